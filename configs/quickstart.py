@@ -1,0 +1,26 @@
+"""Four simulated nodes, each with its own copy of the embedded tiny Qwen, learn from each other's rollouts.
+
+    make run
+    python -m experiments.run --config configs/quickstart.py [--config.seed=1]
+    python -m experiments.run --config configs/quickstart.py:smoke       a minute, for tests
+
+Hardware: 2 CPU cores, no GPU.
+Measured (rendered: quickstart):
+  not measured yet
+
+The tiny model was taught its tasks and then spoiled (configs/tiny.py), so what the run shows is a skill brought
+back by reinforcement learning, not knowledge gained.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = common.swarm("quickstart")
+    if variant == "smoke":
+        common.smoke(config)
+    elif variant:
+        raise ValueError(f"configs/quickstart.py has no variant {variant!r}; expected smoke.")
+    return config

@@ -1,0 +1,38 @@
+"""The embedded model: a tiny Qwen3 taught from reasoning-gym alone, then spoiled.
+
+    python -m experiments.warmstart --config configs/tiny.py
+
+Hardware: 2 CPU cores. What to expect: results/warmstart.json (accuracy of both stages, seconds, fingerprint).
+Stage 1 (base) is supervised on right answers. Stage 2 (spoiled) continues on answers that mostly give up ("?"), so
+that the skill stays in the weights but is seldom used: what reinforcement learning can bring back. (A spoiled model
+that copies its question instead was tried: it mixes the two ways of answering within one answer, and is right too
+seldom, about 1 % of the time, for a group of eight to hold anything to learn from.)
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.name = "tiny"
+    config.seed = 0
+    config.tasks = common.tiny_tasks()
+    config.max_prompt_tokens = 16
+    config.max_new_tokens = 12
+    config.model = dict(hidden_size=64, intermediate_size=192, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16)
+    config.problems = 150_000
+    config.batch = 256
+    config.base = dict(steps=1800, learning_rate=4e-3, right_fraction=1.0)
+    config.spoil = dict(steps=200, learning_rate=5e-4, right_fraction=0.05)
+    config.held_out_problems = 512
+    if variant == "smoke":
+        config.problems = 2_000
+        config.batch = 32
+        config.base.steps = 30
+        config.spoil.steps = 5
+        config.held_out_problems = 64
+    elif variant:
+        raise ValueError(f"configs/tiny.py has no variant {variant!r}; expected smoke.")
+    return config

@@ -1,0 +1,305 @@
+"""Writes measured figures into the README and the configs' docstrings, so that none is ever typed.
+
+    python -m experiments.render                     fills the blocks from results/
+    python -m experiments.render --check             changes nothing; exit code 1 if a block is stale
+    python -m experiments.render --collect quickstart runs/seed-0 runs/seed-1 ...
+                                                     merges finished runs into results/quickstart.json
+
+In Markdown a block stands between `<!-- rendered: NAME -->` and `<!-- /rendered -->`. In a config's docstring
+it is the indented lines after `Measured (rendered: NAME):`. NAME is warmstart, benchmarks (all of
+results/benchmarks/*.jsonl), or an experiment of configs/ such as quickstart and solo (results/NAME.json).
+"""
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import msgspec
+
+from experiments import report
+from experiments.cli import UsageError
+from experiments.report import Summary, duration, mean, mean_sd, percent, points
+
+ROOT = Path(__file__).resolve().parents[1]
+OPEN, CLOSE = "<!-- rendered: ", "<!-- /rendered -->"
+MARKDOWN_BLOCK = re.compile(f"({OPEN}(\\S+) -->\n).*?({CLOSE})", re.DOTALL)
+CONFIG_BLOCK = re.compile(r'^(( *)Measured \(rendered: (\S+)\):\n)(?:\2 +(?!""")\S.*\n)*', re.MULTILINE)
+LINE = 100
+
+
+class NotMeasured(Exception):
+    """There is no results file; the message names it."""
+
+
+class Runs(msgspec.Struct, frozen=True):
+    """results/NAME.json of an experiment: its finished runs, one for each seed."""
+
+    runs: list[Summary]
+    commit: str
+    hardware: str
+
+
+class Warmstart(msgspec.Struct, frozen=True):
+    """results/warmstart.json: of both models `greedy`, `sampled`, both by `/<task>`, and `fingerprint`."""
+
+    parameters: int
+    base: dict[str, float | str]
+    spoiled: dict[str, float | str]
+    seconds: float
+
+
+class Benchmark(msgspec.Struct, frozen=True):
+    """A line of results/benchmarks/*.jsonl; `ratio` is the value's to that of `versus`."""
+
+    benchmark: str
+    value: float
+    unit: str
+    hardware: str
+    config: dict[str, Any] = {}
+    versus: str | None = None
+    ratio: float | None = None
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Figures for people: a table with a note below it for Markdown, plain lines for a docstring."""
+
+    table: report.Table
+    note: str
+    lines: Sequence[str]
+
+
+# --- what the blocks say
+
+
+def runs_block(name: str, found: Runs) -> Block:
+    """Accuracy before and after and the cost of each seed; mean ± sd; the un-spoiled base."""
+
+    def column(field: str, scale: float = 1.0) -> list[float]:
+        values = [getattr(run, field) for run in found.runs]
+        return [scale * value for value in values if value is not None]
+
+    befores, afters, shares = column("before", 100), column("after", 100), column("external_fraction", 100)
+    walls, peaks = column("wall_seconds"), column("peak_memory_mb")
+    if not len(befores) == len(afters) == len(found.runs) > 0:
+        raise UsageError(f"results/{name}.json needs runs with accuracies before and after; collect it again.")
+    gains = [after - before for before, after in zip(befores, afters, strict=True)]
+    rows = [["seed", "before", "after", "gain, points", "rounds", "wall time, s", "peak, MB", "external"]]
+    for run in found.runs:
+        cells = [percent(run.before), percent(run.after), points(run.before, run.after), f"{run.rounds:,}"]
+        peak = report.MISSING if run.peak_memory_mb is None else f"{run.peak_memory_mb:,.0f}"
+        rows.append([str(run.seed), *cells, f"{run.wall_seconds:,.0f}", peak, percent(run.external_fraction)])
+    columns = [(befores, ".1f"), (afters, ".1f"), (gains, "+.1f"), ([], ""), (walls, ",.0f"), (peaks, ",.0f")]
+    columns.append((shares, ".1f"))
+    rows.append(["mean ± sd", *(mean_sd(values, form) if values else "" for values, form in columns)])
+    base = mean(run.held_out_accuracy.base for run in found.runs)
+    if base is not None:
+        rows.append(["un-spoiled base", "", percent(base), "", "", "", "", ""])
+    first, seeds = found.runs[0], f"{len(gains)} seed{'s' * (len(gains) > 1)}"
+    nodes = "one node" if first.nodes == 1 else f"mean over {first.nodes} nodes"
+    changed = sorted({field for run in found.runs for field in _changed(run)})
+    origin = f"commit {found.commit}" + (f", before changes of {', '.join(changed)}" if changed else "")
+    before, after = percent(fmean(befores) / 100), percent(fmean(afters) / 100)
+    gain = f"{mean_sd(gains)} points over {seeds}, {min(gains):+.1f} with the worst"
+    lines = [f"held-out accuracy {before} -> {after}: {gain}"]
+    lines += [f"{mean_sd(walls, '.0f')} s a run on {found.hardware}", origin]
+    note = f"Greedy accuracy on {first.held_out_problems:,} held-out problems, {nodes}. {found.hardware}; "
+    return Block(rows, f"{note}{origin}.", lines)
+
+
+def _changed(run: Summary) -> set[str]:
+    """Fields that say what was learned, in which a run differs from its config file."""
+    fields = report.overrides(run) or {}
+    return {f for f in fields if f != "seed" and f.split(".")[0] not in report.UNIMPORTANT}
+
+
+def warmstart_block(found: Warmstart) -> Block:
+    """Both stages of the embedded model, overall and by task."""
+
+    def cells(suffix: str) -> list[str]:
+        models = (found.base, found.spoiled)
+        values = [model.get(how + suffix) for model in models for how in ("greedy", "sampled")]
+        return [percent(value if isinstance(value, float) else None) for value in values]
+
+    tasks = [key.removeprefix("greedy/") for key in found.base if key.startswith("greedy/")]
+    rows = [["task", "base, greedy", "base, sampled", "spoiled, greedy", "spoiled, sampled"]]
+    rows += [["all", *cells("")], *([task, *cells(f"/{task}")] for task in tasks)]
+    made = f"{found.parameters:,} parameters, made in {duration(found.seconds)}"
+    base, spoiled = (f"{rows[1][i]} greedy, {rows[1][i + 1]} sampled at temperature 1" for i in (1, 3))
+    prints = [f"`{model.get('fingerprint', '?')}`" for model in (found.base, found.spoiled)]
+    note = f"Accuracy on held-out problems; {made}. Weights: base {prints[0]}, spoiled {prints[1]}."
+    return Block(rows, note, [f"base: {base}", f"spoiled: {spoiled}", made])
+
+
+def benchmarks_block(found: Sequence[Benchmark]) -> Block:
+    """A row for each measurement."""
+    rows = [["benchmark", "config", "value", "against", "hardware"]]
+    for b in found:
+        config = " ".join(f"{name}={value}" for name, value in report.flatten(b.config).items())
+        against = "" if b.ratio is None else f"{b.ratio:.2f} × {b.versus}"
+        rows.append([b.benchmark, config, f"{number(b.value)} {b.unit}", against, b.hardware])
+    versions = dict.fromkeys(", ".join(f"{name} {v}" for name, v in b.versions.items()) for b in found)
+    lines = [f"{row[0]} ({row[1]}): {row[2]}" for row in rows[1:]]
+    return Block(rows, f"Versions: {'; '.join(filter(None, versions))}.", lines)
+
+
+def number(value: float) -> str:
+    """Three significant figures, or all of the whole part where that has more."""
+    digits = 2 - math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+    return f"{value:,.{max(digits, 0)}f}"
+
+
+# --- where they say it
+
+
+def find_block(root: Path, name: str) -> Block:
+    """Raises NotMeasured if there are no results of that name, UsageError if there can be none."""
+    path = root / "results" / f"{name}.json"
+    if name == "warmstart":
+        return warmstart_block(_read(path, Warmstart))
+    if name == "benchmarks":
+        paths = sorted((root / "results" / "benchmarks").glob("*.jsonl"))
+        if not paths:
+            raise NotMeasured("results/benchmarks/*.jsonl")
+        return benchmarks_block([b for path in paths for b in _read(path, list[Benchmark])])
+    if not (root / "configs" / f"{name}.py").exists():
+        raise UsageError(f"unknown block {name!r}; expected warmstart, benchmarks, or NAME of configs/NAME.py.")
+    return runs_block(name, _read(path, Runs))
+
+
+def _read(path: Path, kind: Any) -> Any:
+    shown = path.relative_to(path.parents[2] if path.suffix == ".jsonl" else path.parents[1])
+    try:
+        raw = path.read_bytes()
+        lines = [line for line in raw.splitlines() if line.strip()]
+        found = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(raw)
+        return msgspec.convert(found, kind)
+    except FileNotFoundError:
+        raise NotMeasured(str(shown)) from None
+    except ValueError as error:
+        raise UsageError(f"{shown} is not what is written there: {error}.") from None
+
+
+def fill_markdown(text: str, root: Path) -> str:
+    """The text with all its blocks as the results have them."""
+
+    def fill(match: re.Match) -> str:
+        try:
+            block = find_block(root, match[2])
+            body = f"{report.markdown_table(block.table)}\n{block.note}\n"
+        except NotMeasured as missing:
+            body = f"Not measured yet: `{missing}` does not exist.\n"
+        return f"{match[1]}\n{body}\n{match[3]}"
+
+    filled, count = MARKDOWN_BLOCK.subn(fill, text)
+    if not count == text.count(OPEN) == text.count(CLOSE):
+        raise UsageError(f"a block is not closed: each {OPEN}NAME --> needs its {CLOSE}.")
+    return filled
+
+
+def fill_config(text: str, root: Path) -> str:
+    """The same for a config's docstring."""
+
+    def fill(match: re.Match) -> str:
+        indent = match[2] + "  "
+        try:
+            lines = find_block(root, match[3]).lines
+        except NotMeasured:
+            lines = ["not measured yet"]
+        wrap = textwrap.TextWrapper(LINE, indent, indent + "  ", break_long_words=False, break_on_hyphens=False)
+        return match[1] + "".join(wrap.fill(line) + "\n" for line in lines)
+
+    return CONFIG_BLOCK.sub(fill, text)
+
+
+def render(root: Path, check: bool = False) -> list[Path]:
+    """Fills README.md and configs/*.py; returns the stale ones. With `check` they stay as they are."""
+    stale = []
+    for path in [root / "README.md", *sorted((root / "configs").glob("*.py"))]:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        try:
+            filled = fill_markdown(text, root) if path.suffix == ".md" else fill_config(text, root)
+        except UsageError as error:
+            raise UsageError(f"{path.relative_to(root)}: {error}") from None
+        if filled != text:
+            stale.append(path)
+            if not check:
+                path.write_text(filled, encoding="utf-8")
+    return stale
+
+
+def collect(root: Path, name: str, workdirs: Sequence[Path]) -> Path:
+    """Merges finished runs of configs/NAME.py as it stands, one for each seed, into results/NAME.json."""
+    runs: dict[int, dict[str, Any]] = {}
+    for workdir in workdirs:
+        summary = report.load_summary(workdir)
+        if (summary.name, summary.status) != (name, "finished"):
+            raise UsageError(f"{workdir} is a {summary.status} run of {summary.name}, not a finished {name}.")
+        if changed := _changed(summary):
+            fields = ", ".join(sorted(changed))
+            raise UsageError(f"{workdir} is not configs/{name}.py as it stands: it has another {fields}.")
+        if summary.seed in runs:
+            raise UsageError(f"{workdir} has seed {summary.seed}, as another of these runs does.")
+        run = json.loads((workdir / "summary.json").read_bytes())
+        run["config"] = {k: v for k, v in summary.config.items() if k not in report.UNIMPORTANT}
+        runs[summary.seed] = run
+    ordered = [runs[seed] for seed in sorted(runs)]
+    hardware = "; ".join(dict.fromkeys(run.get("hardware", "unknown") for run in ordered))
+    found = {"runs": ordered, "commit": commit(root), "hardware": hardware}
+    path = root / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    return path
+
+
+def commit(root: Path) -> str:
+    """The git commit of the code, and whether it has local changes."""
+
+    def git(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    if head.returncode:
+        return "unknown"
+    changed = git("diff", "--quiet", "HEAD", "--", "rlswarm_jax", "experiments", "configs").returncode
+    return head.stdout.strip() + " with local changes" * bool(changed)
+
+
+def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """The program; returns its exit code."""
+    parser = argparse.ArgumentParser("python -m experiments.render", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--check", action="store_true", help="only say whether a block is stale")
+    parser.add_argument("--collect", metavar="NAME", help="merge finished runs into results/NAME.json")
+    parser.add_argument("workdirs", metavar="DIR", type=Path, nargs="*", help="folders of the runs to collect")
+    arguments = parser.parse_args(argv)
+    if bool(arguments.collect) != bool(arguments.workdirs):
+        parser.error("--collect NAME goes with the folders of its runs: --collect quickstart runs/seed-0 ...")
+    try:
+        if arguments.collect:
+            print(f"wrote {collect(root, arguments.collect, arguments.workdirs)}")
+            return 0
+        stale = render(root, arguments.check)
+    except (UsageError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.check and stale:
+        print(f"{stale[0].relative_to(root)} is stale: run python -m experiments.render", file=sys.stderr)
+        return 1
+    for path in stale:
+        print(f"rendered {path.relative_to(root)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

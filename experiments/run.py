@@ -1,0 +1,28 @@
+"""Runs a swarm: nodes that play reasoning rounds, exchange what they sampled, and learn from it by GRPO.
+
+    python -m experiments.run --config configs/quickstart.py              four simulated nodes, the embedded tiny Qwen
+    python -m experiments.run --config configs/quickstart.py:smoke        the same in a minute
+    python -m experiments.run --config configs/solo.py                    one node alone with the same training budget
+
+  --config FILE[:variant]       what to run; each file in configs/ says what it is, and what to expect
+  --config.FIELD=VALUE          changes one field, e.g. --config.seed=3 --config.learn.learning_rate=3e-4
+                                --config.model.path=Qwen/Qwen2.5-0.5B-Instruct (a hub id or a checkpoint directory)
+  --workdir DIR                 where the run writes (default runs/<config name>)
+  --resume                      go on with an unfinished run in that folder; a finished one is moved aside
+
+The folder holds summary.json, metrics.jsonl, report.md with plots, and checkpoints. Ctrl-C stops cleanly and still
+writes the report; the same command with --resume goes on, and ends with the same weights as if never stopped.
+"""
+
+from experiments import cli
+
+
+def run(arguments: cli.Arguments) -> int:
+    print(f"run folder: {arguments.workdir}", flush=True)
+    from experiments import swarm  # jax and its friends take seconds: say first where the run will be
+
+    return swarm.run(arguments)
+
+
+if __name__ == "__main__":
+    cli.main(run, __doc__)

@@ -1,0 +1,237 @@
+"""Fulfils the effects that need a model: Sample, Learn and Evaluate, for one node or for the nodes of a simulation.
+
+Two ways to run the same requests. *Alone*: one node after the other, through the executables that a live node
+runs; with fixed tiles, so that every bit depends on that node alone (exact mode). *Stacked*: the nodes' weights on
+a leading axis W and one executable for all; it agrees with the first to rounding and is faster for tiny models.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlswarm_jax import parallel, qwen
+from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
+from rlswarm_jax.game.prompts import PromptFormat
+from rlswarm_jax.grpo import learner
+from rlswarm_jax.grpo.advantages import group_advantages
+from rlswarm_jax.qwen import sampling
+from rlswarm_jax.records.pool import ScoredGroup
+from rlswarm_jax.tasks import Mixture
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """How requests become arrays. max_groups: the most groups a node ever learns from in a round."""
+
+    max_prompt_tokens: int
+    max_new_tokens: int
+    group_size: int
+    max_groups: int
+    temperature: float
+    exact: bool
+    exact_rows: int
+    held_out_problems: int
+    held_out_rows: int
+    positive_only_external: bool
+    external_correction: Literal["reencode", "behaviour"]
+    advantage_scale: Literal["std", "none"]
+    updates_per_round: int
+
+
+class Engine:
+    """The weights of `num_nodes` nodes, which start equal, and what is done with them."""
+
+    def __init__(
+        self,
+        policy: qwen.Policy,
+        mixture: Mixture,
+        prompt_format: PromptFormat,
+        config: EngineConfig,
+        learner_config: learner.LearnerConfig,
+        num_nodes: int,
+    ):
+        self.policy, self.mixture, self.prompt_format = policy, mixture, prompt_format
+        self.config, self.num_nodes = config, num_nodes
+        self.stacked = num_nodes > 1 and not config.exact
+        mesh = parallel.local_mesh() if jax.local_device_count() > 1 and not self.stacked else None
+        self._devices = 1 if mesh is None else mesh.size
+        state = learner.init_state(policy.params, learner_config)
+        self._states = [state] * num_nodes
+        self._stack: Any = _stack(self._states) if self.stacked else None
+
+        def make_sampler(temperature):
+            return sampling.make_sampler(
+                policy.config,
+                max_new_tokens=config.max_new_tokens,
+                temperature=temperature,
+                over_nodes=self.stacked,
+            )
+
+        self._sample, self._greedy = make_sampler(config.temperature), make_sampler(sampling.GREEDY)
+        self._step = learner.make_train_step(policy.config, learner_config, mesh=mesh, over_nodes=self.stacked)
+        self._logprobs = learner.make_logprobs(policy.config, learner_config)
+        self._held_out = mixture.held_out(config.held_out_problems)
+
+    def state(self, node: int) -> learner.TrainState:
+        return jax.tree.map(lambda x: x[node], self._stack) if self.stacked else self._states[node]
+
+    def set_states(self, states: Sequence[learner.TrainState]) -> None:
+        self._states = list(states)
+        self._stack = _stack(self._states) if self.stacked else None
+
+    def evaluate_params(self, params: qwen.Params) -> Metrics:
+        """What `evaluate` would find for a node with these weights."""
+        own, own_stack = self._states, self._stack
+        self.set_states([dataclasses.replace(state, params=params) for state in own])
+        try:
+            return self.evaluate([0])[0]
+        finally:
+            self._states, self._stack = own, own_stack
+
+    def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
+        """Completions of every node's prompts."""
+        if self.config.exact:
+            outs = {
+                node: sampling.sample_exact(
+                    self._sample,
+                    self._states[node].params,
+                    request.prompts,
+                    request.keys_PGM,
+                    prompt_slots=self.config.max_prompt_tokens,
+                    rows=self.config.exact_rows,
+                )
+                for node, request in requests.items()
+            }
+        else:
+            tiles = {
+                node: sampling.make_tile(r.prompts, r.keys_PGM, prompt_slots=self.config.max_prompt_tokens)
+                for node, r in requests.items()
+            }
+            outs = self._run_tiles(self._sample, tiles)
+        return {node: self._by_prompt(out, requests[node].keys_PGM.shape[1]) for node, out in outs.items()}
+
+    def learn(self, requests: Mapping[int, Learn]) -> dict[int, Metrics]:
+        """Takes the gradient on every node's groups; nothing else changes the weights."""
+        batches = {node: self.make_batch(request.groups) for node, request in requests.items()}
+        if self.config.updates_per_round > 1:
+            batches = {node: self._with_old_logprobs(node, batch) for node, batch in batches.items()}
+        totals: dict[int, Metrics] = {}
+        for _ in range(self.config.updates_per_round):
+            for node, metrics in self._run_step(batches).items():
+                total = totals.setdefault(node, dict.fromkeys(metrics, 0.0))
+                for name, value in metrics.items():
+                    total[name] += float(value) / (1 if name == "updates" else self.config.updates_per_round)
+        for node, request in requests.items():
+            rows = batches[node].completion_lengths_B > 0
+            external = np.repeat(np.array([g.external for g in request.groups], bool), self.config.group_size)
+            kept = rows[: len(external)]
+            totals[node]["rows_external"] = float((kept & external).sum())
+            totals[node]["rows_local"] = float((kept & ~external).sum())
+        return totals
+
+    def evaluate(self, nodes: Sequence[int]) -> dict[int, Metrics]:
+        """Held-out accuracy by greedy decoding on problems common to all nodes."""
+        prompts = [self.policy.tokenizer.encode(self.prompt_format.render(p)) for p in self._held_out]
+        keys_P1M = np.zeros((len(prompts), 1, 2), np.uint32)
+        scores: dict[int, list[float]] = {node: [] for node in nodes}
+        for start in range(0, len(prompts), self.config.held_out_rows):
+            part = slice(start, start + self.config.held_out_rows)
+            tile = sampling.make_tile(
+                prompts[part],
+                keys_P1M[part],
+                prompt_slots=self.config.max_prompt_tokens,
+                num_prompts=self.config.held_out_rows,
+                num_rows=self.config.held_out_rows,
+            )
+            for node, out in self._run_tiles(self._greedy, dict.fromkeys(nodes, tile)).items():
+                for problem, (sampled,) in zip(self._held_out[part], self._by_prompt(out, 1), strict=False):
+                    answer = self.prompt_format.answer(sampled.text)
+                    scores[node].append(self.mixture.score(problem, answer))
+        return {node: self._accuracy(found) for node, found in scores.items()}
+
+    def make_batch(self, groups: Sequence[ScoredGroup]) -> learner.Batch:
+        """Groups as the learner's arrays, always of one shape.
+
+        Completions of external groups without a positive advantage are left out if the config says so. A peer's
+        log-probs are used under external_correction="behaviour"; else its samples are taken to be on-policy.
+        """
+        config = self.config
+        rows = config.max_groups * config.group_size
+        rows = -(-rows // self._devices) * self._devices
+        tokens_BT = np.zeros((rows, config.max_prompt_tokens + config.max_new_tokens), np.int32)
+        old_BC = np.zeros((rows, config.max_new_tokens), np.float32)
+        prompt_lengths_B, lengths_B = np.ones(rows, np.int32), np.zeros(rows, np.int32)
+        advantages_B, known_B = np.zeros(rows, np.float32), np.zeros(rows, bool)
+        if groups:
+            rewards_PG = np.array([group.rewards for group in groups], np.float32)
+            advantages_PG = np.asarray(group_advantages(rewards_PG, scale=config.advantage_scale))
+        for p, group in enumerate(groups):
+            correct = not group.external or config.external_correction == "behaviour"
+            for g, completion in enumerate(group.tokens):
+                row = p * config.group_size + g
+                if group.external and config.positive_only_external and advantages_PG[p, g] <= 0:
+                    continue
+                text = group.prompt + completion
+                tokens_BT[row, : len(text)] = text
+                prompt_lengths_B[row], lengths_B[row] = len(group.prompt), len(completion)
+                advantages_B[row] = advantages_PG[p, g]
+                if correct and group.logprobs is not None:
+                    old_BC[row, : len(completion)] = group.logprobs[g]
+                    known_B[row] = True
+        return learner.Batch(tokens_BT, prompt_lengths_B, lengths_B, advantages_B, old_BC, known_B)
+
+    def _with_old_logprobs(self, node: int, batch: learner.Batch) -> learner.Batch:
+        """With more than one update a round, "on-policy" means the policy before the first of them."""
+        logprobs_BC = np.asarray(self._logprobs(self.state(node).params, batch))
+        old_BC = np.where(batch.old_known_B[:, None], batch.old_logprobs_BC, logprobs_BC)
+        return dataclasses.replace(batch, old_logprobs_BC=old_BC, old_known_B=np.ones_like(batch.old_known_B))
+
+    def _run_tiles(self, sample, tiles: Mapping[int, sampling.Tile]) -> dict[int, sampling.Completions]:
+        if not self.stacked:
+            return {node: jax.device_get(sample(self._states[node].params, tile)) for node, tile in tiles.items()}
+        filler = jax.tree.map(np.zeros_like, next(iter(tiles.values())))
+        filler = dataclasses.replace(filler, prompt_lengths_P=np.ones_like(filler.prompt_lengths_P))
+        stacked = jax.tree.map(lambda *xs: np.stack(xs), *[tiles.get(n, filler) for n in range(self.num_nodes)])
+        out = jax.device_get(sample(self._stack.params, stacked))
+        return {node: jax.tree.map(lambda x, n=node: x[n], out) for node in tiles}
+
+    def _run_step(self, batches: Mapping[int, learner.Batch]) -> dict[int, learner.Metrics]:
+        if not self.stacked:
+            found = {}
+            for node, batch in batches.items():
+                self._states[node], found[node] = self._step(self._states[node], batch)
+            return jax.device_get(found)
+        nothing = self.make_batch([])
+        stacked = jax.tree.map(lambda *xs: np.stack(xs), *[batches.get(n, nothing) for n in range(self.num_nodes)])
+        self._stack, metrics = self._step(self._stack, stacked)
+        metrics = jax.device_get(metrics)
+        return {node: {name: value[node] for name, value in metrics.items()} for node in batches}
+
+    def _by_prompt(self, out: sampling.Completions, group_size: int) -> list[list[Sampled]]:
+        rows = [
+            Sampled(
+                tokens=out.tokens_RT[r, :length].tolist(),
+                logprobs=out.logprobs_RT[r, :length].tolist(),
+                text=self.policy.tokenizer.decode(out.tokens_RT[r, :length].tolist()),
+                ended=bool(out.ended_R[r]),
+            )
+            for r, length in enumerate(out.lengths_R)
+        ]
+        return [rows[start : start + group_size] for start in range(0, len(rows), group_size)]
+
+    def _accuracy(self, scores: list[float]) -> Metrics:
+        right = np.array(scores) >= 1.0
+        found = {"accuracy": float(right.mean()), "problems": float(len(right))}
+        for task in self.mixture.tasks:
+            of_task = np.array([p.task == task for p in self._held_out])
+            if of_task.any():
+                found[f"accuracy/{task}"] = float(right[of_task].mean())
+        return found
+
+
+def _stack(states: Sequence[learner.TrainState]) -> learner.TrainState:
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *states)

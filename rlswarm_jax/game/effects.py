@@ -1,0 +1,92 @@
+"""What a round asks of its driver, and how the answers are written down."""
+
+import dataclasses
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from rlswarm_jax.records.envelope import open_envelope
+from rlswarm_jax.records.pool import ScoredGroup
+from rlswarm_jax.records.schema import Record
+from rlswarm_jax.tasks import Problem
+
+Metrics = dict[str, float]
+
+
+class Sampled(msgspec.Struct, array_like=True, frozen=True):
+    """One completion: ids with the end of sequence, float32 log-probs, text, and whether it ended by itself."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    text: str
+    ended: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """-> list per prompt of G `Sampled`. prompts: token ids. keys_PGM: `[P, G, 2]` uint32 key data, consumed."""
+
+    prompts: list[list[int]]
+    keys_PGM: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """-> list of rewards in [0, 1], one for each (problem, answer text)."""
+
+    items: list[tuple[Problem, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Publish:
+    """-> None. The driver signs, journals and sends."""
+
+    record: Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """-> list of `SignedRecord` not handed over before, when all live peers have spoken or at the deadline."""
+
+    round: int
+    stage: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Learn:
+    """-> metrics. groups: what to take the gradient on; empty is allowed and changes nothing."""
+
+    groups: list[ScoredGroup]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """-> {"accuracy": fraction right by greedy decoding, "problems": n, "accuracy/<task>": ...}."""
+
+
+Effect = Sample | Score | Publish | Gather | Learn | Evaluate
+
+_RESULTS: dict[type, Any] = {
+    Sample: list[list[Sampled]],
+    Score: list[float],
+    Publish: bytes,  # the signed bytes that were sent
+    Gather: list[bytes],  # the records' signed bytes
+    Learn: Metrics,
+    Evaluate: Metrics,
+}
+
+
+def encode_result(effect: Effect, result: Any) -> bytes:
+    """An effect's result as the journal keeps it."""
+    if isinstance(effect, Gather):
+        result = [signed.raw for signed in result]
+    return msgspec.msgpack.encode(result)
+
+
+def decode_result(effect: Effect, raw: bytes) -> Any:
+    """What the generator is given for a journaled effect. Raises msgspec.DecodeError if it is another effect's."""
+    result = msgspec.msgpack.decode(raw, type=_RESULTS[type(effect)])
+    if isinstance(effect, Gather):
+        return [open_envelope(signed) for signed in result]
+    return None if isinstance(effect, Publish) else result

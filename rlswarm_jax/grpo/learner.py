@@ -1,0 +1,177 @@
+"""The train step: a batch of judged completions in, a better policy out."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from rlswarm_jax import parallel
+from rlswarm_jax.grpo import losses
+from rlswarm_jax.qwen.config import QwenConfig
+from rlswarm_jax.qwen.model import Params
+
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+    """What the loss and the optimiser need to know. `temperature` is the sampling temperature of the completions."""
+
+    learning_rate: float
+    clip_low: float
+    clip_high: float
+    temperature: float
+    max_new_tokens: int
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    adam_b2: float = 0.99
+    microbatch_rows: int = 0  # 0: the whole batch at once
+
+
+@flax.struct.dataclass
+class TrainState:
+    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far."""
+
+    params: Params
+    opt_state: Any
+    step: Array
+
+
+@flax.struct.dataclass
+class Batch:
+    """Completions to learn from; rows with `completion_lengths_B == 0` only fill the shape.
+
+    tokens_BT: `[B, T]` int32, prompt and completion back to back, padded on the right.
+    prompt_lengths_B, completion_lengths_B: `[B]` int32, in tokens, the end of sequence included.
+    advantages_B: `[B]` float32. old_logprobs_BC: `[B, max_new_tokens]` float32 at the sampling temperature.
+    old_known_B: `[B]` bool, false where the row is taken to be on-policy (ratio 1, the gradient unweighted).
+    """
+
+    tokens_BT: Array
+    prompt_lengths_B: Array
+    completion_lengths_B: Array
+    advantages_B: Array
+    old_logprobs_BC: Array
+    old_known_B: Array
+
+
+def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(config.learning_rate, b2=config.adam_b2, weight_decay=config.weight_decay),
+    )
+
+
+def init_state(params: Params, config: LearnerConfig) -> TrainState:
+    return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
+
+
+def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig) -> tuple[Array, Metrics]:
+    """The negated clipped surrogate *summed* over tokens, and sums of what the metrics are made of."""
+    logprobs_BC, entropy_BC = losses.completion_logprobs(
+        params, model_config, batch.tokens_BT, batch.prompt_lengths_B, config.max_new_tokens, config.temperature
+    )
+    mask_BC = jnp.arange(config.max_new_tokens) < batch.completion_lengths_B[:, None]
+    known_BC = mask_BC & batch.old_known_B[:, None]
+    old_BC = jnp.where(known_BC, batch.old_logprobs_BC, jax.lax.stop_gradient(logprobs_BC))
+    ratio_BC = losses.importance_ratio(logprobs_BC, old_BC)
+    surrogate_BC = losses.clipped_surrogate(
+        ratio_BC, batch.advantages_B, clip_low=config.clip_low, clip_high=config.clip_high
+    )
+    sign_B1 = jnp.sign(batch.advantages_B)[:, None]
+    clipped_BC = jnp.where(sign_B1 > 0, ratio_BC > 1 + config.clip_high, ratio_BC < 1 - config.clip_low)
+    sums = {
+        "tokens": mask_BC.sum().astype(jnp.float32),
+        "ratio": losses.token_sum(ratio_BC, mask_BC),
+        "ratio_squared": losses.token_sum(ratio_BC**2, mask_BC),
+        "clipped": losses.token_sum(clipped_BC & (sign_B1 != 0), mask_BC),
+        "entropy": losses.token_sum(entropy_BC, mask_BC),
+        "known": known_BC.sum().astype(jnp.float32),
+        "logprob_gap": losses.token_sum(jnp.abs(logprobs_BC - old_BC), known_BC),
+    }
+    return -losses.token_sum(surrogate_BC, mask_BC), sums
+
+
+def make_train_step(
+    model_config: QwenConfig,
+    config: LearnerConfig,
+    *,
+    mesh: Mesh | None = None,
+    over_nodes: bool = False,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns jitted `step(state, batch) -> (state, metrics)`; metrics are float32 scalars.
+
+    The loss is the mean over all tokens of all devices and microbatches. A batch without a single token, or with
+    no advantage, changes nothing, not even Adam's momentum: `updates` is 0 then.
+
+    Args:
+      mesh: split the batch over its devices (their number divides B); one device without.
+      over_nodes: state, batch and metrics carry a leading axis W of independent nodes.
+    """
+    optimizer = make_optimizer(config)
+
+    def sums_and_gradients(params, batch):
+        value_and_grad = jax.value_and_grad(loss_sums, has_aux=True)
+        rows = batch.tokens_BT.shape[0]
+        size = config.microbatch_rows or rows
+        if size >= rows:
+            return value_and_grad(params, batch, model_config, config)
+        if rows % size:
+            raise ValueError(f"a batch of {rows} rows per device is not a multiple of microbatch_rows={size}.")
+        parts = jax.tree.map(lambda x: x.reshape(rows // size, size, *x.shape[1:]), batch)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, value_and_grad(params, part, model_config, config)), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(lambda part: value_and_grad(params, part, model_config, config), first)
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(add, zero, parts)[0]
+
+    def reduced(params, batch):
+        return jax.tree.map(lambda x: jax.lax.psum(x, parallel.AXIS), sums_and_gradients(params, batch))
+
+    compute = parallel.data_parallel(reduced, mesh) if mesh is not None else sums_and_gradients
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        (loss, sums), gradients = compute(state.params, batch)
+        tokens = jnp.maximum(sums["tokens"], 1.0)
+        gradients = jax.tree.map(lambda g: g / tokens, gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        live_B = (batch.completion_lengths_B > 0) & (batch.advantages_B != 0)
+        update = live_B.any()
+        state = jax.tree.map(lambda after, before: jnp.where(update, after, before), new, state)
+        ratio = sums["ratio"] / tokens
+        return state, {
+            "loss": loss / tokens,
+            "updates": update.astype(jnp.float32),
+            "tokens": sums["tokens"],
+            "ratio_mean": ratio,
+            "ess_fraction": ratio**2 / jnp.maximum(sums["ratio_squared"] / tokens, 1e-9),
+            "clip_fraction": sums["clipped"] / tokens,
+            "entropy": sums["entropy"] / tokens,
+            "logprob_gap": sums["logprob_gap"] / jnp.maximum(sums["known"], 1.0),
+            "grad_norm": optax.global_norm(gradients),
+        }
+
+    if over_nodes:  # one node after the other: a vmapped gradient is batched dot_generals, slow on CPU
+        return jax.jit(lambda states, batches: jax.lax.map(lambda pair: step(*pair), (states, batches)))
+    return jax.jit(step)
+
+
+def make_logprobs(model_config: QwenConfig, config: LearnerConfig) -> Callable[[Params, Batch], Array]:
+    """Returns jitted `logprobs(params, batch) -> [B, max_new_tokens]` of the completions under a policy."""
+
+    def logprobs(params, batch):
+        return losses.completion_logprobs(
+            params, model_config, batch.tokens_BT, batch.prompt_lengths_B, config.max_new_tokens, config.temperature
+        )[0]
+
+    return jax.jit(logprobs)

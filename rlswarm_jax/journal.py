@@ -1,0 +1,75 @@
+"""What happened to a node, written down before it acts on it: SQLite in WAL mode.
+
+Each effect's result is one row. A generator fed the rows of its round goes on where the process was killed, and
+what it published before the kill is there as the exact bytes.
+"""
+
+import sqlite3
+from pathlib import Path
+from typing import NamedTuple
+
+
+class JournalError(RuntimeError):
+    """The journal cannot be written or does not fit the run; the message says what to do."""
+
+
+class Entry(NamedTuple):
+    """node: index in the process. step: of the effect in its round. at: seconds on the driver's clock."""
+
+    node: int
+    round: int
+    step: int
+    kind: str
+    result: bytes
+    at: float
+
+
+_COLUMNS = ", ".join(Entry._fields)
+
+
+class Journal:
+    """Append-only but for `truncate` and `prune`. A row is safe from SIGKILL once `write` has returned."""
+
+    def __init__(self, path: Path):
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS journal (id INTEGER PRIMARY KEY AUTOINCREMENT, node INTEGER, round INTEGER,"
+                " step INTEGER, kind TEXT, result BLOB, at REAL, UNIQUE (node, round, step))"
+            )
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot open the journal {path}: {error}.") from None
+        self._path = path
+
+    def write(self, entry: Entry) -> None:
+        """Adds a row. Raises JournalError if the step is there already or the disk does not take it."""
+        try:
+            self._db.execute(f"INSERT INTO journal ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", entry)
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot write the journal {self._path}: {error}.") from None
+
+    def read(self, node: int, from_round: int) -> list[Entry]:
+        """A node's rows from a round on, in order."""
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM journal WHERE node = ? AND round >= ? ORDER BY round, step",
+            (node, from_round),
+        )
+        return [Entry(*row) for row in rows]
+
+    @property
+    def offset(self) -> int:
+        """The id of the last row."""
+        return self._db.execute("SELECT coalesce(max(id), 0) FROM journal").fetchone()[0]
+
+    def truncate(self, offset: int) -> None:
+        """Forgets what was written after a checkpoint's offset: a simulation computes it again, bit for bit."""
+        self._db.execute("DELETE FROM journal WHERE id > ?", (offset,))
+
+    def prune(self, node: int, before_round: int) -> None:
+        """Forgets rounds that a checkpoint has made unnecessary, so that the disk stays bounded."""
+        self._db.execute("DELETE FROM journal WHERE node = ? AND round < ?", (node, before_round))
+
+    def close(self) -> None:
+        self._db.close()

@@ -1,0 +1,94 @@
+"""One writer of metrics: a line of JSON for each node's round, and the same to Weights & Biases.
+
+Names have one schema, `group/name`: `reward/`, `sample/`, `records/`, `groups/`, `learn/`, `held_out/`, `final/`,
+and `learned_from/<author>`.
+"""
+
+import json
+import netrc
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+WANDB_HOST = "api.wandb.ai"
+
+
+class MetricsError(RuntimeError):
+    """Metrics cannot be written; the message says where and why."""
+
+
+class MetricsLog:
+    """Appends rows to `metrics.jsonl`; `keep_bytes` cuts an earlier run's rows back to a checkpoint's offset."""
+
+    def __init__(self, path: Path, keep_bytes: int = 0):
+        try:
+            self._file = path.open("ab")
+            self._file.truncate(keep_bytes)
+        except OSError as error:
+            raise MetricsError(f"cannot write {path}: {error.strerror}.") from None
+        self._path = path
+        self._wandb: Any = None
+
+    def start_wandb(self, mode: WandbMode, *, workdir: Path, project: str, group: str, config: dict[str, Any]) -> str:
+        """Mirrors rows to wandb; returns the mode in force ("auto": online where the user is logged in)."""
+        if mode == "auto":
+            mode = "online" if _logged_in() else "offline"
+        if mode == "disabled":
+            return mode
+        import wandb  # seconds of import: only where it is used
+
+        settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+        options: dict[str, Any] = dict(
+            dir=str(workdir), project=project, group=group, name=workdir.name, config=config, settings=settings
+        )
+        try:
+            self._wandb = wandb.init(mode=mode, **options)
+        except wandb.Error:  # logged in, but the service is out of reach: the run does not depend on it
+            mode = "offline"
+            self._wandb = wandb.init(mode=mode, **options)
+        self._wandb.define_metric("round")
+        self._wandb.define_metric("*", step_metric="round")
+        return mode
+
+    def write(self, row: dict[str, Any]) -> None:
+        """row: `node` (index), `round`, and the round's metrics. Raises MetricsError if the disk does not take it."""
+        try:
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise MetricsError(f"cannot write {self._path}: {error.strerror}.") from None
+        if self._wandb is not None:
+            numbers = {f"node{row['node']}/{k}": v for k, v in row.items() if isinstance(v, float)}
+            self._wandb.log({"round": row["round"], **numbers})
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def close(self, summary: dict[str, Any] | None = None) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.summary.update(summary or {})
+            self._wandb.finish(quiet=True)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_bytes().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(WANDB_HOST) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,135 @@
+"""The architecture of a Qwen2, Qwen2.5 or Qwen3 dense decoder, read from a Hugging Face `config.json`."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+MODEL_TYPES = ("qwen2", "qwen3")
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenConfig:
+    """Hashable, so that it can be a static argument of `jax.jit`. Sizes by the axes of `rlswarm_jax`'s glossary."""
+
+    model_type: str
+    vocab_size: int  # V
+    hidden_size: int  # D
+    intermediate_size: int  # F
+    num_layers: int  # L
+    num_heads: int  # N
+    num_kv_heads: int  # K
+    head_dim: int  # H
+    rope_theta: float
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    qkv_bias: bool  # Qwen2: yes. Qwen3: `attention_bias`, no in every published size
+    qk_norm: bool  # Qwen3
+    max_position_embeddings: int
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained scalars; a tied head counts once."""
+        d, h = self.hidden_size, self.head_dim
+        q, kv = self.num_heads * h, self.num_kv_heads * h
+        attention = d * (q + 2 * kv) + q * d
+        attention += (q + 2 * kv) * self.qkv_bias + 2 * h * self.qk_norm
+        layer = attention + 3 * d * self.intermediate_size + 2 * d
+        embeddings = self.vocab_size * d * (1 if self.tie_word_embeddings else 2)
+        return embeddings + self.num_layers * layer + d
+
+
+def from_hf(fields: dict[str, Any], where: str = "config.json") -> QwenConfig:
+    """Reads the fields of a `config.json`.
+
+    Raises:
+      ValueError: an architecture or an option this code would compute wrongly, or a missing field; it names it.
+    """
+    model_type = fields.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"{where}: model_type {model_type!r} is not supported; expected one of {MODEL_TYPES}.")
+    rope = fields.get("rope_parameters") or {}
+    scaling = fields.get("rope_scaling") or rope
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind != "default":
+        raise ValueError(f"{where}: rope scaling {kind!r} is not supported yet; only unscaled rope is.")
+    if fields.get("use_sliding_window"):
+        raise ValueError(f"{where}: use_sliding_window=true is not supported; full attention is.")
+    if fields.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"{where}: hidden_act {fields['hidden_act']!r} is not supported; expected 'silu'.")
+    try:
+        heads = int(fields["num_attention_heads"])
+        eos = fields.get("eos_token_id")
+        return QwenConfig(
+            model_type=model_type,
+            vocab_size=int(fields["vocab_size"]),
+            hidden_size=int(fields["hidden_size"]),
+            intermediate_size=int(fields["intermediate_size"]),
+            num_layers=int(fields["num_hidden_layers"]),
+            num_heads=heads,
+            num_kv_heads=int(fields.get("num_key_value_heads") or heads),
+            head_dim=int(fields.get("head_dim") or fields["hidden_size"] // heads),
+            rope_theta=float(rope.get("rope_theta", fields.get("rope_theta", 1e4))),
+            rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+            tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
+            qkv_bias=model_type == "qwen2" or bool(fields.get("attention_bias", False)),
+            qk_norm=model_type == "qwen3",
+            max_position_embeddings=int(fields.get("max_position_embeddings", 32768)),
+            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+        )
+    except KeyError as error:
+        raise ValueError(f"{where}: field {error.args[0]!r} is missing.") from None
+
+
+def to_hf(config: QwenConfig) -> dict[str, Any]:
+    """The fields of a `config.json` that `transformers` 4 and 5 read alike."""
+    architecture = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[config.model_type]
+    eos = list(config.eos_token_ids)
+    fields: dict[str, Any] = {
+        "architectures": [architecture],
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        "use_sliding_window": False,
+        "torch_dtype": "float32",
+        "bos_token_id": None,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+    }
+    if config.model_type == "qwen3":
+        fields["attention_bias"] = config.qkv_bias
+    return fields
+
+
+def read_config(directory: Path) -> QwenConfig:
+    """Reads `config.json` and the stop tokens of `generation_config.json`, if there is one."""
+    path = directory / "config.json"
+    config = from_hf(_read_json(path), str(path))
+    generation = directory / "generation_config.json"
+    eos = _read_json(generation).get("eos_token_id") if generation.exists() else None
+    if eos is None:
+        return config
+    more = tuple(eos) if isinstance(eos, list) else (int(eos),)
+    return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: a checkpoint directory needs it.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(fields).__name__}.")
+    return fields

@@ -1,0 +1,86 @@
+"""Text to token ids and back, from the files of a checkpoint directory."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import tokenizers
+
+# Small files that belong to the tokenizer and travel with a saved checkpoint.
+COMPANION_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+)
+Message = Mapping[str, str]  # {"role": ..., "content": ...}
+Prompt = str | Sequence[Message]  # raw text, or a conversation for the chat template
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A checkpoint's tokenizer.
+
+    `files` holds the companion files as they were; `render_chat` turns a conversation into text, None where the
+    checkpoint has no chat template.
+    """
+
+    backend: tokenizers.Tokenizer
+    vocab_size: int
+    files: Mapping[str, bytes]
+    render_chat: Callable[[Sequence[Message]], str] | None = None
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; no special tokens are added to raw text.
+
+        Raises ValueError where the ids cannot be right: none for non-empty text, ids the model has no embedding
+        for, or a conversation for a checkpoint without a chat template.
+        """
+        if not isinstance(prompt, str):
+            if self.render_chat is None:
+                raise ValueError("this checkpoint has no chat template: give the prompt as plain text.")
+            prompt = self.render_chat(prompt)
+        ids = self.backend.encode(prompt, add_special_tokens=False).ids
+        if prompt and not ids:
+            raise ValueError(f"the tokenizer turned the prompt {prompt[:40]!r} into no tokens at all.")
+        if ids and max(ids) >= self.vocab_size:
+            raise ValueError(f"the tokenizer made id {max(ids)}, but the model has {self.vocab_size} embeddings.")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens (end of sequence) left out."""
+        return self.backend.decode(list(map(int, ids)), skip_special_tokens=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits; equal where two nodes may exchange token ids."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
+
+
+def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
+    """Reads `tokenizer.json` itself: `AutoTokenizer` of transformers 5 ignores it for Qwen and encodes to nothing.
+
+    Raises ValueError if the file is missing or cannot be read.
+    """
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: a checkpoint directory needs it.")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for every malformed file
+        raise ValueError(f"{path} is not a tokenizer.json this version can read: {error}.") from None
+    present = [directory / name for name in COMPANION_FILES if (directory / name).exists()]
+    return Tokenizer(backend, vocab_size, {p.name: p.read_bytes() for p in present}, _chat_renderer(directory))
+
+
+def _chat_renderer(directory: Path) -> Callable[[Sequence[Message]], str] | None:
+    from rlswarm_jax.qwen import weights
+
+    config = directory / "tokenizer_config.json"
+    in_config = config.exists() and b'"chat_template"' in config.read_bytes()
+    if not in_config and not (directory / "chat_template.jinja").exists():
+        return None
+    return weights.chat_renderer(directory)

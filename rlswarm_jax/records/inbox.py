@@ -1,0 +1,83 @@
+"""The records a node holds: what arrived, was checked, and was not learned from yet."""
+
+import collections
+import dataclasses
+
+from rlswarm_jax.records.envelope import SignedRecord, open_envelope
+from rlswarm_jax.records.schema import RecordError
+
+Slot = tuple[bytes, int, str]  # author, round, stage
+MAX_HELD = 1024
+MAX_HELD_BYTES = 64 << 20
+MAX_AHEAD = 1024  # rounds
+
+
+@dataclasses.dataclass
+class Inbox:
+    """One record per (author, round, stage); a second one is equivocation and both are kept as evidence.
+
+    Bounded: `MAX_HELD` records and `MAX_HELD_BYTES`, of rounds from `max_staleness` behind to `MAX_AHEAD` ahead.
+    """
+
+    swarm: str
+    owner: bytes
+    max_staleness: int
+    records: dict[Slot, SignedRecord] = dataclasses.field(default_factory=dict)
+    taken: set[Slot] = dataclasses.field(default_factory=set)
+    evidence: dict[Slot, tuple[bytes, bytes]] = dataclasses.field(default_factory=dict)
+    counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def offer(self, raw: bytes, current_round: int) -> SignedRecord | None:
+        """Checks and keeps a record. None, and a count under its cause, if it is not to be used."""
+        try:
+            signed = open_envelope(raw)
+            self._admit(signed, current_round)
+        except RecordError as error:
+            self.counts[error.cause] += 1
+            return None
+        self.counts["received"] += 1
+        return signed
+
+    def _admit(self, signed: SignedRecord, current_round: int) -> None:
+        record = signed.record
+        slot = (record.author, record.round, record.stage)
+        if record.swarm != self.swarm:
+            raise RecordError("wrong swarm", f"it is for {record.swarm!r}")
+        if record.author == self.owner:
+            raise RecordError("own record", "it came back")
+        if not current_round - self.max_staleness <= record.round <= current_round + MAX_AHEAD:
+            raise RecordError("out of window", f"round {record.round}, this node is in {current_round}")
+        if slot in self.records:
+            first = self.records[slot]
+            if first.hash == signed.hash:
+                raise RecordError("duplicate", "this record is here already")
+            self.evidence.setdefault(slot, (first.raw, signed.raw))
+            self.taken.add(slot)  # neither of the two is learned from any more
+            raise RecordError("equivocation", f"two records for round {record.round}, stage {record.stage!r}")
+        held_bytes = sum(len(held.raw) for held in self.records.values())
+        if len(self.records) >= MAX_HELD or held_bytes + len(signed.raw) > MAX_HELD_BYTES:
+            raise RecordError("overflow", f"{len(self.records)} records, {held_bytes} bytes are held")
+        self.records[slot] = signed
+
+    def authors(self, round_: int, stage: str) -> set[bytes]:
+        """Who has spoken in this round and stage."""
+        return {author for author, r, s in self.records if r == round_ and s == stage}
+
+    def latest_rounds(self) -> dict[bytes, int]:
+        """The latest round each author has spoken in."""
+        latest: dict[bytes, int] = {}
+        for author, round_, _ in self.records:
+            latest[author] = max(round_, latest.get(author, round_))
+        return latest
+
+    def take(self, round_: int) -> list[SignedRecord]:
+        """Hands over, once, all records up to a round, late ones too, in canonical order (content hash)."""
+        slots = [slot for slot in self.records if slot[1] <= round_ and slot not in self.taken]
+        self.taken.update(slots)
+        return sorted((self.records[slot] for slot in slots), key=lambda signed: signed.hash)
+
+    def expire(self, current_round: int) -> None:
+        """Forgets rounds that nobody may send records of any more."""
+        for slot in [slot for slot in self.records if slot[1] < current_round - self.max_staleness]:
+            del self.records[slot]
+            self.taken.discard(slot)

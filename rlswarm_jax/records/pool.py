@@ -1,0 +1,68 @@
+"""What a node can learn from: groups of completions it has scored itself."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import msgspec
+
+from rlswarm_jax import randomness
+
+
+class ScoredGroup(msgspec.Struct, array_like=True, frozen=True):
+    """A group with the rewards *this* node gave it.
+
+    id: 32-byte content hash of the record, then the group's index in it. logprobs: None where the author's
+    behaviour log-probs cannot be used (another tokenizer).
+    """
+
+    id: bytes
+    author: bytes
+    round: int
+    external: bool
+    prompt: list[int]
+    tokens: list[list[int]]
+    logprobs: list[list[float]] | None
+    rewards: list[float]
+
+    @property
+    def has_advantage(self) -> bool:
+        """Whether the completions differ in reward; a group that doesn't teaches nothing."""
+        return max(self.rewards) > min(self.rewards)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Peers' groups with an advantage, not yet learned from. A value: every operation gives a new pool."""
+
+    groups: tuple[ScoredGroup, ...] = ()
+    capacity: int = 1024
+
+    def add(self, groups: Iterable[ScoredGroup]) -> "Pool":
+        """With more groups; those without an advantage are left out, the oldest go when it is full."""
+        known = {group.id: group for group in self.groups}
+        known |= {group.id: group for group in groups if group.has_advantage}
+        kept = sorted(known.values(), key=lambda group: (group.round, group.id))[-self.capacity :]
+        return dataclasses.replace(self, groups=tuple(kept))
+
+    def expire(self, oldest_round: int) -> "Pool":
+        """Without groups from before `oldest_round`."""
+        return dataclasses.replace(self, groups=tuple(g for g in self.groups if g.round >= oldest_round))
+
+    def draw(self, count: int, *fields: randomness.Field) -> tuple[list[ScoredGroup], "Pool"]:
+        """Up to `count` groups without replacement, and the pool without them.
+
+        The draw is a function of the *set* of groups and of `fields`: each group's rank is its own hash with them.
+        """
+        ranked = sorted(self.groups, key=lambda group: randomness.digest("pool", *fields, group.id))
+        chosen = sorted(ranked[:count], key=lambda group: group.id)
+        ids = {group.id for group in chosen}
+        rest = tuple(group for group in self.groups if group.id not in ids)
+        return chosen, dataclasses.replace(self, groups=rest)
+
+    def to_bytes(self) -> bytes:
+        return msgspec.msgpack.encode((self.capacity, self.groups))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> "Pool":
+        capacity, groups = msgspec.msgpack.decode(raw, type=tuple[int, tuple[ScoredGroup, ...]])
+        return cls(groups, capacity)

@@ -1,0 +1,150 @@
+"""What nodes tell each other, as bounded, versioned, canonically encoded records.
+
+The encoding is MessagePack of fixed-order arrays. Bytes decode only if re-encoding gives the same bytes, so a
+record has one form and its SHA-256 is its name.
+"""
+
+import hashlib
+import math
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from rlswarm_jax.identity import AUTHOR_BYTES
+
+VERSION = 1
+MAX_RECORD_BYTES = 1 << 20
+MAX_GROUPS = 64
+MAX_GROUP_SIZE = 64
+MAX_TOKENS = 8192
+MAX_TEXT = 65_536
+
+U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Name = Annotated[str, Meta(max_length=64)]
+Packed = Annotated[bytes, Meta(max_length=4 * MAX_TOKENS)]  # little-endian int32 or float32
+
+
+class RecordError(ValueError):
+    """A record that is not used. `cause` is one of `CAUSES`, the name it is counted under."""
+
+    def __init__(self, cause: str, detail: str):
+        assert cause in CAUSES, cause
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+
+
+CAUSES = (
+    "undecodable",  # not a record of this version within its bounds
+    "not canonical",  # decodes, but is not the one encoding of what it says
+    "bad signature",
+    "wrong swarm",
+    "own record",  # an echo of what this node published
+    "duplicate",
+    "equivocation",  # a second record for the same (author, round, stage)
+    "out of window",  # a round too far behind or ahead
+    "overflow",  # more records than a node keeps
+    "foreign problem",  # a problem this (author, round, index) does not have
+    "unknown task",  # this node does not have the task, its version or its data
+    "unknown prompt",  # another version of the prompt format
+    "text mismatch",  # the text is not what the token ids decode to
+    "misshapen group",  # completions of the wrong number or length
+)
+
+
+class Completion(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """tokens: int32 ids, the end-of-sequence token included. logprobs: float32, the author's behaviour log-probs."""
+
+    tokens: Packed
+    logprobs: Packed
+    text: Annotated[str, Meta(max_length=MAX_TEXT)]
+
+    @property
+    def tokens_T(self) -> np.ndarray:
+        return np.frombuffer(self.tokens, "<i4")
+
+    @property
+    def logprobs_T(self) -> np.ndarray:
+        return np.frombuffer(self.logprobs, "<f4")
+
+
+class Group(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """G completions of one prompt. The prompt itself does not travel: task, seed and parents give it."""
+
+    task: Name
+    task_fingerprint: Name
+    index: U32  # of the prompt among the author's in this round and stage
+    problem_seed: U63
+    parents: Annotated[list[Hash], Meta(max_length=MAX_GROUPS)]
+    completions: Annotated[list[Completion], Meta(min_length=2, max_length=MAX_GROUP_SIZE)]
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """All that an author says in one (swarm, round, stage)."""
+
+    version: U32
+    swarm: Name
+    author: Annotated[bytes, Meta(min_length=AUTHOR_BYTES, max_length=AUTHOR_BYTES)]
+    round: U32
+    stage: Name
+    prompt_format: Name
+    policy_version: U32  # updates the author's weights have had
+    weights_fingerprint: Name  # of the checkpoint they started from
+    tokenizer_fingerprint: Name
+    temperature: float
+    groups: Annotated[list[Group], Meta(max_length=MAX_GROUPS)]
+
+
+class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The bytes that travel: an encoded `Record` and its author's signature."""
+
+    payload: Annotated[bytes, Meta(max_length=MAX_RECORD_BYTES)]
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+_record_decoder = msgspec.msgpack.Decoder(Record)
+
+
+def encode(record: Record) -> bytes:
+    """The canonical bytes of a record. Raises RecordError if it is out of bounds: nothing invalid is ever sent."""
+    raw = msgspec.msgpack.encode(record)
+    decode(raw)
+    return raw
+
+
+def decode(raw: bytes) -> Record:
+    """The record of canonical bytes. Raises RecordError("undecodable" | "not canonical")."""
+    if len(raw) > MAX_RECORD_BYTES:
+        raise RecordError("undecodable", f"{len(raw)} bytes, at most {MAX_RECORD_BYTES} are read")
+    try:
+        record = _record_decoder.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise RecordError("undecodable", str(error)) from None
+    if record.version != VERSION:
+        raise RecordError("undecodable", f"version {record.version}, this node reads {VERSION}")
+    if not (math.isfinite(record.temperature) and record.temperature > 0):
+        raise RecordError("undecodable", f"temperature {record.temperature} is not a positive number")
+    for group in record.groups:
+        for completion in group.completions:
+            _check(completion)
+    if msgspec.msgpack.encode(record) != raw:
+        raise RecordError("not canonical", "decoding and encoding again gives other bytes")
+    return record
+
+
+def content_hash(payload: bytes) -> bytes:
+    """A record's name: SHA-256 of its canonical bytes."""
+    return hashlib.sha256(payload).digest()
+
+
+def _check(completion: Completion) -> None:
+    if len(completion.tokens) != len(completion.logprobs) or len(completion.tokens) % 4 or not completion.tokens:
+        raise RecordError("undecodable", "token ids and log-probs must be equally many, at least one")
+    if completion.tokens_T.min() < 0:
+        raise RecordError("undecodable", "a token id is negative")
+    logprobs_T = completion.logprobs_T
+    if not np.isfinite(logprobs_T).all() or logprobs_T.max() > 0:
+        raise RecordError("undecodable", "a log-prob is positive or not finite")

@@ -1,0 +1,47 @@
+"""The in-process network of a simulated swarm: delays, losses and partitions as functions of one seed."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rlswarm_jax import randomness
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """From `start` to `end` (virtual seconds) messages between different `groups` of node indices are lost."""
+
+    start: float
+    end: float
+    groups: tuple[tuple[int, ...], ...]
+
+    def separates(self, at: float, sender: int, receiver: int) -> bool:
+        if not self.start <= at < self.end:
+            return False
+        return not any(sender in group and receiver in group for group in self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class VirtualNetwork:
+    """latency and jitter in virtual seconds, loss a probability per message and receiver.
+
+    What happens to a message depends on (seed, sender, receiver, content hash) and the time alone.
+    """
+
+    seed: int
+    num_nodes: int
+    latency: float = 0.05
+    jitter: float = 0.05
+    loss: float = 0.0
+    partitions: Sequence[Partition] = ()
+
+    def arrivals(self, sender: int, content_hash: bytes, at: float) -> dict[int, float]:
+        """When a message sent at `at` reaches each other node; nodes it never reaches are absent."""
+        found = {}
+        for receiver in range(self.num_nodes):
+            fields = (self.seed, sender, receiver, content_hash)
+            if receiver == sender or any(p.separates(at, sender, receiver) for p in self.partitions):
+                continue
+            if randomness.uniform("network", "loss", *fields) >= self.loss:
+                delay = self.latency + self.jitter * randomness.uniform("network", "delay", *fields)
+                found[receiver] = at + delay
+        return found

@@ -1,0 +1,58 @@
+"""Tasks of a swarm: a weighted mixture, from which a seed picks a task and the task makes a problem."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from rlswarm_jax import randomness
+from rlswarm_jax.tasks.base import Problem, Split, Task, TaskError
+from rlswarm_jax.tasks.reasoning import ReasoningTask
+
+__all__ = ["Mixture", "Problem", "Split", "Task", "TaskError", "make_mixture"]
+
+
+class Mixture:
+    """Weighted tasks. Everything is a function of the seed; nothing is drawn from a stream."""
+
+    def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float]):
+        if not tasks or min(weights.values()) <= 0:
+            raise TaskError("a mixture needs at least one task, and every weight must be positive.")
+        self.tasks = dict(sorted(tasks.items()))
+        self._weights = weights
+        joined = " ".join(f"{name} {weights[name]} {task.fingerprint}" for name, task in self.tasks.items())
+        self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+    def pick(self, seed: int) -> str:
+        """The name of the task that the seed falls on, by weight."""
+        point = randomness.uniform("problem", "mixture", seed) * sum(self._weights.values())
+        for name in self.tasks:
+            point -= self._weights[name]
+            if point < 0:
+                return name
+        return next(reversed(self.tasks))
+
+    def problem(self, seed: int, split: Split = "train") -> Problem:
+        return self.tasks[self.pick(seed)].problem(seed, split)
+
+    def score(self, problem: Problem, answer_text: str) -> float:
+        return self.tasks[problem.task].score(problem, answer_text)
+
+    def held_out(self, count: int) -> list[Problem]:
+        """The first `count` distinct held-out problems, the same for every node and run of this mixture.
+
+        Raises TaskError if the mixture does not have that many.
+        """
+        found: dict[tuple[str, str], Problem] = {}
+        for index in range(20 * count):
+            problem = self.problem(randomness.seed("eval", "held out", index), "held_out")
+            found.setdefault((problem.task, problem.compact), problem)
+            if len(found) == count:
+                return list(found.values())
+        raise TaskError(f"the tasks have only {len(found)} distinct held-out problems, {count} are asked for.")
+
+
+def make_mixture(tasks: Mapping[str, Mapping[str, Any]]) -> Mixture:
+    """From `{task name: {"weight": w, option: value, ...}}`; the weight is 1 where it is left out."""
+    options = {name: {k: v for k, v in fields.items() if k != "weight"} for name, fields in tasks.items()}
+    weights = {name: float(fields.get("weight", 1.0)) for name, fields in tasks.items()}
+    return Mixture({name: ReasoningTask(name, options[name]) for name in tasks}, weights)
