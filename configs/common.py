@@ -50,7 +50,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.sampling.exact_rows = 32  # the fixed tile of exact mode
 
     config.learn = ml_collections.ConfigDict()
-    config.learn.learning_rate = 1e-3
+    config.learn.learning_rate = 3e-4
     config.learn.weight_decay = 0.0
     config.learn.max_grad_norm = 1.0
     config.learn.clip_low = 0.2
@@ -63,20 +63,21 @@ def swarm(name: str) -> ml_collections.ConfigDict:
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.problems = 512  # held out, common to all nodes
-    config.evaluation.every = 25  # rounds
+    config.evaluation.every = 20  # rounds
     config.evaluation.rows = 512  # decoded at once
 
     config.simulation = ml_collections.ConfigDict()  # virtual seconds
     config.simulation.sample = 1.0
     config.simulation.learn = 1.0
     config.simulation.evaluate = 0.5
+    config.simulation.slowdown = ()  # factors on a node's own effects, by node index
     config.simulation.deadline = 5.0  # a stage waits no longer for its peers
     config.simulation.latency = 0.05
     config.simulation.jitter = 0.05
     config.simulation.loss = 0.0  # probability per message and receiver
     config.simulation.partitions = ()  # ((start, end, ((0, 1), (2, 3))), ...)
 
-    config.checkpoint_every = 25  # rounds
+    config.checkpoint_every = 20  # rounds
     config.wandb = ml_collections.ConfigDict()
     config.wandb.mode = "auto"  # online if logged in, else offline; or online, offline, disabled
     config.wandb.project = "rlswarm_jax"

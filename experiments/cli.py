@@ -1,6 +1,7 @@
 """The command line that all experiments share: a config file, overrides of its fields, a folder to work in."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,20 +30,20 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises UsageError that names the wrong argument, and for an unknown config field its nearest neighbour.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "the experiment: FILE.py or FILE.py:variant", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the run (default runs/<config name>)", flag_values=values)
-    flags.DEFINE_bool("resume", False, "go on with the unfinished run in the folder", flag_values=values)
+    # the flag finds its overrides in `sys_argv` itself
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=["experiment", *argv])
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_bool("resume", False, "", flag_values=values)
     try:
         rest = values(["experiment", *argv])
-        config = values.config
+        if rest[1:]:
+            raise UsageError(f"unexpected argument {rest[1]!r}; fields are set as --config.field=value.")
+        if values.config is None:
+            raise UsageError("which experiment? Give --config configs/quickstart.py (--help explains).")
+        workdir = Path(values.workdir or Path("runs") / values.config.name)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(_first_sentence(error)) from None
-    if rest[1:]:
-        raise UsageError(f"unexpected argument {rest[1]!r}; fields are set as --config.field=value.")
-    if config is None:
-        raise UsageError("which experiment? Give --config configs/quickstart.py (--help explains).")
-    workdir = Path(values.workdir or Path("runs") / config.name)
-    return Arguments(config, workdir, values.resume)
+        raise UsageError(_sentence(error)) from None
+    return Arguments(values.config, workdir, values.resume)
 
 
 def main(run: Callable[[Arguments], int], help_text: str) -> None:
@@ -57,6 +58,16 @@ def main(run: Callable[[Arguments], int], help_text: str) -> None:
         sys.exit(2)
 
 
-def _first_sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines) or type(error).__name__
+def _sentence(error: Exception) -> str:
+    """What a person needs of the libraries' errors, which quote themselves and end in a traceback's last line."""
+    text = str(error)
+    if isinstance(error, AttributeError | KeyError):
+        field, near = re.search(r"\w+", text), re.search(r'Did you mean "(\w+)"', text)
+        hint = f"; did you mean {near[1]!r}?" if near else "."
+        return f"the config has no field {field[0] if field else text!r}{hint}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, OSError):
+        return f"cannot load the config: {lines[-1].split('] ', 1)[-1]}."
+    if any("Traceback" in line for line in lines):
+        return lines[-1].split("Error: ", 1)[-1]
+    return " ".join(lines)

@@ -25,9 +25,10 @@ from typing import Any
 
 import msgspec
 
-from experiments import report
+from experiments import results
 from experiments.cli import UsageError
-from experiments.report import Summary, duration, mean, mean_sd, percent, points
+from experiments.report import Table, markdown_table
+from experiments.results import Summary, duration, mean, mean_sd, percent, points
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN, CLOSE = "<!-- rendered: ", "<!-- /rendered -->"
@@ -74,7 +75,7 @@ class Benchmark(msgspec.Struct, frozen=True):
 class Block:
     """Figures for people: a table with a note below it for Markdown, plain lines for a docstring."""
 
-    table: report.Table
+    table: Table
     note: str
     lines: Sequence[str]
 
@@ -97,7 +98,7 @@ def runs_block(name: str, found: Runs) -> Block:
     rows = [["seed", "before", "after", "gain, points", "rounds", "wall time, s", "peak, MB", "external"]]
     for run in found.runs:
         cells = [percent(run.before), percent(run.after), points(run.before, run.after), f"{run.rounds:,}"]
-        peak = report.MISSING if run.peak_memory_mb is None else f"{run.peak_memory_mb:,.0f}"
+        peak = results.MISSING if run.peak_memory_mb is None else f"{run.peak_memory_mb:,.0f}"
         rows.append([str(run.seed), *cells, f"{run.wall_seconds:,.0f}", peak, percent(run.external_fraction)])
     columns = [(befores, ".1f"), (afters, ".1f"), (gains, "+.1f"), ([], ""), (walls, ",.0f"), (peaks, ",.0f")]
     columns.append((shares, ".1f"))
@@ -119,8 +120,8 @@ def runs_block(name: str, found: Runs) -> Block:
 
 def _changed(run: Summary) -> set[str]:
     """Fields that say what was learned, in which a run differs from its config file."""
-    fields = report.overrides(run) or {}
-    return {f for f in fields if f != "seed" and f.split(".")[0] not in report.UNIMPORTANT}
+    fields = results.overrides(run) or {}
+    return {f for f in fields if f != "seed" and f.split(".")[0] not in results.UNIMPORTANT}
 
 
 def warmstart_block(found: Warmstart) -> Block:
@@ -145,7 +146,7 @@ def benchmarks_block(found: Sequence[Benchmark]) -> Block:
     """A row for each measurement."""
     rows = [["benchmark", "config", "value", "against", "hardware"]]
     for b in found:
-        config = " ".join(f"{name}={value}" for name, value in report.flatten(b.config).items())
+        config = " ".join(f"{name}={value}" for name, value in results.flatten(b.config).items())
         against = "" if b.ratio is None else f"{b.ratio:.2f} × {b.versus}"
         rows.append([b.benchmark, config, f"{number(b.value)} {b.unit}", against, b.hardware])
     versions = dict.fromkeys(", ".join(f"{name} {v}" for name, v in b.versions.items()) for b in found)
@@ -196,7 +197,7 @@ def fill_markdown(text: str, root: Path) -> str:
     def fill(match: re.Match) -> str:
         try:
             block = find_block(root, match[2])
-            body = f"{report.markdown_table(block.table)}\n{block.note}\n"
+            body = f"{markdown_table(block.table)}\n{block.note}\n"
         except NotMeasured as missing:
             body = f"Not measured yet: `{missing}` does not exist.\n"
         return f"{match[1]}\n{body}\n{match[3]}"
@@ -242,7 +243,7 @@ def collect(root: Path, name: str, workdirs: Sequence[Path]) -> Path:
     """Merges finished runs of configs/NAME.py as it stands, one for each seed, into results/NAME.json."""
     runs: dict[int, dict[str, Any]] = {}
     for workdir in workdirs:
-        summary = report.load_summary(workdir)
+        summary = results.load_summary(workdir)
         if (summary.name, summary.status) != (name, "finished"):
             raise UsageError(f"{workdir} is a {summary.status} run of {summary.name}, not a finished {name}.")
         if changed := _changed(summary):
@@ -251,7 +252,7 @@ def collect(root: Path, name: str, workdirs: Sequence[Path]) -> Path:
         if summary.seed in runs:
             raise UsageError(f"{workdir} has seed {summary.seed}, as another of these runs does.")
         run = json.loads((workdir / "summary.json").read_bytes())
-        run["config"] = {k: v for k, v in summary.config.items() if k not in report.UNIMPORTANT}
+        run["config"] = {k: v for k, v in summary.config.items() if k not in results.UNIMPORTANT}
         runs[summary.seed] = run
     ordered = [runs[seed] for seed in sorted(runs)]
     hardware = "; ".join(dict.fromkeys(run.get("hardware", "unknown") for run in ordered))

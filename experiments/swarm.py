@@ -31,6 +31,7 @@ from rlswarm_jax.game.round import Game
 from rlswarm_jax.grpo.learner import LearnerConfig
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError, MetricsLog, read_rows
+from rlswarm_jax.qwen.sampling import PromptError
 from rlswarm_jax.simulate import RoundReport, Simulation, Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
 
@@ -41,16 +42,19 @@ CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metric
 def run(arguments: Arguments) -> int:
     """Runs until done or Ctrl-C. Raises UsageError for whatever the user can mend."""
     config, workdir, console = arguments.config, arguments.workdir, Console()
-    resumes = _prepare_folder(config, workdir, arguments.resume)
+    resumes = prepare_folder(config, workdir, arguments.resume)
     try:
         return _run(config, workdir, resumes, console)
-    except (CheckpointError, JournalError, MetricsError, tasks.TaskError, ValueError) as error:
+    except (CheckpointError, JournalError, MetricsError, PromptError, tasks.TaskError) as error:
         raise UsageError(str(error)) from error
 
 
 def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, console: Console) -> int:
     started = time.monotonic()
-    pieces = build(config, console)
+    try:
+        pieces = build(config, console)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     journal = Journal(workdir / "journal.sqlite")
     checkpoints = Checkpoints(workdir / "checkpoints")
     log: MetricsLog | None = None
@@ -194,7 +198,9 @@ def build(config: ml_collections.ConfigDict, console: Console | None = None) -> 
         simulated.loss,
         [Partition(start, end, groups) for start, end, groups in simulated.partitions],
     )
-    timing = Timing(simulated.sample, simulated.learn, simulated.evaluate, simulated.deadline)
+    timing = Timing(
+        simulated.sample, simulated.learn, simulated.evaluate, simulated.deadline, tuple(simulated.slowdown)
+    )
     return Pieces(games, identities, engine, network, timing)
 
 
@@ -227,7 +233,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
             raise ValueError(f"config.{field} is {value!r}; expected one of {', '.join(allowed)}.")
 
 
-def _prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: bool) -> bool:
+def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: bool) -> bool:
     """Makes the folder ready; returns whether there is a run in it to go on with."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -358,6 +364,7 @@ def summarise(
                 "base": base and {t: base[f"accuracy/{t}"] for t in task_names if f"accuracy/{t}" in base},
             },
         },
+        "weights": {name: qwen.fingerprint(simulation.weights(node)) for node, name in enumerate(names)},
         "external_fraction": round(external / max(local + external, 1.0), 4),
         "samples": {
             "generated": len(rows) * config.swarm.local_groups * config.sampling.group_size,

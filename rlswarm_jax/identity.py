@@ -28,6 +28,9 @@ class Identity:
         """ECDSA over SHA-256(message), r || s, low s, deterministic (RFC 6979); 64 bytes."""
         return self._key.sign_recoverable(message)[:SIGNATURE_BYTES]
 
+    def __reduce__(self):
+        raise TypeError("an Identity is never pickled or copied: hand over its `author`, or the file of its key.")
+
     def __repr__(self) -> str:
         return f"Identity({friendly_name(self.author)})"
 

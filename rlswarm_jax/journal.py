@@ -28,7 +28,10 @@ _COLUMNS = ", ".join(Entry._fields)
 
 
 class Journal:
-    """Append-only but for `truncate` and `prune`. A row is safe from SIGKILL once `write` has returned."""
+    """Append-only but for `truncate` and `prune`. A row is safe from SIGKILL once `write` has returned.
+
+    Every method raises JournalError if the file is locked, damaged, or its disk full.
+    """
 
     def __init__(self, path: Path):
         try:
@@ -44,15 +47,12 @@ class Journal:
         self._path = path
 
     def write(self, entry: Entry) -> None:
-        """Adds a row. Raises JournalError if the step is there already or the disk does not take it."""
-        try:
-            self._db.execute(f"INSERT INTO journal ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", entry)
-        except sqlite3.Error as error:
-            raise JournalError(f"cannot write the journal {self._path}: {error}.") from None
+        """Adds a row. Raises JournalError, too, if the step is there already."""
+        self._execute(f"INSERT INTO journal ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", entry)
 
     def read(self, node: int, from_round: int) -> list[Entry]:
         """A node's rows from a round on, in order."""
-        rows = self._db.execute(
+        rows = self._execute(
             f"SELECT {_COLUMNS} FROM journal WHERE node = ? AND round >= ? ORDER BY round, step",
             (node, from_round),
         )
@@ -61,15 +61,21 @@ class Journal:
     @property
     def offset(self) -> int:
         """The id of the last row."""
-        return self._db.execute("SELECT coalesce(max(id), 0) FROM journal").fetchone()[0]
+        return self._execute("SELECT coalesce(max(id), 0) FROM journal")[0][0]
 
     def truncate(self, offset: int) -> None:
         """Forgets what was written after a checkpoint's offset: a simulation computes it again, bit for bit."""
-        self._db.execute("DELETE FROM journal WHERE id > ?", (offset,))
+        self._execute("DELETE FROM journal WHERE id > ?", (offset,))
 
     def prune(self, node: int, before_round: int) -> None:
         """Forgets rounds that a checkpoint has made unnecessary, so that the disk stays bounded."""
-        self._db.execute("DELETE FROM journal WHERE node = ? AND round < ?", (node, before_round))
+        self._execute("DELETE FROM journal WHERE node = ? AND round < ?", (node, before_round))
 
     def close(self) -> None:
         self._db.close()
+
+    def _execute(self, statement: str, values: tuple = ()) -> list[tuple]:
+        try:
+            return self._db.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot use the journal {self._path}: {error}.") from None

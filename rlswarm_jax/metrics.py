@@ -71,7 +71,7 @@ class MetricsLog:
         self._file.close()
         if self._wandb is not None:
             self._wandb.summary.update(summary or {})
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from rlswarm_jax.game.round import Game, NodeState, Round, next_round, play_roun
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Entry, Journal, JournalError
+from rlswarm_jax.qwen import Params
 from rlswarm_jax.records.envelope import open_envelope, seal
 from rlswarm_jax.records.inbox import Inbox, Slot
 from rlswarm_jax.records.pool import Pool
@@ -43,15 +44,20 @@ _DELIVER, _DONE, _DEADLINE = range(3)
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Virtual seconds: what the effects take, and how long a stage waits for its peers."""
+    """Virtual seconds: what the effects take, and how long a stage waits for its peers.
+
+    slowdown: factors on a node's own effects, by node index; nodes beyond its end have 1.
+    """
 
     sample: float = 1.0
     learn: float = 1.0
     evaluate: float = 0.5
     deadline: float = 5.0
+    slowdown: tuple[float, ...] = ()
 
-    def of(self, effect: Effect) -> float:
-        return {Sample: self.sample, Learn: self.learn, Evaluate: self.evaluate}[type(effect)]
+    def of(self, node: int, effect: Effect) -> float:
+        factor = self.slowdown[node] if node < len(self.slowdown) else 1.0
+        return factor * {Sample: self.sample, Learn: self.learn, Evaluate: self.evaluate}[type(effect)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +156,16 @@ class Simulation:
     def finished(self) -> bool:
         return all(node.state.round >= node.game.rounds for node in self.nodes)
 
+    def weights(self, node: int) -> Params:
+        """A node's parameters as they are now."""
+        return self._engine.state(node).params
+
+    def inject(self, raw: bytes, receiver: int, at: float) -> None:
+        """Lets bytes of anyone's making reach a node at a time: what a hostile peer can do."""
+        envelope_hash = hashlib.sha256(raw).digest()
+        self._envelopes[envelope_hash] = raw
+        heapq.heappush(self._events, (at, _DELIVER, receiver, -1, envelope_hash))
+
     # --- events: (at, what, node, ...), ordered by their content alone
 
     def _process(self, event: tuple) -> None:
@@ -228,7 +244,7 @@ class Simulation:
                 )
         else:
             self._waiting[type(effect)][node.index] = effect
-            heapq.heappush(self._events, (at + self._timing.of(effect), _DONE, node.index))
+            heapq.heappush(self._events, (at + self._timing.of(node.index, effect), _DONE, node.index))
 
     def _gathered(self, node: _Node, effect: Gather) -> bool:
         return len(node.inbox.authors(effect.round, effect.stage)) >= len(self.nodes) - 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlswarm_jax import randomness
 
-DOMAINS = ("problem", "sample", "eval", "pool", "network")
+DOMAINS: tuple[randomness.Domain, ...] = ("problem", "sample", "eval", "pool", "network")
 fields = st.one_of(st.binary(max_size=40), st.text(max_size=40), st.integers())
 
 

@@ -101,7 +101,7 @@ def play_round(game: Game, state: NodeState) -> Round:
         _scored(r.record_hash, r.index, r.author, r.round, True, r.prompt, r.completions, reward)
         for r, reward in zip(readable, peer_rewards, strict=True)
     ]
-    pool = state.pool.expire(round_ - game.max_staleness).add(external)
+    pool = state.pool.add(external).expire(round_ - game.max_staleness)  # a late record may be too old already
     drawn, pool = pool.draw(game.external_groups, beacon, game.author)
     local = [group for group in own if group.has_advantage][: game.local_groups]
     learned = yield Learn(local + drawn)
@@ -172,9 +172,14 @@ def _read_group(game: Game, signed: SignedRecord, position: int, group: Group) -
 def _read_completion(game: Game, completion: Completion, same_tokenizer: bool) -> Sampled:
     """With the same tokenizer the ids must say what the text says; with another the text is encoded anew."""
     if not same_tokenizer:
-        tokens = game.tokenizer.encode(completion.text)
+        try:
+            tokens = game.tokenizer.encode(completion.text)
+        except ValueError as error:
+            raise RecordError("text mismatch", str(error)) from None
         if not 1 <= len(tokens) <= game.max_new_tokens:
             raise RecordError("misshapen group", f"a text of {len(tokens)} tokens here")
+        if game.tokenizer.decode(tokens) != completion.text:  # a special token's name, an unknown character
+            raise RecordError("text mismatch", f"{completion.text[:40]!r} cannot be said in this node's tokens")
         return Sampled(tokens, [], completion.text, False)
     tokens_T = completion.tokens_T
     if len(tokens_T) > game.max_new_tokens or tokens_T.max() >= game.tokenizer.vocab_size:

@@ -12,6 +12,7 @@ def group_advantages(rewards_PG: Array, *, scale: Literal["std", "none"] = "std"
     scale="std" divides by the group's standard deviation (GRPO, arXiv:2402.03300 eq. 3); "none" leaves
     rewards in their own units (Dr. GRPO, arXiv:2503.20783). A group whose rewards are all equal gets zeros.
     """
+    rewards_PG = rewards_PG - rewards_PG[:, :1]  # the mean of equal rewards is off by a rounding, that of zeros is not
     centred_PG = jnp.asarray(rewards_PG - rewards_PG.mean(axis=1, keepdims=True), jnp.float32)
     if scale == "none":
         return centred_PG

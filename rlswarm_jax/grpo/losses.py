@@ -8,11 +8,12 @@ from rlswarm_jax.qwen import model
 from rlswarm_jax.qwen.config import QwenConfig
 
 MAX_CHUNK_LOGITS = 1 << 24  # float32 logits held at once while training: 64 MB
+MAX_LOG_RATIO = 20.0  # a peer may claim any log-prob: an infinite ratio would make the weights NaN, clipped or not
 
 
 def importance_ratio(logprobs_BT: Array, old_logprobs_BT: Array) -> Array:
-    """Probability of each token now over its probability when it was sampled, `[B, T]`."""
-    return jnp.exp(logprobs_BT - jax.lax.stop_gradient(old_logprobs_BT))
+    """Probability of each token now over its probability when it was sampled, `[B, T]`, at most exp(20)."""
+    return jnp.exp(jnp.minimum(logprobs_BT - jax.lax.stop_gradient(old_logprobs_BT), MAX_LOG_RATIO))
 
 
 def clipped_surrogate(ratio_BT: Array, advantages_B: Array, *, clip_low: float, clip_high: float) -> Array:

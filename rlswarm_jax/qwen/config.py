@@ -51,6 +51,8 @@ def from_hf(fields: dict[str, Any], where: str = "config.json") -> QwenConfig:
         raise ValueError(f"{where}: model_type {model_type!r} is not supported; expected one of {MODEL_TYPES}.")
     rope = fields.get("rope_parameters") or {}
     scaling = fields.get("rope_scaling") or rope
+    if not isinstance(rope, dict) or not isinstance(scaling, dict):
+        raise ValueError(f"{where}: rope_parameters and rope_scaling must be objects.")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default":
         raise ValueError(f"{where}: rope scaling {kind!r} is not supported yet; only unscaled rope is.")
@@ -58,28 +60,38 @@ def from_hf(fields: dict[str, Any], where: str = "config.json") -> QwenConfig:
         raise ValueError(f"{where}: use_sliding_window=true is not supported; full attention is.")
     if fields.get("hidden_act", "silu") != "silu":
         raise ValueError(f"{where}: hidden_act {fields['hidden_act']!r} is not supported; expected 'silu'.")
-    try:
-        heads = int(fields["num_attention_heads"])
-        eos = fields.get("eos_token_id")
-        return QwenConfig(
-            model_type=model_type,
-            vocab_size=int(fields["vocab_size"]),
-            hidden_size=int(fields["hidden_size"]),
-            intermediate_size=int(fields["intermediate_size"]),
-            num_layers=int(fields["num_hidden_layers"]),
-            num_heads=heads,
-            num_kv_heads=int(fields.get("num_key_value_heads") or heads),
-            head_dim=int(fields.get("head_dim") or fields["hidden_size"] // heads),
-            rope_theta=float(rope.get("rope_theta", fields.get("rope_theta", 1e4))),
-            rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-            tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
-            qkv_bias=model_type == "qwen2" or bool(fields.get("attention_bias", False)),
-            qk_norm=model_type == "qwen3",
-            max_position_embeddings=int(fields.get("max_position_embeddings", 32768)),
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
-        )
-    except KeyError as error:
-        raise ValueError(f"{where}: field {error.args[0]!r} is missing.") from None
+
+    def number(name: str, default: float | None = None, of: dict[str, Any] = fields) -> Any:
+        value = of.get(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{where}: field {name!r} must be a number, not {value!r}.")
+        return value
+
+    def size(name: str, default: int | None = None) -> int:
+        value = number(name, default)
+        if value != int(value) or value < 1:
+            raise ValueError(f"{where}: field {name!r} must be a positive whole number, not {value!r}.")
+        return int(value)
+
+    heads = size("num_attention_heads")
+    return QwenConfig(
+        model_type=model_type,
+        vocab_size=size("vocab_size"),
+        hidden_size=size("hidden_size"),
+        intermediate_size=size("intermediate_size"),
+        num_layers=size("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=size("num_key_value_heads", heads),
+        head_dim=size("head_dim", max(1, size("hidden_size") // heads)),
+        rope_theta=float(number("rope_theta", number("rope_theta", 1e4), rope)),
+        rms_norm_eps=float(number("rms_norm_eps", 1e-6)),
+        tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        qkv_bias=model_type == "qwen2" or bool(fields.get("attention_bias", False)),
+        qk_norm=model_type == "qwen3",
+        max_position_embeddings=size("max_position_embeddings", 32768),
+        eos_token_ids=_token_ids(fields.get("eos_token_id"), where),
+    )
 
 
 def to_hf(config: QwenConfig) -> dict[str, Any]:
@@ -116,11 +128,18 @@ def read_config(directory: Path) -> QwenConfig:
     path = directory / "config.json"
     config = from_hf(_read_json(path), str(path))
     generation = directory / "generation_config.json"
-    eos = _read_json(generation).get("eos_token_id") if generation.exists() else None
-    if eos is None:
+    if not generation.exists():
         return config
-    more = tuple(eos) if isinstance(eos, list) else (int(eos),)
+    more = _token_ids(_read_json(generation).get("eos_token_id"), str(generation))
     return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
+
+
+def _token_ids(value: Any, where: str) -> tuple[int, ...]:
+    """`eos_token_id` may be absent, one id, or a list of ids."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise ValueError(f"{where}: field 'eos_token_id' must be a token id or a list of them, not {value!r}.")
+    return tuple(ids)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

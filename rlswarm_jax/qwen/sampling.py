@@ -24,6 +24,10 @@ from rlswarm_jax.qwen.config import QwenConfig
 GREEDY = 0.0
 
 
+class PromptError(ValueError):
+    """A prompt that cannot be sampled from; the message says which and what would help."""
+
+
 @flax.struct.dataclass
 class Tile:
     """Prompts and the rows that continue them.
@@ -169,12 +173,12 @@ def make_sampler(
 def pad_prompts(prompts: Sequence[Sequence[int]], slots: int) -> tuple[np.ndarray, np.ndarray]:
     """Token lists as `[P, slots]` int32 padded on the right with 0, and their lengths `[P]` int32.
 
-    Raises ValueError for a prompt that is empty or does not fit.
+    Raises PromptError for a prompt that is empty or does not fit.
     """
     lengths = np.array([len(p) for p in prompts], np.int32)
     for index, length in enumerate(lengths):
         if not 1 <= length <= slots:
-            raise ValueError(f"prompt {index} has {length} tokens; 1 to {slots} fit (raise max_prompt_tokens).")
+            raise PromptError(f"prompt {index} has {length} tokens; 1 to {slots} fit: raise max_prompt_tokens.")
     padded = np.zeros((len(prompts), slots), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt

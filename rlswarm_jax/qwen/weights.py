@@ -104,8 +104,14 @@ def load_params(directory: Path, config: QwenConfig, dtype: Any = np.float32) ->
 
 
 def save_checkpoint(directory: Path, config: QwenConfig, params: Params, tokenizer: Tokenizer) -> None:
-    """Writes a directory that `transformers` opens: config, safetensors in the params' dtype, tokenizer files."""
+    """Writes a directory that `transformers` opens: config, safetensors in the params' dtype, tokenizer files.
+
+    Raises ValueError if the directory holds the shards of another checkpoint, which would be read with this one.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    others = [path.name for path in directory.glob("*.safetensors*") if path.name != "model.safetensors"]
+    if others:
+        raise ValueError(f"{directory} holds another checkpoint's {others[0]}: save to an empty directory.")
     tensors = {}
     for name, path, transposed in _names(config):
         array = np.asarray(_at(params, path))

@@ -10,13 +10,15 @@ Slot = tuple[bytes, int, str]  # author, round, stage
 MAX_HELD = 1024
 MAX_HELD_BYTES = 64 << 20
 MAX_AHEAD = 1024  # rounds
+MAX_EVIDENCE = 64  # pairs
 
 
 @dataclasses.dataclass
 class Inbox:
     """One record per (author, round, stage); a second one is equivocation and both are kept as evidence.
 
-    Bounded: `MAX_HELD` records and `MAX_HELD_BYTES`, of rounds from `max_staleness` behind to `MAX_AHEAD` ahead.
+    Bounded: `MAX_HELD` records and `MAX_HELD_BYTES`, of rounds from `max_staleness` behind to `MAX_AHEAD` ahead;
+    evidence, which does not expire, is kept of the first `MAX_EVIDENCE` equivocations.
     """
 
     swarm: str
@@ -51,7 +53,8 @@ class Inbox:
             first = self.records[slot]
             if first.hash == signed.hash:
                 raise RecordError("duplicate", "this record is here already")
-            self.evidence.setdefault(slot, (first.raw, signed.raw))
+            if len(self.evidence) < MAX_EVIDENCE:
+                self.evidence.setdefault(slot, (first.raw, signed.raw))
             self.taken.add(slot)  # neither of the two is learned from any more
             raise RecordError("equivocation", f"two records for round {record.round}, stage {record.stage!r}")
         held_bytes = sum(len(held.raw) for held in self.records.values())

@@ -41,8 +41,8 @@ class Pool:
         """With more groups; those without an advantage are left out, the oldest go when it is full."""
         known = {group.id: group for group in self.groups}
         known |= {group.id: group for group in groups if group.has_advantage}
-        kept = sorted(known.values(), key=lambda group: (group.round, group.id))[-self.capacity :]
-        return dataclasses.replace(self, groups=tuple(kept))
+        kept = sorted(known.values(), key=lambda group: (group.round, group.id))
+        return dataclasses.replace(self, groups=tuple(kept[max(0, len(kept) - self.capacity) :]))
 
     def expire(self, oldest_round: int) -> "Pool":
         """Without groups from before `oldest_round`."""

@@ -110,7 +110,10 @@ _record_decoder = msgspec.msgpack.Decoder(Record)
 
 def encode(record: Record) -> bytes:
     """The canonical bytes of a record. Raises RecordError if it is out of bounds: nothing invalid is ever sent."""
-    raw = msgspec.msgpack.encode(record)
+    try:
+        raw = msgspec.msgpack.encode(record)
+    except (UnicodeEncodeError, OverflowError) as error:  # a lone surrogate, an integer beyond 64 bits
+        raise RecordError("undecodable", str(error)) from None
     decode(raw)
     return raw
 

@@ -1,6 +1,7 @@
 """Tasks of a swarm: a weighted mixture, from which a seed picks a task and the task makes a problem."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,8 @@ class Mixture:
     """Weighted tasks. Everything is a function of the seed; nothing is drawn from a stream."""
 
     def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float]):
-        if not tasks or min(weights.values()) <= 0:
-            raise TaskError("a mixture needs at least one task, and every weight must be positive.")
+        if not tasks or not all(0 < weight < math.inf for weight in weights.values()):
+            raise TaskError("a mixture needs at least one task, and every weight must be a positive number.")
         self.tasks = dict(sorted(tasks.items()))
         self._weights = weights
         joined = " ".join(f"{name} {weights[name]} {task.fingerprint}" for name, task in self.tasks.items())

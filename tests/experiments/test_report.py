@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from configs import quickstart
-from experiments import cli, report
+from experiments import cli, report, results
 
 NAMES = ("keen-raven-4131", "bold-elk-0a2f")
 TASKS = ("chain_sum", "spell_backward")
@@ -94,7 +94,7 @@ def test_wilson_interval_is_scipys(data):
     n = data.draw(st.integers(1, 5000))
     right = data.draw(st.integers(0, n))
     expected = scipy.stats.binomtest(right, n).proportion_ci(confidence_level=0.95, method="wilson")
-    assert report.wilson(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert results.wilson(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_a_report_has_the_runs_figures(tmp_path):
@@ -153,7 +153,7 @@ def test_corrupt_metrics_are_skipped_and_counted(tmp_path):
     with (torn / "metrics.jsonl").open("ab") as file:
         file.write(b'[1, 2]\n\xff\xfe\n{"round": 3}\n{"node": 0, "name": "keen-rav')
     assert "Unreadable lines of metrics.jsonl, skipped: 4." in written(torn)
-    assert report.load(torn).rows == report.load(whole).rows
+    assert results.load(torn).rows == results.load(whole).rows
 
 
 def test_a_run_without_metrics_has_no_curves(tmp_path):
@@ -183,7 +183,7 @@ def test_the_command_to_reproduce_gives_the_same_config(tmp_path, monkeypatch):
     config = quickstart.get_config("smoke")
     config.learn.learning_rate = 0.123
     config.simulation.partitions = ((0.0, 5.0, ((0,), (1,))),)
-    command = report.command(report.load_summary(make_run(tmp_path / "run", seed=3, config=config)))
+    command = results.command(results.load_summary(make_run(tmp_path / "run", seed=3, config=config)))
     program, arguments = shlex.split(command)[:3], shlex.split(command)[3:]
     assert program == ["python", "-m", "experiments.run"]
     monkeypatch.setattr("sys.argv", ["experiments.run", *arguments])  # where ml_collections looks for overrides
@@ -194,7 +194,7 @@ def test_the_command_to_reproduce_gives_the_same_config(tmp_path, monkeypatch):
 
 def test_seeds_side_by_side_have_their_mean_and_deviation(tmp_path):
     afters = ((0.7, 0.8), (0.8, 0.9), (0.6, 0.8))
-    runs = [report.load(make_run(tmp_path / f"{seed}", seed=seed, after=a)) for seed, a in enumerate(afters)]
+    runs = [results.load(make_run(tmp_path / f"{seed}", seed=seed, after=a)) for seed, a in enumerate(afters)]
     gains = [100 * (sum(after) / 2 - 0.15) for after in afters]
     last = report.comparison(runs)[-1]
     assert last[0] == "mean ± sd of 3"
@@ -205,8 +205,8 @@ def test_runs_of_different_configs_are_not_averaged(tmp_path):
     one, other = quickstart.get_config(), quickstart.get_config()
     one.swarm.external_groups, other.swarm.external_groups = 4, 0
     runs = [
-        report.load(make_run(tmp_path / "a", config=one)),
-        report.load(make_run(tmp_path / "b", config=other)),
+        results.load(make_run(tmp_path / "a", config=one)),
+        results.load(make_run(tmp_path / "b", config=other)),
     ]
     table = report.comparison(runs)
     assert [row[1] for row in table] == ["settings", "swarm.external_groups=4", "swarm.external_groups=0"]

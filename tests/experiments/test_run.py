@@ -1,0 +1,107 @@
+"""What a user meets at the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import cli
+
+CHECKOUT = Path(__file__).parent.parent.parent
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "experiments.run", *arguments]
+    settings = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
+    return subprocess.run(command, cwd=CHECKOUT, env=settings, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--config"),
+        (["--config=configs/quickstart.py", "--config.seeed=1"], "'seeed'; did you mean 'seed'?"),
+        (["--config=configs/quickstart.py", "--config.learn.lerning_rate=1"], "did you mean 'learning_rate'?"),
+        (["--config=configs/quickstart.py", "--config.rounds=many"], "config.rounds=many"),
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        (["--config=configs/quickstart.py:tiny"], "no variant 'tiny'"),
+        (["--config=configs/quickstart.py", "stray"], "'stray'"),
+        (["--confg=configs/quickstart.py"], "confg"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
+    with pytest.raises(cli.UsageError) as raised:
+        cli.parse(arguments)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("--config.model.path=/no/such/model", "'/no/such/model' does not exist"),
+        ("--config.swarm.nodes=0", "config.swarm.nodes is 0"),
+        ("--config.sampling.group_size=1", "config.sampling.group_size is 1"),
+        ("--config.sampling.temperature=0.0", "config.sampling.temperature"),
+        ("--config.learn.external_correction=none", "expected one of reencode, behaviour"),
+        ("--config.model.prompts=riddle", "'riddle' is unknown"),
+        ("--config.tasks.spell_backward.max_word_len=1", "'spell_backward' refused its options"),
+        ("--config.sampling.max_prompt_tokens=3", "max_prompt_tokens"),
+    ],
+)
+def test_a_config_that_cannot_be_is_one_sentence_that_names_the_field(override, says, tmp_path):
+    from experiments import swarm
+
+    arguments = cli.parse(["--config=configs/quickstart.py:smoke", override, "--workdir", str(tmp_path / "run")])
+    with pytest.raises(cli.UsageError) as raised:
+        swarm.run(arguments)
+    assert says in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_usage_errors_exit_with_2_and_nothing_but_the_sentence():
+    done = run("--config=configs/quickstart.py", "--config.seeed=1")
+    assert done.returncode == 2
+    assert done.stderr == "error: the config has no field 'seeed'; did you mean 'seed'?\n"
+
+
+def test_an_unwritable_workdir_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("--config=configs/quickstart.py:smoke", f"--workdir={tmp_path / 'file' / 'run'}")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "--workdir" in done.stderr
+
+
+def test_help_teaches():
+    done = run("--help")
+    assert done.returncode == 0
+    for word in ("--config", "--workdir", "--resume", "--config.model.path", "Ctrl-C", "summary.json"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("name", ["quickstart", "solo"])
+def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name, tmp_path):
+    workdir = tmp_path / "run"
+    done = run(f"--config=configs/{name}.py:smoke", f"--workdir={workdir}", "--config.wandb.mode=offline")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"run folder: {workdir}")
+    summary = json.loads((workdir / "summary.json").read_text())
+    nodes = {"quickstart": 4, "solo": 1}[name]
+    assert summary["status"] == "finished" and summary["nodes"] == nodes
+    assert len(summary["held_out_accuracy"]["before"]) == len(summary["held_out_accuracy"]["after"]) == nodes
+    assert summary["held_out_accuracy"]["base"] > 0.8
+    assert summary["records"]["published"] == nodes * summary["rounds"]
+    assert summary["records"]["received"] == nodes * (nodes - 1) * summary["rounds"]
+    assert summary["records"]["rejected"] == {}
+    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == nodes * summary["rounds"]
+    for file in ("report.md", "held_out.png", "reward.png", "config.json", "journal.sqlite"):
+        assert (workdir / file).stat().st_size > 0
+    assert list((workdir / "checkpoints").iterdir())
+    (offline,) = (workdir / "wandb").glob("offline-run-*/*.wandb")
+    assert offline.stat().st_size > 1000
+
+
+def test_run_stays_short():
+    assert len((CHECKOUT / "experiments" / "run.py").read_text().splitlines()) < 60

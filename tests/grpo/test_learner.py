@@ -1,0 +1,236 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from rlswarm_jax import qwen
+from rlswarm_jax.grpo import learner
+from tests.grpo import tiny
+
+MIXED = tiny.make_batch(seed=5, rows=12, known="mixed")
+B1, EPS = 0.9, 1e-8  # Adam's own
+
+
+@functools.cache
+def step_of(config=tiny.LEARNER, **options):
+    return learner.make_train_step(tiny.CONFIG, config, **options)
+
+
+def fresh(config=tiny.LEARNER, seed=0):
+    return learner.init_state(tiny.params(seed), config)
+
+
+def adam(state):
+    return state.opt_state[1][0]
+
+
+def learned_from(batch, step=None):
+    """A step's metrics and its gradient: Adam's first moment holds a tenth of it, clipped."""
+    state, metrics = jax.device_get((step or step_of())(fresh(), batch))
+    clipping = max(1.0, metrics["grad_norm"] / tiny.LEARNER.max_grad_norm)
+    return metrics, jax.tree.map(lambda m: m * clipping / (1 - B1), adam(state).mu)
+
+
+@functools.cache
+def from_mixed():
+    return learned_from(MIXED)
+
+
+def assert_metrics(found, expected):
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+class TestLoss:
+    def test_loss_and_metrics_are_those_of_the_definition(self):
+        metrics, _ = from_mixed()
+        expected = tiny.grpo(tiny.params(), MIXED)
+        assert metrics["updates"] == 1 and expected["tokens"] == MIXED.completion_lengths_B.sum()
+        assert 0.1 < expected["clip_fraction"] < 0.9 and 0.5 < expected["ess_fraction"] < 0.98
+        assert_metrics(metrics, expected)
+
+    def test_its_gradient_is_advantage_times_ratio_where_no_bound_binds(self):
+        tiny.assert_close(from_mixed()[1], tiny.gradients(tiny.params(), MIXED), 1e-6)
+
+    def test_it_is_a_mean_over_tokens_so_long_completions_weigh_more(self):
+        """Not a mean over completions of means over tokens."""
+        short, long = (int(np.flatnonzero(MIXED.completion_lengths_B == n)[0]) for n in (1, 4))
+        alone = [learned_from(tiny.join(tiny.rows_of(MIXED, [row]), filler(11)))[0] for row in (short, long)]
+        pair, _ = learned_from(tiny.join(tiny.rows_of(MIXED, [short, long]), filler(10)))
+        assert [m["tokens"] for m in (*alone, pair)] == [1, 4, 5]
+        np.testing.assert_allclose(pair["loss"], (1 * alone[0]["loss"] + 4 * alone[1]["loss"]) / 5, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("factor", "advantage", "binds"), [(2.0, 1.0, True), (2.0, -1.0, False), (0.5, 1.0, False), (0.5, -1.0, True)]
+    )
+    def test_a_stale_samples_ratio_is_exp_of_the_difference_and_the_clip_binds(self, factor, advantage, binds):
+        """Old log-probs detached from the current ones would give a ratio of 1 and an unclipped gradient."""
+        batch = tiny.make_batch(seed=5, rows=12)
+        old_BC = np.zeros_like(batch.old_logprobs_BC)
+        for row, logprobs in enumerate(tiny.completion_logprobs(tiny.params(), batch)):
+            old_BC[row, : len(logprobs)] = logprobs - np.log(factor)
+        stale = batch.replace(old_logprobs_BC=old_BC, advantages_B=np.full(12, advantage, np.float32))
+        metrics, gradient = learned_from(stale)
+        np.testing.assert_allclose(metrics["ratio_mean"], factor, rtol=1e-5)
+        np.testing.assert_allclose(metrics["logprob_gap"], np.log(2), rtol=1e-5)
+        assert metrics["clip_fraction"] == binds
+        if binds:
+            assert not any(g.any() for g in jax.tree.leaves(gradient))
+        else:
+            tiny.assert_close(gradient, reinforce(stale, weight=factor), 1e-5)
+
+    def test_rows_without_old_log_probs_are_on_policy(self):
+        """A ratio of exactly 1, and the gradient of REINFORCE: it must not vanish with the ratio's derivative."""
+        batch = tiny.make_batch(seed=5, rows=12, known=False)
+        metrics, gradient = learned_from(batch)
+        assert metrics["ratio_mean"] == metrics["ess_fraction"] == 1
+        assert metrics["clip_fraction"] == metrics["logprob_gap"] == 0
+        tiny.assert_close(gradient, reinforce(batch), 1e-6)
+        weighted = (batch.advantages_B * batch.completion_lengths_B).sum() / batch.completion_lengths_B.sum()
+        np.testing.assert_allclose(metrics["loss"], -weighted, rtol=1e-5)
+
+    @pytest.mark.parametrize("claim", [-100.0, -3e38])
+    def test_a_peer_that_lies_about_its_log_probs_cannot_break_the_weights(self, claim):
+        old_BC = MIXED.old_logprobs_BC.copy()
+        old_BC[:6] = claim
+        lies = MIXED.replace(old_logprobs_BC=old_BC, old_known_B=np.ones(12, bool))
+        state, metrics = step_of()(fresh(), lies)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+        assert all(np.isfinite(metrics[name]) for name in ("loss", "ratio_mean", "ess_fraction", "grad_norm"))
+
+
+def reinforce(batch, weight=1.0):
+    """Gradient of minus the mean of advantage times log-prob."""
+    scale_BC = np.zeros_like(batch.old_logprobs_BC)
+    for row, length in enumerate(batch.completion_lengths_B):
+        scale_BC[row, :length] = batch.advantages_B[row] * weight
+    return tiny.logprob_gradient(tiny.params(), batch, -scale_BC / batch.completion_lengths_B.sum())
+
+
+def filler(rows):
+    """Rows that only fill a shape, with all that a careless loss could pick up."""
+    noise = tiny.make_batch(seed=9, rows=rows)
+    return noise.replace(completion_lengths_B=np.zeros(rows, np.int32))
+
+
+class TestMicrobatches:
+    SIZED = dataclasses.replace(tiny.LEARNER, microbatch_rows=4)
+
+    def test_they_give_the_gradient_and_the_metrics_of_the_whole_batch(self):
+        metrics, gradient = learned_from(MIXED, step_of(self.SIZED))
+        assert len({int(n.sum()) for n in MIXED.completion_lengths_B.reshape(3, 4)}) > 1
+        tiny.assert_close(gradient, from_mixed()[1], 1e-6)
+        assert_metrics(metrics, from_mixed()[0])
+
+    def test_one_that_does_not_divide_the_batch_is_refused(self):
+        with pytest.raises(ValueError, match="12 rows per device is not a multiple of microbatch_rows=5"):
+            step_of(dataclasses.replace(tiny.LEARNER, microbatch_rows=5))(fresh(), MIXED)
+
+    @pytest.mark.parametrize("config", [tiny.LEARNER, SIZED], ids=["whole", "microbatches"])
+    def test_rows_that_only_fill_the_shape_change_nothing(self, config):
+        half = tiny.rows_of(MIXED, slice(0, 6))
+        order = np.random.default_rng(0).permutation(12)
+        filled = tiny.rows_of(tiny.join(half, filler(6)), order)
+        metrics, gradient = learned_from(filled, step_of(config))
+        assert metrics["tokens"] == half.completion_lengths_B.sum()
+        tiny.assert_close(gradient, tiny.gradients(tiny.params(), filled), 1e-6)
+        assert_metrics(metrics, tiny.grpo(tiny.params(), filled))
+
+
+class TestStep:
+    def test_it_is_clipped_adam_with_decoupled_decay(self):
+        """Three steps against AdamW (arXiv:1711.05101) and clipping by the global norm, in float64 NumPy."""
+        config, state = tiny.LEARNER, fresh()
+        weights = jax.tree.map(lambda w: np.asarray(w, np.float64), tiny.params())
+        first = second = jax.tree.map(np.zeros_like, weights)
+        for t in range(1, 4):
+            batch = tiny.make_batch(seed=t, rows=12, known="mixed")
+            gradient = jax.tree.map(np.float64, jax.device_get(tiny.gradients(state.params, batch)))
+            norm = global_norm(gradient)
+            assert norm > 2 * config.max_grad_norm
+            gradient = jax.tree.map(lambda g, n=norm: g * config.max_grad_norm / n, gradient)
+            first = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, first, gradient)
+            second = jax.tree.map(lambda v, g: config.adam_b2 * v + (1 - config.adam_b2) * g**2, second, gradient)
+
+            def updated(w, m, v, t=t):
+                direction = m / (1 - B1**t) / (np.sqrt(v / (1 - config.adam_b2**t)) + EPS)
+                return w - config.learning_rate * (direction + config.weight_decay * w)
+
+            weights = jax.tree.map(updated, weights, first, second)
+            state, metrics = step_of()(state, batch)
+            np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)  # before it is clipped
+            assert state.step == t and metrics["updates"] == 1
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), state.params, weights)
+
+    def test_a_gradient_is_shortened_to_its_largest_norm_and_a_shorter_one_left_alone(self):
+        weak = MIXED.replace(advantages_B=MIXED.advantages_B / 1000)
+        for batch, shortened in ((MIXED, True), (weak, False)):
+            state, metrics = step_of()(fresh(), batch)
+            applied = global_norm(adam(state).mu) / (1 - B1)
+            np.testing.assert_allclose(applied, 0.05 if shortened else metrics["grad_norm"], rtol=1e-4)
+            assert (metrics["grad_norm"] > 0.05) == shortened
+
+    @pytest.mark.parametrize("nothing", ["no advantage", "no token", "advantages of fillers only"])
+    def test_a_batch_without_a_signal_changes_nothing_not_even_momentum(self, nothing):
+        moving = step_of()(fresh(), MIXED)[0]
+        zeros = np.zeros(12, np.float32)
+        batch = {
+            "no advantage": MIXED.replace(advantages_B=zeros),
+            "no token": MIXED.replace(completion_lengths_B=zeros.astype(np.int32)),
+            "advantages of fillers only": tiny.join(
+                tiny.rows_of(MIXED.replace(advantages_B=zeros), slice(0, 6)), filler(6)
+            ),
+        }[nothing]
+        assert any(m.any() for m in jax.tree.leaves(adam(moving).mu))
+        after, metrics = step_of()(moving, batch)
+        tiny.assert_bit_equal(after, moving)
+        assert metrics["updates"] == 0 and metrics["clip_fraction"] == 0
+        assert all(np.isfinite(value) for value in metrics.values())
+
+    def test_it_makes_the_better_completions_likelier_and_the_worse_less(self):
+        batch = tiny.make_batch(seed=5, rows=12, known=False)
+        logprobs = learner.make_logprobs(tiny.CONFIG, tiny.LEARNER)
+        state = fresh()
+        before_BC = np.asarray(logprobs(state.params, batch))
+        for row, expected in enumerate(tiny.completion_logprobs(tiny.params(), batch)):
+            np.testing.assert_allclose(before_BC[row, : len(expected)], expected, rtol=0, atol=1e-5)
+        for _ in range(10):
+            state, _ = step_of()(state, batch)
+        written_BC = np.arange(tiny.NEW_TOKENS) < batch.completion_lengths_B[:, None]
+        gain_B = np.where(written_BC, logprobs(state.params, batch) - before_BC, 0).sum(axis=1)
+        decided = np.abs(batch.advantages_B) > 0.5
+        assert decided.sum() == 8
+        np.testing.assert_array_equal(np.sign(gain_B[decided]), np.sign(batch.advantages_B[decided]))
+
+    def test_the_state_it_is_given_stays_as_it_was(self):
+        state = fresh()
+        kept = jax.tree.map(np.array, state)
+        step_of()(state, MIXED)
+        tiny.assert_bit_equal(state, kept)
+
+
+def test_steps_over_nodes_are_the_steps_of_each_node_bit_for_bit():
+    num_nodes = 3
+    states = [fresh(seed=w) for w in range(num_nodes)]
+    batches = [tiny.make_batch(seed=w, rows=12, known="mixed") for w in range(num_nodes)]
+    batches[1] = batches[1].replace(advantages_B=np.zeros(12, np.float32))  # this node has nothing to learn
+
+    def stack(trees):
+        return jax.tree.map(lambda *xs: np.stack(xs), *trees)
+
+    together, metrics = stack(states), None
+    for _ in range(2):
+        together, metrics = step_of(over_nodes=True)(together, stack(batches))
+    for w in range(num_nodes):
+        state, alone = states[w], None
+        for _ in range(2):
+            state, alone = step_of()(state, batches[w])
+        tiny.assert_bit_equal(jax.tree.map(lambda x, w=w: x[w], (together, metrics)), (state, alone))
+    assert metrics["updates"].tolist() == [1, 0, 1]
+    assert qwen.fingerprint(jax.tree.map(lambda x: x[1], together).params) == qwen.fingerprint(tiny.params(1))
+
+
+def global_norm(tree):
+    return np.sqrt(sum((np.asarray(x, np.float64) ** 2).sum() for x in jax.tree.leaves(tree)))

@@ -1,0 +1,186 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlswarm_jax.grpo import losses
+from tests.grpo import tiny
+
+TEMPERATURE = 0.7
+BATCH = tiny.make_batch(seed=3, rows=8)
+MASK_BC = np.arange(tiny.NEW_TOKENS) < BATCH.completion_lengths_B[:, None]
+
+
+class TestImportanceRatio:
+    NOW, OLD = np.array([[-1.0, -2.0, -0.5, -3.0]]), np.array([[-1.0, -1.5, -2.5, -0.25]])
+
+    def test_a_stale_tokens_weight_is_exactly_exp_of_the_difference(self):
+        found = losses.importance_ratio(jnp.asarray(self.NOW), jnp.asarray(self.OLD))
+        np.testing.assert_allclose(found, np.exp([[0, -0.5, 2, -2.75]]), rtol=1e-6)
+
+    def test_the_gradient_flows_through_the_current_log_probs_alone(self):
+        now, old = jax.grad(lambda *a: losses.importance_ratio(*a).sum(), argnums=(0, 1))(
+            jnp.asarray(self.NOW), jnp.asarray(self.OLD)
+        )
+        np.testing.assert_allclose(now, np.exp(self.NOW - self.OLD), rtol=1e-6)
+        assert not old.any()
+
+    @pytest.mark.parametrize("advantage", [1.0, -1.0])
+    @pytest.mark.parametrize("old", [-50.0, -1e3, -3e38])
+    def test_whatever_a_peer_claims_its_log_prob_was_the_gradient_stays_finite(self, old, advantage):
+        def objective(now_BT):
+            ratio_BT = losses.importance_ratio(now_BT, jnp.full((1, 1), old))
+            surrogate_BT = losses.clipped_surrogate(ratio_BT, jnp.array([advantage]), clip_low=0.2, clip_high=0.28)
+            return surrogate_BT.sum() + 0 * (ratio_BT**2).sum()
+
+        value, gradient = jax.value_and_grad(objective)(jnp.full((1, 1), -1.0))
+        assert np.isfinite(value) and np.isfinite(gradient)
+
+
+class TestClippedSurrogate:
+    LOW, HIGH = 0.2, 0.28
+    #         ratio  advantage  objective        its slope in the ratio
+    CASES = (
+        (0.50, +2.0, 0.50 * 2.0, 2.0),  # got less likely, was good: bring it back
+        (1.00, +2.0, 1.00 * 2.0, 2.0),
+        (1.27, +2.0, 1.27 * 2.0, 2.0),
+        (1.29, +2.0, 1.28 * 2.0, 0.0),  # good enough
+        (9.00, +2.0, 1.28 * 2.0, 0.0),
+        (0.10, -3.0, 0.80 * -3.0, 0.0),  # unlikely enough
+        (0.79, -3.0, 0.80 * -3.0, 0.0),
+        (0.81, -3.0, 0.81 * -3.0, -3.0),
+        (1.00, -3.0, 1.00 * -3.0, -3.0),
+        (9.00, -3.0, 9.00 * -3.0, -3.0),  # got more likely, was bad: no bound
+        (0.10, 0.0, 0.0, 0.0),
+        (9.00, 0.0, 0.0, 0.0),
+    )
+
+    @pytest.mark.parametrize(("ratio", "advantage", "objective", "slope"), CASES)
+    def test_the_objective_stops_rewarding_at_the_bound_on_its_side(self, ratio, advantage, objective, slope):
+        def surrogate(ratio):
+            return losses.clipped_surrogate(
+                jnp.full((1, 1), ratio), jnp.array([advantage]), clip_low=self.LOW, clip_high=self.HIGH
+            )[0, 0]
+
+        found, found_slope = jax.value_and_grad(surrogate)(ratio)
+        np.testing.assert_allclose((found, found_slope), (objective, slope), rtol=1e-6)
+
+    @pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.1, 0.5), (0.5, 0.1), (0.3, 0.0), (0.0, 0.3)])
+    def test_the_bounds_are_one_minus_low_and_one_plus_high(self, low, high):
+        ratio_BT, advantages_B = jnp.array([[100.0], [1e-3]]), jnp.array([1.0, -1.0])
+        found = losses.clipped_surrogate(ratio_BT, advantages_B, clip_low=low, clip_high=high)
+        np.testing.assert_allclose(found, [[1 + high], [-(1 - low)]], rtol=1e-6)
+
+    def test_every_token_of_a_completion_has_its_completions_advantage(self):
+        ratio_BT = np.random.default_rng(0).uniform(0.9, 1.1, (3, 4))
+        found = losses.clipped_surrogate(
+            jnp.asarray(ratio_BT), jnp.array([1.0, -2.0, 0.5]), clip_low=0.2, clip_high=0.2
+        )
+        np.testing.assert_allclose(found, ratio_BT * [[1.0], [-2.0], [0.5]], rtol=1e-6)
+
+
+def test_what_is_masked_does_not_count_not_even_if_it_is_not_a_number():
+    values = jnp.array([[1.0, 2.0, jnp.nan], [3.0, jnp.inf, 4.0]])
+    assert losses.token_sum(values, jnp.array([[True, True, False], [True, False, False]])) == 6.0
+
+
+@jax.jit
+def completion_logprobs(params, batch, temperature=TEMPERATURE):
+    return losses.completion_logprobs(
+        params, tiny.CONFIG, batch.tokens_BT, batch.prompt_lengths_B, tiny.NEW_TOKENS, temperature
+    )
+
+
+class TestCompletionLogprobs:
+    @pytest.mark.parametrize("temperature", [0.7, 1.6])
+    def test_they_are_the_dense_log_softmax_at_the_tokens_right_behind_the_prompt(self, temperature):
+        found_BC, entropy_BC = completion_logprobs(tiny.params(), BATCH, temperature)
+        table_BTV = tiny.dense(tiny.params(), BATCH.tokens_BT, temperature)
+        assert found_BC.shape == entropy_BC.shape == MASK_BC.shape and found_BC.dtype == np.float32
+        assert len(set(BATCH.prompt_lengths_B.tolist())) > 2
+        assert set(BATCH.completion_lengths_B.tolist()) == {1, 2, 3, 4}
+        ends = 0
+        for row in range(len(BATCH.tokens_BT)):
+            for c, at in enumerate(tiny.places(BATCH, row)):
+                token, before_V = BATCH.tokens_BT[row, at], table_BTV[row, at - 1]
+                np.testing.assert_allclose(found_BC[row, c], before_V[token], rtol=0, atol=1e-5)
+                np.testing.assert_allclose(entropy_BC[row, c], -np.sum(np.exp(before_V) * before_V), rtol=0, atol=1e-5)
+                ends += token == 0
+        assert 0 < ends < len(BATCH.tokens_BT)
+
+    def test_the_end_of_sequence_token_is_a_token_like_any_other(self):
+        """Its log-prob is trained: the gradient at the last position moves it."""
+        last_B = BATCH.prompt_lengths_B + BATCH.completion_lengths_B - 1
+        ended = np.flatnonzero(np.take_along_axis(BATCH.tokens_BT, last_B[:, None], axis=1)[:, 0] == 0)
+        assert 0 < len(ended) < 8
+
+        @jax.jit
+        @jax.grad
+        def gradient(params, row):
+            return completion_logprobs(params, BATCH)[0][row, jnp.asarray(BATCH.completion_lengths_B)[row] - 1]
+
+        for row in ended:
+            assert np.abs(gradient(tiny.params(), row)["embed"][0]).max() > 1e-3
+
+    def test_padding_is_invisible(self):
+        garbage_BT = np.random.default_rng(0).integers(1, tiny.CONFIG.vocab_size, BATCH.tokens_BT.shape, np.int32)
+        for row, text in enumerate(garbage_BT):
+            end = max(tiny.places(BATCH, row)) + 1
+            text[:end] = BATCH.tokens_BT[row, :end]
+        assert (garbage_BT != BATCH.tokens_BT).any(axis=1).sum() > 4
+        plain = completion_logprobs(tiny.params(), BATCH)
+        found = completion_logprobs(tiny.params(), BATCH.replace(tokens_BT=garbage_BT))
+        for one, other in zip(found, plain, strict=True):
+            np.testing.assert_allclose(one[MASK_BC], other[MASK_BC], rtol=0, atol=1e-6)
+
+
+class TestChunks:
+    """37 tokens over a vocabulary of 23, four tokens' logits at a time."""
+
+    X, V, D, MAX = 37, 23, 16, 4 * 23
+
+    @classmethod
+    def inputs(cls):
+        rng = np.random.default_rng(0)
+        params = {"embed": rng.standard_normal((cls.V, cls.D)).astype(np.float32)}
+        return params, rng.standard_normal((cls.X, cls.D)).astype(np.float32), rng.integers(0, cls.V, cls.X)
+
+    @classmethod
+    def value_and_grad(cls, max_logits):
+        weights = np.random.default_rng(1).standard_normal((2, cls.X)).astype(np.float32)
+
+        def weighted(params, states_XD, tokens_X):
+            found = losses.chunked_logprobs(params, states_XD, tokens_X, 0.7, max_logits)
+            return (weights * jnp.stack(found)).sum(), found
+
+        return jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True)
+
+    @pytest.mark.parametrize("max_logits", [1, 4 * 23 + 5])
+    def test_chunked_equals_dense_in_values_and_gradients(self, max_logits):
+        (_, (logprobs, entropy)), gradients = jax.jit(self.value_and_grad(max_logits))(*self.inputs())
+        params, states_XD, tokens_X = self.inputs()
+        logits_XV = states_XD.astype(np.float64) @ params["embed"].T / 0.7
+        dense_XV = logits_XV - np.log(np.exp(logits_XV).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(logprobs, dense_XV[np.arange(self.X), tokens_X], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(entropy, -(np.exp(dense_XV) * dense_XV).sum(axis=1), rtol=0, atol=1e-5)
+        _, dense_gradients = jax.jit(self.value_and_grad(10**9))(*self.inputs())
+        tiny.assert_close(gradients, dense_gradients, 1e-6)
+
+    def test_no_more_logits_than_asked_for_exist_forwards_or_backwards(self):
+        def most_logits(max_logits):
+            closed = jax.make_jaxpr(self.value_and_grad(max_logits))(*self.inputs())
+            sizes = [np.prod(shape) for shape in shapes_in(closed.jaxpr) if self.V in shape and self.D not in shape]
+            return max(sizes)
+
+        assert most_logits(self.MAX) == self.MAX
+        assert most_logits(10**9) == self.X * self.V
+
+
+def shapes_in(jaxpr):
+    """Shapes of all values of a jaxpr, those inside its loops too."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.shape for variable in equation.outvars)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from shapes_in(inner)

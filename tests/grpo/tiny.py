@@ -1,0 +1,178 @@
+"""A model of two thousand weights, batches for it, and GRPO written out once more: token by token, in NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+from rlswarm_jax import qwen, randomness
+from rlswarm_jax.grpo.learner import Batch, LearnerConfig
+from rlswarm_jax.qwen import model
+
+CONFIG = qwen.QwenConfig(
+    model_type="qwen3",
+    vocab_size=20,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    rope_theta=1e4,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+    qkv_bias=False,
+    qk_norm=False,  # it compiles faster
+    max_position_embeddings=32,
+    eos_token_ids=(0,),
+)
+PROMPT_SLOTS, NEW_TOKENS = 5, 4
+LEARNER = LearnerConfig(
+    learning_rate=1e-3,
+    clip_low=0.2,
+    clip_high=0.28,
+    temperature=0.7,
+    max_new_tokens=NEW_TOKENS,
+    weight_decay=0.1,
+    max_grad_norm=0.05,
+)
+
+
+@functools.cache
+def params(seed=0):
+    key = randomness.wrap(randomness.key_data("sample", "tiny", seed))
+    rng = np.random.default_rng(seed)
+    drawn = model.init_params(CONFIG, key, scale=0.3)
+    return jax.tree.map(lambda w: w + 0.1 * rng.standard_normal(w.shape).astype(np.float32), drawn)
+
+
+@jax.jit
+def _tempered(params, tokens_BT, temperature):
+    return qwen.logits(params, CONFIG, tokens_BT) / temperature
+
+
+def dense(params, tokens_BT, temperature=LEARNER.temperature):
+    """Log-probs `[B, T, V]` of every next token, float64, all at once."""
+    return scipy.special.log_softmax(np.asarray(_tempered(params, tokens_BT, temperature), np.float64), axis=-1)
+
+
+def completion_logprobs(params, batch, temperature=LEARNER.temperature):
+    """Each row's completion log-probs, `[length]`, found by walking the row."""
+    table = dense(params, batch.tokens_BT, temperature)
+    return [
+        np.array([table[row, at - 1, batch.tokens_BT[row, at]] for at in places(batch, row)])
+        for row in range(len(batch.tokens_BT))
+    ]
+
+
+def places(batch, row):
+    """Where in its row a completion stands."""
+    start = int(batch.prompt_lengths_B[row])
+    return range(start, start + int(batch.completion_lengths_B[row]))
+
+
+def make_batch(seed=0, rows=6, known=True, shift=0.5):
+    """Random completions with advantages of both signs; old log-probs are off by up to `shift` from those now.
+
+    known: true, false or "mixed". About every second completion ends with the end-of-sequence token.
+    """
+    rng = np.random.default_rng(seed)
+    tokens_BT = np.zeros((rows, PROMPT_SLOTS + NEW_TOKENS), np.int32)
+    prompts_B = rng.integers(1, PROMPT_SLOTS + 1, rows).astype(np.int32)
+    lengths_B = rng.permutation(np.arange(rows) % NEW_TOKENS + 1).astype(np.int32)
+    for row, prompt, length in zip(tokens_BT, prompts_B, lengths_B, strict=True):
+        row[: prompt + length] = rng.integers(1, CONFIG.vocab_size, prompt + length)
+        if rng.random() < 0.5:
+            row[prompt + length - 1] = 0
+    advantages_B = rng.permutation(np.linspace(-1.5, 1.5, rows)).astype(np.float32)
+    known_B = rng.permutation(np.arange(rows) % 2 == 0) if known == "mixed" else np.full(rows, known)
+    batch = Batch(tokens_BT, prompts_B, lengths_B, advantages_B, np.zeros((rows, NEW_TOKENS), np.float32), known_B)
+    old_BC = rng.uniform(-9, 0, (rows, NEW_TOKENS)).astype(np.float32)  # noise that a mask must hide
+    for row, logprobs in enumerate(completion_logprobs(params(), batch)):
+        if known_B[row]:
+            old_BC[row, : len(logprobs)] = logprobs + rng.uniform(-shift, shift, len(logprobs))
+    return batch.replace(old_logprobs_BC=old_BC)
+
+
+def rows_of(batch, rows):
+    return jax.tree.map(lambda x: np.asarray(x)[rows], batch)
+
+
+def join(*batches):
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *batches)
+
+
+def grpo(params, batch, config=LEARNER):
+    """Mean loss over tokens and the metrics, from their definitions, in float64 NumPy."""
+    table = dense(params, batch.tokens_BT, config.temperature)
+    loss, ratios, clipped, entropies, gaps = 0.0, [], 0, [], []
+    for row in range(len(batch.tokens_BT)):
+        advantage = float(batch.advantages_B[row])
+        for c, at in enumerate(places(batch, row)):
+            logprob = table[row, at - 1, batch.tokens_BT[row, at]]
+            old = float(batch.old_logprobs_BC[row, c]) if batch.old_known_B[row] else logprob
+            ratio = np.exp(logprob - old)
+            if advantage > 0:  # nothing more is gained beyond the upper bound
+                kept = min(ratio, 1 + config.clip_high)
+            else:  # nor below the lower one
+                kept = max(ratio, 1 - config.clip_low)
+            loss -= kept * advantage
+            clipped += advantage != 0 and kept != ratio
+            ratios.append(ratio)
+            entropies.append(-np.sum(np.exp(table[row, at - 1]) * table[row, at - 1]))
+            if batch.old_known_B[row]:
+                gaps.append(abs(logprob - old))
+    count, ratios = len(ratios), np.array(ratios)
+    return {
+        "loss": loss / count,
+        "tokens": count,
+        "ratio_mean": ratios.sum() / count,
+        "ess_fraction": ratios.sum() ** 2 / (count * np.sum(ratios**2)),
+        "clip_fraction": clipped / count,
+        "entropy": np.mean(entropies),
+        "logprob_gap": np.mean(gaps) if gaps else 0.0,
+    }
+
+
+def gradients(params, batch, config=LEARNER):
+    """Gradient of the mean loss: only tokens whose ratio is not clipped have one, advantage times ratio each."""
+    scale_BC = np.zeros((len(batch.tokens_BT), NEW_TOKENS))
+    for row, logprobs in enumerate(completion_logprobs(params, batch, config.temperature)):
+        advantage, length = float(batch.advantages_B[row]), len(logprobs)
+        old = batch.old_logprobs_BC[row, :length] if batch.old_known_B[row] else logprobs
+        ratio = np.exp(logprobs - old)
+        inside = ratio < 1 + config.clip_high if advantage > 0 else ratio > 1 - config.clip_low
+        scale_BC[row, :length] = advantage * ratio * inside
+    return logprob_gradient(params, batch, -scale_BC / batch.completion_lengths_B.sum(), config.temperature)
+
+
+def logprob_gradient(params, batch, weights_BC, temperature=LEARNER.temperature):
+    """Gradient of the weighted sum of completion log-probs."""
+    return _logprob_gradient(params, batch.tokens_BT, batch.prompt_lengths_B, weights_BC, temperature)
+
+
+@jax.jit
+@jax.grad
+def _logprob_gradient(params, tokens_BT, prompt_lengths_B, weights_BC, temperature):
+    logprobs_BTV = jax.nn.log_softmax(qwen.logits(params, CONFIG, tokens_BT) / temperature)
+    chosen_BT = (logprobs_BTV[:, :-1] * jax.nn.one_hot(tokens_BT[:, 1:], CONFIG.vocab_size)).sum(axis=-1)
+    weights_BT = jnp.zeros((len(tokens_BT), PROMPT_SLOTS + 2 * NEW_TOKENS))
+    for row in range(len(tokens_BT)):
+        weights_BT = jax.lax.dynamic_update_slice(weights_BT, weights_BC[row : row + 1], (row, prompt_lengths_B[row] - 1))
+    return (chosen_BT * weights_BT[:, : chosen_BT.shape[1]]).sum()
+
+
+def assert_close(one, other, tolerance):
+    """Pytrees agree to `tolerance` times the largest entry of the second one."""
+    one, other = jax.device_get((one, other))
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(other))
+    assert largest > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * largest), one, other)
+
+
+def assert_bit_equal(one, other):
+    for a, b in zip(jax.tree.leaves(jax.device_get(one)), jax.tree.leaves(jax.device_get(other)), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

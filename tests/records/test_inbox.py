@@ -1,0 +1,213 @@
+import dataclasses
+import itertools
+
+import msgpack
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlswarm_jax.records import inbox, schema
+from rlswarm_jax.records.inbox import Inbox
+from tests.records.samples import ALICE, BOB, CAROL, ME, sealed
+
+
+def make_inbox(**fields) -> Inbox:
+    return Inbox("tests", ME.author, max_staleness=2, **fields)
+
+
+def holdings(box: Inbox):
+    """All that an inbox can hand out or decide from: everything but its counts."""
+    return {f.name: getattr(box, f.name).copy() for f in dataclasses.fields(box) if f.name not in _FIXED}
+
+
+_FIXED = ("swarm", "owner", "max_staleness", "counts")
+
+
+def taken(box: Inbox, round_: int = 99):
+    return [signed.raw for signed in box.take(round_)]
+
+
+def test_a_record_is_handed_over_once():
+    box = make_inbox()
+    assert box.offer(sealed(ALICE), 3).record.author == ALICE.author
+    assert box.counts == {"received": 1}
+    assert taken(box, 2) == []  # not before its round
+    assert taken(box, 3) == [sealed(ALICE)]
+    assert taken(box, 3) == [] and taken(box, 4) == []
+
+
+def test_a_late_record_is_handed_over_later_and_counts_as_spoken():
+    box = make_inbox()
+    box.offer(sealed(ALICE), 3)
+    assert taken(box, 3) == [sealed(ALICE)]
+    box.offer(sealed(BOB), 5)  # of round 3, while this node is in 5
+    assert box.authors(3, "answer") == {ALICE.author, BOB.author}
+    assert taken(box, 5) == [sealed(BOB)]
+
+
+def test_an_early_record_waits_for_its_round():
+    box = make_inbox()
+    box.offer(sealed(ALICE, round=4), 3)
+    box.offer(sealed(BOB, round=3), 3)
+    assert taken(box, 3) == [sealed(BOB, round=3)]
+    assert taken(box, 4) == [sealed(ALICE, round=4)]
+
+
+def test_a_second_copy_is_a_counted_duplicate_before_and_after_it_was_handed_over():
+    box = make_inbox()
+    box.offer(sealed(ALICE), 3)
+    assert box.offer(sealed(ALICE), 3) is None
+    assert taken(box) == [sealed(ALICE)]
+    assert box.offer(sealed(ALICE), 3) is None
+    assert taken(box) == [] and box.evidence == {}
+    assert box.counts == {"received": 1, "duplicate": 2}
+
+
+def test_equivocation_is_kept_as_evidence_and_neither_record_is_handed_out():
+    first, second = sealed(ALICE), sealed(ALICE, policy_version=9)
+    for order in ((first, second), (second, first)):
+        box = make_inbox()
+        box.offer(sealed(BOB), 3)
+        assert [box.offer(raw, 3) is None for raw in order] == [False, True]
+        assert box.counts["equivocation"] == 1
+        (slot, pair), *others = box.evidence.items()
+        assert slot == (ALICE.author, 3, "answer") and set(pair) == {first, second} and not others
+        assert taken(box) == [sealed(BOB)]  # an honest peer is not affected
+        assert box.offer(order[0], 3) is None and taken(box) == []
+
+
+def test_another_round_or_stage_is_another_slot():
+    box = make_inbox()
+    for fields in ({"round": 3}, {"round": 4}, {"stage": "critique"}):
+        assert box.offer(sealed(ALICE, **fields), 3) is not None
+    assert box.evidence == {} and len(taken(box)) == 3
+    assert box.authors(3, "critique") == {ALICE.author} and box.authors(4, "critique") == set()
+
+
+def test_evidence_is_bounded(monkeypatch):
+    monkeypatch.setattr(inbox, "MAX_EVIDENCE", 2)
+    box = make_inbox()
+    for round_ in range(3, 8):
+        box.offer(sealed(ALICE, round=round_), 3)
+        box.offer(sealed(ALICE, round=round_, policy_version=9), 3)
+    assert len(box.evidence) == 2 and box.counts["equivocation"] == 5
+    assert taken(box) == []  # beyond the evidence they are still not used
+
+
+def test_the_window_reaches_from_max_staleness_behind_to_max_ahead():
+    box, now = make_inbox(), 5000
+    expected = {
+        now - 3: False,
+        now - 2: True,
+        now: True,
+        now + inbox.MAX_AHEAD: True,
+        now + inbox.MAX_AHEAD + 1: False,
+        0: False,
+        2**32 - 1: False,
+    }
+    found = {round_: box.offer(sealed(ALICE, round=round_), now) is not None for round_ in expected}
+    assert found == expected and box.counts["out of window"] == 4
+
+
+def test_an_own_record_and_another_swarm_s_are_left_out():
+    box = make_inbox()
+    assert box.offer(sealed(ME), 3) is None and box.offer(sealed(ALICE, swarm="other"), 3) is None
+    assert box.counts == {"own record": 1, "wrong swarm": 1} and taken(box) == []
+
+
+def test_no_more_records_are_held_than_the_bound(monkeypatch):
+    monkeypatch.setattr(inbox, "MAX_HELD", 2)
+    box = make_inbox()
+    offered = [box.offer(sealed(author), 3) for author in (ALICE, BOB, CAROL)]
+    assert [signed is not None for signed in offered] == [True, True, False]
+    assert box.counts["overflow"] == 1 and len(taken(box)) == 2
+    assert box.offer(sealed(CAROL), 3) is None  # handed over, but still remembered
+    box.expire(6)
+    assert box.offer(sealed(CAROL, round=6), 6) is not None
+
+
+def test_no_more_bytes_are_held_than_the_bound(monkeypatch):
+    monkeypatch.setattr(inbox, "MAX_HELD_BYTES", 2 * len(sealed(ALICE)))
+    box = make_inbox()
+    for author in (ALICE, BOB, CAROL):
+        box.offer(sealed(author), 3)
+    assert sorted(taken(box)) == sorted([sealed(ALICE), sealed(BOB)]) and box.counts["overflow"] == 1
+
+
+def test_expired_rounds_are_forgotten_and_cannot_come_back():
+    box = make_inbox()
+    box.offer(sealed(ALICE, round=3), 3)
+    box.offer(sealed(BOB, round=4), 3)
+    assert taken(box, 3) == [sealed(ALICE, round=3)]
+    box.expire(6)  # rounds before 4
+    assert set(box.records) == {(BOB.author, 4, "answer")} and box.taken == set()
+    assert box.offer(sealed(ALICE, round=3), 6) is None and box.counts["out of window"] == 1
+    assert taken(box) == [sealed(BOB, round=4)]
+
+
+def test_evidence_outlives_its_round():
+    box = make_inbox()
+    box.offer(sealed(ALICE), 3)
+    box.offer(sealed(ALICE, policy_version=9), 3)
+    box.expire(100)
+    assert list(box.evidence) == [(ALICE.author, 3, "answer")] and box.records == {}
+
+
+def test_latest_rounds_are_per_author():
+    box = make_inbox()
+    for author, round_ in ((ALICE, 3), (ALICE, 9), (ALICE, 4), (BOB, 5)):
+        box.offer(sealed(author, round=round_), 3)
+    assert box.latest_rounds() == {ALICE.author: 9, BOB.author: 5}
+
+
+FIRST = sealed(ALICE)
+_, SIGNATURE = msgpack.unpackb(FIRST)
+FORGED = msgpack.packb([msgpack.unpackb(sealed(BOB))[0], SIGNATURE])
+NOT_ALICE = msgpack.packb([msgpack.unpackb(sealed(ALICE, policy_version=9))[0], SIGNATURE])
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=80) | st.sampled_from([b"", FORGED, NOT_ALICE, FIRST[:-1], FIRST + b"\0", b"\x91" * 9000]))
+def test_a_forged_or_garbage_record_changes_nothing_but_a_count(raw):
+    box = make_inbox()
+    box.offer(FIRST, 3)
+    before = holdings(box)
+    assert box.offer(raw, 3) is None
+    assert holdings(box) == before
+    causes = {"undecodable", "not canonical", "bad signature"}
+    assert sum(box.counts[cause] for cause in causes) == 1 and box.counts.total() == 2
+
+
+MESSAGES = [
+    sealed(author, round=round_, stage=stage, policy_version=version)
+    for author, round_, stage, version in itertools.product(
+        (ALICE, BOB, CAROL), (2, 3, 4), ("answer", "critique"), (0, 1)
+    )
+] + [sealed(ME), sealed(ALICE, swarm="other"), sealed(ALICE, round=0), NOT_ALICE, b"garbage"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(MESSAGES), max_size=30), st.randoms(use_true_random=False))
+def test_the_order_of_arrival_does_not_matter(arriving, random):
+    """Copies, contradictions and garbage among them: what is handed over is a function of the set."""
+    shuffled = random.sample(arriving, len(arriving))
+    boxes = [make_inbox(), make_inbox(), make_inbox()]
+    for box, order in zip(boxes, (arriving, shuffled, sorted(set(arriving))), strict=True):
+        for raw in order:
+            box.offer(raw, 3)
+    for round_ in (3, 4):
+        handed_over = [box.take(round_) for box in boxes]
+        assert handed_over[0] == handed_over[1] == handed_over[2]
+        hashes = [signed.hash for signed in handed_over[0]]
+        assert hashes == sorted(set(hashes))
+        slots = [(s.record.author, s.record.round, s.record.stage) for s in handed_over[0]]
+        assert len(slots) == len(set(slots))  # one record speaks for a slot, or none
+    assert boxes[0].evidence.keys() == boxes[1].evidence.keys() == boxes[2].evidence.keys()
+    assert boxes[0].latest_rounds() == boxes[1].latest_rounds()
+
+
+def test_every_count_has_a_known_name():
+    box = make_inbox()
+    for raw in [*MESSAGES, *MESSAGES[:4]]:
+        box.offer(raw, 3)
+    assert set(box.counts) <= {"received", *schema.CAUSES}
+    assert box.counts.total() == len(MESSAGES) + 4

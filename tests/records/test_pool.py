@@ -1,0 +1,110 @@
+import collections
+import itertools
+
+import msgspec
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlswarm_jax.records.pool import Pool
+from tests.records.samples import scored
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 200), max_size=20), st.integers(0, 8), st.randoms(use_true_random=False))
+def test_a_draw_depends_on_the_set_and_not_on_the_order_of_adding(names, count, random):
+    groups = [scored(name, round_=name % 3) for name in names]
+    shuffled = random.sample(groups, len(groups))
+    at_once, one_by_one = Pool().add(groups), Pool()
+    for group in shuffled:
+        one_by_one = one_by_one.add([group])
+    assert at_once == one_by_one
+    assert at_once.draw(count, b"beacon", 1) == one_by_one.draw(count, b"beacon", 1)
+
+
+def test_a_draw_does_not_depend_on_what_else_was_drawn_from():
+    """Removing a group that was not chosen changes nothing: each group's rank is its own."""
+    pool = Pool().add(scored(name) for name in range(30))
+    chosen, rest = pool.draw(5, b"beacon")
+    smaller = Pool(tuple(group for group in pool.groups if group != rest.groups[7]))
+    assert smaller.draw(5, b"beacon")[0] == chosen
+
+
+@settings(deadline=None)
+@given(st.integers(0, 12), st.lists(st.integers(0, 5), max_size=6))
+def test_draws_are_without_replacement_until_the_pool_is_empty(size, counts):
+    pool = Pool().add(scored(name) for name in range(size))
+    seen = []
+    for number, count in enumerate(counts):
+        before = len(pool.groups)
+        chosen, pool = pool.draw(count, number)
+        assert len(chosen) == min(count, before) and len(pool.groups) == before - len(chosen)
+        seen += [group.id for group in chosen]
+    assert len(seen) == len(set(seen))
+    assert set(seen) | {group.id for group in pool.groups} == {scored(name).id for name in range(size)}
+
+
+def test_other_fields_give_other_draws():
+    pool = Pool().add(scored(name) for name in range(40))
+    drawn = [tuple(g.id for g in pool.draw(6, *fields)[0]) for fields in itertools.product((b"a", b"b"), (b"x", b"y"))]
+    assert len(set(drawn)) == 4
+    assert pool.draw(6, b"a", b"x") == pool.draw(6, b"a", b"x")
+
+
+def test_draws_are_uniform():
+    pool, counts = Pool().add(scored(name) for name in range(10)), collections.Counter()
+    for number in range(1500):
+        counts.update(group.id for group in pool.draw(3, "uniform", number)[0])
+    assert counts.total() == 4500 and len(counts) == 10
+    # without replacement the counts vary by 7/9 of what independent draws would: the test is a little strict
+    assert scipy.stats.chisquare(list(counts.values())).pvalue > 1e-3
+    pairs = collections.Counter(
+        frozenset(group.id for group in pool.draw(2, "pairs", number)[0]) for number in range(3000)
+    )
+    assert len(pairs) == 45 and scipy.stats.chisquare(list(pairs.values())).pvalue > 1e-3
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
+def test_only_groups_that_teach_enter(rewards):
+    pool = Pool().add([scored(1, rewards)])
+    assert len(pool.groups) == (len(set(rewards)) > 1)
+
+
+def test_a_group_enters_once():
+    pool = Pool().add([scored(1), scored(1)]).add([scored(1), scored(2)])
+    assert [group.id for group in pool.groups] == [scored(1).id, scored(2).id]
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 3, 10])
+def test_the_oldest_go_when_it_is_full(capacity):
+    pool = Pool(capacity=capacity)
+    for name in (4, 1, 5, 0, 3, 2):
+        pool = pool.add([scored(name, round_=name)])
+        assert len(pool.groups) <= capacity
+    assert [group.round for group in pool.groups] == list(range(6))[max(0, 6 - capacity) :]
+
+
+def test_a_pool_is_a_value():
+    pool = Pool().add([scored(1), scored(2)])
+    pool.draw(1, b"x"), pool.add([scored(3)]), pool.expire(9)
+    assert pool == Pool().add([scored(2), scored(1)])
+
+
+def test_expired_rounds_leave():
+    pool = Pool().add(scored(name, round_=name) for name in range(6))
+    assert [group.round for group in pool.expire(4).groups] == [4, 5]
+    assert pool.expire(0) == pool and pool.expire(6).groups == ()
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.integers(0, 99), st.lists(st.floats(0, 1), min_size=2, max_size=4)), st.integers(0, 9))
+def test_bytes_bring_back_the_same_pool(groups, capacity):
+    pool = Pool(capacity=capacity).add(scored(name, rewards, name) for name, rewards in groups.items())
+    assert Pool.from_bytes(pool.to_bytes()) == pool
+    assert Pool.from_bytes(pool.to_bytes()).to_bytes() == pool.to_bytes()
+
+
+def test_bytes_keep_a_group_without_logprobs():
+    group = msgspec.structs.replace(scored(1), logprobs=None)
+    assert Pool.from_bytes(Pool((group,)).to_bytes()).groups == (group,)

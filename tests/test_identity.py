@@ -1,0 +1,190 @@
+import base64
+import copy
+import hashlib
+import hmac
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlswarm_jax.identity import Identity, friendly_name, simulated, verify
+
+# --- ECDSA over secp256k1 from the textbook (SEC 1, RFC 6979), with affine points and Python's integers
+
+P = 2**256 - 2**32 - 977
+N = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+G = (
+    0x79BE667EF9DCBBAC55A06295CE870B07029BFCDB2DCE28D959F2815B16F81798,
+    0x483ADA7726A3C4655DA4FBFC0E1108A8FD17B448A68554199C47D08FFB10D4B8,
+)
+
+
+def add(a, b):
+    if a is None or b is None:
+        return a or b
+    if a[0] == b[0] and (a[1] + b[1]) % P == 0:
+        return None
+    slope = 3 * a[0] ** 2 * pow(2 * a[1], -1, P) if a == b else (b[1] - a[1]) * pow(b[0] - a[0], -1, P)
+    x = (slope**2 - a[0] - b[0]) % P
+    return x, (slope * (a[0] - x) - a[1]) % P
+
+
+def multiply(scalar, point):
+    total = None
+    while scalar:
+        if scalar & 1:
+            total = add(total, point)
+        point, scalar = add(point, point), scalar >> 1
+    return total
+
+
+def compressed(point):
+    return bytes([2 + point[1] % 2]) + point[0].to_bytes(32)
+
+
+def decompressed(raw):
+    x = int.from_bytes(raw[1:])
+    y = pow(x**3 + 7, (P + 1) // 4, P)
+    assert (y * y - x**3 - 7) % P == 0
+    return x, y if y % 2 == raw[0] % 2 else P - y
+
+
+def textbook_verify(author, signature, message):
+    z = int.from_bytes(hashlib.sha256(message).digest())
+    r, s = int.from_bytes(signature[:32]), int.from_bytes(signature[32:])
+    if not (0 < r < N and 0 < s < N):
+        return False
+    point = add(multiply(z * pow(s, -1, N) % N, G), multiply(r * pow(s, -1, N) % N, decompressed(author)))
+    return point is not None and point[0] % N == r
+
+
+def textbook_sign(secret, message):
+    """RFC 6979's nonce, and the lower of the two s."""
+    digest = hashlib.sha256(message).digest()
+    z = int.from_bytes(digest)
+    seed = secret + (z % N).to_bytes(32)
+    k, v = bytes(32), b"\x01" * 32
+    for separator in (b"\x00", b"\x01"):
+        k = hmac.digest(k, v + separator + seed, "sha256")
+        v = hmac.digest(k, v, "sha256")
+    v = hmac.digest(k, v, "sha256")
+    nonce = int.from_bytes(v)
+    assert 0 < nonce < N
+    r = multiply(nonce, G)[0] % N
+    s = pow(nonce, -1, N) * (z + r * int.from_bytes(secret)) % N
+    return r.to_bytes(32) + min(s, N - s).to_bytes(32)
+
+
+secrets = st.integers(1, N - 1).map(lambda number: number.to_bytes(32))
+slow = settings(deadline=None, max_examples=15)
+
+
+@slow
+@given(secrets, st.binary(max_size=200))
+def test_keys_and_signatures_are_those_of_the_textbook(secret, message):
+    identity = Identity(secret)
+    assert identity.author == compressed(multiply(int.from_bytes(secret), G))
+    signature = identity.sign(message)
+    assert signature == textbook_sign(secret, message) == identity.sign(message)
+    assert textbook_verify(identity.author, signature, message)
+    assert verify(identity.author, signature, message)
+
+
+def test_a_published_rfc_6979_vector():
+    """The vector of Bitcoin implementations for key 1 and the message "Satoshi Nakamoto"."""
+    assert Identity((1).to_bytes(32)).sign(b"Satoshi Nakamoto").hex() == (
+        "934b1ea10a4b3c1757e2b0c017d0b6143ce3c9a7e6a4a49860d7a6ab210ee3d8"
+        "2442ce9d2b916064108014783e923ec36b49743e2ffa1c4496f01a512aafd9e5"
+    )
+
+
+@slow
+@given(secrets, st.binary(max_size=50))
+def test_the_malleated_signature_is_refused_though_the_textbook_takes_it(secret, message):
+    identity = Identity(secret)
+    signature = identity.sign(message)
+    s = int.from_bytes(signature[32:])
+    assert 0 < s <= N // 2
+    malleated = signature[:32] + (N - s).to_bytes(32)
+    assert textbook_verify(identity.author, malleated, message)
+    assert not verify(identity.author, malleated, message)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_signature_holds_for_one_author_and_one_message(data):
+    alice, bob, message = simulated(0, 0), simulated(0, 1), b"round 7"
+    signature = alice.sign(message)
+    tampered = data.draw(st.binary(max_size=20).filter(lambda other: other != message))
+    bit = data.draw(st.integers(0, 511))
+    flipped = (int.from_bytes(signature) ^ (1 << bit)).to_bytes(64)
+    assert verify(alice.author, signature, message)
+    assert not verify(bob.author, signature, message)
+    assert not verify(alice.author, signature, tampered)
+    assert not verify(alice.author, flipped, message)
+
+
+EDGES = [0, 1, 7, P - 1, P, P + 1, N - 1, N, N + 1, N // 2, N // 2 + 1, 2**256 - 1]
+numbers = st.sampled_from(EDGES).map(lambda number: number.to_bytes(32)) | st.binary(min_size=32, max_size=32)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from([2, 3, 4, 6, 0, 255]), numbers, numbers, numbers)
+def test_invalid_points_and_numbers_are_false_and_never_raise(prefix, x, r, s):
+    assert verify(bytes([prefix]) + x, r + s, b"message") is False
+
+
+@given(st.binary(max_size=70), st.binary(max_size=70))
+def test_other_lengths_are_false_and_never_raise(author, signature):
+    identity = simulated(0, 0)
+    assert verify(author, signature, b"message") is False
+    if len(author) != 33:
+        assert verify(author, identity.sign(b"message"), b"message") is False
+    if len(signature) != 64:
+        assert verify(identity.author, signature, b"message") is False
+    for form in (identity._key.public_key.format(compressed=False), identity.author + b"\0"):
+        assert verify(form, identity.sign(b"message"), b"message") is False
+
+
+@pytest.mark.parametrize("secret", [b"", bytes(32), N.to_bytes(32), b"\xff" * 32, b"\x01" * 33], ids=repr)
+def test_what_is_no_private_key_is_refused(secret):
+    with pytest.raises(ValueError, match="greater than 0 and less than"):
+        Identity(secret)
+
+
+SECRET = hashlib.sha256(b"a secret").digest()
+
+
+def test_the_private_key_is_never_shown():
+    identity = Identity(SECRET)
+    shown = [repr(identity), str(identity), f"{identity}", f"{identity!r:>80}", repr([identity]), repr(vars(identity))]
+    with pytest.raises(TypeError) as caught:
+        pickle.dumps(identity)
+    forms = [SECRET.hex(), repr(SECRET), repr(SECRET)[2:-1], str(int.from_bytes(SECRET)), base64.b64encode(SECRET).decode()]
+    for text in (*shown, str(caught.value)):
+        assert not any(form.lower() in text.lower() for form in forms)
+    assert friendly_name(identity.author) in repr(identity)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_identity_cannot_be_pickled_or_copied(protocol):
+    with pytest.raises(TypeError, match="never pickled"):
+        pickle.dumps(Identity(SECRET), protocol)
+    for copies in (copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="never pickled"):
+            copies([Identity(SECRET)] if copies is copy.deepcopy else Identity(SECRET))
+
+
+def test_simulated_keys_are_functions_of_seed_and_node():
+    authors = {simulated(seed, node).author for seed in range(8) for node in range(8)}
+    assert len(authors) == 64
+    assert simulated(1, 12).author != simulated(11, 2).author
+    assert simulated(3, 4).author == simulated(3, 4).author
+
+
+@given(st.binary(min_size=33, max_size=33))
+def test_a_friendly_name_is_pronounceable_and_a_function_of_the_author(author):
+    adjective, animal, digits = friendly_name(author).split("-")
+    assert adjective.isalpha() and animal.isalpha() and len(bytes.fromhex(digits)) == 2
+    assert friendly_name(author) == friendly_name(bytes(author))

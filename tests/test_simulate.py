@@ -1,0 +1,257 @@
+"""What is true of a simulated swarm, whatever its nodes learn."""
+
+import itertools
+
+import jax
+import msgspec
+import numpy as np
+import pytest
+
+from configs import common
+from rlswarm_jax import assets, identity, qwen, tasks
+from rlswarm_jax.engine import Engine, EngineConfig
+from rlswarm_jax.game.effects import Publish, decode_result
+from rlswarm_jax.game.prompts import FORMATS
+from rlswarm_jax.game.round import Game
+from rlswarm_jax.grpo import learner
+from rlswarm_jax.journal import Journal
+from rlswarm_jax.records.envelope import open_envelope, seal
+from rlswarm_jax.simulate import RoundReport, Simulation, Timing
+from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
+
+NODES, ROUNDS, GROUP, LOCAL, EXTERNAL = 3, 4, 4, 3, 3
+TAU = 1e-4  # float32, across executables of different shapes
+
+
+class World:
+    """One policy, one mixture and the compiled engines, shared by the tests; `play` starts from fresh weights."""
+
+    def __init__(self):
+        # the model that knows its tasks, hot enough to be wrong now and then: there must be something to learn
+        self.policy = qwen.load(assets.BASE)
+        self.mixture = tasks.make_mixture(common.tiny_tasks().to_dict())
+        self.temperature = 2.0
+        self.learner_config = learner.LearnerConfig(3e-3, 0.2, 0.28, self.temperature, 12)
+        self.engines: dict[tuple[int, bool], Engine] = {}
+
+    def engine(self, nodes: int, exact: bool) -> Engine:
+        if (nodes, exact) not in self.engines:
+            config = EngineConfig(
+                max_prompt_tokens=16,
+                max_new_tokens=12,
+                group_size=GROUP,
+                max_groups=LOCAL + EXTERNAL,
+                temperature=self.temperature,
+                exact=exact,
+                exact_rows=8,
+                held_out_problems=8,
+                held_out_rows=8,
+                positive_only_external=False,
+                external_correction="behaviour",
+                advantage_scale="std",
+                updates_per_round=1,
+            )
+            made = Engine(self.policy, self.mixture, FORMATS["compact"], config, self.learner_config, nodes)
+            self.engines[nodes, exact] = made
+        engine = self.engines[nodes, exact]
+        engine.set_states([learner.init_state(self.policy.params, self.learner_config)] * nodes)
+        return engine
+
+    def games(self, nodes: int, seed: int) -> list[Game]:
+        return [
+            Game(
+                swarm="test",
+                seed=seed,
+                author=identity.simulated(seed, node).author,
+                mixture=self.mixture,
+                tokenizer=self.policy.tokenizer,
+                prompt_format=FORMATS["compact"],
+                tokenizer_fingerprint="t",
+                weights_fingerprint="w",
+                rounds=ROUNDS,
+                local_groups=LOCAL,
+                external_groups=EXTERNAL,
+                group_size=GROUP,
+                temperature=self.temperature,
+                max_new_tokens=12,
+                max_staleness=2,
+                evaluate_every=2,
+            )
+            for node in range(nodes)
+        ]
+
+    def simulation(self, path, *, nodes=NODES, exact=False, seed=0, timing=None, **network) -> "Played":
+        reports: list[RoundReport] = []
+        journal = Journal(path)
+        simulation = Simulation(
+            self.games(nodes, seed),
+            [identity.simulated(seed, node) for node in range(nodes)],
+            self.engine(nodes, exact),
+            VirtualNetwork(seed, nodes, **network),
+            timing or Timing(),
+            journal,
+            reports.append,
+        )
+        return Played(simulation, reports, journal)
+
+
+class Played:
+    def __init__(self, simulation, reports, journal):
+        self.simulation, self.reports, self.journal = simulation, reports, journal
+
+    def run(self) -> "Played":
+        self.simulation.run()
+        return self
+
+    def weights(self, node: int) -> list[np.ndarray]:
+        return [np.asarray(x) for x in jax.tree.leaves(self.simulation.weights(node))]
+
+    def all_weights(self) -> list[list[np.ndarray]]:
+        return [self.weights(node.index) for node in self.simulation.nodes]
+
+    def metrics(self, node: int, name: str) -> list[float]:
+        return [r.metrics.get(name, 0.0) for r in self.reports if r.node == node]
+
+    def records(self, node: int):
+        rows = [e for e in self.journal.read(node, 0) if e.kind == Publish.__name__]
+        return [open_envelope(msgspec.msgpack.decode(row.result, type=bytes)).record for row in rows]
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return (tmp_path / f"{n}.sqlite" for n in itertools.count())
+
+
+def equal(ours, theirs) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_one_seed_gives_one_result_and_nodes_learn_different_things(world, paths):
+    first, second = world.simulation(next(paths)).run(), world.simulation(next(paths)).run()
+    assert first.reports == second.reports
+    for node in range(NODES):
+        assert equal(first.weights(node), second.weights(node))
+        assert not equal(first.weights(node), jax.tree.leaves(world.policy.params))
+    assert not equal(first.weights(0), first.weights(1))
+    other = world.simulation(next(paths), seed=1).run()
+    assert not equal(first.weights(0), other.weights(0))
+
+
+def test_every_record_reaches_every_peer_and_peers_are_learned_from(world, paths):
+    played = world.simulation(next(paths)).run()
+    for node in range(NODES):
+        assert played.metrics(node, "records/published") == [1.0] * ROUNDS
+        assert played.metrics(node, "records/received") == [float(NODES - 1)] * ROUNDS
+        assert sum(played.metrics(node, "groups/external")) > 0
+        assert sum(played.metrics(node, "learn/rows_external")) > 0
+
+
+def test_exact_and_batched_runs_agree_to_rounding(world, paths):
+    batched = world.simulation(next(paths)).run()
+    exact = world.simulation(next(paths), exact=True).run()
+    assert sum(sum(batched.metrics(node, "learn/updates")) for node in range(NODES)) > 0
+    for node in range(NODES):
+        for ours, theirs in zip(batched.records(node), exact.records(node), strict=True):
+            for a, b in zip(ours.groups, theirs.groups, strict=True):
+                for x, y in zip(a.completions, b.completions, strict=True):
+                    assert x.text == y.text
+                    np.testing.assert_allclose(x.logprobs_T, y.logprobs_T, atol=TAU)
+        for ours, theirs in zip(batched.weights(node), exact.weights(node), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=10 * TAU)
+
+
+def test_a_node_is_the_same_bits_alone_and_beside_others_it_does_not_hear(world, paths):
+    beside = world.simulation(next(paths), exact=True, loss=1.0).run()
+    alone = world.simulation(next(paths), nodes=1, exact=True).run()
+    assert equal(beside.weights(0), alone.weights(0))
+    assert sum(alone.metrics(0, "learn/updates")) > 0
+
+
+def test_the_order_of_arrival_does_not_matter(world, paths):
+    quick = world.simulation(next(paths), latency=0.01, jitter=0.0).run()
+    shuffled = world.simulation(next(paths), latency=0.5, jitter=3.0).run()
+    for node in range(NODES):
+        assert equal(quick.weights(node), shuffled.weights(node))
+
+
+def test_nobody_waits_longer_than_the_deadline(world, paths):
+    timing = Timing(sample=1.0, learn=1.0, evaluate=0.5, deadline=2.0)
+    played = world.simulation(next(paths), timing=timing, loss=1.0).run()
+    assert played.simulation.finished
+    for node in range(NODES):
+        ends = [r.at for r in played.reports if r.node == node]
+        # sample + deadline + learn, and an evaluation in every second round and at the end
+        assert ends == pytest.approx([4.5, 8.5, 13.0, 17.5])
+        assert played.metrics(node, "groups/external") == [0.0] * ROUNDS
+
+
+def test_a_partition_cuts_only_what_it_separates_and_heals(world, paths):
+    partition = Partition(0.0, 9.0, ((0, 1), (2,)))
+    played = world.simulation(next(paths), partitions=[partition]).run()
+    assert played.metrics(0, "records/received")[0] == 1.0
+    assert played.metrics(2, "records/received")[0] == 0.0
+    assert played.metrics(2, "records/received")[-1] == NODES - 1.0
+
+
+def test_a_slow_node_joins_the_round_the_others_are_in(world, paths):
+    timing = Timing(deadline=1.0, slowdown=(1.0, 1.0, 9.0))
+    played = world.simulation(next(paths), timing=timing).run()
+    rounds = [r.round for r in played.reports if r.node == 2]
+    assert rounds[0] == 0 and rounds == sorted(set(rounds))
+    assert len(rounds) < ROUNDS  # it skipped what it was too slow for
+    assert [r.round for r in played.reports if r.node == 0] == list(range(ROUNDS))
+    assert played.simulation.finished
+
+
+def test_hostile_bytes_change_nothing_and_are_counted(world, paths):
+    honest = world.simulation(next(paths)).run()
+    record = honest.records(1)[0]
+    stranger = identity.Identity(b"\7" * 32)
+    forged = bytearray(seal(record, identity.simulated(0, 1)))
+    forged[-1] ^= 1
+    copied = seal(msgspec.structs.replace(record, author=stranger.author), stranger)
+    attacked = world.simulation(next(paths))
+    for at, raw in ((0.1, b"\xc1garbage"), (0.2, bytes(forged)), (0.3, copied), (0.4, b"")):
+        attacked.simulation.inject(raw, 0, at)
+    attacked.run()
+    assert equal(honest.weights(0), attacked.weights(0))
+    assert sum(attacked.metrics(0, "records/rejected/undecodable")) == 2
+    assert sum(attacked.metrics(0, "records/rejected/bad signature")) == 1
+    # a validly signed copy of another's rollouts: a record, but its problems are not its author's
+    assert sum(attacked.metrics(0, "groups/unused/foreign problem")) == LOCAL
+
+
+def test_an_equivocating_peer_is_evidence_and_is_not_learned_from(world, paths):
+    honest = world.simulation(next(paths)).run()
+    record = honest.records(1)[0]
+    other = seal(msgspec.structs.replace(record, policy_version=99), identity.simulated(0, 1))
+    attacked = world.simulation(next(paths))
+    attacked.simulation.inject(other, 0, 0.1)
+    attacked.run()
+    assert attacked.metrics(0, "records/rejected/equivocation")[0] == 1
+    assert attacked.metrics(0, "records/received")[0] == 1.0  # node 2's alone
+    assert max(attacked.metrics(0, "records/equivocations")) == 1
+
+
+def test_what_was_published_is_in_the_journal_as_the_bytes_that_were_sent(world, paths):
+    played = world.simulation(next(paths)).run()
+    for node in played.simulation.nodes:
+        for record in played.records(node.index):
+            assert open_envelope(seal(record, node.identity)).record == record
+    entries = played.journal.read(0, 0)
+    assert [e.kind for e in entries if e.round == 0] == [
+        "begin",
+        "Evaluate",
+        "Sample",
+        "Score",
+        "Publish",
+        "Gather",
+        "Score",
+        "Learn",
+    ]
+    assert decode_result(Publish(played.records(0)[0]), entries[4].result) is None
