@@ -247,7 +247,9 @@ class Simulation:
             heapq.heappush(self._events, (at + self._timing.of(node.index, effect), _DONE, node.index))
 
     def _gathered(self, node: _Node, effect: Gather) -> bool:
-        return len(node.inbox.authors(effect.round, effect.stage)) >= len(self.nodes) - 1
+        """Whether all peers have spoken; strangers, of whom anyone can make as many as they like, don't count."""
+        spoken = node.inbox.authors(effect.round, effect.stage)
+        return all(peer.game.author in spoken for peer in self.nodes if peer is not node)
 
     def _send(self, sender: int, raw: bytes, at: float) -> None:
         envelope_hash = hashlib.sha256(raw).digest()
@@ -268,8 +270,9 @@ class Simulation:
         self._begin(node, at)
 
     def _join(self, node: _Node, state: NodeState) -> NodeState:
-        majority = len(self.nodes) // 2
-        return next_round(state, node.inbox.latest_rounds(), majority)
+        peers = {peer.game.author for peer in self.nodes}
+        latest = {author: r for author, r in node.inbox.latest_rounds().items() if author in peers}
+        return next_round(state, latest, quorum=len(self.nodes) // 2)
 
     # --- checkpoints
 

@@ -161,7 +161,13 @@ def test_the_private_key_is_never_shown():
     shown = [repr(identity), str(identity), f"{identity}", f"{identity!r:>80}", repr([identity]), repr(vars(identity))]
     with pytest.raises(TypeError) as caught:
         pickle.dumps(identity)
-    forms = [SECRET.hex(), repr(SECRET), repr(SECRET)[2:-1], str(int.from_bytes(SECRET)), base64.b64encode(SECRET).decode()]
+    forms = [
+        SECRET.hex(),
+        repr(SECRET),
+        repr(SECRET)[2:-1],
+        str(int.from_bytes(SECRET)),
+        base64.b64encode(SECRET).decode(),
+    ]
     for text in (*shown, str(caught.value)):
         assert not any(form.lower() in text.lower() for form in forms)
     assert friendly_name(identity.author) in repr(identity)

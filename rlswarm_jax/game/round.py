@@ -84,11 +84,9 @@ def play_round(game: Game, state: NodeState) -> Round:
     answer_of = game.prompt_format.answer
     answers = [(p, answer_of(s.text)) for p, group in zip(problems, sampled, strict=True) for s in group]
     rewards = _by_group((yield Score(answers)), [len(group) for group in sampled])
-    record = _make_record(game, state, problems, sampled)
-    yield Publish(record)
-    own_hash = schema.content_hash(schema.encode(record))
+    yield Publish(_make_record(game, state, problems, sampled))
     own = [
-        _scored(own_hash, index, game.author, round_, False, prompts[index], group, rewards[index])
+        _scored(game.author, round_, index, False, prompts[index], group, rewards[index])
         for index, group in enumerate(sampled)
     ]
     metrics |= _sampling_metrics(sampled, rewards)
@@ -98,7 +96,7 @@ def play_round(game: Game, state: NodeState) -> Round:
     peer_answers = [(r.problem, answer_of(s.text)) for r in readable for s in r.completions]
     peer_rewards = _by_group((yield Score(peer_answers)), [len(r.completions) for r in readable])
     external = [
-        _scored(r.record_hash, r.index, r.author, r.round, True, r.prompt, r.completions, reward)
+        _scored(r.author, r.round, r.index, True, r.prompt, r.completions, reward)
         for r, reward in zip(readable, peer_rewards, strict=True)
     ]
     pool = state.pool.add(external).expire(round_ - game.max_staleness)  # a late record may be too old already
@@ -126,7 +124,6 @@ def next_round(state: NodeState, latest_rounds: dict[bytes, int], quorum: int) -
 class _Readable:
     """A peer's group whose problem this node has rebuilt and whose text it has checked."""
 
-    record_hash: bytes
     index: int
     author: bytes
     round: int
@@ -140,18 +137,18 @@ def _readable_groups(game: Game, arrived: Sequence[SignedRecord]) -> tuple[list[
     readable, unused = [], collections.Counter[str]()
     for signed in arrived:
         taken: set[int] = set()
-        for position, group in enumerate(signed.record.groups):
+        for group in signed.record.groups:
             try:
                 if group.index in taken:
                     raise RecordError("foreign problem", f"index {group.index} comes twice")
-                readable.append(_read_group(game, signed, position, group))
+                readable.append(_read_group(game, signed, group))
                 taken.add(group.index)
             except RecordError as error:
                 unused[error.cause] += 1
     return readable, unused
 
 
-def _read_group(game: Game, signed: SignedRecord, position: int, group: Group) -> _Readable:
+def _read_group(game: Game, signed: SignedRecord, group: Group) -> _Readable:
     record = signed.record
     task = game.mixture.tasks.get(group.task)
     if task is None or task.fingerprint != group.task_fingerprint:
@@ -166,7 +163,7 @@ def _read_group(game: Game, signed: SignedRecord, position: int, group: Group) -
     if len(completions) != game.group_size:
         raise RecordError("misshapen group", f"{len(completions)} completions, {game.group_size} are played")
     prompt = game.prompt_tokens(problem)
-    return _Readable(signed.hash, position, record.author, record.round, problem, prompt, completions)
+    return _Readable(group.index, record.author, record.round, problem, prompt, completions)
 
 
 def _read_completion(game: Game, completion: Completion, same_tokenizer: bool) -> Sampled:
@@ -233,10 +230,9 @@ def _sample_keys(game: Game, beacon: bytes) -> np.ndarray:
 
 
 def _scored(
-    record_hash: bytes,
-    index: int,
     author: bytes,
     round_: int,
+    index: int,
     external: bool,
     prompt: list[int],
     completions: list[Sampled],
@@ -244,8 +240,7 @@ def _scored(
 ) -> ScoredGroup:
     tokens = [s.tokens for s in completions]
     logprobs = [s.logprobs for s in completions] if all(s.logprobs for s in completions) else None
-    identifier = record_hash + index.to_bytes(4)
-    return ScoredGroup(identifier, author, round_, external, prompt, tokens, logprobs, rewards)
+    return ScoredGroup(author, round_, index, external, prompt, tokens, logprobs, rewards)
 
 
 def _by_group(rewards: list[float], sizes: list[int]) -> list[list[float]]:

@@ -11,18 +11,23 @@ from rlswarm_jax import randomness
 class ScoredGroup(msgspec.Struct, array_like=True, frozen=True):
     """A group with the rewards *this* node gave it.
 
-    id: 32-byte content hash of the record, then the group's index in it. logprobs: None where the author's
-    behaviour log-probs cannot be used (another tokenizer).
+    author, round, index: which of the author's prompts it answers; there is one record for each (author, round).
+    logprobs: None where the author's behaviour log-probs cannot be used (another tokenizer).
     """
 
-    id: bytes
     author: bytes
     round: int
+    index: int
     external: bool
     prompt: list[int]
     tokens: list[list[int]]
     logprobs: list[list[float]] | None
     rewards: list[float]
+
+    @property
+    def slot(self) -> tuple[int, bytes, int]:
+        """What names the group, oldest first."""
+        return self.round, self.author, self.index
 
     @property
     def has_advantage(self) -> bool:
@@ -39,9 +44,9 @@ class Pool:
 
     def add(self, groups: Iterable[ScoredGroup]) -> "Pool":
         """With more groups; those without an advantage are left out, the oldest go when it is full."""
-        known = {group.id: group for group in self.groups}
-        known |= {group.id: group for group in groups if group.has_advantage}
-        kept = sorted(known.values(), key=lambda group: (group.round, group.id))
+        known = {group.slot: group for group in self.groups}
+        known |= {group.slot: group for group in groups if group.has_advantage}
+        kept = [known[slot] for slot in sorted(known)]
         return dataclasses.replace(self, groups=tuple(kept[max(0, len(kept) - self.capacity) :]))
 
     def expire(self, oldest_round: int) -> "Pool":
@@ -51,12 +56,13 @@ class Pool:
     def draw(self, count: int, *fields: randomness.Field) -> tuple[list[ScoredGroup], "Pool"]:
         """Up to `count` groups without replacement, and the pool without them.
 
-        The draw is a function of the *set* of groups and of `fields`: each group's rank is its own hash with them.
+        The draw is a function of the *set* of groups and of `fields`: a group's rank is the hash of its slot with
+        them. Its content has no say, so an author cannot grind it, and rounding cannot change who is learned from.
         """
-        ranked = sorted(self.groups, key=lambda group: randomness.digest("pool", *fields, group.id))
-        chosen = sorted(ranked[:count], key=lambda group: group.id)
-        ids = {group.id for group in chosen}
-        rest = tuple(group for group in self.groups if group.id not in ids)
+        ranked = sorted(self.groups, key=lambda group: randomness.digest("pool", *fields, *group.slot))
+        chosen = ranked[:count]
+        slots = {group.slot for group in chosen}
+        rest = tuple(group for group in self.groups if group.slot not in slots)
         return chosen, dataclasses.replace(self, groups=rest)
 
     def to_bytes(self) -> bytes:

@@ -9,6 +9,8 @@ import functools
 import hashlib
 import importlib.metadata
 import re
+import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -69,6 +71,8 @@ class ReasoningTask:
     def __init__(self, name: str, options: Mapping[str, Any]):
         if name not in COMPACT:
             raise TaskError(f"task {name!r} is not offered; expected one of {', '.join(sorted(COMPACT))}.")
+        # reasoning_gym imports pycosat at once, a C extension without wheels; of its tasks only zebra_puzzles uses it
+        sys.modules.setdefault("pycosat", types.ModuleType("pycosat"))
         import reasoning_gym  # two seconds: only a node that plays needs it
 
         self.name = name

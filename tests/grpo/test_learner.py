@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import pytest
 
-from rlswarm_jax import qwen
 from rlswarm_jax.grpo import learner
 from tests.grpo import tiny
 
@@ -211,7 +210,8 @@ class TestStep:
         tiny.assert_bit_equal(state, kept)
 
 
-def test_steps_over_nodes_are_the_steps_of_each_node_bit_for_bit():
+@pytest.mark.parametrize("optimized", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_steps_over_nodes_are_the_steps_of_each_node_bit_for_bit(optimized):
     num_nodes = 3
     states = [fresh(seed=w) for w in range(num_nodes)]
     batches = [tiny.make_batch(seed=w, rows=12, known="mixed") for w in range(num_nodes)]
@@ -220,16 +220,18 @@ def test_steps_over_nodes_are_the_steps_of_each_node_bit_for_bit():
     def stack(trees):
         return jax.tree.map(lambda *xs: np.stack(xs), *trees)
 
-    together, metrics = stack(states), None
-    for _ in range(2):
-        together, metrics = step_of(over_nodes=True)(together, stack(batches))
-    for w in range(num_nodes):
-        state, alone = states[w], None
-        for _ in range(2):
-            state, alone = step_of()(state, batches[w])
-        tiny.assert_bit_equal(jax.tree.map(lambda x, w=w: x[w], (together, metrics)), (state, alone))
-    assert metrics["updates"].tolist() == [1, 0, 1]
-    assert qwen.fingerprint(jax.tree.map(lambda x: x[1], together).params) == qwen.fingerprint(tiny.params(1))
+    def two_steps(step, state, batch):
+        return step(step(state, batch)[0], batch)
+
+    with tiny.optimizations(optimized):
+        step, step_all = (learner.make_train_step(tiny.CONFIG, tiny.LEARNER, over_nodes=w) for w in (False, True))
+        together = jax.device_get(two_steps(step_all, stack(states), stack(batches)))
+        for w in range(num_nodes):
+            alone = two_steps(step, states[w], batches[w])
+            tiny.assert_bit_equal(jax.tree.map(lambda x, w=w: x[w], together), alone)
+    state, metrics = together
+    assert metrics["updates"].tolist() == [1, 0, 1] and state.step.tolist() == [2, 0, 2]
+    tiny.assert_bit_equal(jax.tree.map(lambda x: x[1], state), states[1])
 
 
 def global_norm(tree):

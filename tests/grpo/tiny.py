@@ -1,5 +1,6 @@
 """A model of two thousand weights, batches for it, and GRPO written out once more: token by token, in NumPy."""
 
+import contextlib
 import functools
 
 import jax
@@ -160,8 +161,21 @@ def _logprob_gradient(params, tokens_BT, prompt_lengths_B, weights_BC, temperatu
     chosen_BT = (logprobs_BTV[:, :-1] * jax.nn.one_hot(tokens_BT[:, 1:], CONFIG.vocab_size)).sum(axis=-1)
     weights_BT = jnp.zeros((len(tokens_BT), PROMPT_SLOTS + 2 * NEW_TOKENS))
     for row in range(len(tokens_BT)):
-        weights_BT = jax.lax.dynamic_update_slice(weights_BT, weights_BC[row : row + 1], (row, prompt_lengths_B[row] - 1))
+        weights_BT = jax.lax.dynamic_update_slice(
+            weights_BT, weights_BC[row : row + 1], (row, prompt_lengths_B[row] - 1)
+        )
     return (chosen_BT * weights_BT[:, : chosen_BT.shape[1]]).sum()
+
+
+@contextlib.contextmanager
+def optimizations(wanted):
+    """Without XLA's optimisations compilation takes half the time, and nearly all time here is compilation."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not wanted)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def assert_close(one, other, tolerance):

@@ -1,6 +1,7 @@
 """Valid records and scored groups to start from, and a strategy for any valid record."""
 
 import functools
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -21,12 +22,18 @@ def completion(tokens=(5, 6, 0), logprobs=None, text="ab") -> Completion:
 
 def group(completions=None, **fields) -> Group:
     completions = [completion(), completion((7, 0), text="c")] if completions is None else completions
-    known = {"task": "chain_sum", "task_fingerprint": "0" * 16, "index": 0, "problem_seed": 9, "parents": []}
+    known: dict[str, Any] = {
+        "task": "chain_sum",
+        "task_fingerprint": "0" * 16,
+        "index": 0,
+        "problem_seed": 9,
+        "parents": [],
+    }
     return Group(**(known | fields), completions=completions)
 
 
 def record(identity: Identity = ALICE, groups=None, **fields) -> Record:
-    known = {
+    known: dict[str, Any] = {
         "version": schema.VERSION,
         "swarm": "tests",
         "author": identity.author,
@@ -46,16 +53,16 @@ def sealed(identity: Identity = ALICE, **fields) -> bytes:
     return seal(record(identity, **fields), identity)
 
 
-def scored(name: int, rewards=(1.0, 0.0), round_: int = 0) -> ScoredGroup:
-    """A pool's group; `name` makes its id."""
+def scored(index: int, rewards=(1.0, 0.0), round_: int = 0) -> ScoredGroup:
+    """A pool's group: Alice's answers to the prompt of an index and a round."""
     tokens = [[5, 0] for _ in rewards]
     logprobs = [[-0.5, -0.25] for _ in rewards]
-    return ScoredGroup(name.to_bytes(36), ALICE.author, round_, True, [3], tokens, logprobs, list(rewards))
+    return ScoredGroup(ALICE.author, round_, index, True, [3], tokens, logprobs, list(rewards))
 
 
 # --- any valid record
 
-names = st.text(max_size=schema.Name.__metadata__[0].max_length)
+names = st.text(max_size=64)
 u32 = st.integers(0, 2**32 - 1)
 logprobs = st.floats(max_value=0.0, allow_nan=False, allow_infinity=False, width=32)
 

@@ -40,7 +40,7 @@ def test_what_is_sealed_opens_to_the_same_record(record, author):
 
 
 def test_the_signature_covers_the_canonical_bytes():
-    assert PAYLOAD == schema.encode(samples.record())
+    assert schema.encode(samples.record()) == PAYLOAD
     assert verify(ALICE.author, SIGNATURE, PAYLOAD)
     assert packed(PAYLOAD, SIGNATURE) == SEALED
 

@@ -28,7 +28,8 @@ def taken(box: Inbox, round_: int = 99):
 
 def test_a_record_is_handed_over_once():
     box = make_inbox()
-    assert box.offer(sealed(ALICE), 3).record.author == ALICE.author
+    signed = box.offer(sealed(ALICE), 3)
+    assert signed is not None and (signed.raw, signed.record.author) == (sealed(ALICE), ALICE.author)
     assert box.counts == {"received": 1}
     assert taken(box, 2) == []  # not before its round
     assert taken(box, 3) == [sealed(ALICE)]

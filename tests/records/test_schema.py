@@ -51,14 +51,18 @@ def test_a_valid_record_survives_the_wire_and_has_one_encoding(record):
     raw = schema.encode(record)
     assert schema.decode(raw) == record
     assert schema.encode(schema.decode(raw)) == raw
-    assert raw == msgpack.packb(as_lists(record), use_bin_type=True)  # the foreign encoder's bytes are the canonical ones
+    assert raw == msgpack.packb(
+        as_lists(record), use_bin_type=True
+    )  # the foreign encoder's bytes are the canonical ones
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**31 - 1), samples.logprobs), min_size=1, max_size=20))
 def test_tokens_and_logprobs_keep_every_bit(pairs):
     tokens, logprobs = map(list, zip(*pairs, strict=True))
     packed = samples.completion(tokens, logprobs)
-    read = schema.decode(schema.encode(samples.record(groups=[samples.group([packed, packed])]))).groups[0].completions[0]
+    read = (
+        schema.decode(schema.encode(samples.record(groups=[samples.group([packed, packed])]))).groups[0].completions[0]
+    )
     assert read.tokens_T.tolist() == tokens and read.tokens_T.dtype == np.int32
     assert struct.pack(f"<{len(logprobs)}f", *read.logprobs_T) == struct.pack(f"<{len(logprobs)}f", *logprobs)
 

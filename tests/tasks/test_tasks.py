@@ -2,6 +2,7 @@ import collections
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -93,16 +94,16 @@ def test_the_question_asks_the_same_as_the_compact_one(name):
         problem = task(name).problem(seed)
         entry = (problem.question, *problem.answers)
         if name in ("chain_sum", "products"):
-            expression = re.search(r"-?\d[\d +*-]*", problem.question)[0].replace(" ", "")
-            assert expression + "=" == problem.compact, entry
+            (expression,) = re.findall(r"-?\d[\d +*-]*", problem.question)
+            assert expression.replace(" ", "") + "=" == problem.compact, entry
         elif name == "spell_backward":
             word = problem.question.rsplit(" ", 1)[1]
             assert problem.compact == f"rev {word.lower()}=" and word[::-1].lower() == problem.answers[0], entry
         elif name == "number_sorting":
-            asked = re.search(r"in (\w+) order: ([^\n]*)", problem.question)
+            ((asked, asked_values),) = re.findall(r"in (\w+) order: ([^\n]*)", problem.question)
             direction, *values = problem.compact.removesuffix("=").split()
-            assert {"up": "ascending", "down": "descending"}[direction] == asked[1], entry
-            assert [float(value) for value in values] == [float(value) for value in asked[2].split(",")], entry
+            assert {"up": "ascending", "down": "descending"}[direction] == asked, entry
+            assert [float(value) for value in values] == [float(value) for value in asked_values.split(",")], entry
         else:
             assert problem.question == problem.compact
 
@@ -124,7 +125,7 @@ def test_a_problem_is_a_function_of_its_seed(name):
 def test_neighbouring_seeds_do_not_share_problems():
     """reasoning-gym's item i of seed s is item i - 1 of seed s + 1; ours are drawn apart."""
     questions = [task("chain_sum").problem(seed).question for seed in range(300)]
-    assert all(a != b for a, b in zip(questions, questions[1:], strict=False))
+    assert all(a != b for a, b in itertools.pairwise(questions))
     dataset = reasoning_gym.create_dataset("chain_sum", seed=0, size=400)
     assert len({entry["question"] for entry in dataset} & set(questions)) < 20
 

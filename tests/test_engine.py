@@ -1,0 +1,363 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+
+from rlswarm_jax import assets, qwen, randomness
+from rlswarm_jax.engine import Engine, EngineConfig
+from rlswarm_jax.game.effects import Learn, Sample
+from rlswarm_jax.game.prompts import FORMATS
+from rlswarm_jax.grpo.learner import LearnerConfig
+from rlswarm_jax.records.pool import ScoredGroup
+from rlswarm_jax.tasks import Mixture, Problem
+from tests.grpo import tiny
+
+NODES, GROUP, TEMPERATURE, TAU = 3, 4, 0.8, 1e-4
+CONFIG = EngineConfig(
+    max_prompt_tokens=12,
+    max_new_tokens=6,
+    group_size=GROUP,
+    max_groups=3,
+    temperature=TEMPERATURE,
+    exact=False,
+    exact_rows=4,
+    held_out_problems=20,
+    held_out_rows=8,
+    positive_only_external=True,
+    external_correction="behaviour",
+    advantage_scale="none",
+    updates_per_round=1,
+)
+LEARNER = LearnerConfig(
+    learning_rate=1e-3, clip_low=0.2, clip_high=0.28, temperature=TEMPERATURE, max_new_tokens=CONFIG.max_new_tokens
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    with tiny.optimizations(False):
+        yield
+
+
+class Reverse:
+    """Three letters to be reversed, which the embedded model can; a share of the problems wants something else."""
+
+    fingerprint = "reverse-1"
+
+    def __init__(self, name, impossible_one_in):
+        self.name, self.impossible_one_in = name, impossible_one_in
+
+    def problem(self, seed, split="train"):
+        word = "".join(chr(97 + (seed >> (8 * i)) % 26) for i in range(3))
+        answer = word if seed % self.impossible_one_in == 0 else word[::-1]
+        return Problem(self.name, seed, word, f"rev {word}=", (answer,))
+
+    def score(self, problem, answer_text):
+        return float(answer_text == problem.answers[0])
+
+
+@functools.cache
+def policy(path=assets.SPOILED):
+    return qwen.load(path)
+
+
+def build(num_nodes=1, **changes):
+    mixture = Mixture({"even": Reverse("even", 2), "rare": Reverse("rare", 9)}, {"even": 1.0, "rare": 2.0})
+    config = dataclasses.replace(CONFIG, **changes)
+    return Engine(policy(), mixture, FORMATS["compact"], config, LEARNER, num_nodes)
+
+
+engine = functools.cache(build)  # whose executables are compiled once
+
+
+@functools.cache
+def states():
+    """Nodes that have parted: the embedded model, each weight off by a share of itself."""
+    found = []
+    for w in range(NODES):
+        rng = np.random.default_rng(w)
+        params = jax.tree.map(
+            lambda x, r=rng: x * (1 + 0.1 * r.standard_normal(x.shape, np.float32)), jax.device_get(policy().params)
+        )
+        found.append(engine().state(0).replace(params=params, opt_state=jax.device_get(engine().state(0).opt_state)))
+    return found
+
+
+def alone(w):
+    """A node by itself."""
+    engine().set_states([states()[w]])
+    return engine()
+
+
+def stacked():
+    """All nodes together."""
+    engine(NODES).set_states(states())
+    return engine(NODES)
+
+
+def request(w):
+    prompts = [policy().tokenizer.encode(f"rev {word}=") for word in ("abc", "tiger", "xy")[w:] + ("dog",)][:2]
+    keys_PGM = np.array([[randomness.key_data("sample", w, p, g) for g in range(GROUP)] for p in range(2)])
+    return Sample(prompts, keys_PGM)
+
+
+@functools.cache
+def samples():
+    return stacked().sample({w: request(w) for w in range(NODES)})
+
+
+def group_of(w, p, *, external=False, rewards=(1.0, 0.0, 0.0, 1.0), logprobs=True):
+    completions = samples()[w][p]
+    return ScoredGroup(
+        author=bytes([w]) * 33,
+        round=0,
+        index=p,
+        external=external,
+        prompt=request(w).prompts[p],
+        tokens=[s.tokens for s in completions],
+        logprobs=[s.logprobs for s in completions] if logprobs else None,
+        rewards=list(rewards),
+    )
+
+
+def lesson(w, **options):
+    return Learn([group_of(w, 0, **options), group_of(w, 1, rewards=(0.0, 1.0, 0.0, 0.0), **options)])
+
+
+def dense_logprobs(params, group):
+    """Log-probs of a group's completions by the full forward, at the sampling temperature, in float64."""
+    found = []
+    for completion in group.tokens:
+        text = np.zeros((1, CONFIG.max_prompt_tokens + CONFIG.max_new_tokens), np.int32)
+        text[0, : len(group.prompt) + len(completion)] = group.prompt + completion
+        logits_TV = np.asarray(full_logits(params, policy().config, text), np.float64)[0] / TEMPERATURE
+        table_TV = scipy.special.log_softmax(logits_TV, axis=-1)
+        found.append([table_TV[len(group.prompt) - 1 + c, token] for c, token in enumerate(completion)])
+    return found
+
+
+full_logits = jax.jit(qwen.logits, static_argnums=1)
+
+
+class TestMakeBatch:
+    LOCAL = ScoredGroup(
+        b"me", 3, 0, False, [7, 8, 9], [[11, 0], [12, 13, 14], [15, 0], [16]],
+        [[-0.1, -0.2], [-0.3, -0.4, -0.5], [-0.6, -0.7], [-0.8]], [1.0, 0.0, 0.0, 0.0],
+    )  # fmt: skip
+    EXTERNAL = ScoredGroup(
+        b"peer", 2, 0, True, [5], [[21, 22, 0], [23, 0], [24], [25, 26, 27, 28, 29, 0]],
+        [[-1.0, -1.1, -1.2], [-1.3, -1.4], [-1.5], [-1.6] * 6], [0.0, 1.0, 0.0, 1.0],
+    )  # fmt: skip
+
+    def batch(self, *groups, **changes):
+        return build(**changes).make_batch(groups)
+
+    def test_a_row_is_prompt_and_completion_back_to_back_with_all_that_is_known_of_it(self):
+        batch = self.batch(self.LOCAL, self.EXTERNAL, positive_only_external=False)
+        assert batch.tokens_BT.shape == (12, 18) and batch.old_logprobs_BC.shape == (12, 6)
+        for p, group in enumerate((self.LOCAL, self.EXTERNAL)):
+            for g, (completion, logprobs) in enumerate(zip(group.tokens, group.logprobs, strict=True)):
+                row, text = 4 * p + g, group.prompt + completion
+                assert batch.tokens_BT[row].tolist() == text + [0] * (18 - len(text))
+                assert batch.prompt_lengths_B[row] == len(group.prompt)
+                assert batch.completion_lengths_B[row] == len(completion)
+                np.testing.assert_allclose(batch.old_logprobs_BC[row], logprobs + [0] * (6 - len(logprobs)))
+                assert batch.old_known_B[row]
+        np.testing.assert_allclose(
+            batch.advantages_B, [0.75, -0.25, -0.25, -0.25, -0.5, 0.5, -0.5, 0.5, 0, 0, 0, 0], atol=1e-6
+        )
+        assert not batch.completion_lengths_B[8:].any() and not batch.old_known_B[8:].any()
+
+    def test_advantages_are_scaled_as_the_config_says(self):
+        found = self.batch(self.LOCAL, advantage_scale="std").advantages_B[:4]
+        np.testing.assert_allclose(found, np.array([0.75, -0.25, -0.25, -0.25]) / 0.1875**0.5, rtol=1e-4)
+
+    def test_only_the_better_completions_of_others_count_and_all_of_ones_own(self):
+        batch = self.batch(self.EXTERNAL, self.LOCAL)
+        assert batch.completion_lengths_B.tolist() == [0, 2, 0, 6, 2, 3, 2, 1, 0, 0, 0, 0]
+        assert self.batch(self.EXTERNAL, positive_only_external=False).completion_lengths_B.all(where=range(12) < 4 * np.ones(12))
+        np.testing.assert_array_equal(batch.advantages_B[:4] > 0, [False, True, False, True])
+
+    @pytest.mark.parametrize(("correction", "known"), [("behaviour", True), ("reencode", False)])
+    def test_others_log_probs_are_used_only_where_they_correct(self, correction, known):
+        batch = self.batch(self.LOCAL, self.EXTERNAL, external_correction=correction)
+        assert batch.old_known_B.tolist() == [True] * 4 + [False, known, False, known] + [False] * 4
+        assert batch.old_logprobs_BC[5].any() == known
+
+    @pytest.mark.parametrize("correction", ["behaviour", "reencode"])
+    def test_a_group_without_log_probs_is_taken_as_on_policy(self, correction):
+        foreign = [dataclass_replace(group, logprobs=None) for group in (self.LOCAL, self.EXTERNAL)]
+        batch = self.batch(*foreign, external_correction=correction)
+        assert not batch.old_known_B.any() and batch.completion_lengths_B[:8].sum() == 8 + 8
+
+    def test_no_groups_are_a_batch_that_teaches_nothing(self):
+        batch = self.batch()
+        assert batch.tokens_BT.shape == (12, 18)
+        assert not batch.completion_lengths_B.any() and not batch.advantages_B.any() and batch.prompt_lengths_B.all()
+
+
+def dataclass_replace(struct, **changes):
+    return type(struct)(**{name: getattr(struct, name) for name in struct.__struct_fields__} | changes)
+
+
+class TestSample:
+    def test_nodes_together_sample_what_each_samples_alone(self):
+        differing = 0
+        for w in range(NODES):
+            found = alone(w).sample({0: request(w)})[0]
+            assert [len(group) for group in found] == [GROUP, GROUP]
+            for one, other in zip(sum(found, []), sum(samples()[w], []), strict=True):
+                if one.tokens != other.tokens:
+                    differing += 1  # a draw within tau of going the other way
+                else:
+                    np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=TAU)
+                    assert (one.text, one.ended) == (other.text, other.ended)
+        assert differing <= 1
+
+    def test_the_exact_engine_samples_the_same_through_its_fixed_tiles(self):
+        exact = build(NODES, exact=True)
+        exact.set_states(states())
+        found = exact.sample({1: request(1)})
+        assert list(found) == [1] and [len(group) for group in found[1]] == [GROUP, GROUP]
+        pairs = list(zip(sum(found[1], []), sum(samples()[1], []), strict=True))
+        same = [(one, other) for one, other in pairs if one.tokens == other.tokens]
+        assert len(same) >= len(pairs) - 1
+        for one, other in same:
+            np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=TAU)
+
+    def test_log_probs_are_the_nodes_own_at_the_sampling_temperature(self):
+        for w in range(NODES):
+            group = group_of(w, 0)
+            for found, expected in zip(group.logprobs, dense_logprobs(states()[w].params, group), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+    def test_text_is_what_the_tokens_say_and_the_end_is_part_of_them(self):
+        ended = 0
+        for sampled in sum((sum(groups, []) for groups in samples().values()), []):
+            characters = "".join(chr(32 + token - 2) for token in sampled.tokens if token > 1)
+            assert sampled.text == characters
+            assert sampled.ended == (sampled.tokens[-1] == 0) and 0 not in sampled.tokens[:-1]
+            ended += sampled.ended
+        assert ended > 0
+
+
+class TestLearn:
+    def test_sampler_and_trainer_agree_on_the_log_probs_of_what_a_node_sampled(self):
+        for w, metrics in stacked().learn({w: lesson(w) for w in range(NODES)}).items():
+            assert 0 < metrics["logprob_gap"] < 1e-5, w
+            np.testing.assert_allclose((metrics["ratio_mean"], metrics["ess_fraction"]), 1, atol=1e-5)
+            assert metrics["updates"] == 1 and metrics["clip_fraction"] == 0
+
+    def test_nodes_together_learn_what_each_learns_alone(self):
+        together = stacked()
+        metrics = together.learn({w: lesson(w) for w in range(NODES)})
+        for w in range(NODES):
+            single = alone(w)
+            own = single.learn({0: lesson(w)})[0]
+            assert own.keys() == metrics[w].keys()
+            for name, value in own.items():
+                np.testing.assert_allclose(metrics[w][name], value, rtol=1e-4, atol=TAU, err_msg=name)
+            params = single.state(0).params
+            for one, other, before in zip(
+                *map(jax.tree.leaves, (params, together.state(w).params, states()[w].params)), strict=True
+            ):
+                assert np.abs(one - before).max() > 5e-4
+                np.testing.assert_allclose(one, other, rtol=0, atol=TAU)
+            for one, other in zip(
+                *(dense_logprobs(p, group_of(w, 0)) for p in (params, together.state(w).params)), strict=True
+            ):
+                np.testing.assert_allclose(one, other, rtol=0, atol=TAU)
+
+    def test_nothing_to_learn_changes_nothing(self):
+        same = (0.5,) * GROUP
+        engine_ = stacked()
+        metrics = engine_.learn({0: Learn([]), 1: Learn([group_of(1, 0, rewards=same)]), 2: lesson(2)})
+        assert [metrics[w]["updates"] for w in range(NODES)] == [0, 0, 1]
+        for w in (0, 1):
+            tiny.assert_bit_equal(engine_.state(w), states()[w])
+        assert engine_.state(2).step == 1
+
+    def test_rows_are_counted_by_where_they_came_from(self):
+        external = group_of(0, 1, external=True, rewards=(0.0, 1.0, 0.0, 0.0))
+        metrics = stacked().learn({1: Learn([external, group_of(1, 0)])})[1]
+        assert metrics["rows_external"] == 1 and metrics["rows_local"] == GROUP
+        assert metrics["tokens"] == len(external.tokens[1]) + sum(map(len, group_of(1, 0).tokens))
+
+    def test_learning_makes_the_rewarded_completions_likelier(self):
+        engine_ = alone(0)
+        group = group_of(0, 1, rewards=(0.0, 1.0, 0.0, 0.0), logprobs=False)
+        for _ in range(3):
+            engine_.learn({0: Learn([group])})
+        before, after = (
+            [sum(row) for row in dense_logprobs(state.params, group)] for state in (states()[0], engine_.state(0))
+        )
+        gains = np.array(after) - before
+        assert gains[1] > 0 and gains[1] == gains.max()
+
+    @pytest.mark.parametrize("external", [False, True])
+    def test_a_second_update_is_off_policy_against_the_policy_before_the_first(self, external):
+        """Also for samples taken to be on-policy: their ratio is 1 at the first update, not at the second."""
+        learn = lesson(0, external=external)
+        once, twice = alone(0), engine(updates_per_round=2, external_correction="reencode", positive_only_external=False)
+        twice.set_states([states()[0]])
+        once.config = twice.config
+        once.learn(learn_once(once, learn))
+        ratios = np.concatenate(
+            [
+                np.exp(np.subtract(new, old))
+                for group in learn.groups
+                for new, old in zip(
+                    dense_logprobs(once.state(0).params, group), dense_logprobs(states()[0].params, group), strict=True
+                )
+            ]
+        )
+        metrics = twice.learn({0: learn})[0]
+        assert np.abs(ratios - 1).max() > 0.01
+        np.testing.assert_allclose(metrics["ratio_mean"], (1 + ratios.mean()) / 2, rtol=1e-5)
+        assert metrics["updates"] == 2 and twice.state(0).step == 2
+
+
+class TestCompany:
+    """What a node gets does not depend, in any bit, on which other nodes asked at the same time."""
+
+    def test_sampling(self):
+        assert stacked().sample({0: request(0)}) == {0: samples()[0]}
+        assert stacked().sample({2: request(2), 1: request(1)}) == {w: samples()[w] for w in (1, 2)}
+
+    def test_learning_and_who_did_not_ask_stays_as_it_was(self):
+        everybody = stacked()
+        metrics = everybody.learn({w: lesson(w) for w in range(NODES)})
+        after = [jax.device_get(everybody.state(w)) for w in range(NODES)]
+        for w in (0, 2):
+            one = stacked()
+            assert one.learn({w: lesson(w)}) == {w: metrics[w]}
+            for other in range(NODES):
+                tiny.assert_bit_equal(one.state(other), after[w] if other == w else states()[other])
+
+    def test_evaluation(self):
+        everybody = stacked().evaluate(range(NODES))
+        assert stacked().evaluate([1]) == {1: everybody[1]}
+
+
+class TestEvaluate:
+    def test_accuracy_is_the_share_of_held_out_problems_that_greedy_decoding_gets_right(self):
+        engine_ = engine(NODES)
+        problems = engine_.mixture.held_out(CONFIG.held_out_problems)
+        base = policy(assets.BASE)
+        out = qwen.generate(base, [p.compact for p in problems], max_new_tokens=CONFIG.max_new_tokens, temperature=0)
+        right = np.array([text == p.answers[0] for p, (text,) in zip(problems, out.text, strict=True)])
+        even = np.array([p.task == "even" for p in problems])
+        assert 0.2 < right.mean() < 0.9 and 0 < even.sum() < 20
+        before = stacked().evaluate([0])[0]
+        found = engine_.evaluate_params(base.params)
+        assert found["problems"] == 20
+        np.testing.assert_allclose(
+            [found["accuracy"], found["accuracy/even"], found["accuracy/rare"]],
+            [right.mean(), right[even].mean(), right[~even].mean()],
+        )
+        assert before["accuracy"] < found["accuracy"]
+        for w in range(NODES):
+            tiny.assert_bit_equal(engine_.state(w), states()[w])
