@@ -24,7 +24,8 @@ class MetricsLog:
     def __init__(self, path: Path, keep_bytes: int = 0):
         try:
             self._file = path.open("ab")
-            self._file.truncate(keep_bytes)
+            if self._file.tell() > keep_bytes:
+                self._file.truncate(keep_bytes)
         except OSError as error:
             raise MetricsError(f"cannot write {path}: {error.strerror}.") from None
         self._path = path

@@ -1,6 +1,15 @@
-"""Tests run on the CPU and never reach for the network, unless the environment says otherwise."""
+"""Tests run on the CPU, never reach for the network, and compile no program twice, unless the environment says so."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the processes that tests start inherit it
+    cache = tempfile.mkdtemp(prefix="rlswarm-xla-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

@@ -1,7 +1,6 @@
 """A run that is killed at any instant and resumed ends as if it had never been."""
 
 import json
-import os
 import random
 import signal
 import sqlite3
@@ -25,24 +24,16 @@ CHECKOUT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    cache = tmp_path_factory.mktemp("xla")
-    settings = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return os.environ | settings
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(environment, tmp_path_factory) -> Path:
+def uninterrupted(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    process = start(workdir, environment)
+    process = start(workdir)
     assert process.wait(300) == 0
     return workdir
 
 
-def start(workdir: Path, environment: dict[str, str]) -> subprocess.Popen:
+def start(workdir: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments.run", *ARGUMENTS, "--workdir", str(workdir), "--resume"]
-    return subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL)
 
 
 def rows(workdir: Path) -> list[dict]:
@@ -76,16 +67,16 @@ def kill_after(process: subprocess.Popen, workdir: Path, effects: int, seconds: 
     return process.wait() == -signal.SIGKILL
 
 
-def interrupted_run(workdir: Path, environment: dict[str, str], seed: int, kills: int) -> int:
+def interrupted_run(workdir: Path, seed: int, kills: int) -> int:
     """Kills a run again and again, lets the last start finish; returns how often it was killed."""
     draw, killed = random.Random(seed), 0
     for _ in range(kills):
-        process = start(workdir, environment)
+        process = start(workdir)
         if not kill_after(process, workdir, draw.randint(1, 90), draw.uniform(0, 0.05)):
             assert process.wait() == 0
             return killed
         killed += 1
-    assert start(workdir, environment).wait(300) == 0
+    assert start(workdir).wait(300) == 0
     return killed
 
 
@@ -97,23 +88,23 @@ def check_equal(workdir: Path, uninterrupted: Path) -> None:
         assert ours[field] == theirs[field], field
 
 
-def test_killed_and_resumed_equals_uninterrupted(environment, uninterrupted, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(uninterrupted, tmp_path):
     assert sum(row["learn/updates"] for row in rows(uninterrupted)) > 4
     assert len(set(summary(uninterrupted)["weights"].values())) == 4
-    assert interrupted_run(tmp_path / "run", environment, seed=0, kills=2) >= 1
+    assert interrupted_run(tmp_path / "run", seed=0, kills=2) >= 1
     check_equal(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 7))
-def test_killed_at_random_instants_equals_uninterrupted(environment, uninterrupted, tmp_path, seed):
-    assert interrupted_run(tmp_path / "run", environment, seed=seed, kills=4) >= 1
+def test_killed_at_random_instants_equals_uninterrupted(uninterrupted, tmp_path, seed):
+    assert interrupted_run(tmp_path / "run", seed=seed, kills=4) >= 1
     check_equal(tmp_path / "run", uninterrupted)
 
 
-def test_ctrl_c_writes_a_report_and_resume_finishes_to_the_same_weights(environment, uninterrupted, tmp_path):
+def test_ctrl_c_writes_a_report_and_resume_finishes_to_the_same_weights(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
-    process = start(workdir, environment)
+    process = start(workdir)
     while journal_rows(workdir) < 60:
         assert process.poll() is None
         time.sleep(0.01)
@@ -121,12 +112,12 @@ def test_ctrl_c_writes_a_report_and_resume_finishes_to_the_same_weights(environm
     assert process.wait(120) == 130
     assert summary(workdir)["status"] == "stopped"
     assert "--resume" in (workdir / "report.md").read_text()
-    assert start(workdir, environment).wait(300) == 0
+    assert start(workdir).wait(300) == 0
     assert summary(workdir)["status"] == "finished"
     check_equal(workdir, uninterrupted)
 
 
-def test_a_finished_run_is_moved_aside_and_an_unfinished_one_needs_resume(environment, uninterrupted, tmp_path):
+def test_a_finished_run_is_moved_aside_and_an_unfinished_one_needs_resume(uninterrupted, tmp_path):
     from experiments.cli import UsageError, parse
     from experiments.swarm import prepare_folder
 

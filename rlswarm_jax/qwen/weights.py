@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -139,6 +140,7 @@ def chat_renderer(directory: Path) -> Callable[[Sequence[Message]], str]:
 
     @functools.cache
     def tokenizer():
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
         from transformers import PreTrainedTokenizerFast  # 10 CPU-seconds: only when a conversation is rendered
 
         return PreTrainedTokenizerFast.from_pretrained(str(directory))

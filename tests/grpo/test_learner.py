@@ -224,7 +224,8 @@ def test_steps_over_nodes_are_the_steps_of_each_node_bit_for_bit(optimized):
         return step(step(state, batch)[0], batch)
 
     with tiny.optimizations(optimized):
-        step, step_all = (learner.make_train_step(tiny.CONFIG, tiny.LEARNER, over_nodes=w) for w in (False, True))
+        step = learner.make_train_step(tiny.CONFIG, tiny.LEARNER) if optimized else step_of()
+        step_all = learner.make_train_step(tiny.CONFIG, tiny.LEARNER, over_nodes=True)
         together = jax.device_get(two_steps(step_all, stack(states), stack(batches)))
         for w in range(num_nodes):
             alone = two_steps(step, states[w], batches[w])

@@ -115,10 +115,8 @@ def grpo(params, batch, config=LEARNER):
             logprob = table[row, at - 1, batch.tokens_BT[row, at]]
             old = float(batch.old_logprobs_BC[row, c]) if batch.old_known_B[row] else logprob
             ratio = np.exp(logprob - old)
-            if advantage > 0:  # nothing more is gained beyond the upper bound
-                kept = min(ratio, 1 + config.clip_high)
-            else:  # nor below the lower one
-                kept = max(ratio, 1 - config.clip_low)
+            # a good token gains nothing above the upper bound, a bad one nothing below the lower one
+            kept = min(ratio, 1 + config.clip_high) if advantage > 0 else max(ratio, 1 - config.clip_low)
             loss -= kept * advantage
             clipped += advantage != 0 and kept != ratio
             ratios.append(ratio)

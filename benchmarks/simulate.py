@@ -1,0 +1,91 @@
+"""Batched against exact simulation: how much faster, and how far apart.
+
+    python -m benchmarks.simulate        about three minutes on 2 CPU cores
+
+Batched runs all nodes' weights in one executable; exact runs each node through fixed tiles, so that its bits depend
+on nothing else. Prints one JSON line a row: rounds/s of both, interleaved, and the largest difference of a sampled
+log-prob and the share of differing completions in the first round, where both start from the same weights. (Later
+rounds differ more: Adam's first steps are nearly the gradient's sign, so rounding grows.)
+"""
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from configs import quickstart
+from experiments import swarm
+from rlswarm_jax.game.effects import Sampled
+from rlswarm_jax.game.round import NodeState, play_round
+from rlswarm_jax.grpo import learner
+from rlswarm_jax.journal import Journal
+from rlswarm_jax.simulate import Simulation
+
+ROUNDS, REPEATS = 20, 3
+
+
+def make(exact: bool) -> swarm.Pieces:
+    config = quickstart.get_config()
+    config.rounds, config.sampling.exact = ROUNDS, exact
+    config.evaluation.every = ROUNDS  # one evaluation at the start, one at the end: rounds are what is timed
+    config.evaluation.problems = config.evaluation.rows = 8
+    return swarm.build(config)
+
+
+def seconds(pieces: swarm.Pieces, start: list[learner.TrainState]) -> float:
+    """Of one run of all rounds from the start."""
+    pieces.engine.set_states(start)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "journal.sqlite")
+        simulation = Simulation(
+            pieces.games, pieces.identities, pieces.engine, pieces.network, pieces.timing, journal, lambda _: None
+        )
+        started = time.perf_counter()
+        simulation.run()
+        journal.close()
+        return time.perf_counter() - started
+
+
+def first_samples(pieces: swarm.Pieces) -> list[Sampled]:
+    """All nodes' completions of the first round."""
+    requests = {}
+    for node, game in enumerate(pieces.games):
+        round_ = play_round(game, NodeState())
+        round_.send(None)  # Evaluate
+        requests[node] = round_.send({})  # Sample
+    found = pieces.engine.sample(requests)
+    return [s for node in sorted(found) for group in found[node] for s in group]
+
+
+def main() -> None:
+    batched, exact = make(False), make(True)
+    starts = [[pieces.engine.state(n) for n in range(len(pieces.games))] for pieces in (batched, exact)]
+    pairs = list(zip(first_samples(batched), first_samples(exact), strict=True))
+    differing = float(np.mean([a.tokens != b.tokens for a, b in pairs]))
+    gaps = [np.abs(np.subtract(a.logprobs, b.logprobs)).max() for a, b in pairs if a.tokens == b.tokens]
+    seconds(batched, starts[0]), seconds(exact, starts[1])  # compile
+    times = [(seconds(batched, starts[0]), seconds(exact, starts[1])) for _ in range(REPEATS)]
+    about = {
+        "hardware": swarm.hardware(),
+        "versions": {"python": platform.python_version(), "jax": metadata.version("jax")},
+    }
+    config = {"nodes": len(batched.games), "rounds": ROUNDS, "repeats": REPEATS}
+
+    def row(name: str, value: float, unit: str, versus: str | None = None, ratio: float | None = None) -> None:
+        fields = {"benchmark": name, "config": config, "value": value, "unit": unit, "versus": versus, "ratio": ratio}
+        print(json.dumps(fields | about))
+
+    ratio = statistics.median(b / a for a, b in times)
+    rate = ROUNDS / statistics.median(a for a, _ in times)
+    row("simulate: batched rounds of the quickstart swarm", round(rate, 2), "rounds/s", "exact", round(ratio, 2))
+    row("simulate: largest log-prob difference of batched and exact", float(f"{max(gaps):.2e}"), "nats")
+    row("simulate: differing completions of batched and exact", differing, "share")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""A checkpoint with a chat template plays end to end: nothing but the path (and its budgets) changes."""
+
+import json
+from pathlib import Path
+
+from experiments import cli, swarm
+from rlswarm_jax.metrics import read_rows
+
+CHAT_CHECKPOINT = Path(__file__).parent / "qwen" / "fixtures" / "qwen3_tied"
+
+
+def test_a_chat_model_plays_through_its_own_template(tmp_path):
+    arguments = [
+        "--config=configs/quickstart.py:smoke",
+        f"--config.model.path={CHAT_CHECKPOINT}",
+        "--config.sampling.max_prompt_tokens=640",  # its tokenizer is by character
+        "--config.sampling.max_new_tokens=8",
+        "--config.rounds=2",
+        "--config.swarm.nodes=2",
+        "--config.swarm.local_groups=2",
+        "--config.swarm.external_groups=2",
+        "--config.learn.microbatch_rows=16",
+        "--config.evaluation.problems=8",
+        "--config.evaluation.rows=4",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    assert swarm.run(cli.parse(arguments)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["held_out_accuracy"]["base"] is None
+    assert summary["records"] == {"published": 4, "received": 4, "rejected": {}, "unused_groups": {}}
+    assert "spoiled" not in (tmp_path / "run" / "report.md").read_text()
+    # every peer's group was understood: problem rebuilt, prompt rendered, text and ids in agreement
+    assert [row["groups/received"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [2.0] * 4
