@@ -56,6 +56,9 @@ def main(run: Callable[[Arguments], int], help_text: str) -> None:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before there was anything to report, or a second time
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def _sentence(error: Exception) -> str:

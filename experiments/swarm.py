@@ -44,12 +44,13 @@ def run(arguments: Arguments) -> int:
     config, workdir, console = arguments.config, arguments.workdir, Console()
     resumes = prepare_folder(config, workdir, arguments.resume)
     try:
-        return _run(config, workdir, resumes, console)
+        with _stop_on_signal() as stopping:
+            return _run(config, workdir, resumes, console, stopping)
     except (CheckpointError, JournalError, MetricsError, PromptError, tasks.TaskError) as error:
         raise UsageError(str(error)) from error
 
 
-def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, console: Console) -> int:
+def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, console: Console, stopping: list[int]) -> int:
     started = time.monotonic()
     try:
         pieces = build(config, console)
@@ -82,10 +83,11 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, consol
         checkpoint_every=config.checkpoint_every,
         metrics_offset=lambda: log.offset if log is not None else 0,
     )
-    keep = simulation.restore()
+    keep = 0
     if resumes:
+        keep = simulation.restore() or 0
         console.print(f"resuming at round {min(node.state.round for node in simulation.nodes)} of {config.rounds}")
-    log = MetricsLog(workdir / METRICS_FILE, keep or 0)
+    log = MetricsLog(workdir / METRICS_FILE, keep)
     mode = log.start_wandb(
         config.wandb.mode,
         workdir=workdir,
@@ -96,7 +98,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, consol
     if mode != "disabled":
         console.print(f"wandb: {mode}")
     view = SwarmView(console, names, config.rounds, [node.state.round for node in simulation.nodes])
-    with _stop_on_signal() as stopping, view:
+    with view:
         simulation.run(lambda: bool(stopping))
     journal.close()
     checkpoints.close()
@@ -107,7 +109,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, consol
     log.close({"held_out_accuracy": summary["held_out_accuracy"]})
     report.write_report(workdir)
     report.print_summary(workdir, console)
-    if stopping:
+    if not simulation.finished:
         console.print(f"stopped; the same command with --resume goes on. Report: {workdir / 'report.md'}")
         return 130
     console.print(f"report: {workdir / 'report.md'}")
@@ -248,13 +250,15 @@ def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: boo
             workdir.mkdir()
             earlier = None
         if earlier is None:
+            if any(workdir.iterdir()):
+                raise UsageError(f"{workdir} holds files but no run: choose another --workdir.")
             if not os.access(workdir, os.W_OK):
                 raise PermissionError(13, "Permission denied")
             stored.write_text(json.dumps(wanted, indent=2) + "\n")
             return False
     except OSError as error:
         raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir.") from None
-    except ValueError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise UsageError(f"{workdir / CONFIG_FILE} is not JSON; choose another --workdir.") from None
     if not resume:
         raise UsageError(f"{workdir} holds an unfinished run: add --resume to go on, or choose another --workdir.")

@@ -180,7 +180,7 @@ class TestMakeBatch:
         batch = self.batch(self.LOCAL, self.EXTERNAL, positive_only_external=False)
         assert batch.tokens_BT.shape == (12, 18) and batch.old_logprobs_BC.shape == (12, 6)
         for p, group in enumerate((self.LOCAL, self.EXTERNAL)):
-            for g, (completion, logprobs) in enumerate(zip(group.tokens, group.logprobs, strict=True)):
+            for g, (completion, logprobs) in enumerate(zip(group.tokens, group.logprobs or [], strict=True)):
                 row, text = 4 * p + g, group.prompt + completion
                 assert batch.tokens_BT[row].tolist() == text + [0] * (18 - len(text))
                 assert batch.prompt_lengths_B[row] == len(group.prompt)
@@ -321,10 +321,10 @@ class TestLearn:
     def test_a_second_update_is_off_policy_against_the_policy_before_the_first(self, monkeypatch, external):
         """Also for samples taken to be on-policy: their ratio is 1 at the first update, not at the second."""
         learn = lesson(0, external=external)
-        changes = {"external_correction": "reencode", "positive_only_external": False}
+        config = dataclasses.replace(CONFIG, external_correction="reencode", positive_only_external=False)
 
         def after(updates):
-            monkeypatch.setattr(engine(), "config", dataclasses.replace(CONFIG, updates_per_round=updates, **changes))
+            monkeypatch.setattr(engine(), "config", dataclasses.replace(config, updates_per_round=updates))
             metrics = alone(0).learn({0: learn})[0]
             return engine().state(0), metrics
 

@@ -123,6 +123,10 @@ def test_a_finished_run_is_moved_aside_and_an_unfinished_one_needs_resume(uninte
 
     workdir = tmp_path / "run"
     config = parse([*ARGUMENTS, "--workdir", str(workdir)]).config
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match="choose another --workdir"):
+        prepare_folder(config, tmp_path / "mine", resume=True)
     assert prepare_folder(config, workdir, resume=False) is False
     with pytest.raises(UsageError, match="--resume"):
         prepare_folder(config, workdir, resume=False)
@@ -132,6 +136,6 @@ def test_a_finished_run_is_moved_aside_and_an_unfinished_one_needs_resume(uninte
         prepare_folder(other, workdir, resume=True)
     (workdir / "summary.json").write_text((uninterrupted / "summary.json").read_text())
     assert prepare_folder(config, workdir, resume=True) is False
-    aside = [path for path in tmp_path.iterdir() if path != workdir]
-    assert len(aside) == 1 and (aside[0] / "summary.json").exists()
+    (aside,) = tmp_path.glob("run-*")
+    assert (aside / "summary.json").exists()
     assert not (workdir / "summary.json").exists()

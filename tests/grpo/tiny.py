@@ -1,6 +1,7 @@
 """A model of two thousand weights, batches for it, and GRPO written out once more: token by token, in NumPy."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -94,7 +95,7 @@ def make_batch(seed=0, rows=6, known=True, shift=0.5):
     for row, logprobs in enumerate(completion_logprobs(params(), batch)):
         if known_B[row]:
             old_BC[row, : len(logprobs)] = logprobs + rng.uniform(-shift, shift, len(logprobs))
-    return batch.replace(old_logprobs_BC=old_BC)
+    return dataclasses.replace(batch, old_logprobs_BC=old_BC)
 
 
 def rows_of(batch, rows):
@@ -108,7 +109,8 @@ def join(*batches):
 def grpo(params, batch, config=LEARNER):
     """Mean loss over tokens and the metrics, from their definitions, in float64 NumPy."""
     table = dense(params, batch.tokens_BT, config.temperature)
-    loss, ratios, clipped, entropies, gaps = 0.0, [], 0, [], []
+    loss, clipped = 0.0, 0
+    ratio_of, entropies, gaps = [], [], []
     for row in range(len(batch.tokens_BT)):
         advantage = float(batch.advantages_B[row])
         for c, at in enumerate(places(batch, row)):
@@ -119,11 +121,11 @@ def grpo(params, batch, config=LEARNER):
             kept = min(ratio, 1 + config.clip_high) if advantage > 0 else max(ratio, 1 - config.clip_low)
             loss -= kept * advantage
             clipped += advantage != 0 and kept != ratio
-            ratios.append(ratio)
+            ratio_of.append(ratio)
             entropies.append(-np.sum(np.exp(table[row, at - 1]) * table[row, at - 1]))
             if batch.old_known_B[row]:
                 gaps.append(abs(logprob - old))
-    count, ratios = len(ratios), np.array(ratios)
+    count, ratios = len(ratio_of), np.array(ratio_of)
     return {
         "loss": loss / count,
         "tokens": count,

@@ -101,6 +101,11 @@ def test_an_envelope_has_one_encoding_within_bounds(raw, expected):
     assert cause(raw) == expected
 
 
+def test_too_many_bytes_are_refused_unread():
+    with pytest.raises(RecordError, match="undecodable: 1048705 bytes, at most 1048704 are read"):
+        open_envelope(SEALED.ljust(envelope.MAX_ENVELOPE_BYTES + 1, b"\0"))
+
+
 def test_a_non_canonical_payload_is_refused_even_with_its_author_s_signature():
     loose = PAYLOAD.replace(b"\xa5tests", b"\xd9\x05tests")
     assert cause(packed(loose, ALICE.sign(loose))) == "not canonical"
