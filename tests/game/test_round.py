@@ -319,6 +319,17 @@ def test_a_flawed_group_is_left_out_and_counted_and_the_round_goes_on(cause, cha
 
 
 @pytest.mark.parametrize(
+    ("index", "unused"), [(schema.MAX_GROUPS - 1, {}), (schema.MAX_GROUPS, {"foreign problem": 1})]
+)
+def test_an_author_has_no_more_problems_in_a_round_than_a_record_has_groups(index, unused):
+    """Else it could look through four billion problems for those that suit it."""
+    problem = make_game().problem(ALICE.author, 1, index)
+    own = {"task": problem.task, "problem_seed": problem.seed, "index": index}
+    fingerprint = by_hand.mixture().tasks[problem.task].fingerprint
+    assert tampered(lambda record: with_group(record, 1, task_fingerprint=fingerprint, **own)).unused == unused
+
+
+@pytest.mark.parametrize(
     "fields", [{"prompt_format": "chat-1"}, {"prompt_format": ""}, {"stage": "critique"}, {"stage": ""}], ids=repr
 )
 def test_another_prompt_format_or_stage_leaves_the_whole_record_out(fields):

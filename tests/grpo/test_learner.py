@@ -8,8 +8,13 @@ import pytest
 from rlswarm_jax.grpo import learner
 from tests.grpo import tiny
 
-MIXED = tiny.make_batch(seed=5, rows=12, known="mixed")
 B1, EPS = 0.9, 1e-8  # Adam's own
+ROUNDING = 1e-5  # of gradients, relative to the largest entry; measured 2e-7 to 3e-6
+
+
+@functools.cache
+def mixed():
+    return tiny.make_batch(seed=5, rows=12, known="mixed")
 
 
 @functools.cache
@@ -34,7 +39,7 @@ def learned_from(batch, step=None):
 
 @functools.cache
 def from_mixed():
-    return learned_from(MIXED)
+    return learned_from(mixed())
 
 
 def assert_metrics(found, expected):
@@ -45,19 +50,19 @@ def assert_metrics(found, expected):
 class TestLoss:
     def test_loss_and_metrics_are_those_of_the_definition(self):
         metrics, _ = from_mixed()
-        expected = tiny.grpo(tiny.params(), MIXED)
-        assert metrics["updates"] == 1 and expected["tokens"] == MIXED.completion_lengths_B.sum()
+        expected = tiny.grpo(tiny.params(), mixed())
+        assert metrics["updates"] == 1 and expected["tokens"] == mixed().completion_lengths_B.sum()
         assert 0.1 < expected["clip_fraction"] < 0.9 and 0.5 < expected["ess_fraction"] < 0.98
         assert_metrics(metrics, expected)
 
     def test_its_gradient_is_advantage_times_ratio_where_no_bound_binds(self):
-        tiny.assert_close(from_mixed()[1], tiny.gradients(tiny.params(), MIXED), 1e-6)
+        tiny.assert_close(from_mixed()[1], tiny.gradients(tiny.params(), mixed()), ROUNDING)
 
     def test_it_is_a_mean_over_tokens_so_long_completions_weigh_more(self):
         """Not a mean over completions of means over tokens."""
-        short, long = (int(np.flatnonzero(MIXED.completion_lengths_B == n)[0]) for n in (1, 4))
-        alone = [learned_from(tiny.join(tiny.rows_of(MIXED, [row]), filler(11)))[0] for row in (short, long)]
-        pair, _ = learned_from(tiny.join(tiny.rows_of(MIXED, [short, long]), filler(10)))
+        short, long = (int(np.flatnonzero(mixed().completion_lengths_B == n)[0]) for n in (1, 4))
+        alone = [learned_from(tiny.join(tiny.rows_of(mixed(), [row]), filler(11)))[0] for row in (short, long)]
+        pair, _ = learned_from(tiny.join(tiny.rows_of(mixed(), [short, long]), filler(10)))
         assert [m["tokens"] for m in (*alone, pair)] == [1, 4, 5]
         np.testing.assert_allclose(pair["loss"], (1 * alone[0]["loss"] + 4 * alone[1]["loss"]) / 5, rtol=1e-5)
 
@@ -78,7 +83,7 @@ class TestLoss:
         if binds:
             assert not any(g.any() for g in jax.tree.leaves(gradient))
         else:
-            tiny.assert_close(gradient, reinforce(stale, weight=factor), 1e-5)
+            tiny.assert_close(gradient, reinforce(stale, weight=factor), ROUNDING)
 
     def test_rows_without_old_log_probs_are_on_policy(self):
         """A ratio of exactly 1, and the gradient of REINFORCE: it must not vanish with the ratio's derivative."""
@@ -86,15 +91,15 @@ class TestLoss:
         metrics, gradient = learned_from(batch)
         assert metrics["ratio_mean"] == metrics["ess_fraction"] == 1
         assert metrics["clip_fraction"] == metrics["logprob_gap"] == 0
-        tiny.assert_close(gradient, reinforce(batch), 1e-6)
+        tiny.assert_close(gradient, reinforce(batch), ROUNDING)
         weighted = (batch.advantages_B * batch.completion_lengths_B).sum() / batch.completion_lengths_B.sum()
         np.testing.assert_allclose(metrics["loss"], -weighted, rtol=1e-5)
 
     @pytest.mark.parametrize("claim", [-100.0, -3e38])
     def test_a_peer_that_lies_about_its_log_probs_cannot_break_the_weights(self, claim):
-        old_BC = MIXED.old_logprobs_BC.copy()
+        old_BC = mixed().old_logprobs_BC.copy()
         old_BC[:6] = claim
-        lies = MIXED.replace(old_logprobs_BC=old_BC, old_known_B=np.ones(12, bool))
+        lies = mixed().replace(old_logprobs_BC=old_BC, old_known_B=np.ones(12, bool))
         state, metrics = step_of()(fresh(), lies)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
         assert all(np.isfinite(metrics[name]) for name in ("loss", "ratio_mean", "ess_fraction", "grad_norm"))
@@ -118,23 +123,23 @@ class TestMicrobatches:
     SIZED = dataclasses.replace(tiny.LEARNER, microbatch_rows=4)
 
     def test_they_give_the_gradient_and_the_metrics_of_the_whole_batch(self):
-        metrics, gradient = learned_from(MIXED, step_of(self.SIZED))
-        assert len({int(n.sum()) for n in MIXED.completion_lengths_B.reshape(3, 4)}) > 1
-        tiny.assert_close(gradient, from_mixed()[1], 1e-6)
+        metrics, gradient = learned_from(mixed(), step_of(self.SIZED))
+        assert len({int(n.sum()) for n in mixed().completion_lengths_B.reshape(3, 4)}) > 1
+        tiny.assert_close(gradient, from_mixed()[1], 2e-6)
         assert_metrics(metrics, from_mixed()[0])
 
     def test_one_that_does_not_divide_the_batch_is_refused(self):
         with pytest.raises(ValueError, match="12 rows per device is not a multiple of microbatch_rows=5"):
-            step_of(dataclasses.replace(tiny.LEARNER, microbatch_rows=5))(fresh(), MIXED)
+            step_of(dataclasses.replace(tiny.LEARNER, microbatch_rows=5))(fresh(), mixed())
 
     @pytest.mark.parametrize("config", [tiny.LEARNER, SIZED], ids=["whole", "microbatches"])
     def test_rows_that_only_fill_the_shape_change_nothing(self, config):
-        half = tiny.rows_of(MIXED, slice(0, 6))
+        half = tiny.rows_of(mixed(), slice(0, 6))
         order = np.random.default_rng(0).permutation(12)
         filled = tiny.rows_of(tiny.join(half, filler(6)), order)
         metrics, gradient = learned_from(filled, step_of(config))
         assert metrics["tokens"] == half.completion_lengths_B.sum()
-        tiny.assert_close(gradient, tiny.gradients(tiny.params(), filled), 1e-6)
+        tiny.assert_close(gradient, tiny.gradients(tiny.params(), filled), ROUNDING)
         assert_metrics(metrics, tiny.grpo(tiny.params(), filled))
 
 
@@ -164,8 +169,8 @@ class TestStep:
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), state.params, weights)
 
     def test_a_gradient_is_shortened_to_its_largest_norm_and_a_shorter_one_left_alone(self):
-        weak = MIXED.replace(advantages_B=MIXED.advantages_B / 1000)
-        for batch, shortened in ((MIXED, True), (weak, False)):
+        weak = mixed().replace(advantages_B=mixed().advantages_B / 1000)
+        for batch, shortened in ((mixed(), True), (weak, False)):
             state, metrics = step_of()(fresh(), batch)
             applied = global_norm(adam(state).mu) / (1 - B1)
             np.testing.assert_allclose(applied, 0.05 if shortened else metrics["grad_norm"], rtol=1e-4)
@@ -173,13 +178,13 @@ class TestStep:
 
     @pytest.mark.parametrize("nothing", ["no advantage", "no token", "advantages of fillers only"])
     def test_a_batch_without_a_signal_changes_nothing_not_even_momentum(self, nothing):
-        moving = step_of()(fresh(), MIXED)[0]
+        moving = step_of()(fresh(), mixed())[0]
         zeros = np.zeros(12, np.float32)
         batch = {
-            "no advantage": MIXED.replace(advantages_B=zeros),
-            "no token": MIXED.replace(completion_lengths_B=zeros.astype(np.int32)),
+            "no advantage": mixed().replace(advantages_B=zeros),
+            "no token": mixed().replace(completion_lengths_B=zeros.astype(np.int32)),
             "advantages of fillers only": tiny.join(
-                tiny.rows_of(MIXED.replace(advantages_B=zeros), slice(0, 6)), filler(6)
+                tiny.rows_of(mixed().replace(advantages_B=zeros), slice(0, 6)), filler(6)
             ),
         }[nothing]
         assert any(m.any() for m in jax.tree.leaves(adam(moving).mu))
@@ -206,7 +211,7 @@ class TestStep:
     def test_the_state_it_is_given_stays_as_it_was(self):
         state = fresh()
         kept = jax.tree.map(np.array, state)
-        step_of()(state, MIXED)
+        step_of()(state, mixed())
         tiny.assert_bit_equal(state, kept)
 
 

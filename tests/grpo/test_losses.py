@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,11 @@ from rlswarm_jax.grpo import losses
 from tests.grpo import tiny
 
 TEMPERATURE = 0.7
-BATCH = tiny.make_batch(seed=3, rows=8)
-MASK_BC = np.arange(tiny.NEW_TOKENS) < BATCH.completion_lengths_B[:, None]
+
+
+@functools.cache
+def sampled():
+    return tiny.make_batch(seed=3, rows=8)
 
 
 class TestImportanceRatio:
@@ -94,44 +99,45 @@ def completion_logprobs(params, batch, temperature=TEMPERATURE):
 class TestCompletionLogprobs:
     @pytest.mark.parametrize("temperature", [0.7, 1.6])
     def test_they_are_the_dense_log_softmax_at_the_tokens_right_behind_the_prompt(self, temperature):
-        found_BC, entropy_BC = completion_logprobs(tiny.params(), BATCH, temperature)
-        table_BTV = tiny.dense(tiny.params(), BATCH.tokens_BT, temperature)
-        assert found_BC.shape == entropy_BC.shape == MASK_BC.shape and found_BC.dtype == np.float32
-        assert len(set(BATCH.prompt_lengths_B.tolist())) > 2
-        assert set(BATCH.completion_lengths_B.tolist()) == {1, 2, 3, 4}
+        found_BC, entropy_BC = completion_logprobs(tiny.params(), sampled(), temperature)
+        table_BTV = tiny.dense(tiny.params(), sampled().tokens_BT, temperature)
+        assert found_BC.shape == entropy_BC.shape == (8, tiny.NEW_TOKENS) and found_BC.dtype == np.float32
+        assert len(set(sampled().prompt_lengths_B.tolist())) > 2
+        assert set(sampled().completion_lengths_B.tolist()) == {1, 2, 3, 4}
         ends = 0
-        for row in range(len(BATCH.tokens_BT)):
-            for c, at in enumerate(tiny.places(BATCH, row)):
-                token, before_V = BATCH.tokens_BT[row, at], table_BTV[row, at - 1]
+        for row in range(len(sampled().tokens_BT)):
+            for c, at in enumerate(tiny.places(sampled(), row)):
+                token, before_V = sampled().tokens_BT[row, at], table_BTV[row, at - 1]
                 np.testing.assert_allclose(found_BC[row, c], before_V[token], rtol=0, atol=1e-5)
                 np.testing.assert_allclose(entropy_BC[row, c], -np.sum(np.exp(before_V) * before_V), rtol=0, atol=1e-5)
                 ends += token == 0
-        assert 0 < ends < len(BATCH.tokens_BT)
+        assert 0 < ends < len(sampled().tokens_BT)
 
     def test_the_end_of_sequence_token_is_a_token_like_any_other(self):
         """Its log-prob is trained: the gradient at the last position moves it."""
-        last_B = BATCH.prompt_lengths_B + BATCH.completion_lengths_B - 1
-        ended = np.flatnonzero(np.take_along_axis(BATCH.tokens_BT, last_B[:, None], axis=1)[:, 0] == 0)
+        last_B = sampled().prompt_lengths_B + sampled().completion_lengths_B - 1
+        ended = np.flatnonzero(np.take_along_axis(sampled().tokens_BT, last_B[:, None], axis=1)[:, 0] == 0)
         assert 0 < len(ended) < 8
 
         @jax.jit
         @jax.grad
         def gradient(params, row):
-            return completion_logprobs(params, BATCH)[0][row, jnp.asarray(BATCH.completion_lengths_B)[row] - 1]
+            return completion_logprobs(params, sampled())[0][row, jnp.asarray(sampled().completion_lengths_B)[row] - 1]
 
         for row in ended:
             assert np.abs(gradient(tiny.params(), row)["embed"][0]).max() > 1e-3
 
     def test_padding_is_invisible(self):
-        garbage_BT = np.random.default_rng(0).integers(1, tiny.CONFIG.vocab_size, BATCH.tokens_BT.shape, np.int32)
+        garbage_BT = np.random.default_rng(0).integers(1, tiny.CONFIG.vocab_size, sampled().tokens_BT.shape, np.int32)
         for row, text in enumerate(garbage_BT):
-            end = max(tiny.places(BATCH, row)) + 1
-            text[:end] = BATCH.tokens_BT[row, :end]
-        assert (garbage_BT != BATCH.tokens_BT).any(axis=1).sum() > 4
-        plain = completion_logprobs(tiny.params(), BATCH)
-        found = completion_logprobs(tiny.params(), BATCH.replace(tokens_BT=garbage_BT))
+            end = max(tiny.places(sampled(), row)) + 1
+            text[:end] = sampled().tokens_BT[row, :end]
+        assert (garbage_BT != sampled().tokens_BT).any(axis=1).sum() > 4
+        plain = completion_logprobs(tiny.params(), sampled())
+        found = completion_logprobs(tiny.params(), sampled().replace(tokens_BT=garbage_BT))
+        written_BC = np.arange(tiny.NEW_TOKENS) < sampled().completion_lengths_B[:, None]
         for one, other in zip(found, plain, strict=True):
-            np.testing.assert_allclose(one[MASK_BC], other[MASK_BC], rtol=0, atol=1e-6)
+            np.testing.assert_allclose(one[written_BC], other[written_BC], rtol=0, atol=1e-6)
 
 
 class TestChunks:
@@ -164,7 +170,7 @@ class TestChunks:
         np.testing.assert_allclose(logprobs, dense_XV[np.arange(self.X), tokens_X], rtol=0, atol=1e-5)
         np.testing.assert_allclose(entropy, -(np.exp(dense_XV) * dense_XV).sum(axis=1), rtol=0, atol=1e-5)
         _, dense_gradients = jax.jit(self.value_and_grad(10**9))(*self.inputs())
-        tiny.assert_close(gradients, dense_gradients, 1e-6)
+        tiny.assert_close(gradients, dense_gradients, 3e-6)
 
     def test_no_more_logits_than_asked_for_exist_forwards_or_backwards(self):
         def most_logits(max_logits):
