@@ -237,6 +237,7 @@ class TestSample:
                     assert (one.text, one.ended) == (other.text, other.ended)
         assert differing <= 1
 
+    @pytest.mark.slow
     def test_the_exact_engine_samples_the_same_through_its_fixed_tiles(self):
         exact = build(NODES, exact=True)
         exact.set_states(states())

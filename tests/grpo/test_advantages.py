@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rlswarm_jax.grpo.advantages import group_advantages
 
 EPS = 1e-6
-some = settings(deadline=None, max_examples=25)  # the first example compiles
+some = settings(deadline=None, max_examples=20)  # the first example compiles
 rewards_34 = arrays.arrays(np.float32, (3, 4), elements=st.floats(0, 1, width=32))
 
 
@@ -34,7 +34,7 @@ def test_an_advantage_is_the_distance_from_the_groups_mean(scale, as_array, rewa
 
 
 @pytest.mark.parametrize("scale", ["std", "none"])
-@pytest.mark.parametrize("size", [2, 3, 7, 8])
+@pytest.mark.parametrize("size", [3, 8])
 @some
 @given(reward=st.floats(-10, 10, width=32))
 def test_equal_rewards_give_zeros_whatever_they_are(size, scale, reward):

@@ -56,6 +56,9 @@ class TestLoss:
         assert_metrics(metrics, expected)
 
     def test_its_gradient_is_advantage_times_ratio_where_no_bound_binds(self):
+        """Of every token, the end of sequence among them."""
+        last_B = mixed().prompt_lengths_B + mixed().completion_lengths_B - 1
+        assert 0 < (mixed().tokens_BT[np.arange(12), last_B] == 0).sum() < 12
         tiny.assert_close(from_mixed()[1], tiny.gradients(tiny.params(), mixed()), ROUNDING)
 
     def test_it_is_a_mean_over_tokens_so_long_completions_weigh_more(self):

@@ -113,20 +113,6 @@ class TestCompletionLogprobs:
                 ends += token == 0
         assert 0 < ends < len(sampled().tokens_BT)
 
-    def test_the_end_of_sequence_token_is_a_token_like_any_other(self):
-        """Its log-prob is trained: the gradient at the last position moves it."""
-        last_B = sampled().prompt_lengths_B + sampled().completion_lengths_B - 1
-        ended = np.flatnonzero(np.take_along_axis(sampled().tokens_BT, last_B[:, None], axis=1)[:, 0] == 0)
-        assert 0 < len(ended) < 8
-
-        @jax.jit
-        @jax.grad
-        def gradient(params, row):
-            return completion_logprobs(params, sampled())[0][row, jnp.asarray(sampled().completion_lengths_B)[row] - 1]
-
-        for row in ended:
-            assert np.abs(gradient(tiny.params(), row)["embed"][0]).max() > 1e-3
-
     def test_padding_is_invisible(self):
         garbage_BT = np.random.default_rng(0).integers(1, tiny.CONFIG.vocab_size, sampled().tokens_BT.shape, np.int32)
         for row, text in enumerate(garbage_BT):
@@ -161,9 +147,8 @@ class TestChunks:
 
         return jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True)
 
-    @pytest.mark.parametrize("max_logits", [1, 4 * 23 + 5])
-    def test_chunked_equals_dense_in_values_and_gradients(self, max_logits):
-        (_, (logprobs, entropy)), gradients = jax.jit(self.value_and_grad(max_logits))(*self.inputs())
+    def test_chunked_equals_dense_in_values_and_gradients(self):
+        (_, (logprobs, entropy)), gradients = jax.jit(self.value_and_grad(self.MAX + 5))(*self.inputs())
         params, states_XD, tokens_X = self.inputs()
         logits_XV = states_XD.astype(np.float64) @ params["embed"].T / 0.7
         dense_XV = logits_XV - np.log(np.exp(logits_XV).sum(axis=1, keepdims=True))
@@ -180,6 +165,7 @@ class TestChunks:
 
         assert most_logits(self.MAX) == self.MAX
         assert most_logits(10**9) == self.X * self.V
+        assert most_logits(1) == self.V  # one token's logits are the least there can be
 
 
 def shapes_in(jaxpr):
