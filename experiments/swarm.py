@@ -154,6 +154,7 @@ def build(config: ml_collections.ConfigDict, console: Console | None = None) -> 
             prompt_format=prompt_format,
             tokenizer_fingerprint=policy.tokenizer.fingerprint,
             weights_fingerprint=fingerprint,
+            eos_token_ids=policy.config.eos_token_ids,
             rounds=config.rounds,
             local_groups=config.swarm.local_groups,
             external_groups=config.swarm.external_groups,

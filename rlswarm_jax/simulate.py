@@ -28,7 +28,7 @@ from rlswarm_jax.game.effects import (
     decode_result,
     encode_result,
 )
-from rlswarm_jax.game.round import Game, NodeState, Round, next_round, play_round
+from rlswarm_jax.game.round import STAGES, Game, NodeState, Round, next_round, play_round
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Entry, Journal, JournalError
@@ -131,7 +131,7 @@ class Simulation:
         metrics_offset: Callable[[], int] = lambda: 0,
     ):
         self.nodes = [
-            _Node(i, game, identity, Inbox(game.swarm, game.author, game.max_staleness), NodeState())
+            _Node(i, game, identity, Inbox(game.swarm, game.author, game.max_staleness, STAGES), NodeState())
             for i, (game, identity) in enumerate(zip(games, identities, strict=True))
         ]
         self._engine, self._network, self._timing, self._journal = engine, network, timing, journal

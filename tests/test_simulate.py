@@ -68,6 +68,7 @@ class World:
                 prompt_format=FORMATS["compact"],
                 tokenizer_fingerprint="t",
                 weights_fingerprint="w",
+                eos_token_ids=(0,),
                 rounds=rounds,
                 local_groups=LOCAL,
                 external_groups=EXTERNAL,

@@ -85,7 +85,7 @@ def encode_result(effect: Effect, result: Any) -> bytes:
 
 
 def decode_result(effect: Effect, raw: bytes) -> Any:
-    """What the generator is given for a journaled effect. Raises msgspec.DecodeError if it is another effect's."""
+    """What the generator is given for a journaled effect, whose kind the caller has checked."""
     result = msgspec.msgpack.decode(raw, type=_RESULTS[type(effect)])
     if isinstance(effect, Gather):
         return [open_envelope(signed) for signed in result]

@@ -22,6 +22,7 @@ from rlswarm_jax.records.schema import Completion, Group, Record, RecordError
 from rlswarm_jax.tasks import Mixture, Problem
 
 ANSWER = "answer"
+STAGES = (ANSWER,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Game:
     prompt_format: PromptFormat
     tokenizer_fingerprint: str
     weights_fingerprint: str
+    eos_token_ids: tuple[int, ...]
     rounds: int
     local_groups: int
     external_groups: int
@@ -155,8 +157,10 @@ def _read_group(game: Game, signed: SignedRecord, group: Group) -> _Readable:
         raise RecordError("unknown task", f"{group.task!r} {group.task_fingerprint!r}")
     if record.prompt_format != game.prompt_format.name or group.parents or record.stage != ANSWER:
         raise RecordError("unknown prompt", f"{record.prompt_format!r}, stage {record.stage!r}")
+    if group.index >= game.local_groups:  # else one author could offer many times what the others can
+        raise RecordError("foreign problem", f"index {group.index}, a node has {game.local_groups} problems a round")
     problem = game.problem(record.author, record.round, group.index)
-    if group.index >= schema.MAX_GROUPS or (problem.task, problem.seed) != (group.task, group.problem_seed):
+    if (problem.task, problem.seed) != (group.task, group.problem_seed):
         raise RecordError("foreign problem", f"index {group.index} of round {record.round} is another problem")
     same_tokenizer = record.tokenizer_fingerprint == game.tokenizer_fingerprint
     completions = [_read_completion(game, c, same_tokenizer) for c in group.completions]
@@ -181,6 +185,8 @@ def _read_completion(game: Game, completion: Completion, same_tokenizer: bool) -
     tokens_T = completion.tokens_T
     if len(tokens_T) > game.max_new_tokens or tokens_T.max() >= game.tokenizer.vocab_size:
         raise RecordError("misshapen group", f"{len(tokens_T)} tokens, largest id {tokens_T.max()}")
+    if np.isin(tokens_T[:-1], game.eos_token_ids).any():
+        raise RecordError("text mismatch", f"{completion.text[:40]!r} goes on behind its end")
     if game.tokenizer.decode(tokens_T.tolist()) != completion.text:
         raise RecordError("text mismatch", f"{completion.text[:40]!r} is not what the ids say")
     return Sampled(tokens_T.tolist(), completion.logprobs_T.tolist(), completion.text, False)

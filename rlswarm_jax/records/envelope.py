@@ -28,7 +28,7 @@ def seal(record: Record, identity: Identity) -> bytes:
     return msgspec.msgpack.encode(Envelope(payload, identity.sign(payload)))
 
 
-@functools.lru_cache(maxsize=1024)  # pure: in a simulation every node opens the same bytes
+@functools.lru_cache(maxsize=128)  # pure: in a simulation every node opens the same bytes
 def open_envelope(raw: bytes) -> SignedRecord:
     """Decodes, bounds and verifies. Raises RecordError("undecodable" | "not canonical" | "bad signature")."""
     if len(raw) > MAX_ENVELOPE_BYTES:

@@ -9,6 +9,7 @@ from rlswarm_jax.records.schema import RecordError
 Slot = tuple[bytes, int, str]  # author, round, stage
 MAX_HELD = 1024
 MAX_HELD_BYTES = 64 << 20
+MAX_PER_AUTHOR = 16
 MAX_AHEAD = 1024  # rounds
 MAX_EVIDENCE = 64  # pairs
 
@@ -17,13 +18,15 @@ MAX_EVIDENCE = 64  # pairs
 class Inbox:
     """One record per (author, round, stage); a second one is equivocation and both are kept as evidence.
 
-    Bounded: `MAX_HELD` records and `MAX_HELD_BYTES`, of rounds from `max_staleness` behind to `MAX_AHEAD` ahead;
-    evidence, which does not expire, is kept of the first `MAX_EVIDENCE` equivocations.
+    Bounded: `MAX_HELD` records and `MAX_HELD_BYTES`, of rounds from `max_staleness` behind to `MAX_AHEAD` ahead, and
+    of each author those of the latest `MAX_PER_AUTHOR` rounds and stages, so that none can crowd out the others;
+    evidence, which does not expire, is kept of the first `MAX_EVIDENCE` equivocations. stages: those that are played.
     """
 
     swarm: str
     owner: bytes
     max_staleness: int
+    stages: tuple[str, ...]
     records: dict[Slot, SignedRecord] = dataclasses.field(default_factory=dict)
     taken: set[Slot] = dataclasses.field(default_factory=set)
     evidence: dict[Slot, tuple[bytes, bytes]] = dataclasses.field(default_factory=dict)
@@ -47,6 +50,8 @@ class Inbox:
             raise RecordError("wrong swarm", f"it is for {record.swarm!r}")
         if record.author == self.owner:
             raise RecordError("own record", "it came back")
+        if record.stage not in self.stages:
+            raise RecordError("unknown stage", f"{record.stage!r}, played are {', '.join(self.stages)}")
         if not current_round - self.max_staleness <= record.round <= current_round + MAX_AHEAD:
             raise RecordError("out of window", f"round {record.round}, this node is in {current_round}")
         if slot in self.records:
@@ -57,6 +62,11 @@ class Inbox:
                 self.evidence.setdefault(slot, (first.raw, signed.raw))
             self.taken.add(slot)  # neither of the two is learned from any more
             raise RecordError("equivocation", f"two records for round {record.round}, stage {record.stage!r}")
+        of_author = sorted((s for s in self.records if s[0] == record.author), key=lambda s: s[1:])
+        if len(of_author) >= MAX_PER_AUTHOR:
+            if slot[1:] < of_author[0][1:]:
+                raise RecordError("overflow", f"{MAX_PER_AUTHOR} later records of its author are held")
+            self._forget(of_author[0])
         held_bytes = sum(len(held.raw) for held in self.records.values())
         if len(self.records) >= MAX_HELD or held_bytes + len(signed.raw) > MAX_HELD_BYTES:
             raise RecordError("overflow", f"{len(self.records)} records, {held_bytes} bytes are held")
@@ -82,5 +92,8 @@ class Inbox:
     def expire(self, current_round: int) -> None:
         """Forgets rounds that nobody may send records of any more."""
         for slot in [slot for slot in self.records if slot[1] < current_round - self.max_staleness]:
-            del self.records[slot]
-            self.taken.discard(slot)
+            self._forget(slot)
+
+    def _forget(self, slot: Slot) -> None:
+        del self.records[slot]
+        self.taken.discard(slot)

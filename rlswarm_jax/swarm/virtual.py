@@ -8,7 +8,10 @@ from rlswarm_jax import randomness
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """From `start` to `end` (virtual seconds) messages between different `groups` of node indices are lost."""
+    """From `start` to `end` (virtual seconds) messages between different `groups` of node indices are lost.
+
+    A node in no group is cut off from everybody.
+    """
 
     start: float
     end: float
@@ -24,7 +27,8 @@ class Partition:
 class VirtualNetwork:
     """latency and jitter in virtual seconds, loss a probability per message and receiver.
 
-    What happens to a message depends on (seed, sender, receiver, content hash) and the time alone.
+    What happens to a message depends on (seed, sender, receiver, content hash) and the time alone: one that was lost
+    by chance is lost again if it is sent again.
     """
 
     seed: int

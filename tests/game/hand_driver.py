@@ -44,6 +44,7 @@ def make_game(identity: Identity = ME, **fields) -> Game:
         prompt_format=FORMATS["compact"],
         tokenizer_fingerprint=tokenizer().fingerprint,
         weights_fingerprint="w",
+        eos_token_ids=(END,),
         rounds=10,
         local_groups=3,
         external_groups=2,

@@ -20,7 +20,7 @@ from rlswarm_jax.game.effects import (
     decode_result,
     encode_result,
 )
-from rlswarm_jax.game.round import NodeState, next_round, play_round
+from rlswarm_jax.game.round import STAGES, NodeState, next_round, play_round
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.records import schema
@@ -294,6 +294,10 @@ FLAWS = {
     "another fingerprint": ("unknown task", lambda r: with_group(r, 1, task_fingerprint="0" * 16)),
     "parents": ("unknown prompt", lambda r: with_group(r, 1, parents=[b"p" * 32])),
     "another text": ("text mismatch", lambda r: with_completion(r, 1, 2, text="right")),
+    "more behind the end": (
+        "text mismatch",
+        lambda r: with_completion(r, 1, 3, **as_arrays([5, END, 6, END]), text=TOKENIZER.decode([5, 6])),
+    ),
     "white space more": ("text mismatch", lambda r: with_completion(r, 1, 1, text="1x1 ")),
     "a completion less": ("misshapen group", lambda r: with_group(r, 1, completions=r.groups[1].completions[:-1])),
     "a completion more": ("misshapen group", lambda r: with_group(r, 1, completions=r.groups[1].completions * 2)),
@@ -319,10 +323,10 @@ def test_a_flawed_group_is_left_out_and_counted_and_the_round_goes_on(cause, cha
 
 
 @pytest.mark.parametrize(
-    ("index", "unused"), [(schema.MAX_GROUPS - 1, {}), (schema.MAX_GROUPS, {"foreign problem": 1})]
+    ("index", "unused"), [(1, {}), (3, {"foreign problem": 1}), (2**32 - 1, {"foreign problem": 1})]
 )
-def test_an_author_has_no_more_problems_in_a_round_than_a_record_has_groups(index, unused):
-    """Else it could look through four billion problems for those that suit it."""
+def test_an_author_has_no_more_problems_in_a_round_than_a_node_of_this_swarm(index, unused):
+    """Else it could look through four billion problems for those that suit it, or outnumber the others' groups."""
     problem = make_game().problem(ALICE.author, 1, index)
     own = {"task": problem.task, "problem_seed": problem.seed, "index": index}
     fingerprint = by_hand.mixture().tasks[problem.task].fingerprint
@@ -433,7 +437,7 @@ MODELS = [by_hand.half_right, by_hand.all_wrong, by_hand.half_right, by_hand.hal
 @given(st.permutations(range(len(PEERS))), st.sets(st.integers(0, len(PEERS) - 1)))
 def test_what_is_learned_depends_on_the_set_of_records_and_not_on_their_order(order, present):
     def learned(indices):
-        inbox = Inbox("tests", ME.author, 2)
+        inbox = Inbox("tests", ME.author, 2, STAGES)
         for i in indices:
             inbox.offer(by_hand.seal(record_of(PEERS[i], model=MODELS[i]), PEERS[i]), 1)
         return play(make_game(external_groups=4), arrived=inbox.take(1))

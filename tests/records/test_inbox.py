@@ -11,7 +11,7 @@ from tests.records.samples import ALICE, BOB, CAROL, ME, sealed
 
 
 def make_inbox(**fields) -> Inbox:
-    return Inbox("tests", ME.author, max_staleness=2, **fields)
+    return Inbox("tests", ME.author, max_staleness=2, stages=("answer", "critique"), **fields)
 
 
 def holdings(box: Inbox):
@@ -19,7 +19,7 @@ def holdings(box: Inbox):
     return {f.name: getattr(box, f.name).copy() for f in dataclasses.fields(box) if f.name not in _FIXED}
 
 
-_FIXED = ("swarm", "owner", "max_staleness", "counts")
+_FIXED = ("swarm", "owner", "max_staleness", "stages", "counts")
 
 
 def taken(box: Inbox, round_: int = 99):
@@ -212,3 +212,23 @@ def test_every_count_has_a_known_name():
         box.offer(raw, 3)
     assert set(box.counts) <= {"received", *schema.CAUSES}
     assert box.counts.total() == len(MESSAGES) + 4
+
+
+def test_a_stage_that_is_not_played_is_not_held():
+    box = make_inbox()
+    assert box.offer(sealed(ALICE, round=3, stage="gossip"), 3) is None
+    assert box.counts == {"unknown stage": 1} and not box.records
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.permutations(range(3, 3 + inbox.MAX_PER_AUTHOR + 4)))
+def test_an_author_crowds_out_nobody_but_their_own_oldest_records(rounds):
+    """In whatever order they come, the latest are held, so a node that was away still learns where the others are."""
+    box = make_inbox()
+    assert box.offer(sealed(BOB, round=3), 3)
+    for round_ in rounds:
+        box.offer(sealed(ALICE, round=round_), 3)
+    held = sorted(round_ for author, round_, _ in box.records if author == ALICE.author)
+    assert held == list(range(7, 3 + inbox.MAX_PER_AUTHOR + 4))
+    assert box.authors(3, "answer") == {BOB.author}
+    assert box.latest_rounds()[ALICE.author] == max(rounds)
