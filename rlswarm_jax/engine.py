@@ -2,7 +2,8 @@
 
 Two ways to run the same requests. *Alone*: one node after the other, through the executables that a live node
 runs; with fixed tiles, so that every bit depends on that node alone (exact mode). *Stacked*: the nodes' weights on
-a leading axis W and one executable for all; it agrees with the first to rounding and is faster for tiny models.
+a leading axis W and one executable for all; it agrees with the first to rounding (`benchmarks/simulate.py` measures
+how closely, and how much faster it is).
 """
 
 import dataclasses
