@@ -9,6 +9,7 @@ import pytest
 
 from configs import common
 from rlswarm_jax import assets, identity, qwen, tasks
+from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.engine import Engine, EngineConfig
 from rlswarm_jax.game.effects import Publish, decode_result
 from rlswarm_jax.game.prompts import FORMATS
@@ -81,7 +82,9 @@ class World:
             for node in range(nodes)
         ]
 
-    def simulation(self, path, *, nodes=NODES, rounds=ROUNDS, exact=False, seed=0, timing=None, **network) -> "Played":
+    def simulation(
+        self, path, *, nodes=NODES, rounds=ROUNDS, exact=False, seed=0, timing=None, checkpoints=None, **network
+    ) -> "Played":
         reports: list[RoundReport] = []
         journal = Journal(path)
         simulation = Simulation(
@@ -92,6 +95,9 @@ class World:
             timing or Timing(),
             journal,
             reports.append,
+            checkpoints=checkpoints,
+            checkpoint_every=1,
+            metrics_offset=lambda: len(reports),
         )
         return Played(simulation, reports, journal)
 
@@ -213,6 +219,37 @@ def test_a_slow_node_joins_the_round_the_others_are_in(world, paths):
     assert len(rounds) < ROUNDS  # it skipped what it was too slow for
     assert [r.round for r in played.reports if r.node == 0] == list(range(ROUNDS))
     assert played.simulation.finished
+
+
+def test_a_simulation_stopped_at_any_event_and_restored_ends_with_the_same_bits(world, tmp_path):
+    """With a slow node for which the others do not wait: at a checkpoint they have learned in a later round already."""
+    options = dict(timing=Timing(deadline=0.5, slowdown=(1.0, 1.0, 2.2)), loss=0.2)
+    whole = world.simulation(tmp_path / "whole.sqlite", **options).run()
+    learned_again = 0
+    for events in itertools.count(4, 5):
+        folder = tmp_path / str(events)
+        folder.mkdir()
+        checkpoints = Checkpoints(folder / "checkpoints")
+        stopped = world.simulation(folder / "journal.sqlite", checkpoints=checkpoints, **options)
+        countdown = itertools.count(events, -1)
+        stopped.simulation.run(lambda countdown=countdown: next(countdown) == 0)
+        done = stopped.simulation.finished
+        stopped.journal.close()
+        checkpoints.close()
+
+        checkpoints = Checkpoints(folder / "checkpoints")
+        resumed = world.simulation(folder / "journal.sqlite", checkpoints=checkpoints, **options)
+        kept = resumed.simulation.restore() or 0
+        first = {node.index: min(node.boundaries, default=0) for node in resumed.simulation.nodes}
+        learned_again += sum(e.kind == "Learn" for n in first for e in resumed.journal.read(n, first[n]))
+        resumed.run()
+        checkpoints.close()
+        assert stopped.reports[:kept] + resumed.reports == whole.reports, events
+        for node in range(NODES):
+            assert equal(resumed.weights(node), whole.weights(node)), (events, node)
+        if done:
+            break
+    assert learned_again > 0
 
 
 def test_hostile_bytes_change_nothing_and_are_counted(world, paths):
