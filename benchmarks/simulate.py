@@ -16,65 +16,64 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 
 from configs import quickstart
-from experiments import swarm
+from experiments import pieces, simulated
+from experiments.summary import hardware
 from rlswarm_jax.game.effects import Sampled
 from rlswarm_jax.game.round import NodeState, play_round
 from rlswarm_jax.grpo import learner
 from rlswarm_jax.journal import Journal
-from rlswarm_jax.simulate import Simulation
 
 ROUNDS, REPEATS = 20, 3
 
 
-def make(exact: bool) -> swarm.Pieces:
-    config = quickstart.get_config()
+def make(exact: bool) -> tuple[ml_collections.ConfigDict, pieces.Pieces]:
+    config = quickstart.get_config("simulate")
     config.rounds, config.sampling.exact = ROUNDS, exact
     config.evaluation.every = ROUNDS  # one evaluation at the start, one at the end: rounds are what is timed
     config.evaluation.problems = config.evaluation.rows = 8
-    return swarm.build(config)
+    return config, pieces.build(config, simulated.identities(config))
 
 
-def seconds(pieces: swarm.Pieces, start: list[learner.TrainState]) -> float:
+def seconds(config: ml_collections.ConfigDict, made: pieces.Pieces, start: list[learner.TrainState]) -> float:
     """Of one run of all rounds from the start."""
-    pieces.engine.set_states(start)
+    made.engine.set_states(start)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.sqlite")
-        simulation = Simulation(
-            pieces.games, pieces.identities, pieces.engine, pieces.network, pieces.timing, journal, lambda _: None
-        )
+        simulation = simulated.make_simulation(config, made, journal, lambda _: None)
         started = time.perf_counter()
         simulation.run()
         journal.close()
         return time.perf_counter() - started
 
 
-def first_samples(pieces: swarm.Pieces) -> list[Sampled]:
+def first_samples(made: pieces.Pieces) -> list[Sampled]:
     """All nodes' completions of the first round."""
     requests = {}
-    for node, game in enumerate(pieces.games):
+    for node, game in enumerate(made.games):
         round_ = play_round(game, NodeState())
         round_.send(None)  # Evaluate
         requests[node] = round_.send({})  # Sample
-    found = pieces.engine.sample(requests)
+    found = made.engine.sample(requests)
     return [s for node in sorted(found) for group in found[node] for s in group]
 
 
 def main() -> None:
     batched, exact = make(False), make(True)
-    starts = [[pieces.engine.state(n) for n in range(len(pieces.games))] for pieces in (batched, exact)]
-    pairs = list(zip(first_samples(batched), first_samples(exact), strict=True))
+    starts = [[made.engine.state(n) for n in range(len(made.games))] for _, made in (batched, exact)]
+    pairs = list(zip(first_samples(batched[1]), first_samples(exact[1]), strict=True))
     differing = float(np.mean([a.tokens != b.tokens for a, b in pairs]))
     gaps = [np.abs(np.subtract(a.logprobs, b.logprobs)).max() for a, b in pairs if a.tokens == b.tokens]
-    seconds(batched, starts[0]), seconds(exact, starts[1])  # compile
-    times = [(seconds(batched, starts[0]), seconds(exact, starts[1])) for _ in range(REPEATS)]
+    seconds(*batched, starts[0]), seconds(*exact, starts[1])  # compile
+    times = [(seconds(*batched, starts[0]), seconds(*exact, starts[1])) for _ in range(REPEATS)]
     about = {
-        "hardware": swarm.hardware(),
+        "hardware": hardware(),
         "versions": {"python": platform.python_version(), "jax": metadata.version("jax")},
     }
-    config = {"nodes": len(batched.games), "rounds": ROUNDS, "repeats": REPEATS}
+    config = {"nodes": len(batched[1].games), "rounds": ROUNDS, "repeats": REPEATS}
 
     def row(name: str, value: float, unit: str, versus: str | None = None, ratio: float | None = None) -> None:
         fields = {"benchmark": name, "config": config, "value": value, "unit": unit, "versus": versus, "ratio": ratio}

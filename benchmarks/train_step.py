@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.swarm import hardware
+from experiments.summary import hardware
 from rlswarm_jax import assets, qwen
 from rlswarm_jax.grpo import learner
 from rlswarm_jax.qwen import model

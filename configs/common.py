@@ -1,5 +1,7 @@
 """What several configs share."""
 
+from collections.abc import Callable
+
 import ml_collections
 
 
@@ -23,9 +25,10 @@ def tiny_tasks() -> ml_collections.ConfigDict:
 
 
 def swarm(name: str) -> ml_collections.ConfigDict:
-    """A swarm of simulated nodes on the embedded model: every field, with what it means."""
+    """A swarm on the embedded model: every field, with what it means."""
     config = ml_collections.ConfigDict()
     config.name = name
+    config.driver = "live"  # a process for each node; "simulate": all in one; "node": this one, which joins others
     config.seed = 0
     config.rounds = 200
 
@@ -36,10 +39,19 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.tasks = tiny_tasks()  # reasoning-gym datasets, their weights and options
 
     config.swarm = ml_collections.ConfigDict()
-    config.swarm.nodes = 4
+    config.swarm.name = "rlswarm"  # nodes of other swarms don't hear each other
+    config.swarm.nodes = 4  # that this machine starts
     config.swarm.local_groups = 4  # problems a node answers, and shares, each round
     config.swarm.external_groups = 4  # peers' groups it learns from each round
     config.swarm.max_staleness = 4  # rounds after which a peer's group is too old
+    config.swarm.deadline = 60.0  # seconds a stage waits for its peers (0: for ever)
+    config.swarm.host = "127.0.0.1"  # address to listen on; 0.0.0.0 for other machines to reach
+    config.swarm.port = 0  # of a single node; 0: any that is free
+    config.swarm.key = ""  # file with the key of a single node; "": node.key in its folder, made if it isn't there
+    config.swarm.bootnodes = ()  # addresses of running nodes, as they print them: ("/ip4/.../tcp/.../p2p/...",)
+    config.swarm.peers = ()  # peer ids of nodes to wait for before they have spoken (the launcher fills them in)
+    config.swarm.target_peers = 6  # peers to be connected with, if there are so many
+    config.swarm.devices = "cpu"  # of the nodes of a local swarm: cpu, gpu (shared out among them) or tpu
 
     config.sampling = ml_collections.ConfigDict()
     config.sampling.group_size = 8  # completions of a problem
@@ -66,7 +78,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.evaluation.every = 20  # rounds
     config.evaluation.rows = 512  # decoded at once
 
-    config.simulation = ml_collections.ConfigDict()  # virtual seconds
+    config.simulation = ml_collections.ConfigDict()  # of driver "simulate"; virtual seconds
     config.simulation.sample = 1.0
     config.simulation.learn = 1.0
     config.simulation.evaluate = 0.5
@@ -86,9 +98,23 @@ def swarm(name: str) -> ml_collections.ConfigDict:
 
 def smoke(config: ml_collections.ConfigDict) -> None:
     """The same path in a minute: few rounds, few problems."""
-    config.name += "-smoke"
     config.rounds = 6
     config.evaluation.problems = config.evaluation.rows = 64
     config.evaluation.every = 3
     config.checkpoint_every = 2
     config.wandb.mode = "disabled"
+
+
+def simulate(config: ml_collections.ConfigDict) -> None:
+    """The same nodes in one process, on a virtual clock and a virtual network."""
+    config.driver = "simulate"
+
+
+def apply(config: ml_collections.ConfigDict, variant: str, *known: Callable[[ml_collections.ConfigDict], None]) -> None:
+    """Changes a config as a variant such as "simulate-smoke" says, whose words name functions. Raises ValueError."""
+    by_name = {function.__name__: function for function in known}
+    for word in variant.split("-") if variant else ():
+        if word not in by_name:
+            raise ValueError(f"configs/{config.name}.py has no variant {word!r}; expected {' or '.join(by_name)}.")
+        by_name[word](config)
+    config.name += f"-{variant}" if variant else ""

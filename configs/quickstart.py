@@ -1,8 +1,9 @@
-"""Four simulated nodes, each with its own copy of the embedded tiny Qwen, learn from each other's rollouts.
+"""Four nodes, each a process with its own key, libp2p host and tiny Qwen, learn from each other's rollouts.
 
     make run
     python -m experiments.run --config configs/quickstart.py [--config.seed=1]
-    python -m experiments.run --config configs/quickstart.py:smoke       a minute, for tests
+    python -m experiments.run --config configs/quickstart.py:simulate    the same nodes in one process
+    python -m experiments.run --config configs/quickstart.py:smoke       a minute, for tests (simulate-smoke too)
 
 Hardware: 2 CPU cores, no GPU.
 Measured (rendered: quickstart):
@@ -21,8 +22,5 @@ from configs import common
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.swarm("quickstart")
-    if variant == "smoke":
-        common.smoke(config)
-    elif variant:
-        raise ValueError(f"configs/quickstart.py has no variant {variant!r}; expected smoke.")
+    common.apply(config, variant, common.simulate, common.smoke)
     return config

@@ -20,10 +20,8 @@ from configs import common
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.swarm("solo")
+    common.simulate(config)
     config.swarm.nodes = 1
     config.swarm.local_groups, config.swarm.external_groups = 8, 0
-    if variant == "smoke":
-        common.smoke(config)
-    elif variant:
-        raise ValueError(f"configs/solo.py has no variant {variant!r}; expected smoke.")
+    common.apply(config, variant, common.smoke)
     return config

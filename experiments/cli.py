@@ -10,6 +10,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from rlswarm_jax.identity import author_of
+
 
 class UsageError(ValueError):
     """The user asked for something that cannot be done; the message is the one sentence they get (exit code 2)."""
@@ -44,6 +46,48 @@ def parse(argv: Sequence[str]) -> Arguments:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UsageError(_sentence(error)) from None
     return Arguments(values.config, workdir, values.resume)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UsageError that names the field which cannot be what it is."""
+    limits = {
+        "rounds": (config.rounds, 0 if config.driver == "node" else 1),
+        "swarm.nodes": (config.swarm.nodes, 1),
+        "swarm.local_groups": (config.swarm.local_groups, 1),
+        "swarm.external_groups": (config.swarm.external_groups, 0),
+        "sampling.group_size": (config.sampling.group_size, 2),
+        "sampling.exact_rows": (config.sampling.exact_rows, 1),
+        "evaluation.problems": (config.evaluation.problems, 1),
+        "evaluation.every": (config.evaluation.every, 1),
+        "evaluation.rows": (config.evaluation.rows, 1),
+        "learn.updates_per_round": (config.learn.updates_per_round, 1),
+        "checkpoint_every": (config.checkpoint_every, 1),
+        "swarm.deadline": (config.swarm.deadline, 0),
+        "swarm.port": (config.swarm.port, 0),
+        "swarm.target_peers": (config.swarm.target_peers, 1),
+    }
+    for field, (value, least) in limits.items():
+        if value < least:
+            raise UsageError(f"config.{field} is {value}; it must be at least {least}.")
+    if config.sampling.temperature <= 0:
+        raise UsageError(f"config.sampling.temperature is {config.sampling.temperature}; it must be positive.")
+    choices = {
+        "driver": (config.driver, ("live", "node", "simulate")),
+        "swarm.devices": (config.swarm.devices, ("cpu", "gpu", "tpu")),
+        "learn.advantage_scale": (config.learn.advantage_scale, ("std", "none")),
+        "learn.external_correction": (config.learn.external_correction, ("reencode", "behaviour")),
+        "wandb.mode": (config.wandb.mode, ("auto", "online", "offline", "disabled")),
+    }
+    for field, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise UsageError(f"config.{field} is {value!r}; expected one of {', '.join(allowed)}.")
+    for peer in config.swarm.peers:
+        if author_of(peer) is None:
+            raise UsageError(f"config.swarm.peers names {peer!r}, which is not the peer id of a secp256k1 key.")
+    for address in config.swarm.bootnodes:
+        if not isinstance(address, str) or author_of(address.rpartition("/p2p/")[2]) is None:
+            wanted = "/ip4/ADDRESS/tcp/PORT/p2p/PEER_ID, as a node prints it when it starts"
+            raise UsageError(f"config.swarm.bootnodes holds {address!r}; expected {wanted}.")
 
 
 def main(run: Callable[[Arguments], int], help_text: str) -> None:

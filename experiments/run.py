@@ -1,7 +1,9 @@
 """Runs a swarm: nodes that play reasoning rounds, exchange what they sampled, and learn from it by GRPO.
 
-    python -m experiments.run --config configs/quickstart.py              four simulated nodes, the embedded tiny Qwen
+    python -m experiments.run --config configs/quickstart.py              four nodes, each a process with a tiny Qwen
     python -m experiments.run --config configs/quickstart.py:smoke        the same in a minute
+    python -m experiments.run --config configs/quickstart.py:simulate     the same nodes in one process
+    python -m experiments.run --config configs/node.py                    one node, which others can join
     python -m experiments.run --config configs/solo.py                    one node alone with the same training budget
 
   --config FILE[:variant]       what to run; each file in configs/ says what it is, and what to expect
@@ -14,14 +16,16 @@ The folder holds summary.json, metrics.jsonl, report.md with plots, and checkpoi
 writes the report; the same command with --resume goes on, and ends with the same weights as if never stopped.
 """
 
+import importlib
+
 from experiments import cli
 
 
 def run(arguments: cli.Arguments) -> int:
     print(f"run folder: {arguments.workdir}", flush=True)
-    from experiments import swarm  # jax and its friends take seconds: say first where the run will be
-
-    return swarm.run(arguments)
+    driver = {"live": "experiments.live", "node": "experiments.node", "simulate": "experiments.simulated"}
+    # only now: what a driver needs (jax and its friends) can take seconds
+    return importlib.import_module(driver[arguments.config.driver]).run(arguments)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ SMOOTHING = 0.9
 class _Shown:
     name: str
     round: int
+    state: str = ""
+    peers: int | None = None
     reward: float | None = None
     held_out: float | None = None
     received: int = 0
@@ -24,7 +26,7 @@ class _Shown:
 
 
 class SwarmView:
-    """`with SwarmView(...) as view: view.update(row)` for each finished round of a node."""
+    """`with SwarmView(...) as view: view.update(row)` for each finished round of a node. rounds: 0 for no end."""
 
     def __init__(self, console: Console, names: list[str], rounds: int, done: list[int]):
         self._console, self._rounds = console, rounds
@@ -37,7 +39,7 @@ class SwarmView:
             TimeElapsedColumn(),
             TextColumn("{task.fields[rate]}"),
         )
-        self._task = self._progress.add_task("rounds", total=rounds * len(names), completed=sum(done), rate="")
+        self._task = self._progress.add_task("rounds", total=rounds * len(names) or None, completed=sum(done), rate="")
         self._live = Live(self._render(), console=console, refresh_per_second=4, transient=False)
         self._said = -1
 
@@ -51,6 +53,17 @@ class SwarmView:
             self._live.update(self._render())
             self._live.stop()
 
+    def say(self, sentence: str) -> None:
+        """Prints above what is shown."""
+        self._console.print(sentence, highlight=False, soft_wrap=True)
+
+    def state(self, node: int, state: str) -> None:
+        """What a node's process is doing, in a word."""
+        if self._nodes[node].state != state:
+            self._nodes[node].state = state
+            if self._console.is_terminal:
+                self._live.update(self._render())
+
     def update(self, row: dict[str, Any]) -> None:
         """row: as in metrics.jsonl."""
         node = self._nodes[row["node"]]
@@ -61,6 +74,7 @@ class SwarmView:
         node.received += int(row["records/received"])
         node.published += int(row["records/published"])
         node.rejected += int(sum(v for k, v in row.items() if k.startswith("records/rejected/")))
+        node.peers = int(row["peers/connected"]) if "peers/connected" in row else None
         done = sum(n.round for n in self._nodes)
         self._progress.update(self._task, completed=done, rate=self._rate(done))
         if self._console.is_terminal:
@@ -71,28 +85,37 @@ class SwarmView:
     def _rate(self, done: int) -> str:
         seconds = time.monotonic() - self._started
         per_second = (done - self._start_done) / max(seconds, 1e-9) / len(self._nodes)
+        if not self._rounds:
+            return f"{per_second:.1f} rounds/s"
         left = (self._rounds - done / len(self._nodes)) / max(per_second, 1e-9)
         return f"{per_second:.1f} rounds/s, {int(left) // 60}:{int(left) % 60:02d} left"
 
     def _say_tenths(self, done: int) -> None:
-        tenth = 10 * done // (self._rounds * len(self._nodes))
+        """A line for each tenth; of a run without an end, for each ten rounds."""
+        of_all = self._rounds * len(self._nodes)
+        tenth = 10 * done // of_all if of_all else done // (10 * len(self._nodes))
         if tenth > self._said:
             self._said = tenth
             rewards = [n.reward for n in self._nodes if n.reward is not None]
             held_out = [n.held_out for n in self._nodes if n.held_out is not None]
             self._console.print(
-                f"{10 * tenth:3d} %  round {done // len(self._nodes)} of {self._rounds}"
+                (f"{10 * tenth:3d} %  " if of_all else "")
+                + f"round {done // len(self._nodes)}{f' of {self._rounds}' if of_all else ''}"
                 f"  reward {sum(rewards) / max(len(rewards), 1):.2f}"
-                f"  held-out accuracy {sum(held_out) / max(len(held_out), 1):.2f}  {self._rate(done)}"
+                f"  held-out accuracy {sum(held_out) / max(len(held_out), 1):.2f}  {self._rate(done)}",
+                soft_wrap=True,
             )
 
     def _render(self) -> RenderableType:
         table = Table(title=None, expand=False)
-        for column in ("node", "round", "reward", "held-out accuracy", "records in", "out", "rejected"):
-            table.add_column(column, justify="left" if column == "node" else "right")
+        live = any(n.state or n.peers is not None for n in self._nodes)
+        columns = ["node", *(["process", "peers"] if live else [])]
+        for column in (*columns, "round", "reward", "held-out accuracy", "records in", "out", "rejected"):
+            table.add_column(column, justify="left" if column in ("node", "process") else "right")
         for n in self._nodes:
             table.add_row(
                 n.name,
+                *([n.state, "" if n.peers is None else str(n.peers)] if live else []),
                 str(n.round),
                 "" if n.reward is None else f"{n.reward:.2f}",
                 "" if n.held_out is None else f"{100 * n.held_out:.1f} %",

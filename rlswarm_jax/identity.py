@@ -1,7 +1,12 @@
-"""A node's identity: one secp256k1 key signs its records (and is its peer id and Ethereum account)."""
+"""A node's identity: one secp256k1 key signs its records, is its libp2p peer id, and its Ethereum account."""
 
 import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
 
+import base58
 import coincurve
 from coincurve import ecdsa
 
@@ -9,6 +14,8 @@ from coincurve import ecdsa
 _ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 SIGNATURE_BYTES = 64
 AUTHOR_BYTES = 33
+# a peer id of such a key is the key itself: identity multihash (0x00, length) of the protobuf {Type: Secp256k1, Data}
+_PEER_ID_PREFIX = bytes.fromhex("002508021221")
 
 _WORDS = (
     "amber bold calm deft eager fair glad hazy keen lucid mellow noble quick rosy sly vivid "
@@ -17,12 +24,24 @@ _WORDS = (
 _ADJECTIVES, _ANIMALS = _WORDS.split()[:16], _WORDS.split()[16:]
 
 
+class KeyFileError(RuntimeError):
+    """A key file cannot be read or written, or is not fit to be used; the message says what to do. It holds no key."""
+
+
 class Identity:
     """Holds a private key; it is never printed, logged or pickled."""
 
     def __init__(self, secret: bytes):
         self._key = coincurve.PrivateKey(secret)
         self.author = self._key.public_key.format(compressed=True)
+
+    @property
+    def peer_id(self) -> str:
+        return peer_id(self.author)
+
+    def expose_secret(self) -> bytes:
+        """The 32 bytes of the key, for a library that must hold it itself. Never log or send them."""
+        return self._key.secret
 
     def sign(self, message: bytes) -> bytes:
         """ECDSA over SHA-256(message), r || s, low s, deterministic (RFC 6979); 64 bytes."""
@@ -48,8 +67,68 @@ def verify(author: bytes, signature: bytes, message: bytes) -> bool:
         return False
 
 
+def peer_id(author: bytes) -> str:
+    """The libp2p peer id of an author, in base58: it holds the whole public key (libp2p spec, "Peer IDs")."""
+    return base58.b58encode(_PEER_ID_PREFIX + author).decode()
+
+
+def author_of(peer: str | bytes) -> bytes | None:
+    """The author behind a peer id (base58 text or its bytes); None if it is not one of a secp256k1 key."""
+    try:
+        raw = base58.b58decode(peer) if isinstance(peer, str) else peer
+        author = raw.removeprefix(_PEER_ID_PREFIX)
+        if len(raw) != len(_PEER_ID_PREFIX) + AUTHOR_BYTES or len(author) != AUTHOR_BYTES:
+            return None
+        coincurve.PublicKey(author)
+    except ValueError:
+        return None
+    return author
+
+
+def load_or_create(path: Path) -> Identity:
+    """The identity whose key is in a file (64 hexadecimal digits); a new one, and the file, if there is none.
+
+    Raises KeyFileError if the file can't be read or written, holds no key, or others may read it.
+    """
+    try:
+        return Identity(_read_key(path))
+    except FileNotFoundError:
+        return create(path, Identity(secrets.token_bytes(32)))
+
+
+def create(path: Path, identity: Identity) -> Identity:
+    """Writes a key file that only its owner can read. Raises KeyFileError if there is one already."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(identity.expose_secret().hex() + "\n")
+    except OSError as error:
+        raise KeyFileError(f"cannot write the key file {path}: {error.strerror}.") from None
+    return identity
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise KeyFileError(f"the key file {path} can be read by others: chmod 600 it, or use a new key.")
+            secret = bytes.fromhex(file.read(1024).decode("ascii"))
+            coincurve.PrivateKey(secret)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise KeyFileError(f"cannot read the key file {path}: {error.strerror}.") from None
+    except ValueError:
+        raise KeyFileError(f"the key file {path} holds no secp256k1 key of 64 hexadecimal digits.") from None
+    return secret
+
+
 def simulated(seed: int, node: int) -> Identity:
-    """The key of a simulated node: derived, so that a simulation is a function of its seed. Never use it live."""
+    """The key of a node of a study: derived, so that the study is a function of its seed, and anyone can have it.
+
+    For simulated nodes, and for swarms that stay on one machine.
+    """
     return Identity(hashlib.sha256(f"rlswarm_jax simulated node {seed} {node}".encode()).digest())
 
 

@@ -1,7 +1,7 @@
 """One writer of metrics: a line of JSON for each node's round, and the same to Weights & Biases.
 
-Names have one schema, `group/name`: `reward/`, `sample/`, `records/`, `groups/`, `learn/`, `held_out/`, `final/`,
-and `learned_from/<author>`.
+Names have one schema, `group/name`: `reward/`, `sample/`, `records/`, `groups/`, `learn/`, `held_out/`, `final/`, of
+live nodes also `network/`, `peers/` and `seconds/`, and `received_from/<author>`, `learned_from/<author>`.
 """
 
 import json
@@ -31,7 +31,16 @@ class MetricsLog:
         self._path = path
         self._wandb: Any = None
 
-    def start_wandb(self, mode: WandbMode, *, workdir: Path, project: str, group: str, config: dict[str, Any]) -> str:
+    def start_wandb(
+        self,
+        mode: WandbMode,
+        *,
+        workdir: Path,
+        project: str,
+        group: str,
+        config: dict[str, Any],
+        name: str | None = None,
+    ) -> str:
         """Mirrors rows to wandb; returns the mode in force ("auto": online where the user is logged in)."""
         if mode == "auto":
             mode = "online" if _logged_in() else "offline"
@@ -41,7 +50,7 @@ class MetricsLog:
 
         settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
         options: dict[str, Any] = dict(
-            dir=str(workdir), project=project, group=group, name=workdir.name, config=config, settings=settings
+            dir=str(workdir), project=project, group=group, name=name or workdir.name, config=config, settings=settings
         )
         try:
             self._wandb = wandb.init(mode=mode, **options)
@@ -84,6 +93,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return rows
+
+
+def whole_bytes(path: Path) -> int:
+    """How much of a `metrics.jsonl` is whole lines: a kill can cut the last one off."""
+    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
 
 
 def _logged_in() -> bool:

@@ -5,9 +5,7 @@ alone, so all that are waiting are computed together, whatever their virtual tim
 config and the seed, and a killed simulation goes on from its checkpoint and journal to the same bits.
 """
 
-import collections
 import dataclasses
-import hashlib
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,29 +14,16 @@ import msgspec
 
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.engine import Engine
-from rlswarm_jax.game.effects import (
-    Effect,
-    Evaluate,
-    Gather,
-    Learn,
-    Metrics,
-    Publish,
-    Sample,
-    Score,
-    decode_result,
-    encode_result,
-)
-from rlswarm_jax.game.round import STAGES, Game, NodeState, Round, next_round, play_round
+from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score
+from rlswarm_jax.game.player import BEGIN, Player, RoundReport, SavedPlayer
+from rlswarm_jax.game.round import Game, NodeState
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.identity import Identity
-from rlswarm_jax.journal import Entry, Journal, JournalError
+from rlswarm_jax.journal import Journal
 from rlswarm_jax.qwen import Params
 from rlswarm_jax.records.envelope import open_envelope, seal
-from rlswarm_jax.records.inbox import Inbox, Slot
-from rlswarm_jax.records.pool import Pool
 from rlswarm_jax.swarm.virtual import VirtualNetwork
 
-BEGIN = "begin"  # the journal's first row of a round: which round follows which is a decision too
 _DELIVER, _DONE, _DEADLINE = range(3)
 
 
@@ -61,16 +46,6 @@ class Timing:
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundReport:
-    """What is told about a node's finished round. at: virtual seconds."""
-
-    node: int
-    round: int
-    at: float
-    metrics: Metrics
-
-
-@dataclasses.dataclass(frozen=True)
 class _Boundary:
     """A node between two rounds."""
 
@@ -79,36 +54,19 @@ class _Boundary:
     at: float
 
 
-@dataclasses.dataclass
-class _Node:
-    index: int
-    game: Game
-    identity: Identity
-    inbox: Inbox
-    state: NodeState
-    generator: Round | None = None
-    effect: Effect | None = None
-    step: int = 0
-    boundaries: dict[int, _Boundary] = dataclasses.field(default_factory=dict)
+class _Node(Player):
+    """boundaries: by number of the checkpoint, the node where it crossed its round."""
 
-
-class _SavedNode(msgspec.Struct, array_like=True):
-    round: int
-    policy_version: int
-    pool: bytes
-    at: float
-    held: list[bytes]  # SHA-256 of envelopes
-    taken: list[Slot]
-    evidence: list[tuple[Slot, bytes, bytes]]
-    counts: dict[str, int]
+    def __init__(self, index: int, game: Game, identity: Identity, journal: Journal):
+        super().__init__(index, game, identity, journal)
+        self.boundaries: dict[int, _Boundary] = {}
 
 
 class _Saved(msgspec.Struct, array_like=True):
-    """A simulation at one instant, besides the train states. deliveries: (at, receiver, sender, envelope hash)."""
+    """A simulation at one instant, besides the train states. deliveries: (at, receiver, sender, signed bytes)."""
 
-    nodes: list[_SavedNode]
+    nodes: list[SavedPlayer]
     deliveries: list[tuple[float, int, int, bytes]]
-    envelopes: dict[bytes, bytes]
     journal_offset: int
     metrics_offset: int
 
@@ -131,14 +89,12 @@ class Simulation:
         metrics_offset: Callable[[], int] = lambda: 0,
     ):
         self.nodes = [
-            _Node(i, game, identity, Inbox(game.swarm, game.author, game.max_staleness, STAGES), NodeState())
-            for i, (game, identity) in enumerate(zip(games, identities, strict=True))
+            _Node(i, game, identity, journal) for i, (game, identity) in enumerate(zip(games, identities, strict=True))
         ]
         self._engine, self._network, self._timing, self._journal = engine, network, timing, journal
         self._on_round, self._metrics_offset = on_round, metrics_offset
         self._checkpoints, self._every = checkpoints, checkpoint_every
         self._last_checkpoint = 0
-        self._envelopes: dict[bytes, bytes] = {}  # by SHA-256, while they are on their way
         self._events: list[tuple] = []
         self._waiting: dict[type, dict[int, Effect]] = {Sample: {}, Learn: {}, Evaluate: {}}
         self._results: dict[int, Any] = {}
@@ -154,7 +110,7 @@ class Simulation:
 
     @property
     def finished(self) -> bool:
-        return all(node.state.round >= node.game.rounds for node in self.nodes)
+        return all(node.finished for node in self.nodes)
 
     def weights(self, node: int) -> Params:
         """A node's parameters as they are now."""
@@ -162,9 +118,7 @@ class Simulation:
 
     def inject(self, raw: bytes, receiver: int, at: float) -> None:
         """Lets bytes of anyone's making reach a node at a time: what a hostile peer can do."""
-        envelope_hash = hashlib.sha256(raw).digest()
-        self._envelopes[envelope_hash] = raw
-        heapq.heappush(self._events, (at, _DELIVER, receiver, -1, envelope_hash))
+        heapq.heappush(self._events, (at, _DELIVER, receiver, -1, raw))
 
     # --- events: (at, what, node, ...), ordered by their content alone
 
@@ -172,19 +126,17 @@ class Simulation:
         at, what, index, *rest = event
         node = self.nodes[index]
         if what == _DELIVER:
-            _, envelope_hash = rest
-            node.inbox.offer(self._envelopes[envelope_hash], node.state.round)
+            _, raw = rest
+            node.inbox.offer(raw, node.state.round)
             if isinstance(node.effect, Gather) and self._gathered(node, node.effect):
-                self._complete(node, node.effect, node.inbox.take(node.effect.round), at)
+                self._complete(node, node.inbox.take(node.effect.round), at)
         elif what == _DEADLINE:
             if isinstance(node.effect, Gather) and rest == [node.effect.round, node.step]:
-                self._complete(node, node.effect, node.inbox.take(node.effect.round), at)
+                self._complete(node, node.inbox.take(node.effect.round), at)
         else:
-            effect = node.effect
-            assert isinstance(effect, Sample | Learn | Evaluate)
             if index not in self._results:
-                self._compute(type(effect))
-            self._complete(node, effect, self._results.pop(index), at)
+                self._compute(type(node.effect))
+            self._complete(node, self._results.pop(index), at)
 
     def _compute(self, kind: type) -> None:
         waiting, self._waiting[kind] = self._waiting[kind], {}
@@ -200,49 +152,40 @@ class Simulation:
     # --- a node's round
 
     def _begin(self, node: _Node, at: float) -> None:
-        if node.state.round >= node.game.rounds:
-            return
-        self._journal.write(Entry(node.index, node.state.round, 0, BEGIN, b"", at))
-        node.generator, node.step = play_round(node.game, node.state), 1
-        self._advance(node, None, at)
+        if not node.finished:
+            node.begin(at)
+            self._start(node, at)
 
-    def _complete(self, node: _Node, effect: Effect, result: Any, at: float) -> None:
-        self._write(node, effect, result, at)
-        self._advance(node, None if isinstance(effect, Publish) else result, at)
+    def _complete(self, node: _Node, result: Any, at: float) -> None:
+        """Resumes a round with an effect's result and starts the next effect."""
+        report = node.complete(result, at)
+        if report is None:
+            self._start(node, at)
+        else:
+            self._on_round(report)
+            self._join(node)
+            self._cross(node, report.round, at)
+            self._save_if_all_crossed()
+            self._begin(node, at)
 
-    def _write(self, node: _Node, effect: Effect, result: Any, at: float) -> None:
-        raw = encode_result(effect, result)
-        self._journal.write(Entry(node.index, node.state.round, node.step, type(effect).__name__, raw, at))
-        node.step += 1
-
-    def _advance(self, node: _Node, result: Any, at: float) -> None:
-        """Resumes a round with an effect's result and starts the next effect; effects without duration end at once."""
-        assert node.generator is not None
-        node.effect = None
-        try:
-            effect = node.generator.send(result)
-        except StopIteration as stop:
-            state, metrics = stop.value
-            self._finish_round(node, state, metrics, at)
-            return
-        self._start(node, effect, at)
-
-    def _start(self, node: _Node, effect: Effect, at: float) -> None:
-        node.effect = effect
+    def _start(self, node: _Node, at: float) -> None:
+        """Starts a node's effect; one without duration ends at once."""
+        effect = node.effect
         if isinstance(effect, Score):
-            self._complete(node, effect, [node.game.mixture.score(*item) for item in effect.items], at)
+            self._complete(node, [node.game.mixture.score(*item) for item in effect.items], at)
         elif isinstance(effect, Publish):
             raw = seal(effect.record, node.identity)
             self._send(node.index, raw, at)
-            self._complete(node, effect, raw, at)
+            self._complete(node, raw, at)
         elif isinstance(effect, Gather):
             if self._gathered(node, effect):
-                self._complete(node, effect, node.inbox.take(effect.round), at)
+                self._complete(node, node.inbox.take(effect.round), at)
             else:
                 heapq.heappush(
                     self._events, (at + self._timing.deadline, _DEADLINE, node.index, effect.round, node.step)
                 )
         else:
+            assert effect is not None
             self._waiting[type(effect)][node.index] = effect
             heapq.heappush(self._events, (at + self._timing.of(node.index, effect), _DONE, node.index))
 
@@ -252,27 +195,13 @@ class Simulation:
         return all(peer.game.author in spoken for peer in self.nodes if peer is not node)
 
     def _send(self, sender: int, raw: bytes, at: float) -> None:
-        envelope_hash = hashlib.sha256(raw).digest()
-        self._envelopes[envelope_hash] = raw
         for receiver, arrival in self._network.arrivals(sender, open_envelope(raw).hash, at).items():
-            heapq.heappush(self._events, (arrival, _DELIVER, receiver, sender, envelope_hash))
+            heapq.heappush(self._events, (arrival, _DELIVER, receiver, sender, raw))
 
-    def _finish_round(self, node: _Node, state: NodeState, metrics: Metrics, at: float) -> None:
-        rejected = {cause: n for cause, n in sorted(node.inbox.counts.items()) if cause != "received"}
-        metrics |= {f"records/rejected/{cause}": float(n) for cause, n in rejected.items()}
-        metrics["records/equivocations"] = float(len(node.inbox.evidence))
-        node.inbox.counts.clear()
-        node.inbox.expire(state.round)
-        self._on_round(RoundReport(node.index, node.state.round, at, metrics))
-        before, node.state = node.state.round, self._join(node, state)
-        self._cross(node, before, at)
-        self._save_if_all_crossed()
-        self._begin(node, at)
-
-    def _join(self, node: _Node, state: NodeState) -> NodeState:
+    def _join(self, node: _Node) -> None:
         peers = {peer.game.author for peer in self.nodes}
         latest = {author: r for author, r in node.inbox.latest_rounds().items() if author in peers}
-        return next_round(state, latest, quorum=len(self.nodes) // 2)
+        node.join(latest, quorum=len(self.nodes) // 2)
 
     # --- checkpoints
 
@@ -303,33 +232,9 @@ class Simulation:
             node.boundaries = {k: b for k, b in node.boundaries.items() if k >= number}
 
     def _saved(self, boundaries: Sequence[_Boundary]) -> _Saved:
-        envelopes: dict[bytes, bytes] = {}
-
-        def keep(raw: bytes) -> bytes:
-            envelope_hash = hashlib.sha256(raw).digest()
-            envelopes[envelope_hash] = raw
-            return envelope_hash
-
-        nodes = [
-            _SavedNode(
-                round=boundary.state.round,
-                policy_version=boundary.state.policy_version,
-                pool=boundary.state.pool.to_bytes(),
-                at=boundary.at,
-                held=[keep(signed.raw) for signed in node.inbox.records.values()],
-                taken=sorted(node.inbox.taken),
-                evidence=[(slot, first, second) for slot, (first, second) in sorted(node.inbox.evidence.items())],
-                counts=dict(node.inbox.counts),
-            )
-            for node, boundary in zip(self.nodes, boundaries, strict=True)
-        ]
-        deliveries = [
-            (event[0], event[2], event[3], keep(self._envelopes[event[4]]))
-            for event in sorted(self._events)
-            if event[1] == _DELIVER
-        ]
-        self._envelopes = {h: raw for h, raw in envelopes.items() if h in {d[3] for d in deliveries}}
-        return _Saved(nodes, deliveries, envelopes, self._journal.offset, self._metrics_offset())
+        nodes = [node.save(b.state, b.at) for node, b in zip(self.nodes, boundaries, strict=True)]
+        deliveries = [(e[0], e[2], e[3], e[4]) for e in sorted(self._events) if e[1] == _DELIVER]
+        return _Saved(nodes, deliveries, self._journal.offset, self._metrics_offset())
 
     def restore(self) -> int | None:
         """Goes back to the newest checkpoint; returns the metrics' offset it stands at, None if there is none.
@@ -344,17 +249,11 @@ class Simulation:
         self._engine.set_states(states)
         self._journal.truncate(saved.journal_offset)
         self._last_checkpoint, self._started = number, True
-        for at, receiver, sender, envelope_hash in saved.deliveries:
-            self._envelopes[envelope_hash] = saved.envelopes[envelope_hash]
-            heapq.heappush(self._events, (at, _DELIVER, receiver, sender, envelope_hash))
+        for at, receiver, sender, raw in saved.deliveries:
+            heapq.heappush(self._events, (at, _DELIVER, receiver, sender, raw))
         for node, kept in zip(self.nodes, saved.nodes, strict=True):
-            node.state = NodeState(kept.round, kept.policy_version, Pool.from_bytes(kept.pool))
+            node.restore(kept)
             node.boundaries[number] = _Boundary(states[node.index], node.state, kept.at)
-            signed = [open_envelope(saved.envelopes[envelope_hash]) for envelope_hash in kept.held]
-            node.inbox.records = {(s.record.author, s.record.round, s.record.stage): s for s in signed}
-            node.inbox.taken = set(kept.taken)
-            node.inbox.evidence = {slot: (first, second) for slot, first, second in kept.evidence}
-            node.inbox.counts = collections.Counter(kept.counts)
         for node, kept in zip(self.nodes, saved.nodes, strict=True):
             self._replay(node, kept.at)
         return saved.metrics_offset
@@ -364,30 +263,18 @@ class Simulation:
 
         Only learning is done again: the weights of a boundary are in the checkpoint, later ones nowhere.
         """
-        effect: Effect | None = None
-        before = node.state.round
-        for entry in self._journal.read(node.index, node.state.round):
+        played = node.state.round
+        for entry in self._journal.read(node.index, played):
             at = entry.at
+            fed = node.feed(entry)
             if entry.kind == BEGIN:
-                node.state = dataclasses.replace(node.state, round=entry.round)
-                self._cross(node, before, at)
-                node.generator, node.step, result = play_round(node.game, node.state), 1, None
-            else:
-                if effect is None or entry.kind != type(effect).__name__ or entry.step != node.step:
-                    raise JournalError(f"node {node.index} round {entry.round}: the journal is of another run.")
-                result = decode_result(effect, entry.result)
-                if isinstance(effect, Learn):
-                    self._run(Learn, {node.index: effect})
-                node.step += 1
-            assert node.generator is not None
-            try:
-                effect = node.generator.send(result)
-            except StopIteration as stop:
-                before, effect = node.state.round, None
-                node.state, _ = stop.value
-        if effect is not None:
-            self._start(node, effect, at)
+                self._cross(node, played, at)
+            elif isinstance(fed.effect, Learn):
+                self._run(Learn, {node.index: fed.effect})
+            played = entry.round
+        if node.effect is not None:
+            self._start(node, at)
         else:
-            node.state = self._join(node, node.state)
-            self._cross(node, before, at)
+            self._join(node)
+            self._cross(node, played, at)
             self._begin(node, at)

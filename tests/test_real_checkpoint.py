@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from experiments import cli, swarm
+from experiments import cli, simulated
 from rlswarm_jax.metrics import read_rows
 
 CHAT_CHECKPOINT = Path(__file__).parent / "qwen" / "fixtures" / "qwen3_tied"
@@ -11,7 +11,7 @@ CHAT_CHECKPOINT = Path(__file__).parent / "qwen" / "fixtures" / "qwen3_tied"
 
 def test_a_chat_model_plays_through_its_own_template(tmp_path):
     arguments = [
-        "--config=configs/quickstart.py:smoke",
+        "--config=configs/quickstart.py:simulate-smoke",
         f"--config.model.path={CHAT_CHECKPOINT}",
         "--config.sampling.max_prompt_tokens=640",  # its tokenizer is by character
         "--config.sampling.max_new_tokens=8",
@@ -24,7 +24,7 @@ def test_a_chat_model_plays_through_its_own_template(tmp_path):
         "--config.evaluation.rows=4",
         f"--workdir={tmp_path / 'run'}",
     ]
-    assert swarm.run(cli.parse(arguments)) == 0
+    assert simulated.run(cli.parse(arguments)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["held_out_accuracy"]["base"] is None
     assert summary["records"] == {"published": 4, "received": 4, "rejected": {}, "unused_groups": {}}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ARGUMENTS = [
-    "--config=configs/quickstart.py:smoke",
+    "--config=configs/quickstart.py:simulate-smoke",
     "--config.rounds=8",
     "--config.evaluation.problems=32",
     "--config.evaluation.rows=32",
@@ -124,7 +124,7 @@ def test_ctrl_c_writes_a_report_and_resume_finishes_to_the_same_weights(uninterr
 
 def test_a_finished_run_is_moved_aside_and_an_unfinished_one_needs_resume(uninterrupted, tmp_path):
     from experiments.cli import UsageError, parse
-    from experiments.swarm import prepare_folder
+    from experiments.folder import prepare_folder
 
     workdir = tmp_path / "run"
     config = parse([*ARGUMENTS, "--workdir", str(workdir)]).config

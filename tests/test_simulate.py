@@ -12,12 +12,13 @@ from rlswarm_jax import assets, identity, qwen, tasks
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.engine import Engine, EngineConfig
 from rlswarm_jax.game.effects import Publish, decode_result
+from rlswarm_jax.game.player import RoundReport
 from rlswarm_jax.game.prompts import FORMATS
 from rlswarm_jax.game.round import Game
 from rlswarm_jax.grpo import learner
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.records.envelope import open_envelope, seal
-from rlswarm_jax.simulate import RoundReport, Simulation, Timing
+from rlswarm_jax.simulate import Simulation, Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
 
 NODES, ROUNDS, GROUP, LOCAL, EXTERNAL = 3, 4, 4, 3, 3

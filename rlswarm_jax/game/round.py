@@ -18,11 +18,8 @@ from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.records import schema
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.pool import Pool, ScoredGroup
-from rlswarm_jax.records.schema import Completion, Group, Record, RecordError
+from rlswarm_jax.records.schema import ANSWER, Completion, Group, Record, RecordError
 from rlswarm_jax.tasks import Mixture, Problem
-
-ANSWER = "answer"
-STAGES = (ANSWER,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,5 +284,7 @@ def _exchange_metrics(
         "groups/staleness_mean": float(np.mean([round_ - g.round for g in drawn])) if drawn else 0.0,
     }
     metrics |= {f"groups/unused/{cause}": float(count) for cause, count in sorted(unused.items())}
-    authors = collections.Counter(group.author.hex() for group in drawn)
-    return metrics | {f"learned_from/{author}": float(count) for author, count in sorted(authors.items())}
+    speakers = collections.Counter(signed.record.author.hex() for signed in arrived)
+    teachers = collections.Counter(group.author.hex() for group in drawn)
+    metrics |= {f"received_from/{author}": float(count) for author, count in sorted(speakers.items())}
+    return metrics | {f"learned_from/{author}": float(count) for author, count in sorted(teachers.items())}

@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 
+import msgspec
+
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope
 from rlswarm_jax.records.schema import RecordError
 
@@ -10,17 +12,26 @@ Slot = tuple[bytes, int, str]  # author, round, stage
 MAX_HELD = 1024
 MAX_HELD_BYTES = 64 << 20
 MAX_PER_AUTHOR = 16
-MAX_AHEAD = 1024  # rounds
 MAX_EVIDENCE = 64  # pairs
+
+
+class SavedInbox(msgspec.Struct, array_like=True):
+    """An inbox in a checkpoint. held: signed bytes."""
+
+    held: list[bytes]
+    taken: list[Slot]
+    evidence: list[tuple[Slot, bytes, bytes]]
+    counts: dict[str, int]
 
 
 @dataclasses.dataclass
 class Inbox:
     """One record per (author, round, stage); a second one is equivocation and both are kept as evidence.
 
-    Bounded: `MAX_HELD` records and `MAX_HELD_BYTES`, of rounds from `max_staleness` behind to `MAX_AHEAD` ahead, and
-    of each author those of the latest `MAX_PER_AUTHOR` rounds and stages, so that none can crowd out the others;
-    evidence, which does not expire, is kept of the first `MAX_EVIDENCE` equivocations. stages: those that are played.
+    Bounded: `MAX_HELD` records and `MAX_HELD_BYTES`, of rounds from `max_staleness` behind, and of each author those
+    of the latest `MAX_PER_AUTHOR` rounds and stages, so that none can crowd out the others; evidence, which does not
+    expire, is kept of the first `MAX_EVIDENCE` equivocations. There is no bound ahead: a node that was away for long
+    must hear where the others are. stages: those that are played.
     """
 
     swarm: str
@@ -52,7 +63,7 @@ class Inbox:
             raise RecordError("own record", "it came back")
         if record.stage not in self.stages:
             raise RecordError("unknown stage", f"{record.stage!r}, played are {', '.join(self.stages)}")
-        if not current_round - self.max_staleness <= record.round <= current_round + MAX_AHEAD:
+        if record.round < current_round - self.max_staleness:
             raise RecordError("out of window", f"round {record.round}, this node is in {current_round}")
         if slot in self.records:
             first = self.records[slot]
@@ -71,6 +82,11 @@ class Inbox:
         if len(self.records) >= MAX_HELD or held_bytes + len(signed.raw) > MAX_HELD_BYTES:
             raise RecordError("overflow", f"{len(self.records)} records, {held_bytes} bytes are held")
         self.records[slot] = signed
+
+    def holds(self, signed: SignedRecord) -> bool:
+        """Whether this very record is here."""
+        held = self.records.get((signed.record.author, signed.record.round, signed.record.stage))
+        return held is not None and held.hash == signed.hash
 
     def authors(self, round_: int, stage: str) -> set[bytes]:
         """Who has spoken in this round and stage."""
@@ -93,6 +109,27 @@ class Inbox:
         """Forgets rounds that nobody may send records of any more."""
         for slot in [slot for slot in self.records if slot[1] < current_round - self.max_staleness]:
             self._forget(slot)
+
+    def mark_taken(self, signed: SignedRecord) -> None:
+        """Holds a record that was handed over before a restart, so that it is not handed over again."""
+        slot = (signed.record.author, signed.record.round, signed.record.stage)
+        self.records[slot] = signed
+        self.taken.add(slot)
+
+    def save(self) -> SavedInbox:
+        return SavedInbox(
+            held=[signed.raw for signed in self.records.values()],
+            taken=sorted(self.taken),
+            evidence=[(slot, first, second) for slot, (first, second) in sorted(self.evidence.items())],
+            counts=dict(self.counts),
+        )
+
+    def restore(self, saved: SavedInbox) -> None:
+        signed = [open_envelope(raw) for raw in saved.held]
+        self.records = {(s.record.author, s.record.round, s.record.stage): s for s in signed}
+        self.taken = set(saved.taken)
+        self.evidence = {slot: (first, second) for slot, first, second in saved.evidence}
+        self.counts = collections.Counter(saved.counts)
 
     def _forget(self, slot: Slot) -> None:
         del self.records[slot]

@@ -53,11 +53,11 @@ def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
     ],
 )
 def test_a_config_that_cannot_be_is_one_sentence_that_names_the_field(override, says, tmp_path):
-    from experiments import swarm
+    from experiments import simulated
 
     arguments = cli.parse(["--config=configs/quickstart.py:smoke", override, "--workdir", str(tmp_path / "run")])
     with pytest.raises(cli.UsageError) as raised:
-        swarm.run(arguments)
+        simulated.run(arguments)
     assert says in str(raised.value) and "\n" not in str(raised.value)
 
 

@@ -1,0 +1,113 @@
+"""The folder of a run: what is in it, and whether a run can begin or go on there."""
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from experiments.cli import UsageError
+from rlswarm_jax.launch import KEY_FILE
+from rlswarm_jax.metrics import read_rows
+
+CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metrics.jsonl"
+JOURNAL_FILE, CHECKPOINT_FOLDER, NODE_FILE = "journal.sqlite", "checkpoints", "node.json"
+# what a run may be resumed with another value of: it says where the peers are, not what is played
+CHANGEABLE = ("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "wandb.mode")
+
+
+@contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Keeps others from running in the folder at the same time, until this process ends. Raises UsageError."""
+    descriptor = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            wrong = f"another process is running in {workdir}"
+            raise UsageError(f"{wrong}: stop it, or choose another --workdir.") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: bool) -> bool:
+    """Makes the folder ready; returns whether there is a run in it to go on with."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        stored = workdir / CONFIG_FILE
+        wanted = json.loads(config.to_json_best_effort())
+        earlier = json.loads(stored.read_text()) if stored.exists() else None
+        finished = earlier is not None and _status(workdir) == "finished"
+        if finished:
+            aside = workdir.with_name(f"{workdir.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+            workdir.rename(aside)
+            print(f"the finished run there was moved to {aside}")
+            workdir.mkdir()
+            earlier = None
+        if earlier is None:
+            if any(path.name != KEY_FILE for path in workdir.iterdir()):
+                raise UsageError(f"{workdir} holds files but no run: choose another --workdir.")
+            if not os.access(workdir, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+            stored.write_text(json.dumps(wanted, indent=2) + "\n")
+            return False
+    except OSError as error:
+        raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UsageError(f"{workdir / CONFIG_FILE} is not JSON; choose another --workdir.") from None
+    if not resume:
+        raise UsageError(f"{workdir} holds an unfinished run: add --resume to go on, or choose another --workdir.")
+    differing = _first_difference(earlier, wanted)
+    if differing:
+        raise UsageError(f"the run in {workdir} has another config.{differing}: choose another --workdir.")
+    stored.write_text(json.dumps(wanted, indent=2) + "\n")
+    return True
+
+
+def _status(workdir: Path) -> str | None:
+    try:
+        return json.loads((workdir / SUMMARY_FILE).read_text())["status"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def earlier_seconds(workdir: Path) -> float:
+    rows = read_rows(workdir / METRICS_FILE) if (workdir / METRICS_FILE).exists() else []
+    return max((row["wall_seconds"] for row in rows), default=0.0)
+
+
+def _first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name in sorted(ours.keys() | theirs.keys()):
+            found = _first_difference(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name)
+            if found:
+                return found
+        return None
+    return None if ours == theirs or path in CHANGEABLE else path
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of the first; a second one stops at once."""
+    received: list[int] = []
+
+    def handler(number: int, _: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        print("\nstopping after what is being computed ...", file=sys.stderr, flush=True)
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)

@@ -1,0 +1,157 @@
+"""Runs a local swarm: starts a process for each node, shows all of them, and puts their results together.
+
+This process loads neither jax nor libp2p, so it says who is who at once.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from rich.console import Console
+
+from experiments import cli, folder, report
+from experiments.cli import Arguments, UsageError
+from experiments.summary import peak_memory_mb, summarise, write_summary
+from experiments.view import SwarmView
+from rlswarm_jax import identity, launch
+from rlswarm_jax.launch import Exit, Launcher, LaunchError, Member
+from rlswarm_jax.metrics import read_rows
+
+POLL = 0.2  # seconds
+STOPPED = 130
+
+
+def run(arguments: Arguments) -> int:
+    """Runs until done or Ctrl-C. Raises UsageError for whatever the user can mend."""
+    config, workdir, console = arguments.config, arguments.workdir, Console()
+    cli.check(config)
+    resumes = folder.prepare_folder(config, workdir, arguments.resume)
+    try:
+        with folder.lock(workdir), folder.stop_on_signal() as stopping:
+            return _run(config, workdir, resumes, console, stopping)
+    except (LaunchError, identity.KeyFileError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, console: Console, stopping: list[int]) -> int:
+    started = time.monotonic()
+    before = folder.earlier_seconds(workdir) if resumes else 0.0
+    members = launch.assign(workdir, config.swarm.nodes, seed=config.seed, host=config.swarm.host)
+    for member in members:
+        console.print(f"node {member.index}  {member.name:20} {member.address}", highlight=False, soft_wrap=True)
+        _write_config(config, member, members)
+    names = [member.name for member in members]
+    view = SwarmView(console, names, config.rounds, [len(_rows(member)) for member in members])
+    tails = {member: _Tail(member.folder / folder.METRICS_FILE) for member in members}
+
+    def show(exits: list[Exit]) -> None:
+        for exit in exits:
+            if exit.code not in (0, STOPPED):
+                view.say(f"node {exit.member.index} {exit.reason}{'; it is restarted' if exit.restarted else ''}")
+        states = launcher.states()
+        for member, tail in tails.items():
+            for row in tail.new_rows():
+                view.update(row | {"node": member.index})
+            view.state(member.index, _state(states[member.index], member))
+
+    with Launcher(members, _command, _environment(config)) as launcher, view:
+        launcher.start()
+        while launcher.running and not stopping:
+            time.sleep(POLL)
+            show(launcher.poll())
+        show(launcher.stop())
+    summary = _summarise(config, workdir, members, before + time.monotonic() - started)
+    report.write_report(workdir)
+    report.print_summary(workdir, console)
+    console.print(f"report: {workdir / 'report.md'}; each node's log: {workdir / 'node-*' / launch.LOG_FILE}")
+    if summary["status"] == "finished":
+        return 0
+    console.print(f"{'stopped' if stopping else 'not all nodes finished'}; the same command with --resume goes on.")
+    return STOPPED if stopping else 1
+
+
+def _command(member: Member) -> list[str]:
+    return [sys.executable, "-m", "experiments.node", str(member.folder)]
+
+
+def _environment(config: ml_collections.ConfigDict) -> Callable[[Member], dict[str, str]]:
+    nodes, devices = config.swarm.nodes, config.swarm.devices
+    return lambda member: launch.environment(member.index, nodes, devices, None, os.environ)
+
+
+def _write_config(config: ml_collections.ConfigDict, member: Member, members: list[Member]) -> None:
+    """A node's own config: the swarm's, with its port, its peers, and the first node to find them through."""
+    fields = json.loads(config.to_json_best_effort())
+    fields["swarm"] |= {
+        "port": member.port,
+        "peers": [peer.peer_id for peer in members if peer is not member],
+        "bootnodes": [*fields["swarm"]["bootnodes"], *([members[0].address] if member.index else [])],
+        "key": "",
+    }
+    (member.folder / folder.CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+
+
+class _Tail:
+    """The rows that a node adds to its metrics.jsonl."""
+
+    def __init__(self, path: Path):
+        self._path, self._offset = path, 0
+
+    def new_rows(self) -> list[dict[str, Any]]:
+        """Whole lines since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                whole = file.read()
+        except FileNotFoundError:
+            return []
+        whole = whole[: whole.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def _state(state: str, member: Member) -> str:
+    """A node's state in a word; one that runs is starting until it listens."""
+    return "starting" if state == "running" and not (member.folder / folder.NODE_FILE).exists() else state
+
+
+def _rows(member: Member) -> list[dict[str, Any]]:
+    path = member.folder / folder.METRICS_FILE
+    return [row | {"node": member.index} for row in read_rows(path)] if path.exists() else []
+
+
+def _summarise(config: ml_collections.ConfigDict, workdir: Path, members: list[Member], seconds: float) -> dict:
+    """The swarm's summary.json and metrics.jsonl, from its nodes'."""
+    rows = sorted((row for member in members for row in _rows(member)), key=lambda row: (row["round"], row["node"]))
+    (workdir / folder.METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {}
+    for member in members:
+        with contextlib.suppress(FileNotFoundError):
+            found[member] = json.loads((member.folder / folder.SUMMARY_FILE).read_text())
+    summary = summarise(
+        config,
+        [member.name for member in members],
+        rows,
+        finished=len(found) == len(members) and all(own["status"] == "finished" for own in found.values()),
+        weights={name: weights for own in found.values() for name, weights in own["weights"].items()},
+        base=_base(next(iter(found.values()), None)),
+        seconds=seconds,
+        memory_mb=peak_memory_mb() + sum(own["peak_memory_mb"] for own in found.values()),
+        hardware=next((own["hardware"] for own in found.values()), "unknown"),
+    )
+    write_summary(workdir, summary)
+    return summary
+
+
+def _base(own: dict[str, Any] | None) -> dict[str, float] | None:
+    """The un-spoiled model's accuracy, as a node measured it and `summarise` takes it."""
+    accuracy = own and own["held_out_accuracy"]
+    if not accuracy or accuracy["base"] is None:
+        return None
+    return {"accuracy": accuracy["base"]} | {f"accuracy/{t}": a for t, a in accuracy["per_task"]["base"].items()}

@@ -1,0 +1,107 @@
+"""What a config describes, made real: the games of some nodes, and the engine with their weights."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+from rich.console import Console
+
+from experiments.cli import UsageError, check
+from rlswarm_jax import assets, qwen, tasks
+from rlswarm_jax.engine import Engine, EngineConfig
+from rlswarm_jax.game.prompts import choose_format
+from rlswarm_jax.game.round import Game
+from rlswarm_jax.grpo.learner import LearnerConfig
+from rlswarm_jax.identity import Identity
+
+BUDGETS = {"compact-1": (16, 12), "chat-1": (512, 256)}  # prompt and completion tokens, where the config says 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """games: one for each node. engine: the weights of all of them."""
+
+    games: list[Game]
+    engine: Engine
+
+    def base_accuracy(self, config: ml_collections.ConfigDict) -> dict[str, float] | None:
+        """Held-out accuracy of the embedded model before it was spoiled; there is no such thing for other models."""
+        if config.model.path != "embedded":
+            return None
+        return self.engine.evaluate_params(qwen.load(assets.BASE).params)
+
+
+def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None = None) -> Pieces:
+    """Raises UsageError that says which field of the config cannot be."""
+    check(config)
+    try:
+        return _build(config, identities, console)
+    except (tasks.TaskError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None) -> Pieces:
+    path = assets.SPOILED if config.model.path == "embedded" else config.model.path
+    policy = qwen.load(path)
+    prompt_format = choose_format(config.model.prompts, policy.tokenizer)
+    prompt_budget, completion_budget = BUDGETS[prompt_format.name]
+    max_prompt_tokens = config.sampling.max_prompt_tokens or prompt_budget
+    max_new_tokens = config.sampling.max_new_tokens or completion_budget
+    if console is not None:
+        nodes = "1 node" if len(identities) == 1 else f"{len(identities)} nodes"
+        console.print(
+            f"{policy.config.model_type} with {policy.config.num_parameters:,} parameters from {path}, "
+            f"{nodes} on {jax.local_device_count()} {jax.default_backend()} device(s)",
+            soft_wrap=True,
+        )
+    mixture = tasks.make_mixture(config.tasks.to_dict())
+    fingerprint = qwen.fingerprint(policy.params)
+    games = [
+        Game(
+            swarm=config.swarm.name,
+            seed=config.seed,
+            author=identity.author,
+            mixture=mixture,
+            tokenizer=policy.tokenizer,
+            prompt_format=prompt_format,
+            tokenizer_fingerprint=policy.tokenizer.fingerprint,
+            weights_fingerprint=fingerprint,
+            eos_token_ids=policy.config.eos_token_ids,
+            rounds=config.rounds,
+            local_groups=config.swarm.local_groups,
+            external_groups=config.swarm.external_groups,
+            group_size=config.sampling.group_size,
+            temperature=config.sampling.temperature,
+            max_new_tokens=max_new_tokens,
+            max_staleness=config.swarm.max_staleness,
+            evaluate_every=config.evaluation.every,
+        )
+        for identity in identities
+    ]
+    engine_config = EngineConfig(
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        group_size=config.sampling.group_size,
+        max_groups=config.swarm.local_groups + config.swarm.external_groups,
+        temperature=config.sampling.temperature,
+        exact=config.sampling.exact,
+        exact_rows=config.sampling.exact_rows,
+        held_out_problems=config.evaluation.problems,
+        held_out_rows=min(config.evaluation.rows, config.evaluation.problems),
+        positive_only_external=config.learn.positive_only_external,
+        external_correction=config.learn.external_correction,
+        advantage_scale=config.learn.advantage_scale,
+        updates_per_round=config.learn.updates_per_round,
+    )
+    learner_config = LearnerConfig(
+        learning_rate=config.learn.learning_rate,
+        clip_low=config.learn.clip_low,
+        clip_high=config.learn.clip_high,
+        temperature=config.sampling.temperature,
+        max_new_tokens=max_new_tokens,
+        weight_decay=config.learn.weight_decay,
+        max_grad_norm=config.learn.max_grad_norm,
+        microbatch_rows=config.learn.microbatch_rows,
+    )
+    return Pieces(games, Engine(policy, mixture, prompt_format, engine_config, learner_config, len(identities)))

@@ -1,0 +1,135 @@
+"""A node between its rounds and its driver: the generator, the inbox, and every result written down before it counts.
+
+A driver fulfils `effect` and hands the result to `complete`; after a restart it hands the journal's rows to `feed`
+and goes on from there.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import msgspec
+
+from rlswarm_jax.game.effects import Effect, Learn, Metrics, Publish, decode_result, encode_result
+from rlswarm_jax.game.round import Game, NodeState, Round, next_round, play_round
+from rlswarm_jax.identity import Identity
+from rlswarm_jax.journal import Entry, Journal, JournalError
+from rlswarm_jax.records.inbox import Inbox, SavedInbox
+from rlswarm_jax.records.pool import Pool
+from rlswarm_jax.records.schema import STAGES
+
+BEGIN = "begin"  # the journal's first row of a round: which round follows which is a decision too
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundReport:
+    """What is told about a node's finished round. at: seconds on the driver's clock."""
+
+    node: int
+    round: int
+    at: float
+    metrics: Metrics
+
+
+class SavedPlayer(msgspec.Struct, array_like=True):
+    """A node between two rounds, besides its train state."""
+
+    round: int
+    policy_version: int
+    pool: bytes
+    at: float
+    inbox: SavedInbox
+
+
+class Fed(NamedTuple):
+    """A journaled step taken again. metrics: of the round that it ended."""
+
+    effect: Effect | None
+    result: Any
+    metrics: Metrics | None
+
+
+class Player:
+    """One node's rounds. effect: what the driver is to fulfil; None between two rounds. learned: in this round."""
+
+    def __init__(self, index: int, game: Game, identity: Identity, journal: Journal, inbox: Inbox | None = None):
+        self.index, self.game, self.identity, self._journal = index, game, identity, journal
+        self.inbox = inbox or Inbox(game.swarm, game.author, game.max_staleness, STAGES)
+        self.state = NodeState()
+        self.effect: Effect | None = None
+        self.step, self.learned = 0, False
+        self._round: Round | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are played; a game of 0 rounds goes on until it is stopped."""
+        return 0 < self.game.rounds <= self.state.round
+
+    def begin(self, at: float) -> None:
+        """Starts the round that the state says."""
+        self._journal.write(Entry(self.index, self.state.round, 0, BEGIN, b"", at))
+        self._start()
+
+    def complete(self, result: Any, at: float) -> RoundReport | None:
+        """Journals the result of `effect` and resumes the round; a report if that was its end.
+
+        result: as the effect says; of Publish, the signed bytes, which may be sent once this has returned.
+        """
+        effect, played = self.effect, self.state.round
+        assert effect is not None
+        raw = encode_result(effect, result)
+        self._journal.write(Entry(self.index, played, self.step, type(effect).__name__, raw, at))
+        metrics = self._resume(None if isinstance(effect, Publish) else result)
+        return None if metrics is None else RoundReport(self.index, played, at, metrics | self._inbox_metrics())
+
+    def feed(self, entry: Entry) -> Fed:
+        """Takes a journaled step again. Raises JournalError if it is not a step of this round."""
+        if entry.kind == BEGIN:
+            self.state = dataclasses.replace(self.state, round=entry.round)
+            self._start()
+            return Fed(None, None, None)
+        effect = self.effect
+        at_step = (type(effect).__name__, self.state.round, self.step)
+        if effect is None or (entry.kind, entry.round, entry.step) != at_step:
+            raise JournalError(f"node {self.index} round {entry.round}: the journal is of another run.")
+        result = decode_result(effect, entry.result)
+        return Fed(effect, result, self._resume(result))
+
+    def join(self, latest_rounds: dict[bytes, int], quorum: int) -> None:
+        """Between two rounds: goes to the round in which a quorum is."""
+        self.state = next_round(self.state, latest_rounds, quorum)
+
+    def abandon(self) -> None:
+        """Leaves the round that is being played unfinished; what was published in it stands."""
+        assert not self.learned, "its update would be lost to the policy's version"
+        self.effect, self._round = None, None
+
+    def save(self, state: NodeState, at: float) -> SavedPlayer:
+        """state: of the boundary that the checkpoint is for; the inbox is saved as it is now."""
+        return SavedPlayer(state.round, state.policy_version, state.pool.to_bytes(), at, self.inbox.save())
+
+    def restore(self, saved: SavedPlayer) -> None:
+        self.state = NodeState(saved.round, saved.policy_version, Pool.from_bytes(saved.pool))
+        self.inbox.restore(saved.inbox)
+
+    def _start(self) -> None:
+        self._round, self.step, self.learned = play_round(self.game, self.state), 1, False
+        self.effect = self._round.send(None)
+
+    def _resume(self, result: Any) -> Metrics | None:
+        assert self._round is not None
+        self.step, self.learned = self.step + 1, self.learned or isinstance(self.effect, Learn)
+        try:
+            self.effect = self._round.send(result)
+        except StopIteration as stop:
+            self.effect = None
+            self.state, metrics = stop.value
+            return metrics
+        return None
+
+    def _inbox_metrics(self) -> Metrics:
+        """What was refused since the last round."""
+        rejected = {cause: n for cause, n in sorted(self.inbox.counts.items()) if cause != "received"}
+        self.inbox.counts.clear()
+        self.inbox.expire(self.state.round)
+        metrics = {f"records/rejected/{cause}": float(n) for cause, n in rejected.items()}
+        return metrics | {"records/equivocations": float(len(self.inbox.evidence))}

@@ -1,0 +1,222 @@
+"""Drives the rounds of one live node: devices in this thread, the network in its own, every result journaled first.
+
+Nothing here waits for a peer longer than a stage's deadline, down to playing alone. A node that was killed loads its
+checkpoint, plays its journal again, re-sends the bytes it had signed, and joins the round in which the others are.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import msgspec
+
+from rlswarm_jax.checkpoint import Checkpoints
+from rlswarm_jax.engine import Engine
+from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score
+from rlswarm_jax.game.player import Player, RoundReport, SavedPlayer
+from rlswarm_jax.game.round import next_round
+from rlswarm_jax.journal import Journal
+from rlswarm_jax.records.envelope import SignedRecord, seal
+from rlswarm_jax.swarm.mailbox import Mailbox
+from rlswarm_jax.swarm.transport import Transport
+
+log = logging.getLogger("rlswarm_jax.node")
+POLL = 0.1  # seconds between looks at whether to stop
+ASK_AFTER = 2.0  # seconds of waiting after which a missing record is asked for: gossip can lose one without a word
+SETTLE = 0.5  # seconds for the answers of peers just met
+PART = 5.0  # seconds a finished node stays for the sake of others
+CHECKPOINT = msgspec.msgpack.Decoder(SavedPlayer)
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveConfig:
+    """Seconds. deadline: a stage waits no longer for its peers (0: it waits for ever). join: to find any peer."""
+
+    deadline: float
+    join: float
+    checkpoint_every: int
+
+
+class Node:
+    """One node of a live swarm. `run` plays until all rounds are done or `should_stop` says so."""
+
+    def __init__(
+        self,
+        player: Player,
+        engine: Engine,
+        transport: Transport,
+        mailbox: Mailbox,
+        journal: Journal,
+        checkpoints: Checkpoints,
+        config: LiveConfig,
+        on_round: Callable[[RoundReport], None],
+    ):
+        self.player, self._engine, self._transport, self._mailbox = player, engine, transport, mailbox
+        self._journal, self._checkpoints, self._config, self._on_round = journal, checkpoints, config, on_round
+        self._checkpoint = 0  # the round of the last one
+        self._published: bytes | None = None  # by an earlier process, last
+        self._seconds: dict[str, float] = collections.defaultdict(float)
+
+    def restore(self, reported: Collection[int] = ()) -> None:
+        """Takes up what an earlier process left: its checkpoint, then its journal; reports rounds not yet reported.
+
+        Raises CheckpointError or JournalError if what is there does not fit this run.
+        """
+        player, inbox = self.player, self.player.inbox
+        if (number := self._checkpoints.latest) is not None:
+            states, extra = self._checkpoints.restore(number, [self._engine.state(0)])
+            self._engine.set_states(states)
+            self._checkpoint = number
+            with self._mailbox.changed:
+                arrived = list(inbox.records.values())
+                player.restore(CHECKPOINT.decode(extra))
+                for signed in arrived:
+                    inbox.offer(signed.raw, player.state.round)
+        for entry in self._journal.read(player.index, player.state.round):
+            with self._mailbox.changed:
+                fed = player.feed(entry)
+                if isinstance(fed.effect, Gather):
+                    for signed in fed.result:
+                        inbox.mark_taken(signed)
+            if isinstance(fed.effect, Learn):
+                self._engine.learn({0: fed.effect})  # its weights are nowhere but in what led to them
+            elif isinstance(fed.effect, Publish):
+                self._published = msgspec.msgpack.decode(entry.result, type=bytes)
+            if fed.metrics is not None and entry.round not in reported:
+                self._on_round(RoundReport(player.index, entry.round, entry.at, fed.metrics))
+        self._mailbox.round = player.state.round
+
+    def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self._meet(should_stop)
+        if self._published is not None:
+            self._transport.publish(self._published)  # again: nobody knows whether it was sent
+        while not self.player.finished and not should_stop():
+            if self.player.effect is None:
+                self.player.begin(time.time())
+            else:
+                self._play(self.player.effect, should_stop)
+        if self.player.finished:
+            self._part(should_stop)
+
+    # --- effects
+
+    def _play(self, effect: Effect, should_stop: Callable[[], bool]) -> None:
+        with self._timed(type(effect).__name__.lower()):
+            result = self._fulfil(effect, should_stop)
+        if result is None:
+            return  # stopped
+        with self._mailbox.changed:
+            report = self.player.complete(result, time.time())
+        if isinstance(effect, Publish):
+            self._transport.publish(result)  # only now: what is sent is in the journal
+        if report is not None:
+            self._end_round(report)
+
+    def _fulfil(self, effect: Effect, should_stop: Callable[[], bool]) -> Any:
+        if isinstance(effect, Sample):
+            return self._engine.sample({0: effect})[0]
+        if isinstance(effect, Score):
+            return [self.player.game.mixture.score(*item) for item in effect.items]
+        if isinstance(effect, Publish):
+            return seal(effect.record, self.player.identity)
+        if isinstance(effect, Gather):
+            return self._gather(effect, should_stop)
+        if isinstance(effect, Learn):
+            return self._engine.learn({0: effect})[0]
+        assert isinstance(effect, Evaluate)
+        return self._engine.evaluate([0])[0]
+
+    def _gather(self, effect: Gather, should_stop: Callable[[], bool]) -> list[SignedRecord] | None:
+        """The records in hand once everybody waited for has spoken, or at the deadline; None if stopped."""
+        mailbox = self._mailbox
+        began = asked = time.monotonic()
+        with mailbox.changed:
+            while missing := mailbox.missing(effect.round, effect.stage):
+                now = time.monotonic()
+                if should_stop():
+                    return None
+                if self._config.deadline and now - began >= self._config.deadline:
+                    mailbox.give_up(missing)
+                    log.warning("round %d went on without %d peer(s) at its deadline", effect.round, len(missing))
+                    break
+                if now - asked >= ASK_AFTER:
+                    asked = now
+                    self._transport.ask(missing)
+                mailbox.changed.wait(POLL)
+            return self.player.inbox.take(effect.round)
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - began
+
+    # --- between rounds
+
+    def _end_round(self, report: RoundReport) -> None:
+        metrics = report.metrics
+        for name, count in sorted((self._transport.take_counts() + self._mailbox.take_counts()).items()):
+            name = f"records/{name}" if name.startswith("rejected/") else name
+            metrics[name] = metrics.get(name, 0.0) + float(count)
+        metrics["peers/connected"] = float(len(self._mailbox.connected))
+        metrics |= {f"seconds/{name}": spent for name, spent in sorted(self._seconds.items())}
+        self._seconds.clear()
+        self._on_round(report)
+        self._go_to_the_others()
+        self._save_if_due(report.round)
+
+    def _go_to_the_others(self) -> bool:
+        """Between two rounds, or in one that nothing was learned in yet: goes to the round in which a quorum is."""
+        player, mailbox = self.player, self._mailbox
+        with mailbox.changed:
+            latest, quorum = mailbox.latest_rounds(), mailbox.quorum
+            ahead = next_round(player.state, latest, quorum).round > player.state.round
+            if ahead and player.effect is not None and not player.learned:
+                log.info("round %d is left: the others are further", player.state.round)
+                player.abandon()
+            if player.effect is None:
+                player.join(latest, quorum)
+            mailbox.round = player.state.round
+        return ahead
+
+    def _save_if_due(self, played: int) -> None:
+        every, round_ = self._config.checkpoint_every, self.player.state.round
+        if played // every == round_ // every:
+            return
+        with self._mailbox.changed:
+            extra = msgspec.msgpack.encode(self.player.save(self.player.state, time.time()))
+        self._checkpoints.save(round_, [self._engine.state(0)], extra)
+        # the checkpoint before this one may still be the newest complete one if the process is killed now
+        self._journal.prune(self.player.index, self._checkpoint)
+        self._checkpoint = round_
+
+    # --- coming and going
+
+    def _meet(self, should_stop: Callable[[], bool]) -> None:
+        """Finds the peers that this node was told of, hears in which round they are, and goes there."""
+        mailbox, began = self._mailbox, time.monotonic()
+        patience = self._config.deadline if mailbox.named else self._config.join
+        with mailbox.changed:
+            while not mailbox.met and not should_stop():
+                if patience and time.monotonic() - began >= patience:
+                    log.warning("no peer was found in %.0f s: going on with those that come", patience)
+                    break
+                mailbox.changed.wait(POLL)
+            met = bool(mailbox.connected)
+        if met:
+            time.sleep(SETTLE)
+        self._go_to_the_others()
+
+    def _part(self, should_stop: Callable[[], bool]) -> None:
+        """Stays until what was published is out and the others have no more to wait for, but not for long."""
+        mailbox, last = self._mailbox, self.player.state.round - 1
+        began = time.monotonic()
+        self._transport.flush(PART)
+        with mailbox.changed:
+            while mailbox.behind(last) and time.monotonic() - began < PART and not should_stop():
+                mailbox.changed.wait(POLL)
+        time.sleep(SETTLE)

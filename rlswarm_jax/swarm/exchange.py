@@ -1,0 +1,221 @@
+"""Requests between two peers: fetching an announced record, and greeting (latest record, addresses of others).
+
+Imports libp2p, which takes seconds: import it where the network is started.
+"""
+
+import collections
+import hashlib
+import weakref
+from collections.abc import Callable
+from typing import Annotated, Protocol
+
+import msgspec
+import trio
+from libp2p.abc import IHost, INetStream
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.request_response import BytesCodec, RequestContext, RequestResponse, RequestResponseConfig
+from libp2p.request_response.exceptions import (
+    MessageTooLargeError,
+    ProtocolNotSupportedError,
+    RequestDecodeError,
+    RequestResponseError,
+)
+from msgspec import Meta
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from rlswarm_jax.identity import author_of
+from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES
+from rlswarm_jax.records.schema import Hash, Name, RecordError
+from rlswarm_jax.swarm.frames import MalformedError, read_frame
+
+PROTOCOL = TProtocol("/rlswarm_jax/exchange/1")
+MAX_ADDRESSES = 32
+STORE_BYTES = 64 << 20
+TIMEOUT = 5.0  # seconds a request may take
+_PULLS = 4  # from one peer at the same time
+_HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
+
+Address = Annotated[str, Meta(max_length=256)]
+
+
+class Request(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """hash: SHA-256 of the envelope to fetch; None greets. known: of the latest of the peer's own, if there is one."""
+
+    swarm: Name
+    hash: Hash | None
+    known: Hash | None
+
+
+class Reply(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """record: what was asked for, or the latest own one if it is not known. addresses: of peers, to a greeting only."""
+
+    record: Annotated[bytes, Meta(max_length=MAX_ENVELOPE_BYTES)] | None
+    addresses: Annotated[list[Address], Meta(max_length=MAX_ADDRESSES)]
+
+
+_requests = msgspec.msgpack.Decoder(Request)
+_replies = msgspec.msgpack.Decoder(Reply)
+_CONFIG = RequestResponseConfig(
+    timeout=TIMEOUT,
+    max_request_size=1024,
+    max_response_size=MAX_ENVELOPE_BYTES + MAX_ADDRESSES * 260 + 64,
+    max_concurrent_inbound=64,
+)
+
+
+class Store:
+    """Records that peers may fetch, by the SHA-256 of their bytes; those used longest ago make room."""
+
+    def __init__(self, max_bytes: int = STORE_BYTES):
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._held: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()
+
+    def put(self, raw: bytes) -> bytes:
+        name = hashlib.sha256(raw).digest()
+        if name not in self._held:
+            self._held[name] = raw
+            self._bytes += len(raw)
+        self._held.move_to_end(name)
+        while self._bytes > self._max_bytes:
+            self._bytes -= len(self._held.popitem(last=False)[1])
+        return name
+
+    def get(self, name: bytes) -> bytes | None:
+        if name in self._held:
+            self._held.move_to_end(name)
+        return self._held.get(name)
+
+
+def parse_address(text: str) -> PeerInfo | None:
+    """The peer that an address names; None unless it is host, TCP port and the peer id of a secp256k1 key."""
+    try:
+        address = Multiaddr(text)
+        names = [protocol.name for protocol in address.protocols()]
+        if len(names) != 3 or names[0] not in _HOSTS or names[1:] != ["tcp", "p2p"]:
+            return None
+        peer = ID.from_base58(str(address.value_for_protocol("p2p")))
+        if author_of(peer.to_bytes()) is None:
+            return None
+        return PeerInfo(peer, [address.decapsulate_code(421)])  # the code of /p2p
+    except (MultiaddrError, ValueError, KeyError, LookupError):
+        return None
+
+
+class Watch(Protocol):
+    """What the exchange needs of the node around it."""
+
+    def count(self, name: str, number: int = 1) -> None: ...
+    def offend(self, peer: ID, name: str) -> None: ...
+    def allows(self, peer: ID) -> bool: ...
+
+
+class _Requests(RequestResponse):
+    """The library's, reading much at once and counting what is too large."""
+
+    def __init__(self, host: IHost, watch: Watch):
+        super().__init__(host)
+        self._watch = watch
+
+    async def _read_message(self, stream: INetStream, max_msg_size: int) -> bytes:
+        try:
+            return await read_frame(stream, bytearray(), max_msg_size)
+        except MalformedError as error:
+            self._watch.offend(stream.muxed_conn.peer_id, "network/malformed")
+            raise MessageTooLargeError(str(error)) from None
+
+
+class Exchange:
+    """Both sides of the protocol, on the host of one node. latest: the record this node published last."""
+
+    def __init__(
+        self,
+        host: IHost,
+        swarm: str,
+        store: Store,
+        latest: Callable[[], bytes | None],
+        watch: Watch,
+    ):
+        self._host, self._swarm, self._store, self._latest, self._watch = host, swarm, store, latest, watch
+        # of each peer its own: one that never answers must not keep others waiting
+        self._pulls: weakref.WeakValueDictionary[ID, trio.CapacityLimiter] = weakref.WeakValueDictionary()
+        self._requests = _Requests(host, watch)
+        self._requests.set_handler(PROTOCOL, self._serve, BytesCodec(), _CONFIG)
+
+    async def fetch(self, peer: ID, name: bytes) -> bytes:
+        """The bytes with this SHA-256, from a peer. Raises RecordError("unavailable")."""
+        limiter = self._pulls.setdefault(peer, trio.CapacityLimiter(_PULLS))
+        async with limiter:
+            reply = await self._ask(peer, Request(self._swarm, name, None))
+        if reply.record is None:
+            raise RecordError("unavailable", "the peer that announced the record does not have it")
+        if hashlib.sha256(reply.record).digest() != name:
+            raise RecordError("unavailable", "the peer sent other bytes than it announced")
+        self._store.put(reply.record)
+        return reply.record
+
+    async def greet(self, peer: ID, known: bytes | None) -> tuple[bytes | None, list[PeerInfo]]:
+        """The peer's latest record, None if it is the `known`, and peers it is connected with.
+
+        Raises RecordError("unavailable").
+        """
+        reply = await self._ask(peer, Request(self._swarm, None, known))
+        found = [parse_address(text) for text in reply.addresses]
+        return reply.record, [info for info in found if info and info.peer_id != self._host.get_id()]
+
+    async def _ask(self, peer: ID, request: Request) -> Reply:
+        raw = msgspec.msgpack.encode(request)
+        try:
+            answer = await self._requests.send_request(peer, [PROTOCOL], raw, BytesCodec(), _CONFIG)
+        except ProtocolNotSupportedError:
+            return Reply(None, [])  # a gossipsub peer that is no node
+        except (RequestResponseError, trio.TooSlowError) as error:
+            raise RecordError("unavailable", str(error)) from None
+        except Exception as error:  # what a stream that could not be opened raises is not documented
+            raise RecordError("unavailable", f"{type(error).__name__}: {error}") from None
+        self._watch.count("network/bytes_out", len(raw))
+        self._watch.count("network/bytes_in", len(answer))
+        try:
+            return _replies.decode(answer)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            self._watch.offend(peer, "network/malformed")
+            raise RecordError("unavailable", f"an undecodable reply: {error}") from None
+
+    async def _serve(self, raw: bytes, context: RequestContext) -> bytes:
+        peer = context.peer_id
+        self._watch.count("network/bytes_in", len(raw))
+        try:
+            request = _requests.decode(raw)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            self._watch.offend(peer, "network/malformed")
+            raise RequestDecodeError(str(error)) from None
+        if not self._watch.allows(peer):
+            self._watch.offend(peer, "rejected/rate limit")
+            raise RequestResponseError("too many requests")
+        if request.swarm != self._swarm:
+            self._watch.offend(peer, "rejected/wrong swarm")
+            reply = Reply(None, [])
+        elif request.hash is not None:
+            reply = Reply(self._store.get(request.hash), [])
+        else:
+            latest = self._latest()
+            news = latest is not None and hashlib.sha256(latest).digest() != request.known
+            reply = Reply(latest if news else None, self._addresses(peer))
+        answer = msgspec.msgpack.encode(reply)
+        self._watch.count("network/bytes_out", len(answer))
+        return answer
+
+    def _addresses(self, asker: ID) -> list[str]:
+        """Where the other connected peers say that they listen."""
+        store, found = self._host.get_peerstore(), []
+        for peer in self._host.get_connected_peers():
+            if peer == asker or not store.has_peer(peer):
+                continue
+            for address in store.peer_info(peer).addrs[:4]:
+                text = f"{address.decapsulate_code(421)}/p2p/{peer}"
+                if parse_address(text) and len(text) <= 256:
+                    found.append(text)
+        return found[:MAX_ADDRESSES]

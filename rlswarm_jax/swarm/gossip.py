@@ -1,0 +1,244 @@
+"""The live network of a node: signed records by gossip over libp2p, on a thread of its own.
+
+libp2p (imported there: it takes seconds) connects, encrypts and relays. Checked before anything else sees them are here
+the frame, the message's signature, the record's own, its swarm, and that it was sent by its author.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import ipaddress
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from rlswarm_jax.identity import Identity
+from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES, SignedRecord
+from rlswarm_jax.swarm.transport import NetworkError
+
+if TYPE_CHECKING:
+    import trio
+
+    from rlswarm_jax.swarm.session import Session
+
+log = logging.getLogger("rlswarm_jax.network")
+
+MAX_OUTBOX = 1024  # records
+START_SECONDS = 60.0
+CLOSE_SECONDS = 6.0
+
+
+@dataclasses.dataclass(frozen=True)
+class GossipConfig:
+    """host, port: where to listen; port 0 takes a free one. bootnodes: multiaddrs with `/p2p/<peer id>`.
+
+    pace: seconds between two records sent. jitter: at most so many seconds before the first of several.
+    inline_bytes: a larger record is announced, and fetched by whoever has not got it.
+    """
+
+    swarm: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    bootnodes: tuple[str, ...] = ()
+    target_peers: int = 6  # at least so many are looked for
+    max_connections: int = 64
+    pace: float = 0.02
+    jitter: float = 0.02
+    inline_bytes: int = 16_384
+    max_messages_per_second: float = 200.0  # of one peer, all authors together
+    max_records_per_second: float = 60.0  # of one author
+
+    def __post_init__(self) -> None:
+        if not 0 < self.inline_bytes <= 65_536:
+            raise ValueError(f"inline_bytes must be 1 to 65536, not {self.inline_bytes}: peers drop larger messages.")
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port must be 0 to 65535, not {self.port}.")
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            raise ValueError(f"host must be an address like 127.0.0.1 or 0.0.0.0, not {self.host!r}.") from None
+
+
+class Gossip:
+    """A `Transport` over libp2p. `on_record` and `on_peers` are called on the network's thread: be quick there."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: GossipConfig,
+        on_record: Callable[[SignedRecord], None],
+        on_peers: Callable[[frozenset[bytes]], None] = lambda peers: None,
+    ):
+        self.identity, self.config, self.on_record = identity, config, on_record
+        self._on_peers = on_peers
+        self.latest: bytes | None = None
+        self.outbox: collections.deque[bytes] = collections.deque()
+        self.asked: set[bytes] = set()
+        self.port = config.port  # the one that was given, so that a restart keeps it
+        self._connected: frozenset[bytes] = frozenset()
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._session: Session | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._thread: threading.Thread | None = None
+
+    # --- Transport
+
+    def start(self) -> list[str]:
+        """Listens, and returns this node's multiaddrs. Raises NetworkError."""
+        assert self._thread is None, "start() was called before"
+        started: Future[list[str]] = Future()
+        self._thread = threading.Thread(target=self._supervise, args=(started,), name="network", daemon=True)
+        self._thread.start()
+        try:
+            return started.result(START_SECONDS)
+        except TimeoutError:
+            self.close()
+            raise NetworkError(f"the network did not start in {START_SECONDS:.0f} s; is the machine busy?") from None
+
+    def publish(self, raw: bytes) -> None:
+        """Queues a signed record for all peers."""
+        if len(raw) > MAX_ENVELOPE_BYTES:
+            raise ValueError(f"{len(raw)} bytes are no record, which has {MAX_ENVELOPE_BYTES} at most.")
+        self.latest = raw
+        self.outbox.append(raw)
+        if len(self.outbox) > MAX_OUTBOX:
+            self.outbox.popleft()
+            self.count("network/dropped/outbox full")
+        self._wake()
+
+    def ask(self, authors: Collection[bytes]) -> None:
+        """Asks those of `authors` that are connected for their latest own record."""
+        with self._lock:
+            self.asked.update(authors)
+        self._wake()
+
+    def connected(self) -> frozenset[bytes]:
+        """Authors of the peers that are connected now and take part in this swarm."""
+        return self._connected
+
+    def flush(self, timeout: float) -> bool:
+        """Waits until all that was published has been handed to the peers' streams."""
+        end = time.monotonic() + timeout
+        while not self._closing.is_set():
+            if self._pending() == 0:
+                return True
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.005)
+        return False
+
+    def take_counts(self) -> collections.Counter[str]:
+        """What happened since the last call, by name."""
+        with self._lock:
+            counts, self._counts = self._counts, collections.Counter()
+        return counts
+
+    def close(self) -> None:
+        """Stops, and gives the port back."""
+        self._closing.set()
+        self._in_trio(lambda session: session.stop())
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():
+                log.warning("the network did not stop in %.0f s; its thread is left to end by itself", CLOSE_SECONDS)
+        self._connected = frozenset()
+
+    # --- for the session, on the network's thread
+
+    def count(self, name: str, number: int = 1) -> None:
+        with self._lock:
+            self._counts[name] += number
+
+    def take_asked(self) -> set[bytes]:
+        with self._lock:
+            asked, self.asked = self.asked, set()
+        return asked
+
+    def set_connected(self, authors: frozenset[bytes]) -> None:
+        if authors != self._connected:
+            self._connected = authors
+            self._on_peers(authors)
+
+    # --- the thread
+
+    def _supervise(self, started: "Future[list[str]]") -> None:
+        """Runs sessions until `close`; only what goes wrong before the first listens is the caller's to handle."""
+        import trio
+
+        from rlswarm_jax.swarm.exchange import Store
+        from rlswarm_jax.swarm.host import quiet_libp2p
+        from rlswarm_jax.swarm.session import Session
+
+        quiet_libp2p()
+        store, wait = Store(), 0.5
+
+        async def run_session() -> None:
+            self._session = session = Session(self, store)
+            self._token = trio.lowlevel.current_trio_token()
+
+            def listening(addresses: list[str]) -> None:
+                self.port = int(addresses[0].split("/tcp/")[1].split("/")[0])
+                if not started.done():
+                    started.set_result(addresses)
+                if self._closing.is_set():  # close() came before there was anything to stop
+                    session.stop()
+
+            await session.run(listening)
+
+        while not self._closing.is_set():
+            begun = time.monotonic()
+            try:
+                trio.run(run_session)
+            except BaseException as error:  # whatever the library raises: a node outlives its network
+                if not started.done():
+                    started.set_exception(_first(error))
+                    return
+                if self._closing.is_set():
+                    log.debug("the network ended with %r", error)
+                    return
+                self.count("network/restarts")
+                log.exception("the network stopped and is started again in %.1f s", wait)
+            finally:
+                self._token = self._session = None
+                self.set_connected(frozenset())
+            wait = 0.5 if time.monotonic() - begun > 60 else min(2 * wait, 30.0)
+            self._closing.wait(wait)
+
+    def _in_trio(self, act: "Callable[[Session], object]") -> bool:
+        """Has the network's thread do something soon; False if it is not running."""
+        token, session = self._token, self._session
+        if token is None or session is None:
+            return False
+        import trio
+
+        try:
+            token.run_sync_soon(act, session)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+    def _wake(self) -> None:
+        self._in_trio(lambda session: session.wake.set())
+
+    def _pending(self) -> int:
+        answer: Future[int] = Future()
+        if self._in_trio(lambda session: answer.set_result(session.pending())):
+            with contextlib.suppress(TimeoutError):
+                return answer.result(1.0)
+        return len(self.outbox)  # between two runs
+
+
+def _first(error: BaseException) -> BaseException:
+    """The NetworkError in a group of exceptions; another one as a NetworkError."""
+    while isinstance(error, BaseExceptionGroup):
+        error = next((e for e in error.exceptions if isinstance(e, NetworkError)), error.exceptions[0])
+    if isinstance(error, NetworkError):
+        return error
+    wrapped = NetworkError(f"the network cannot start: {type(error).__name__}: {error}.")
+    wrapped.__cause__ = error
+    return wrapped

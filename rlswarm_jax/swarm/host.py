@@ -1,0 +1,172 @@
+"""A libp2p host for one node: what it speaks, where it listens, and what keeps its peers from ending it.
+
+Imports libp2p, which takes seconds: import it where the network is started.
+"""
+
+import collections
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+
+import trio
+from libp2p import create_yamux_muxer_option, new_host
+from libp2p.abc import IHost, IMuxedConn, INetConn, INetStream
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.secp256k1 import Secp256k1PrivateKey
+from libp2p.crypto.x25519 import create_new_key_pair
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection import swarm_connection
+from libp2p.network.exceptions import SwarmException
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux.yamux import DEFAULT_WINDOW_SIZE
+from libp2p.transport.tcp.tcp import TCP
+from libp2p.utils.address_validation import expand_wildcard_address
+from multiaddr import Multiaddr
+
+from rlswarm_jax.identity import Identity
+from rlswarm_jax.swarm.transport import NetworkError
+
+log = logging.getLogger("rlswarm_jax.network")
+
+DIAL_TIMEOUT = 5.0  # seconds
+MAX_STREAMS = 64  # that one peer may have open
+
+
+def quiet_libp2p() -> None:
+    """Hostile input must not flood the log: what matters of it is counted."""
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("libp2p.")]:
+        logging.getLogger(name).setLevel(logging.NOTSET)  # one of its modules sets its own
+    logging.getLogger("libp2p").setLevel(logging.CRITICAL + 1)
+    swarm_connection.logging = logging.getLogger("libp2p.network.swarm")  # it writes to the root logger otherwise
+
+
+def listen_address(host: str, port: int) -> str:
+    return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises NetworkError if the port is taken: libp2p would share it with whoever has it (SO_REUSEPORT)."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            where = f"cannot listen on {listen_address(host, port)}"
+            if error.errno == errno.EADDRINUSE:
+                raise NetworkError(f"{where}: the port is in use; choose another config.swarm.port.") from None
+            raise NetworkError(f"{where}: {error.strerror}; change config.swarm.host or port.") from None
+
+
+def _with_interfaces(addresses: list[Multiaddr]) -> list[Multiaddr]:
+    """0.0.0.0 is no address that anyone can dial: those of the interfaces in its place."""
+    found: list[Multiaddr] = []
+    for address in addresses:
+        wildcard = str(address).startswith(("/ip4/0.0.0.0/", "/ip6/::/"))
+        found += expand_wildcard_address(address) if wildcard else [address]
+    return found
+
+
+def make_host(identity: Identity, max_connections: int) -> IHost:
+    """TCP, noise and yamux only, and no opinion of its own about whom to connect with."""
+    private = Secp256k1PrivateKey.from_bytes(identity.expose_secret())
+    keys = KeyPair(private, private.get_public_key())
+    host = new_host(
+        key_pair=keys,
+        sec_opt={NOISE: Noise(keys, noise_privkey=create_new_key_pair().private_key)},
+        muxer_opt=create_yamux_muxer_option(),
+        transports=[TCP()],
+        addrs_factory=_with_interfaces,
+        disable_identify_address_discovery=True,
+        connection_config=ConnectionConfig(
+            max_connections=max_connections,
+            high_watermark=max_connections,
+            min_connections=0,
+            low_watermark=0,
+            dial_timeout=DIAL_TIMEOUT,
+        ),
+    )
+    network = host.get_network()
+    network.retry_config = RetryConfig(max_retries=0)  # we have our own
+    network.set_resource_manager(None)  # it refuses connections when the process uses much memory, as JAX does
+    network.auto_connector.maybe_connect = _do_nothing  # it dials whom it knows, whatever the watermarks say
+    network.auto_connector.record_disconnect = lambda peer: None  # nor does it need to remember who has left
+    return host
+
+
+async def _do_nothing() -> None: ...
+
+
+def contain(
+    host: IHost, refused: Callable[[ID], bool], count: Callable[[str], None], offend: Callable[[ID, str], None]
+) -> None:
+    """Wraps the places where what a peer does would raise into the library's own tasks, and so end the whole host.
+
+    Also where streams come to be: there the window is set so that credit is given back for many reads at once. The
+    library would answer each read, however small, with a frame of its own.
+    """
+    network = host.get_network()
+    handle, add, open_stream = host._swarm_stream_handler, network.add_conn, network.new_stream
+    streams: collections.Counter[ID] = collections.Counter()
+
+    async def handle_stream(stream: INetStream) -> None:
+        peer = stream.muxed_conn.peer_id
+        if refused(peer) or streams[peer] >= MAX_STREAMS:
+            count("network/refused")
+            return await stream.reset()
+        streams[peer] += 1
+        stream.muxed_stream.target_recv_window = DEFAULT_WINDOW_SIZE // 2
+        try:
+            await handle(stream)
+        except Exception as error:  # whatever a handler of the library makes of hostile input
+            log.debug("a stream of %s ended with %r", peer, error)
+            offend(peer, "network/malformed")
+            await quietly(stream.reset)
+        finally:
+            streams[peer] -= 1
+            if not streams[peer]:
+                del streams[peer]
+
+    async def new_stream(peer: ID) -> INetStream:
+        stream = await open_stream(peer)
+        stream.muxed_stream.target_recv_window = DEFAULT_WINDOW_SIZE // 2
+        return stream
+
+    async def add_connection(connection: IMuxedConn, direction: str = "unknown") -> INetConn:
+        if refused(connection.peer_id):
+            count("network/refused")
+            await quietly(connection.close)
+            raise SwarmException("this peer is refused for a while")
+        start = connection.start
+
+        async def run_connection() -> None:
+            try:
+                await start()
+            except Exception as error:  # whatever the muxer makes of hostile input
+                log.debug("a connection with %s ended with %r", connection.peer_id, error)
+                offend(connection.peer_id, "network/malformed")
+
+        connection.start = run_connection
+        return await add(connection, direction)
+
+    network.set_stream_handler(handle_stream)
+    network.add_conn = add_connection
+    network.new_stream = new_stream
+
+
+async def hang_up(connection: INetConn) -> None:
+    """Closes a connection, whatever the peer does: one that has stopped reading would keep the farewell waiting."""
+    with trio.move_on_after(1.0) as farewell:
+        await quietly(connection.close)
+    if farewell.cancelled_caught:
+        await quietly(connection.muxed_conn.secured_conn.close)
+        await quietly(connection._cleanup)
+
+
+async def quietly(act: Callable[..., Awaitable[object]], *args: object) -> None:
+    """For closing: what is broken raises whatever it was broken by."""
+    with contextlib.suppress(Exception):
+        await act(*args)

@@ -1,0 +1,319 @@
+"""The part of `Gossip` that lives on the network's thread: whom it is connected with, and what it sends.
+
+Imports libp2p, which takes seconds: import it where the network is started.
+"""
+
+import collections
+import contextlib
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.tools.anyio_service import background_trio_service
+from multiaddr import Multiaddr
+
+from rlswarm_jax.identity import author_of, peer_id
+from rlswarm_jax.records.envelope import SignedRecord
+from rlswarm_jax.records.schema import RecordError
+from rlswarm_jax.swarm.exchange import Exchange, Store, parse_address
+from rlswarm_jax.swarm.host import DIAL_TIMEOUT, check_port, contain, hang_up, listen_address, make_host
+from rlswarm_jax.swarm.limits import Buckets, Offences
+from rlswarm_jax.swarm.pubsub import ANNOUNCEMENT, INLINE, Announcement, RecordPubsub, check_record
+from rlswarm_jax.swarm.transport import NetworkError
+
+if TYPE_CHECKING:
+    from rlswarm_jax.swarm.gossip import Gossip
+
+log = logging.getLogger("rlswarm_jax.network")
+
+TICK = 0.5  # seconds between two looks at who is connected
+MAX_BACKOFF = 30.0
+CURIOSITY = 5.0  # seconds between two greetings of a peer while peers are wanted
+SILENCE = 15.0  # seconds without a word after which a peer is asked whether it lives
+IDLE = 30.0  # seconds that one may be connected without taking part
+MAX_BOOK = 256  # addresses of peers that others told us
+MAX_DELIVERED = 4096
+
+
+class Session:
+    """One run of the network, from listening to the end or a crash; `gossip` outlives it."""
+
+    def __init__(self, gossip: "Gossip", store: Store):
+        self._gossip, self._config = gossip, gossip.config
+        self._store = store
+        self._stopping = trio.Event()
+        self._scope = trio.CancelScope()
+        self.wake = trio.Event()  # something was published or asked for
+        self._changed = trio.Event()  # someone came or went
+        self._sending = False
+        self._book: collections.OrderedDict[ID, list[Multiaddr]] = collections.OrderedDict()
+        self._retry: dict[ID, tuple[float, float]] = {}  # when to dial again, and the wait after that
+        self._unreachable: set[ID] = set()
+        self._busy: set[ID] = set()  # being dialled
+        self._greeting: set[ID] = set()
+        self._greeted: dict[ID, float] = {}
+        self._heard: dict[ID, float] = {}
+        self._idle: dict[ID, float] = {}  # connected, and no part of the swarm: since when
+        self._offences = Offences()
+        self._requests = Buckets(self._config.max_messages_per_second / 4)
+        self._delivered: collections.OrderedDict[bytes, None] = collections.OrderedDict()
+        self._latest: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()  # author: SHA-256 of what came
+        self._bootnodes = self._parse_bootnodes()
+        self._host = make_host(gossip.identity, self._config.max_connections)
+        contain(self._host, self.refuses, self.count, self.offend)
+        rates = (self._config.max_records_per_second, self._config.max_messages_per_second)
+        self._pubsub = RecordPubsub(self._host, self._config.swarm, self, *rates, self._config.jitter)
+        self._exchange = Exchange(self._host, self._config.swarm, store, lambda: gossip.latest, self)
+
+    def _parse_bootnodes(self) -> dict[ID, str]:
+        bootnodes = {}
+        for text in self._config.bootnodes:
+            info = parse_address(text)
+            if info is None:
+                raise NetworkError(
+                    f"the bootnode {text!r} is not an address like /ip4/1.2.3.4/tcp/4001/p2p/16Uiu2...; "
+                    "correct config.swarm.bootnodes."
+                )
+            if author_of(info.peer_id.to_bytes()) != self._gossip.identity.author:
+                bootnodes[info.peer_id] = text
+                self._book.setdefault(info.peer_id, []).extend(info.addrs)
+        return bootnodes
+
+    # --- the run
+
+    async def run(self, started: Callable[[list[str]], None]) -> None:
+        """Until `stop`. Raises NetworkError if it cannot listen."""
+        port = self._gossip.port
+        listen = listen_address(self._config.host, port)
+        check_port(self._config.host, port)
+        router, records = self._pubsub.router, self._pubsub
+        with self._scope:
+            async with trio.open_nursery() as self._nursery:
+                async with background_trio_service(router), background_trio_service(records):
+                    await records.wait_until_ready()
+                    await records.subscribe(records.topic)
+                    async with self._host.run([Multiaddr(listen)]):
+                        addresses = [str(address) for address in self._host.get_addrs()]
+                        if not addresses:
+                            raise NetworkError(f"cannot listen on {listen}; choose another config.swarm.host or port.")
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(self._send)
+                            nursery.start_soon(self._maintain)
+                            started(addresses)
+                            await self._stopping.wait()
+                            nursery.cancel_scope.cancel()
+                        async with trio.open_nursery() as nursery:  # all at once: the library's close takes turns
+                            for connection in self._host.get_network().get_connections():
+                                nursery.start_soon(hang_up, connection)
+                self._nursery.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Ends the run, within three seconds whatever the peers do."""
+        self._scope.deadline = trio.current_time() + 3.0
+        self._stopping.set()
+
+    # --- what the gossip layer asks of the node (pubsub.Watch)
+
+    def count(self, name: str, number: int = 1) -> None:
+        self._gossip.count(name, number)
+
+    def changed(self) -> None:
+        self._changed.set()
+
+    def heard(self, peer: ID) -> None:
+        self._heard[peer] = time.monotonic()
+
+    def spawn(self, act: Callable[..., Awaitable[None]], *args: object) -> None:
+        self._nursery.start_soon(act, *args)
+
+    def disconnect(self, peer: ID) -> None:
+        for connection in self._host.get_network().get_connections(peer):
+            self.spawn(hang_up, connection)
+
+    def deliver(self, signed: SignedRecord) -> None:
+        """Once per record: it may come by gossip and in a greeting."""
+        if signed.hash in self._delivered:
+            self.count("network/repeated")
+            return
+        self._delivered[signed.hash] = None
+        self._latest[signed.record.author] = hashlib.sha256(signed.raw).digest()
+        for table in (self._delivered, self._latest):
+            if len(table) > MAX_DELIVERED:
+                del table[next(iter(table))]
+        self._gossip.on_record(signed)
+
+    async def fetch(self, peer: ID, name: bytes) -> bytes:
+        return self._store.get(name) or await self._exchange.fetch(peer, name)
+
+    def offend(self, peer: ID, name: str) -> None:
+        """Counts what a peer should not have sent; one that keeps at it is refused for a while."""
+        self.count(name)
+        if self._offences.add(peer.to_bytes()):
+            log.warning("%s sent too much that is wrong, last %r; it is refused for a minute", peer, name)
+            self.disconnect(peer)
+
+    def refuses(self, peer: ID) -> bool:
+        return self._offences.refused(peer.to_bytes())
+
+    def allows(self, peer: ID) -> bool:
+        return self._requests.take(peer.to_bytes())
+
+    # --- sending
+
+    async def _send(self) -> None:
+        """Publishes what is queued, paced: a burst would overrun the peers' queues."""
+        config, outbox = self._config, self._gossip.outbox
+        while True:
+            for author in self._gossip.take_asked():
+                peer = ID.from_base58(peer_id(author))
+                if peer in self._pubsub.peers:
+                    self._start_greeting(peer)
+            if not outbox:
+                self.wake = trio.Event()
+                if not outbox and not self._gossip.asked:
+                    await self.wake.wait()
+                    await trio.sleep(random.uniform(0, config.jitter))  # all nodes start a stage at the same time
+                continue
+            self._sending = True
+            raw = outbox.popleft()
+            name = self._store.put(raw)
+            if len(raw) <= config.inline_bytes:
+                data = INLINE + raw
+            else:
+                data = ANNOUNCEMENT + msgspec.msgpack.encode(Announcement(name, len(raw)))
+            await self._pubsub.publish(self._pubsub.topic, data)
+            self._sending = False
+            await trio.sleep(config.pace)
+
+    def pending(self) -> int:
+        return len(self._gossip.outbox) + self._sending + self._pubsub.pending()
+
+    # --- who is connected
+
+    async def _maintain(self) -> None:
+        last_clean = time.monotonic()
+        while True:
+            self._look()
+            if time.monotonic() - last_clean > 60:
+                last_clean = time.monotonic()
+                self._forget()
+            self._changed = trio.Event()
+            with trio.move_on_after(TICK):
+                await self._changed.wait()
+                await trio.sleep(0.02)  # changes come in groups
+
+    def _look(self) -> None:
+        """Compares who is there with who should be, and acts on the difference."""
+        now = time.monotonic()
+        network, topic = self._host.get_network(), self._pubsub.topic
+        live = {peer for peer, conns in network.connections.items() if any(not conn.is_closed for conn in conns)}
+        present = live & self._pubsub.peer_topics.get(topic, set()) & self._pubsub.peers.keys()
+        self._gossip.set_connected(frozenset(a for peer in present if (a := author_of(peer.to_bytes()))))
+        for peer in live:
+            self._pubsub.mend(peer)
+        for peer in live & self._pubsub.peers.keys():
+            new = peer not in self._greeted
+            curious = len(present) < self._config.target_peers and now - self._greeted.get(peer, now) > CURIOSITY
+            silent = now - self._heard.setdefault(peer, now) > SILENCE
+            if new or curious or silent:
+                self._start_greeting(peer, drop=silent)
+        for peer in live - present:
+            if now - self._idle.setdefault(peer, now) > IDLE:
+                self.count("network/idle")
+                self.disconnect(peer)
+        for table, kept in ((self._greeted, live), (self._heard, live), (self._idle, live - present)):
+            for peer in table.keys() - kept:
+                del table[peer]
+        wanted = list(self._bootnodes)
+        if len(live) < self._config.target_peers:
+            wanted += random.sample(list(self._book), len(self._book))[: self._config.target_peers - len(live)]
+        for peer in wanted:
+            if peer in live or peer in self._busy or self.refuses(peer):
+                continue
+            if now >= self._retry.get(peer, (0.0, 0.0))[0] and peer in self._book:
+                self._busy.add(peer)
+                self.spawn(self._dial, peer)
+
+    async def _dial(self, peer: ID) -> None:
+        connected = False
+        for address in self._book[peer][:4]:
+            with trio.move_on_after(DIAL_TIMEOUT), contextlib.suppress(Exception):  # the library's many, all one to us
+                await self._host.get_network().dial_addr(address, peer)
+                connected = True
+                break
+        self._busy.discard(peer)
+        if connected:
+            self._retry.pop(peer, None)
+            if peer in self._unreachable:
+                self._unreachable.discard(peer)
+                log.info("the bootnode %s is reachable again", self._bootnodes[peer])
+            self.changed()
+            return
+        _, wait = self._retry.get(peer, (0.0, 0.5))
+        self._retry[peer] = (time.monotonic() + wait * random.uniform(0.75, 1.25), min(2 * wait, MAX_BACKOFF))
+        if peer in self._bootnodes:
+            self.count("network/unreachable")
+            if peer not in self._unreachable:
+                self._unreachable.add(peer)
+                log.warning("the bootnode %s cannot be reached; it is tried again and again", self._bootnodes[peer])
+        elif wait >= 8.0:
+            self._book.pop(peer, None)
+            self._retry.pop(peer, None)
+
+    def _start_greeting(self, peer: ID, drop: bool = False) -> None:
+        if peer not in self._greeting:
+            self._greeting.add(peer)
+            self._greeted[peer] = time.monotonic()
+            self.spawn(self._greet, peer, drop)
+
+    async def _greet(self, peer: ID, drop: bool) -> None:
+        """Asks for a peer's latest record and for addresses. drop: hang up if it does not answer."""
+        author = author_of(peer.to_bytes())
+        try:
+            if author is None:
+                return  # no key of ours: it may relay, and says nothing itself
+            raw, infos = await self._exchange.greet(peer, self._latest.get(author))
+            self.heard(peer)
+            self._learn(infos)
+            if raw is not None:
+                self._store.put(raw)
+                self.deliver(check_record(raw, self._config.swarm, author))
+        except RecordError as error:
+            if error.cause != "unavailable":
+                self.offend(peer, f"rejected/{error.cause}")
+            else:
+                self.count("network/unanswered")
+                if drop:
+                    self.disconnect(peer)
+        finally:
+            self._greeting.discard(peer)
+
+    def _learn(self, infos: list[PeerInfo]) -> None:
+        """Addresses are hints: dialling proves the key, and what leads nowhere is forgotten."""
+        for info in infos:
+            if info.peer_id in self._bootnodes:
+                continue
+            known = self._book.pop(info.peer_id, [])
+            self._book[info.peer_id] = [*info.addrs, *(a for a in known if a not in info.addrs)][:4]
+            while len(self._book) > MAX_BOOK:
+                del self._book[next(peer for peer in self._book if peer not in self._bootnodes)]
+        self.changed()
+
+    def _forget(self) -> None:
+        """Keeps the library's tables, and ours, from growing with every peer that ever was there."""
+        self._pubsub.router.forget_expired()
+        for peer in self._retry.keys() - self._book.keys():
+            del self._retry[peer]
+        store, live = self._host.get_peerstore(), set(self._host.get_connected_peers())
+        for peer in live:
+            store.add_addrs(peer, [])  # or what it said of itself when it came would expire
+        strangers = [peer for peer in store.peer_ids() if peer not in live and peer != self._host.get_id()]
+        for peer in strangers[:-MAX_BOOK]:
+            store.clear_peerdata(peer)

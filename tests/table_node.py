@@ -1,0 +1,139 @@
+"""A live node whose model is a table: real rounds, network, journal and checkpoints, and no compilation.
+
+    python -m tests.table_node '{"folder": ..., "port": ..., "seed_index": 0, ...}'     runs one as a process
+
+`pause` makes it stand still in an effect of a round, and leave a file named `paused`, so that a test can kill it there.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from rlswarm_jax.checkpoint import Checkpoints
+from rlswarm_jax.game.effects import Learn, Sample
+from rlswarm_jax.game.player import Player
+from rlswarm_jax.identity import author_of, simulated
+from rlswarm_jax.journal import Journal
+from rlswarm_jax.metrics import MetricsLog, read_rows, whole_bytes
+from rlswarm_jax.node import LiveConfig, Node
+from rlswarm_jax.records.inbox import Inbox
+from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
+from rlswarm_jax.swarm.mailbox import Mailbox
+from tests.game.hand_driver import answer, half_right, make_game
+
+SEED = 23
+FOREVER = 600.0
+
+
+class TableEngine:
+    """Answers from `half_right`; its weights are a digest of everything that was ever learned, in order."""
+
+    def __init__(self):
+        self.player: Player | None = None
+        self.digest = np.zeros(32, np.uint8)
+
+    def state(self, node: int):
+        return {"digest": self.digest}
+
+    def set_states(self, states):
+        self.digest = np.asarray(states[0]["digest"])
+
+    def sample(self, requests):
+        return {0: answer(self.player.game, self.player.state, requests[0], (), half_right, self.player.identity)}
+
+    def learn(self, requests):
+        raw = msgspec.msgpack.encode(requests[0].groups)
+        self.digest = np.frombuffer(hashlib.sha256(self.digest.tobytes() + raw).digest(), np.uint8)
+        return {0: {"loss": 0.25, "updates": 1.0}}
+
+    def evaluate(self, nodes):
+        return {0: {"accuracy": 0.5}}
+
+
+class PausingNode(Node):
+    """Stands still at the start of one effect of one round; a Publish is journaled by then, but not sent."""
+
+    pause: tuple[str, int] | None = None
+    sample_seconds = 0.0
+    paused: Path
+
+    def _fulfil(self, effect, should_stop):
+        if isinstance(effect, Sample):
+            time.sleep(self.sample_seconds)
+        self._stand_still(type(effect).__name__)
+        return super()._fulfil(effect, should_stop)
+
+    def _stand_still(self, name: str) -> None:
+        if self.pause == (name, self.player.state.round):
+            self.paused.touch()
+            time.sleep(FOREVER)
+
+
+def build(told: dict) -> tuple[PausingNode, Gossip, Player, TableEngine]:
+    """told: folder, index, rounds, port, bootnodes, peers, deadline, sample_seconds, pause."""
+    folder, own = Path(told["folder"]), simulated(SEED, told["index"])
+    folder.mkdir(parents=True, exist_ok=True)
+    game = make_game(own, rounds=told["rounds"], swarm="tables", max_staleness=4)
+    mailbox = Mailbox(
+        Inbox(game.swarm, own.author, game.max_staleness, STAGES),
+        [author_of(peer) for peer in told["peers"]],
+        expects_peers=bool(told["bootnodes"]),
+    )
+    config = GossipConfig(swarm=game.swarm, port=told["port"], bootnodes=tuple(told["bootnodes"]))
+    transport = Gossip(own, config, mailbox.on_record, mailbox.on_peers)
+    journal = Journal(folder / "journal.sqlite")
+    player, engine = Player(0, game, own, journal, mailbox.inbox), TableEngine()
+    engine.player = player
+    log = MetricsLog(folder / "metrics.jsonl", whole_bytes(folder / "metrics.jsonl"))
+    node = PausingNode(
+        player,
+        engine,
+        transport,
+        mailbox,
+        journal,
+        Checkpoints(folder / "checkpoints"),
+        LiveConfig(deadline=told["deadline"], join=5.0, checkpoint_every=4),
+        lambda report: log.write({"node": told["index"], "round": report.round, **report.metrics}),
+    )
+    node.paused, node.sample_seconds = folder / "paused", told["sample_seconds"]
+    node.pause = tuple(told["pause"]) if told["pause"] else None
+    if node.pause and node.pause[0] == "Publish":
+        send = transport.publish
+
+        def publish(raw: bytes) -> None:
+            node._stand_still("Publish")
+            send(raw)
+
+        transport.publish = publish
+    return node, transport, player, engine
+
+
+def main(told: dict) -> None:
+    node, transport, _, engine = build(told)
+    folder = Path(told["folder"])
+    transport.start()
+    (folder / "listens").touch()
+    node.restore({row["round"] for row in read_rows(folder / "metrics.jsonl")})
+    node.run()
+    transport.close()
+    (folder / "weights").write_bytes(engine.digest.tobytes())
+
+
+def learned(journal: Journal, game) -> bytes:
+    """The weights that a node must end with, from its journal alone."""
+    engine, player = TableEngine(), Player(0, game, simulated(SEED, 0), journal)
+    for entry in journal.read(0, 0):
+        fed = player.feed(entry)
+        if isinstance(fed.effect, Learn):
+            engine.learn({0: fed.effect})
+    return engine.digest.tobytes()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,157 @@
+"""A node that is killed in the middle of a round: what the others see of it, and how it comes back."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from rlswarm_jax import launch
+from rlswarm_jax.identity import simulated
+from rlswarm_jax.metrics import read_rows
+from rlswarm_jax.records.envelope import open_envelope
+from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
+from tests.table_node import SEED
+
+CHECKOUT = Path(__file__).parent.parent
+NODES, ROUNDS, KILLED, KILL_ROUND = 3, 60, 2, 8  # evaluated, too, is every fourth round
+
+
+def wait_for(what: Callable[[], bool], why: str, seconds: float = 90.0) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, why
+        time.sleep(0.02)
+
+
+def rows(folder: Path, kind: str) -> list[tuple[int, bytes]]:
+    """(round, journaled result) of a kind, from outside."""
+    try:
+        with sqlite3.connect(f"file:{folder / 'journal.sqlite'}?mode=ro", uri=True) as db:
+            return db.execute("SELECT round, result FROM journal WHERE kind = ? ORDER BY id", (kind,)).fetchall()
+    except sqlite3.OperationalError:
+        return []
+
+
+def last_round(folder: Path) -> int:
+    return max((round_ for round_, _ in rows(folder, "begin")), default=-1)
+
+
+class Swarm:
+    """Three table nodes as processes, and an observer that keeps every record it hears."""
+
+    def __init__(self, tmp_path: Path):
+        # more ports than nodes: the last is the observer's
+        self.members = launch.assign(tmp_path, NODES, seed=SEED)
+        self.processes: dict[int, subprocess.Popen] = {}
+        self.heard: dict[tuple[bytes, int], set[bytes]] = {}
+        self._lock = threading.Lock()
+        config = GossipConfig(swarm="tables", bootnodes=(self.members[0].address,))
+        self.observer = Gossip(simulated(SEED, 99), config, self._hear, lambda _: None)
+
+    def _hear(self, signed) -> None:
+        with self._lock:
+            self.heard.setdefault((signed.record.author, signed.record.round), set()).add(signed.raw)
+
+    def start(self, index: int, pause: tuple[str, int] | None = None, peers: bool = True) -> None:
+        member = self.members[index]
+        told = {
+            "folder": str(member.folder),
+            "index": index,
+            "rounds": ROUNDS,
+            "port": member.port,
+            "bootnodes": [self.members[0].address] if index else [],
+            "peers": [other.peer_id for other in self.members if other is not member] if peers else [],
+            "deadline": 30.0,
+            "sample_seconds": 0.15,
+            "pause": pause,
+        }
+        with (member.folder / "log.txt").open("ab") as log:
+            command = [sys.executable, "-m", "tests.table_node", json.dumps(told)]
+            self.processes[index] = subprocess.Popen(command, cwd=CHECKOUT, stdout=log, stderr=log)
+
+    def folder(self, index: int) -> Path:
+        return self.members[index].folder
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        self.observer.close()
+
+
+@pytest.fixture
+def swarm(tmp_path):
+    made = Swarm(tmp_path)
+    yield made
+    made.stop()
+
+
+def test_a_folder_of_members_is_what_the_table_nodes_use(tmp_path):
+    for member in launch.assign(tmp_path, NODES, seed=SEED):
+        assert member.author == simulated(SEED, member.index).author
+
+
+@pytest.mark.parametrize("effect", ["Evaluate", "Sample", "Score", "Publish", "Gather", "Learn"])
+def test_a_node_killed_in_an_effect_comes_back_and_never_contradicts_itself(swarm, effect):
+    for index in range(NODES):
+        swarm.start(index, (effect, KILL_ROUND) if index == KILLED else None)
+    swarm.observer.start()
+    dead = swarm.folder(KILLED)
+    wait_for((dead / "paused").exists, "the node never came to the effect")
+    before = dict(rows(dead, "Publish"))
+    swarm.processes[KILLED].kill()
+    swarm.processes[KILLED].wait()
+    wait_for(lambda: last_round(swarm.folder(0)) > KILL_ROUND + 1, "the others did not go on without it")
+    swarm.start(KILLED)
+    for process in swarm.processes.values():
+        assert process.wait(120) == 0
+
+    # the others finished all their rounds, and waited for nobody until a deadline
+    for index in (0, 1):
+        found = read_rows(swarm.folder(index) / "metrics.jsonl")
+        assert [row["round"] for row in found] == list(range(ROUNDS))
+        assert not any("peers/given_up" in row for row in found)
+        assert max(row["records/equivocations"] for row in found) == 0
+    # it came back into the round the others were in, and took part to the end
+    played = [row["round"] for row in read_rows(dead / "metrics.jsonl")]
+    assert played == sorted(set(played)) and played[-1] == ROUNDS - 1
+    assert len(played) < ROUNDS
+    # what it had signed stands in its journal, as the same bytes, and nobody ever heard anything else of it
+    published = {round_: msgspec.msgpack.decode(raw, type=bytes) for round_, raw in rows(dead, "Publish")}
+    author = simulated(SEED, KILLED).author
+    for round_, raw in before.items():
+        if round_ in published:  # older ones are pruned
+            assert published[round_] == msgspec.msgpack.decode(raw, type=bytes)
+    heard = {round_: raws for (who, round_), raws in swarm.heard.items() if who == author}
+    assert len(heard) > 5 and all(len(raws) == 1 for raws in heard.values())
+    for round_, raw in published.items():
+        assert heard.get(round_, {raw}) == {raw}
+    if effect == "Publish":  # journaled, not sent: the others heard it after the restart
+        assert heard[KILL_ROUND] == {published[KILL_ROUND]}
+
+
+def test_a_node_that_joins_late_takes_part_from_the_current_round(swarm):
+    for index in (0, 1):
+        swarm.start(index, peers=False)
+    wait_for(lambda: last_round(swarm.folder(0)) >= 12, "the first two do not play")
+    now = last_round(swarm.folder(0))
+    swarm.start(2, peers=False)
+    for process in swarm.processes.values():
+        assert process.wait(120) == 0
+    late = read_rows(swarm.folder(2) / "metrics.jsonl")
+    assert late[0]["round"] >= now and [row["round"] for row in late] == list(range(late[0]["round"], ROUNDS))
+    assert sum(row["records/received"] for row in late) >= len(late)  # it learned from them ...
+    author = simulated(SEED, 2).author.hex()
+    others = [row for index in (0, 1) for row in read_rows(swarm.folder(index) / "metrics.jsonl")]
+    assert any(row.get(f"learned_from/{author}") for row in others)  # ... and they from it
+    (first, _), *_ = rows(swarm.folder(2), "Publish")
+    assert first >= now  # it never acted under a key of a round that was over
+    raws = [raw for _, raw in rows(swarm.folder(2), "Publish")]
+    assert open_envelope(msgspec.msgpack.decode(raws[0], type=bytes)).record.round == first

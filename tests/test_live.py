@@ -1,0 +1,207 @@
+"""Three live processes, a hostile peer among them, and the simulator: the same bits."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from libp2p.pubsub.pb import rpc_pb2
+from wandb.proto import wandb_internal_pb2
+
+from rlswarm_jax.identity import Identity, simulated
+from rlswarm_jax.metrics import read_rows
+from rlswarm_jax.records.envelope import seal
+from tests.records.samples import record
+from tests.swarm.hostile_peer import HostilePeer, framed
+
+CHECKOUT = Path(__file__).parent.parent
+NODES, ROUNDS, SEED = 3, 5, 4
+ARGUMENTS = [
+    f"--config.swarm.nodes={NODES}",
+    f"--config.rounds={ROUNDS}",
+    f"--config.seed={SEED}",
+    "--config.sampling.exact=True",
+    # a model that knows its tasks, hot enough to be wrong now and then: there is something to learn in so few rounds
+    "--config.model.path=rlswarm_jax/assets/tiny-qwen3-base",
+    "--config.sampling.temperature=2.0",
+    "--config.learn.positive_only_external=False",
+    "--config.evaluation.problems=16",
+    "--config.evaluation.rows=16",
+    "--config.swarm.deadline=0.0",  # a stage waits for all, for ever
+    "--config.simulation.deadline=1e9",
+]
+
+
+def start(variant: str, workdir: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.run", f"--config=configs/quickstart.py:{variant}"]
+    command += [*ARGUMENTS, *arguments, f"--workdir={workdir}"]
+    return subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def attack(workdir: Path) -> int:
+    """Sends what must change nothing to node 0 as soon as it listens; returns how many records were forged."""
+    file = workdir / "node-0" / "node.json"
+    for _ in range(6000):
+        if file.exists():
+            break
+        time.sleep(0.01)
+    told = json.loads(file.read_text())
+    peer = HostilePeer(Identity(b"\x66" * 32), told["addresses"][0], swarm=told["swarm"])
+    own = simulated(SEED, 1).author
+    forged = [seal(record(peer.identity, author=own, round=r, swarm="rlswarm"), peer.identity) for r in range(3)]
+    sent = [peer.message(b"\0" + raw) for raw in forged]
+    sent += [peer.message(b"\0garbage"), peer.message(b"\1garbage")]
+    sent += [peer.message(b"\0" + seal(record(peer.identity, swarm="another"), peer.identity))]
+    for message in sent:
+        peer.send(framed(rpc_pb2.RPC(publish=[message])))
+    peer.send(b"\x05\xff\xff\xff\xff\xff")  # not a frame: this ends the connection
+    time.sleep(1.0)  # not a proof: leaves the node a moment to read what was written before the peer is gone
+    peer.close()
+    return len(forged)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Path, int]:
+    live, simulation = tmp_path_factory.mktemp("live") / "run", tmp_path_factory.mktemp("simulated") / "run"
+    process = start("smoke", live, "--config.wandb.mode=offline")
+    forged = attack(live)
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said + "".join(log.read_text() for log in live.glob("node-*/log.txt"))
+    process = start("simulate-smoke", simulation)
+    process.communicate(timeout=400)
+    assert process.returncode == 0
+    return live, simulation, forged
+
+
+def journal(path: Path, node: int) -> list[tuple]:
+    """What happened to a node: all but when."""
+    with sqlite3.connect(f"file:{path / 'journal.sqlite'}?mode=ro", uri=True) as db:
+        wanted = "SELECT round, step, kind, result FROM journal WHERE node = ? AND round > 1 ORDER BY round, step"
+        return db.execute(wanted, (node,)).fetchall()
+
+
+def test_live_equals_simulated_bit_for_bit_with_a_hostile_peer_beside(runs):
+    live, simulation, _ = runs
+    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (live, simulation))
+    assert ours["status"] == theirs["status"] == "finished"
+    assert ours["weights"] == theirs["weights"] and len(set(ours["weights"].values())) == NODES
+    for field in ("held_out_accuracy", "rounds_done", "learned_from", "received_from", "samples"):
+        assert ours[field] == theirs[field], field
+    assert sum(row["learn/updates"] for row in read_rows(live / "metrics.jsonl")) > NODES
+    for node in range(NODES):
+        found, wanted = journal(live / f"node-{node}", 0), journal(simulation, node)
+        kinds = [kind for _, _, kind, _ in found]
+        assert {"Sample", "Score", "Publish", "Gather", "Learn"} <= set(kinds)
+        assert found == wanted  # problems, completions, log-probs, signed bytes, scores, what was learned from
+
+
+def test_what_the_hostile_peer_sent_is_counted_by_cause(runs):
+    live, _, forged = runs
+    summary = json.loads((live / "summary.json").read_text())
+    rejected = summary["records"]["rejected"]
+    assert rejected["bad signature"] == forged and rejected["wrong swarm"] == 1
+    assert rejected["undecodable"] >= 2 and summary["network"]["malformed"] >= 1
+    assert "rejected: bad signature" in (live / "report.md").read_text()
+
+
+def wandb_records(raw: bytes):
+    """The records of a .wandb file: a 7-byte header, then the log format of LevelDB (blocks of 32 KiB)."""
+    assert raw[:4] == b":W&B"
+    at, parts = 7, b""
+    while at + 7 <= len(raw):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        size, kind = int.from_bytes(raw[at + 4 : at + 6], "little"), raw[at + 6]
+        parts += raw[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            found = wandb_internal_pb2.Record()
+            found.ParseFromString(parts)
+            yield found
+            parts = b""
+
+
+def test_each_node_leaves_a_whole_wandb_run_in_one_group(runs):
+    live, _, _ = runs
+    groups, names = set(), set()
+    for node in range(NODES):
+        (file,) = (live / f"node-{node}" / "wandb").glob("offline-run-*/*.wandb")
+        steps = 0
+        for found in wandb_records(file.read_bytes()):
+            if found.WhichOneof("record_type") == "run":
+                groups.add(found.run.run_group)
+                names.add(found.run.display_name)
+            steps += found.WhichOneof("record_type") == "history"
+        assert steps == ROUNDS
+    assert groups == {f"quickstart-smoke-{SEED}"} and len(names) == NODES
+
+
+def test_a_node_s_folder_and_the_swarm_s_hold_what_is_promised(runs):
+    live, _, _ = runs
+    for node in range(NODES):
+        folder = live / f"node-{node}"
+        assert (folder / "node.key").stat().st_mode & 0o777 == 0o600
+        assert not (folder / "node.json").exists()  # nobody listens there any more
+        assert len(read_rows(folder / "metrics.jsonl")) == ROUNDS
+    rows = read_rows(live / "metrics.jsonl")
+    assert [(row["round"], row["node"]) for row in rows] == [(r, n) for r in range(ROUNDS) for n in range(NODES)]
+    assert {row["peers/connected"] >= NODES - 1 for row in rows} == {True}
+    summary = json.loads((live / "summary.json").read_text())
+    assert summary["network"]["bytes_in"] > 0 and summary["network"]["bytes_out"] > 0
+
+
+def test_who_is_who_is_said_before_jax_loads(tmp_path):
+    """The parent loads neither jax nor libp2p."""
+    code = "import sys, experiments.live; print([m for m in ('jax', 'libp2p', 'trio', 'wandb') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_killed_parent_leaves_no_process_behind(tmp_path):
+    process = start("smoke", tmp_path / "run", "--config.wandb.mode=offline")
+    lines = [process.stdout.readline() for _ in range(NODES + 1)]
+    assert all("16Uiu2" in line for line in lines[1:])
+    parent = psutil.Process(process.pid)
+    for _ in range(6000):
+        if all((tmp_path / "run" / f"node-{node}" / "node.json").exists() for node in range(NODES)):
+            break
+        time.sleep(0.01)
+    children = parent.children(recursive=True)
+    assert len(children) >= NODES
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive and len(gone) == len(children)
+
+
+def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path):
+    workdir = tmp_path / "run"
+    process = start("smoke", workdir)
+    for _ in range(12000):
+        if all((workdir / f"node-{node}" / "metrics.jsonl").exists() for node in range(NODES)) and any(
+            read_rows(workdir / f"node-{node}" / "metrics.jsonl") for node in range(NODES)
+        ):
+            break
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, 2)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "--resume goes on" in said
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive and (workdir / "report.md").exists()
+    assert json.loads((workdir / "summary.json").read_text())["status"] == "stopped"
+    process = start("smoke", workdir, "--resume")
+    process.communicate(timeout=400)
+    assert process.returncode == 0
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    for node in range(NODES):
+        rounds = [row["round"] for row in read_rows(workdir / f"node-{node}" / "metrics.jsonl")]
+        assert rounds == sorted(set(rounds)) and rounds[-1] == ROUNDS - 1

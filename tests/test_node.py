@@ -1,0 +1,284 @@
+"""The live driver on a network of function calls: who waits for whom, and what a restart takes up."""
+
+import collections
+import functools
+import sqlite3
+import threading
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from rlswarm_jax.checkpoint import Checkpoints
+from rlswarm_jax.game.player import BEGIN, Player
+from rlswarm_jax.identity import simulated
+from rlswarm_jax.journal import Journal, JournalError
+from rlswarm_jax.node import LiveConfig, Node
+from rlswarm_jax.records.envelope import open_envelope
+from rlswarm_jax.records.inbox import Inbox
+from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.swarm.mailbox import Mailbox
+from tests.game.hand_driver import make_game
+from tests.table_node import SEED, TableEngine, learned
+
+
+class Wire:
+    """Hands records from node to node at once. loses: (sender, receiver, raw) -> whether it gets lost."""
+
+    def __init__(self, loses: Callable[[int, int, bytes], bool] = lambda *_: False):
+        self.ends: dict[int, End] = {}
+        self._lock = threading.Lock()
+        self.loses = loses
+
+    def connect(self, index: int, mailbox: Mailbox) -> "End":
+        self.ends[index] = End(self, index, mailbox)
+        self._tell()
+        return self.ends[index]
+
+    def leave(self, index: int) -> None:
+        with self._lock:
+            del self.ends[index]
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            for index, end in self.ends.items():
+                end.mailbox.on_peers(frozenset(simulated(SEED, other).author for other in self.ends if other != index))
+
+
+class End:
+    """One node's end of a `Wire`: a Transport."""
+
+    def __init__(self, wire: Wire, index: int, mailbox: Mailbox):
+        self.wire, self.index, self.mailbox = wire, index, mailbox
+        self.sent: list[bytes] = []
+        self.asked: list[set[bytes]] = []
+
+    def publish(self, raw: bytes) -> None:
+        self.sent.append(raw)
+        for index, end in list(self.wire.ends.items()):
+            if index != self.index and not self.wire.loses(self.index, index, raw):
+                end.mailbox.on_record(open_envelope(raw))
+
+    def ask(self, authors) -> None:
+        self.asked.append(set(authors))
+        for end in list(self.wire.ends.values()):
+            if simulated(SEED, end.index).author in authors and end.sent:
+                self.mailbox.on_record(open_envelope(end.sent[-1]))
+
+    def flush(self, timeout: float) -> bool:
+        return True
+
+    def take_counts(self) -> collections.Counter:
+        return collections.Counter()
+
+
+class Live:
+    """A table node in a thread; made again on the same folder, it is the same node after a restart."""
+
+    def __init__(self, path, wire: Wire, index: int, named=(), rounds=6, deadline=30.0, every=1000, expects=False):
+        path.mkdir(exist_ok=True)
+        own = simulated(SEED, index)
+        self.game = make_game(own, rounds=rounds)
+        inbox = Inbox(self.game.swarm, own.author, self.game.max_staleness, STAGES)
+        self.mailbox = Mailbox(inbox, [simulated(SEED, i).author for i in named], expects_peers=expects)
+        self.end, self.wire, self.index = wire.connect(index, self.mailbox), wire, index
+        self.journal = Journal(path / "journal.sqlite")
+        self.engine, self.reports = TableEngine(), []
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self.player = Player(0, self.game, own, self.journal, inbox)
+        self.engine.player = self.player
+        config = LiveConfig(deadline, 2.0, every)
+        self.node = Node(
+            self.player,
+            self.engine,
+            self.end,
+            self.mailbox,
+            self.journal,
+            self.checkpoints,
+            config,
+            self.reports.append,
+        )
+        self.error: BaseException | None = None
+
+    def run(self, after: int | None = None) -> None:
+        """after: stops before so many effects more are done."""
+        left = [after]
+
+        def should_stop() -> bool:
+            if left[0] is not None:
+                left[0] -= 1
+            return left[0] is not None and left[0] < 0
+
+        self.node.run(should_stop)
+        self.checkpoints.close()
+
+    def start(self) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                self.run()
+            except BaseException as error:
+                self.error = error
+                raise
+            finally:
+                self.wire.leave(self.index)
+
+        thread = threading.Thread(target=guarded, daemon=True)
+        thread.start()
+        return thread
+
+    def rounds(self) -> list[int]:
+        return [report.round for report in self.reports]
+
+    def total(self, name: str) -> float:
+        return sum(report.metrics.get(name, 0.0) for report in self.reports)
+
+    def published(self) -> dict[int, bytes]:
+        rows = [e for e in self.journal.read(0, 0) if e.kind == "Publish"]
+        return {row.round: msgspec.msgpack.decode(row.result, type=bytes) for row in rows}
+
+
+def play(*nodes: Live) -> None:
+    threads = [node.start() for node in nodes]
+    for thread, node in zip(threads, nodes, strict=True):
+        thread.join(60)
+        assert not thread.is_alive() and node.error is None
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    connect = functools.partial(sqlite3.connect, check_same_thread=False)  # made here, used in a node's thread
+    monkeypatch.setattr("rlswarm_jax.journal.sqlite3.connect", connect)
+    monkeypatch.setattr("rlswarm_jax.node.SETTLE", 0.0)
+    monkeypatch.setattr("rlswarm_jax.node.ASK_AFTER", 0.1)
+    monkeypatch.setattr("rlswarm_jax.node.POLL", 0.02)
+
+
+def test_nodes_that_wait_for_all_learn_the_same_whatever_the_threads_do(tmp_path):
+    ends = []
+    for attempt in range(2):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        wire = Wire()
+        nodes = [Live(folder / str(i), wire, i, named=range(3)) for i in range(3)]
+        play(*nodes)
+        for node in nodes:
+            assert node.rounds() == list(range(6)) and node.total("records/received") == 12
+            assert node.total("groups/external") > 0 and node.total("peers/given_up") == 0
+        ends.append([node.engine.digest.tobytes() for node in nodes])
+    assert ends[0] == ends[1] and len(set(ends[0])) == 3
+
+
+def test_nothing_waits_longer_than_the_deadline_and_never_twice_for_the_silent(tmp_path):
+    node = Live(tmp_path / "0", Wire(), 0, named=[1], deadline=0.3)
+    play(node)
+    assert node.rounds() == list(range(6)) and node.total("peers/given_up") == 1
+    assert sum(report.metrics["seconds/gather"] > 0.25 for report in node.reports) == 1
+
+
+def test_lost_records_are_asked_for(tmp_path):
+    wire = Wire(loses=lambda sender, receiver, raw: open_envelope(raw).record.round == 2)
+    nodes = [Live(tmp_path / str(i), wire, i, named=range(2)) for i in range(2)]
+    play(*nodes)
+    assert any(node.end.asked for node in nodes)
+    for node in nodes:
+        assert node.rounds() == list(range(6)) and node.total("peers/given_up") == 0
+    assert sum(node.total("records/received") for node in nodes) >= 11
+
+
+def test_a_peer_that_is_further_is_not_waited_for(tmp_path):
+    """Its record of this round was lost; it has not stood still for it, so this node does not either."""
+    wire = Wire(loses=lambda sender, receiver, raw: sender == 0 and open_envelope(raw).record.round == 2)
+    nodes = [Live(tmp_path / str(i), wire, i, named=range(2)) for i in range(2)]
+    play(*nodes)
+    assert nodes[1].rounds() == list(range(6)) and nodes[1].total("peers/given_up") == 0
+    assert nodes[1].total("records/received") == 5 and nodes[0].total("records/received") == 6
+
+
+@pytest.mark.parametrize("effects", range(1, 30, 4))
+def test_a_node_stopped_anywhere_goes_on_from_its_journal(tmp_path, effects):
+    whole = Live(tmp_path / "whole", Wire(), 0)
+    whole.run()
+    first = Live(tmp_path / "node", Wire(), 0)
+    first.run(after=effects)
+    assert not first.player.finished
+    before = first.published()
+    second = Live(tmp_path / "node", Wire(), 0)
+    second.node.restore(first.rounds())
+    second.run()
+    assert first.rounds() + second.rounds() == list(range(6))
+    assert second.engine.digest.tobytes() == whole.engine.digest.tobytes() == learned(second.journal, second.game)
+    assert second.published() == whole.published()
+    assert second.end.sent == list(second.published().values())[max(len(before) - 1, 0) :]  # the last one again
+
+
+def test_a_restarted_node_takes_up_its_checkpoint_and_what_came_after_it(tmp_path):
+    wire = Wire()
+    # one with checkpoints: orbax does not save in two threads at a time
+    nodes = [Live(tmp_path / str(i), wire, i, named=range(2), every=(1000, 2)[i]) for i in range(2)]
+    threads = [nodes[0].start()]
+    nodes[1].run(after=40)
+    nodes[1].wire.leave(1)
+    threads[0].join(60)
+    assert nodes[0].rounds() == list(range(6))
+    stopped_in = nodes[1].player.state.round
+    assert 0 < stopped_in < 6
+    again = Live(tmp_path / "1", Wire(), 1, every=2)
+    again.node.restore(nodes[1].rounds())
+    assert again.player.state.round == stopped_in
+    assert again.engine.digest.tobytes() == nodes[1].engine.digest.tobytes()
+    held = {signed.hash for signed in again.player.inbox.records.values()}
+    assert {
+        signed.hash for signed in nodes[1].player.inbox.records.values() if signed.record.round < stopped_in
+    } <= held
+
+
+def test_a_round_that_was_over_but_not_reported_is_reported_once(tmp_path):
+    first = Live(tmp_path / "node", Wire(), 0)
+    first.run(after=25)
+    done = first.rounds()
+    assert len(done) >= 2
+    second = Live(tmp_path / "node", Wire(), 0)
+    second.node.restore(done[:-1])  # the last line was not written any more
+    assert second.rounds() == done[-1:]
+    for name, value in second.reports[0].metrics.items():
+        assert first.reports[-1].metrics[name] == value
+
+
+def test_a_node_that_was_away_joins_the_round_of_the_others_and_leaves_its_own(tmp_path):
+    first = Live(tmp_path / "node", Wire(), 0, rounds=12)
+    first.run(after=9)
+    left_in = first.player.state.round
+    wire = Wire()
+    peer = Live(tmp_path / "peer", wire, 1, rounds=12)
+    peer.run(after=60)  # alone, far ahead
+    there = peer.player.state.round
+    assert there > left_in + 3
+    wire.leave(1)
+    again = Live(tmp_path / "node", wire, 0, rounds=12, deadline=0.1)
+    again.node.restore(first.rounds())
+    again.mailbox.on_record(open_envelope(peer.end.sent[-1]))  # what a greeting brings
+    again.run()
+    begun = [entry.round for entry in again.journal.read(0, 0) if entry.kind == BEGIN]
+    assert begun[-1] == 11 and not set(begun) & set(range(left_in + 1, open_envelope(peer.end.sent[-1]).record.round))
+    assert sorted(set(begun)) == begun
+
+
+def test_a_round_in_which_something_was_learned_is_not_left(tmp_path):
+    node = Live(tmp_path / "node", Wire(), 0)
+    node.run(after=1)
+    while not node.player.learned:
+        node.node._play(node.player.effect, lambda: False)
+    with pytest.raises(AssertionError):
+        node.player.abandon()
+
+
+def test_the_journal_of_another_run_is_refused(tmp_path):
+    first = Live(tmp_path / "node", Wire(), 0)
+    first.run(after=12)
+    rows = first.journal.read(0, 0)
+    first.journal.truncate(0)
+    for row in rows:
+        first.journal.write(row._replace(kind="Learn" if row.kind == "Sample" else row.kind))
+    with pytest.raises(JournalError, match="another run"):
+        Live(tmp_path / "node", Wire(), 0).node.restore()
