@@ -114,6 +114,7 @@ def _play(
     from rlswarm_jax.qwen.sampling import PromptError
 
     made = pieces.build(config, [present.identity], console)
+    made.compile()
     name, metrics_file = present.name, workdir / folder.METRICS_FILE
     before = folder.earlier_seconds(workdir) if resumes else 0.0
     reported = {row["round"] for row in read_rows(metrics_file)} if metrics_file.exists() else set()
@@ -166,7 +167,7 @@ def _play(
     if config.driver == "node":  # a swarm's launcher writes one report of all its nodes
         report.write_report(workdir)
         report.print_summary(workdir, console)
-        console.print(f"report: {workdir / 'report.md'}")
+        console.print(f"report: {workdir / 'report.md'}; the same command with --resume goes on")
     return 0 if player.finished else 130
 
 
@@ -198,6 +199,7 @@ def _log_to(console: Console) -> None:
     """What a node has to say goes where its progress is shown."""
     logger = logging.getLogger("rlswarm_jax")
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # a library that sets up the root logger would say everything twice
     if console.is_terminal:
         logger.addHandler(RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S"))
     else:

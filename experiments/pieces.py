@@ -1,7 +1,11 @@
 """What a config describes, made real: the games of some nodes, and the engine with their weights."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
 import ml_collections
@@ -25,11 +29,31 @@ class Pieces:
     games: list[Game]
     engine: Engine
 
+    def compile(self) -> None:
+        """Compiles before the first round; of processes that share a cache, one compiles and the others wait for it."""
+        with _compiling():
+            self.engine.compile(self.games[0].local_groups)
+
     def base_accuracy(self, config: ml_collections.ConfigDict) -> dict[str, float] | None:
         """Held-out accuracy of the embedded model before it was spoiled; there is no such thing for other models."""
         if config.model.path != "embedded":
             return None
         return self.engine.evaluate_params(qwen.load(assets.BASE).params)
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Holds the lock of jax's persistent compilation cache, which it turns on if the environment names none."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "rlswarm_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    cache = Path(jax.config.jax_compilation_cache_dir or os.devnull)
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # no cache, or one that is not ours to write: each compiles for itself
+            cache.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(held.enter_context((cache / "lock").open("w")), fcntl.LOCK_EX)
+        yield
 
 
 def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None = None) -> Pieces:

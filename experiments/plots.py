@@ -19,7 +19,7 @@ def plot(run: Run) -> None:
         if run.rows:
             _plot_held_out(run)
             _plot_reward(run)
-        if run.summary.nodes > 1:
+        if len(run.authors) > 1:
             _plot_learned_from(run)
 
 

@@ -13,7 +13,7 @@ import collections
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,12 +64,13 @@ class Section:
 def title(summary: Summary) -> str:
     """A run in a line."""
     nodes = "1 node" if summary.nodes == 1 else f"{summary.nodes} nodes"
-    return f"{summary.name}, seed {summary.seed}: {nodes}, {summary.rounds} rounds, {summary.status}"
+    rounds = f"{summary.rounds or max(summary.rounds_done.values(), default=0)} rounds"
+    return f"{summary.name}, seed {summary.seed}: {nodes}, {rounds}, {summary.status}"
 
 
 def sections(run: Run) -> list[Section]:
     """The report's contents, in order."""
-    exchange = [_exchange(run), _records(run)] if run.summary.nodes > 1 else []
+    exchange = [_exchange(run), _received(run), _records(run)] if len(run.authors) > 1 else []
     return [_learned(run), _tasks(run), *exchange, _cost(run), _reproduce(run)]
 
 
@@ -91,7 +92,8 @@ def _learned(run: Run) -> Section:
     text += [SPOILED.format(percent(base))] if base is not None else []
     if any((summary.held_out_accuracy.after or {}).get(name) is None for name in run.names):
         last = max((r for name in run.names for r, _ in run.measured(name)), default=0)
-        text += [f"Not all nodes reached round {summary.rounds}; the latest figures are of round {last}."]
+        missed = f"Not all nodes reached round {summary.rounds}" if summary.rounds else "It ran until it was stopped"
+        text += [f"{missed}; the latest figures are of round {last}."]
     images = ["held_out.png", "reward.png"] if run.rows else []
     return Section("What was learned", " ".join(text), rows, images)
 
@@ -108,11 +110,7 @@ def _tasks(run: Run) -> Section:
 
 
 def _exchange(run: Run) -> Section:
-    samples, rows = run.summary.samples, [["learner", *(str(i) for i in range(len(run.authors))), "sum"]]
-    for i, name in enumerate(run.names):
-        groups = run.summary.learned_from.get(name, {})
-        counts = ["" if author == name else f"{groups.get(author, 0):,.0f}" for author in run.authors]
-        rows.append([f"{i} {name}", *counts, f"{sum(groups.values()):,.0f}"])
+    samples = run.summary.samples
     text = (
         f"{percent(run.summary.external_fraction)} of the samples trained on came from peers: "
         f"{samples.get('trained_external', 0):,.0f}, beside {samples.get('trained_local', 0):,.0f} of a "
@@ -120,7 +118,23 @@ def _exchange(run: Run) -> Section:
         "A row is a learner, a column the author of the groups it learned from."
     )
     strangers = [f"{i} is {name}." for i, name in enumerate(run.authors) if name not in run.names]
-    return Section("From whom", " ".join([text, *strangers]), rows, ["learned_from.png"])
+    table = _by_author(run, "learner", run.summary.learned_from)
+    return Section("From whom", " ".join([text, *strangers]), table, ["learned_from.png"])
+
+
+def _by_author(run: Run, who: str, counts: Mapping[str, Mapping[str, float]]) -> Table:
+    """A row for each node, a column for each author."""
+    rows = [[who, *(str(i) for i in range(len(run.authors))), "sum"]]
+    for i, name in enumerate(run.names):
+        own = counts.get(name, {})
+        cells = ["" if author == name else f"{own.get(author, 0):,.0f}" for author in run.authors]
+        rows.append([f"{i} {name}", *cells, f"{sum(own.values()):,.0f}"])
+    return rows
+
+
+def _received(run: Run) -> Section:
+    table = _by_author(run, "receiver", run.summary.received_from)
+    return Section("Records received", "By author, valid and in time; columns as above.", table)
 
 
 def _records(run: Run) -> Section:
@@ -129,6 +143,7 @@ def _records(run: Run) -> Section:
     counts |= {f"records rejected: {cause}": n for cause, n in records.rejected.items()}
     counts |= {f"groups left unused: {cause}": n for cause, n in records.unused_groups.items()}
     text = "" if len(counts) > 2 else "No record was rejected, no group left unused."
+    counts |= {f"network: {name.replace('_', ' ')}": n for name, n in run.summary.network.items()}
     return Section("Records", text, [["", "count"], *([name, f"{n:,.0f}"] for name, n in counts.items())])
 
 

@@ -62,6 +62,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_mb: float | None = None
     external_fraction: float | None = None
     records: Records = Records()
+    driver: str = "simulate"
+    network: dict[str, float] = {}
+    received_from: dict[str, dict[str, float]] = {}
     learned_from: dict[str, dict[str, float]] = {}
     samples: dict[str, float] = {}
     config: dict[str, Any] = {}
@@ -95,8 +98,9 @@ class Run:
 
     @property
     def authors(self) -> list[str]:
-        """The nodes, then whoever else was learned from."""
-        others = {author for row in self.summary.learned_from.values() for author in row}
+        """The nodes, then whoever else was heard."""
+        heard = [*self.summary.learned_from.values(), *self.summary.received_from.values()]
+        others = {author for row in heard for author in row}
         return [*self.names, *sorted(others - set(self.names))]
 
     def measured(self, name: str, metric: str = "accuracy") -> list[tuple[int, float]]:

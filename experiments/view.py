@@ -31,7 +31,7 @@ class SwarmView:
     def __init__(self, console: Console, names: list[str], rounds: int, done: list[int]):
         self._console, self._rounds = console, rounds
         self._nodes = [_Shown(name, start) for name, start in zip(names, done, strict=True)]
-        self._start_done, self._started = sum(done), time.monotonic()
+        self._start_done, self._started = sum(done), 0.0  # the rate is counted from the first round's end
         self._progress = Progress(
             TextColumn("rounds"),
             BarColumn(),
@@ -83,8 +83,13 @@ class SwarmView:
             self._say_tenths(done)
 
     def _rate(self, done: int) -> str:
+        if not self._started:
+            self._start_done, self._started = done, time.monotonic()
+            return ""
         seconds = time.monotonic() - self._started
-        per_second = (done - self._start_done) / max(seconds, 1e-9) / len(self._nodes)
+        if seconds < 1:
+            return ""
+        per_second = (done - self._start_done) / seconds / len(self._nodes)
         if not self._rounds:
             return f"{per_second:.1f} rounds/s"
         left = (self._rounds - done / len(self._nodes)) / max(per_second, 1e-9)

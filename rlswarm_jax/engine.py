@@ -93,6 +93,16 @@ class Engine:
         finally:
             self._states, self._stack = own, own_stack
 
+    def compile(self, prompts: int) -> None:
+        """Compiles what a round of so many prompts needs, ahead of the first one; changes nothing."""
+        states, stack = list(self._states), self._stack
+        nodes = range(self.num_nodes)
+        self.evaluate(list(nodes))
+        keys_PGM = np.zeros((prompts, self.config.group_size, 2), np.uint32)
+        self.sample({node: Sample([[1]] * prompts, keys_PGM) for node in nodes})
+        self.learn({node: Learn([]) for node in nodes})
+        self._states, self._stack = states, stack
+
     def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
         """Completions of every node's prompts."""
         if self.config.exact:

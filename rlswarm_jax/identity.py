@@ -114,6 +114,8 @@ def _read_key(path: Path) -> bytes:
             if mode & 0o077:
                 raise KeyFileError(f"the key file {path} can be read by others: chmod 600 it, or use a new key.")
             secret = bytes.fromhex(file.read(1024).decode("ascii"))
+            if len(secret) != 32:
+                raise ValueError
             coincurve.PrivateKey(secret)
     except FileNotFoundError:
         raise

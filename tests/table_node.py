@@ -57,7 +57,7 @@ class TableEngine:
 
 
 class PausingNode(Node):
-    """Stands still at the start of one effect of one round; a Publish is journaled by then, but not sent."""
+    """Stands still at the start of an effect of one round, or at "Send": a record is journaled by then, but not sent."""
 
     pause: tuple[str, int] | None = None
     sample_seconds = 0.0
@@ -103,11 +103,11 @@ def build(told: dict) -> tuple[PausingNode, Gossip, Player, TableEngine]:
     )
     node.paused, node.sample_seconds = folder / "paused", told["sample_seconds"]
     node.pause = tuple(told["pause"]) if told["pause"] else None
-    if node.pause and node.pause[0] == "Publish":
+    if node.pause:
         send = transport.publish
 
         def publish(raw: bytes) -> None:
-            node._stand_still("Publish")
+            node._stand_still("Send")
             send(raw)
 
         transport.publish = publish

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import itertools
+import logging
 import os
 import pickle
 import subprocess
@@ -300,6 +301,25 @@ class TestLearn:
         for w in (0, 1):
             tiny.assert_bit_equal(engine_.state(w), states()[w])
         assert engine_.state(2).step == 1
+
+    def test_compiling_ahead_changes_nothing_and_leaves_nothing_to_compile(self):
+        to_learn, fresh, compiled = lesson(0), build(), []
+        fresh.set_states([states()[0]])
+        handler = logging.Handler()
+        handler.emit = lambda said: compiled.append(said.getMessage())
+        logging.getLogger("jax").addHandler(handler)
+        try:
+            with jax.log_compiles():
+                fresh.compile(2)
+                assert any("Finished XLA compilation" in said for said in compiled)
+                tiny.assert_bit_equal(fresh.state(0), states()[0])
+                compiled.clear()
+                fresh.sample({0: request(0)})
+                fresh.learn({0: to_learn})
+                fresh.evaluate([0])
+        finally:
+            logging.getLogger("jax").removeHandler(handler)
+        assert [said for said in compiled if "Finished XLA compilation" in said] == []
 
     def test_rows_are_counted_by_where_they_came_from(self):
         external = group_of(0, 1, external=True, rewards=(0.0, 1.0, 0.0, 0.0))

@@ -4,11 +4,25 @@ import hashlib
 import hmac
 import pickle
 
+import base58
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.secp256k1 import Secp256k1PrivateKey
+from libp2p.peer.id import ID
 
-from rlswarm_jax.identity import Identity, friendly_name, simulated, verify
+from rlswarm_jax.identity import (
+    Identity,
+    KeyFileError,
+    author_of,
+    create,
+    friendly_name,
+    load_or_create,
+    peer_id,
+    simulated,
+    verify,
+)
 
 # --- ECDSA over secp256k1 from the textbook (SEC 1, RFC 6979), with affine points and Python's integers
 
@@ -194,3 +208,65 @@ def test_a_friendly_name_is_pronounceable_and_a_function_of_the_author(author):
     adjective, animal, digits = friendly_name(author).split("-")
     assert adjective.isalpha() and animal.isalpha() and len(bytes.fromhex(digits)) == 2
     assert friendly_name(author) == friendly_name(bytes(author))
+
+
+# --- peer ids and key files
+
+
+@given(st.integers(1, N - 1))
+@settings(max_examples=25)
+def test_a_peer_id_is_libp2p_s_and_holds_the_author(secret):
+    identity = Identity(secret.to_bytes(32))
+    theirs = ID.from_pubkey(Secp256k1PrivateKey.from_bytes(identity.expose_secret()).get_public_key())
+    assert identity.peer_id == peer_id(identity.author) == theirs.to_base58()
+    assert author_of(identity.peer_id) == author_of(theirs.to_bytes()) == identity.author
+
+
+def test_what_is_no_peer_id_of_a_secp256k1_key_has_no_author():
+    good = base58.b58decode(Identity(SECRET).peer_id)
+    off_the_curve = good[:-33] + b"\x02" + b"\xff" * 32
+    ed25519 = ID.from_pubkey(create_new_key_pair(bytes(32)).public_key)
+    for wrong in ("", b"", "0OIl", "Qm", good[:-1], good + b"\0", b"\0" + good[1:] + b"\0", off_the_curve):
+        assert author_of(wrong) is None
+    assert author_of(ed25519.to_bytes()) is author_of(ed25519.to_base58()) is None
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60))
+def test_any_peer_id_has_an_author_or_none(anything):
+    found = author_of(anything)
+    assert found is None or len(found) == 33
+
+
+def test_a_key_is_made_once_and_only_its_owner_can_read_it(tmp_path):
+    path = tmp_path / "node.key"
+    first, again = load_or_create(path), load_or_create(path)
+    assert first.author == again.author and path.stat().st_mode & 0o777 == 0o600
+    assert load_or_create(tmp_path / "another.key").author != first.author
+    with pytest.raises(KeyFileError, match="File exists"):
+        create(path, Identity(SECRET))
+    assert load_or_create(path).author == first.author
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"12", b"0" * 64, b"f" * 64, SECRET, SECRET.hex().encode() * 2])
+def test_a_file_that_holds_no_key_is_one_sentence_that_does_not_quote_it(tmp_path, content):
+    path = tmp_path / "node.key"
+    path.touch(0o600)
+    path.write_bytes(content)
+    with pytest.raises(KeyFileError, match="holds no secp256k1 key") as caught:
+        load_or_create(path)
+    assert str(path) in str(caught.value) and SECRET.hex() not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o666, 0o610])
+def test_a_key_that_others_can_read_is_refused(tmp_path, mode):
+    path = tmp_path / "node.key"
+    create(path, Identity(SECRET))
+    path.chmod(mode)
+    with pytest.raises(KeyFileError, match="chmod 600 it"):
+        load_or_create(path)
+
+
+def test_a_folder_or_no_folder_in_place_of_a_key_file_is_a_named_error(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere" / "node.key"):
+        with pytest.raises(KeyFileError, match=str(path)):
+            load_or_create(path)

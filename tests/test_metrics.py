@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rlswarm_jax.metrics import MetricsError, MetricsLog, read_rows
+from rlswarm_jax.metrics import MetricsError, MetricsLog, read_rows, whole_bytes
 
 
 def row(round_: int) -> dict:
@@ -34,6 +34,10 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
     whole = json.dumps(row(0)) + "\n"
     (tmp_path / "m.jsonl").write_text(whole + whole[:9])
     assert read_rows(tmp_path / "m.jsonl") == [row(0)]
+    assert whole_bytes(tmp_path / "m.jsonl") == len(whole) and whole_bytes(tmp_path / "none.jsonl") == 0
+    log = MetricsLog(tmp_path / "m.jsonl", whole_bytes(tmp_path / "m.jsonl"))
+    log.write(row(1))
+    assert read_rows(tmp_path / "m.jsonl") == [row(0), row(1)]
 
 
 def test_a_full_disk_and_a_missing_folder_are_named_errors(tmp_path):

@@ -3,18 +3,35 @@
 Imports libp2p, which takes seconds: import it where the network is started.
 """
 
+from typing import Annotated
+
 import coincurve
+import msgspec
 from libp2p.abc import INetStream
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX
+from msgspec import Meta
 
 from rlswarm_jax.identity import author_of
+from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES, SignedRecord, open_envelope
+from rlswarm_jax.records.schema import Hash, RecordError
 
+INLINE, ANNOUNCEMENT = b"\x00", b"\x01"  # the first byte of a message says what follows
 MAX_FRAME_BYTES = 1 << 20
 MAX_DATA_BYTES = (1 << 16) + 1
 MAX_ENTRIES, _MAX_IDS = 64, 1024  # in one frame; message ids apart
 _READ_BYTES = 1 << 16
+
+
+class Announcement(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A record too large to be inline: SHA-256 and length of its envelope."""
+
+    hash: Hash
+    size: Annotated[int, Meta(gt=0, le=MAX_ENVELOPE_BYTES)]
+
+
+announcements = msgspec.msgpack.Decoder(Announcement)
 
 
 class MalformedError(ValueError):
@@ -95,3 +112,13 @@ def bounded_control(control: rpc_pb2.ControlMessage, topic: str) -> rpc_pb2.Cont
             if entry.topicID == topic
         ],
     )
+
+
+def check_record(raw: bytes, swarm: str, author: bytes) -> SignedRecord:
+    """A record of this swarm that `author` sent as its own. Raises RecordError."""
+    signed = open_envelope(raw)
+    if signed.record.swarm != swarm:
+        raise RecordError("wrong swarm", f"it is for {signed.record.swarm!r}")
+    if signed.record.author != author:
+        raise RecordError("foreign sender", "it was sent by someone else than its author")
+    return signed

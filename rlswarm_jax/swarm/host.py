@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable
 
 import trio
 from libp2p import create_yamux_muxer_option, new_host
-from libp2p.abc import IHost, IMuxedConn, INetConn, INetStream
+from libp2p.abc import IHost, IMuxedConn, INetConn, INetStream, IRawConnection
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.secp256k1 import Secp256k1PrivateKey
 from libp2p.crypto.x25519 import create_new_key_pair
+from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection import swarm_connection
 from libp2p.network.exceptions import SwarmException
@@ -23,7 +24,7 @@ from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import DEFAULT_WINDOW_SIZE
-from libp2p.transport.tcp.tcp import TCP
+from libp2p.transport.tcp.tcp import TCP, TCPListener
 from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr
 
@@ -78,7 +79,7 @@ def make_host(identity: Identity, max_connections: int) -> IHost:
         key_pair=keys,
         sec_opt={NOISE: Noise(keys, noise_privkey=create_new_key_pair().private_key)},
         muxer_opt=create_yamux_muxer_option(),
-        transports=[TCP()],
+        transports=[_BufferedTCP()],
         addrs_factory=_with_interfaces,
         disable_identify_address_discovery=True,
         connection_config=ConnectionConfig(
@@ -103,11 +104,7 @@ async def _do_nothing() -> None: ...
 def contain(
     host: IHost, refused: Callable[[ID], bool], count: Callable[[str], None], offend: Callable[[ID, str], None]
 ) -> None:
-    """Wraps the places where what a peer does would raise into the library's own tasks, and so end the whole host.
-
-    Also where streams come to be: there the window is set so that credit is given back for many reads at once. The
-    library would answer each read, however small, with a frame of its own.
-    """
+    """Wraps the places where what a peer does would raise into the library's own tasks, and so end the whole host."""
     network = host.get_network()
     handle, add, open_stream = host._swarm_stream_handler, network.add_conn, network.new_stream
     streams: collections.Counter[ID] = collections.Counter()
@@ -118,7 +115,7 @@ def contain(
             count("network/refused")
             return await stream.reset()
         streams[peer] += 1
-        stream.muxed_stream.target_recv_window = DEFAULT_WINDOW_SIZE // 2
+        _give_credit_rarely(stream)
         try:
             await handle(stream)
         except Exception as error:  # whatever a handler of the library makes of hostile input
@@ -132,7 +129,7 @@ def contain(
 
     async def new_stream(peer: ID) -> INetStream:
         stream = await open_stream(peer)
-        stream.muxed_stream.target_recv_window = DEFAULT_WINDOW_SIZE // 2
+        _give_credit_rarely(stream)
         return stream
 
     async def add_connection(connection: IMuxedConn, direction: str = "unknown") -> INetConn:
@@ -155,6 +152,50 @@ def contain(
     network.set_stream_handler(handle_stream)
     network.add_conn = add_connection
     network.new_stream = new_stream
+
+
+def _give_credit_rarely(stream: INetStream) -> None:
+    """Has yamux return a quarter of the window at once; the library sends a frame of its own after each read."""
+    muxed, read = stream.muxed_stream, 0
+
+    async def give_credit(*, bytes_read: int = 0) -> None:
+        nonlocal read
+        read += bytes_read
+        if read >= DEFAULT_WINDOW_SIZE // 4:
+            credit, read = read, 0
+            muxed.recv_window += credit
+            await muxed.send_window_update(credit)
+
+    muxed._auto_tune_and_send_window_update = give_credit
+
+
+class _BufferedTCP(TCP):
+    """Reads from the socket as much as there is; the library takes two reads for each encrypted message."""
+
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        connection = await super().dial(maddr)
+        _buffer_reads(connection.stream)
+        return connection
+
+    def create_listener(self, handler_function: Callable[[TrioTCPStream], Awaitable[None]]) -> TCPListener:
+        async def handle(stream: TrioTCPStream) -> None:
+            _buffer_reads(stream)
+            await handler_function(stream)
+
+        return super().create_listener(handle)
+
+
+def _buffer_reads(stream: TrioTCPStream) -> None:
+    receive, buffer = stream.read, bytearray()
+
+    async def read(n: int | None = None) -> bytes:
+        if not buffer:
+            buffer.extend(await receive(1 << 16))
+        data = bytes(buffer[:n])
+        del buffer[:n]
+        return data
+
+    stream.read = read
 
 
 async def hang_up(connection: INetConn) -> None:

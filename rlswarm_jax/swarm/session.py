@@ -3,7 +3,6 @@
 Imports libp2p, which takes seconds: import it where the network is started.
 """
 
-import collections
 import contextlib
 import hashlib
 import logging
@@ -15,17 +14,18 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import PeerInfo
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from rlswarm_jax.identity import author_of, peer_id
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import RecordError
-from rlswarm_jax.swarm.exchange import Exchange, Store, parse_address
+from rlswarm_jax.swarm.exchange import Exchange, Store
+from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, check_record
 from rlswarm_jax.swarm.host import DIAL_TIMEOUT, check_port, contain, hang_up, listen_address, make_host
 from rlswarm_jax.swarm.limits import Buckets, Offences
-from rlswarm_jax.swarm.pubsub import ANNOUNCEMENT, INLINE, Announcement, RecordPubsub, check_record
+from rlswarm_jax.swarm.peers import AddressBook
+from rlswarm_jax.swarm.pubsub import RecordPubsub
 from rlswarm_jax.swarm.transport import NetworkError
 
 if TYPE_CHECKING:
@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("rlswarm_jax.network")
 
 TICK = 0.5  # seconds between two looks at who is connected
-MAX_BACKOFF = 30.0
 CURIOSITY = 5.0  # seconds between two greetings of a peer while peers are wanted
 SILENCE = 15.0  # seconds without a word after which a peer is asked whether it lives
 IDLE = 30.0  # seconds that one may be connected without taking part
-MAX_BOOK = 256  # addresses of peers that others told us
+MAX_STRANGERS = 256  # peers that are not connected, in the library's book
 MAX_DELIVERED = 4096
 
 
@@ -53,38 +52,21 @@ class Session:
         self.wake = trio.Event()  # something was published or asked for
         self._changed = trio.Event()  # someone came or went
         self._sending = False
-        self._book: collections.OrderedDict[ID, list[Multiaddr]] = collections.OrderedDict()
-        self._retry: dict[ID, tuple[float, float]] = {}  # when to dial again, and the wait after that
-        self._unreachable: set[ID] = set()
         self._busy: set[ID] = set()  # being dialled
         self._greeting: set[ID] = set()
         self._greeted: dict[ID, float] = {}
         self._heard: dict[ID, float] = {}
         self._idle: dict[ID, float] = {}  # connected, and no part of the swarm: since when
         self._offences = Offences()
-        self._requests = Buckets(self._config.max_messages_per_second / 4)
-        self._delivered: collections.OrderedDict[bytes, None] = collections.OrderedDict()
-        self._latest: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()  # author: SHA-256 of what came
-        self._bootnodes = self._parse_bootnodes()
+        self._requests = Buckets(self._config.max_messages_per_second / 8)  # a reply can be a megabyte
+        self._delivered: dict[bytes, None] = {}  # SHA-256 of envelopes, oldest first
+        self._latest: dict[bytes, bytes] = {}  # author: the last of them
+        self._book = AddressBook(self._config.bootnodes, ID.from_base58(gossip.identity.peer_id))
         self._host = make_host(gossip.identity, self._config.max_connections)
         contain(self._host, self.refuses, self.count, self.offend)
         rates = (self._config.max_records_per_second, self._config.max_messages_per_second)
         self._pubsub = RecordPubsub(self._host, self._config.swarm, self, *rates, self._config.jitter)
         self._exchange = Exchange(self._host, self._config.swarm, store, lambda: gossip.latest, self)
-
-    def _parse_bootnodes(self) -> dict[ID, str]:
-        bootnodes = {}
-        for text in self._config.bootnodes:
-            info = parse_address(text)
-            if info is None:
-                raise NetworkError(
-                    f"the bootnode {text!r} is not an address like /ip4/1.2.3.4/tcp/4001/p2p/16Uiu2...; "
-                    "correct config.swarm.bootnodes."
-                )
-            if author_of(info.peer_id.to_bytes()) != self._gossip.identity.author:
-                bootnodes[info.peer_id] = text
-                self._book.setdefault(info.peer_id, []).extend(info.addrs)
-        return bootnodes
 
     # --- the run
 
@@ -137,13 +119,17 @@ class Session:
         for connection in self._host.get_network().get_connections(peer):
             self.spawn(hang_up, connection)
 
+    def knows(self, name: bytes) -> bool:
+        return name in self._delivered
+
     def deliver(self, signed: SignedRecord) -> None:
         """Once per record: it may come by gossip and in a greeting."""
-        if signed.hash in self._delivered:
+        name = hashlib.sha256(signed.raw).digest()
+        if self.knows(name):
             self.count("network/repeated")
             return
-        self._delivered[signed.hash] = None
-        self._latest[signed.record.author] = hashlib.sha256(signed.raw).digest()
+        self._delivered[name] = None
+        self._latest[signed.record.author] = name
         for table in (self._delivered, self._latest):
             if len(table) > MAX_DELIVERED:
                 del table[next(iter(table))]
@@ -231,41 +217,33 @@ class Session:
         for table, kept in ((self._greeted, live), (self._heard, live), (self._idle, live - present)):
             for peer in table.keys() - kept:
                 del table[peer]
-        wanted = list(self._bootnodes)
-        if len(live) < self._config.target_peers:
-            wanted += random.sample(list(self._book), len(self._book))[: self._config.target_peers - len(live)]
-        for peer in wanted:
-            if peer in live or peer in self._busy or self.refuses(peer):
-                continue
-            if now >= self._retry.get(peer, (0.0, 0.0))[0] and peer in self._book:
+        for peer in self._book.due(self._config.target_peers - len(live), live | self._busy):
+            if not self.refuses(peer):
                 self._busy.add(peer)
                 self.spawn(self._dial, peer)
 
     async def _dial(self, peer: ID) -> None:
-        connected = False
-        for address in self._book[peer][:4]:
-            with trio.move_on_after(DIAL_TIMEOUT), contextlib.suppress(Exception):  # the library's many, all one to us
-                await self._host.get_network().dial_addr(address, peer)
-                connected = True
-                break
-        self._busy.discard(peer)
+        try:
+            connected = await self._connect(peer)
+        finally:
+            self._busy.discard(peer)
+        bootnode = self._book.bootnodes.get(peer)
         if connected:
-            self._retry.pop(peer, None)
-            if peer in self._unreachable:
-                self._unreachable.discard(peer)
-                log.info("the bootnode %s is reachable again", self._bootnodes[peer])
+            if self._book.reached(peer):
+                log.info("the bootnode %s is reachable again", bootnode)
             self.changed()
             return
-        _, wait = self._retry.get(peer, (0.0, 0.5))
-        self._retry[peer] = (time.monotonic() + wait * random.uniform(0.75, 1.25), min(2 * wait, MAX_BACKOFF))
-        if peer in self._bootnodes:
+        if bootnode is not None:
             self.count("network/unreachable")
-            if peer not in self._unreachable:
-                self._unreachable.add(peer)
-                log.warning("the bootnode %s cannot be reached; it is tried again and again", self._bootnodes[peer])
-        elif wait >= 8.0:
-            self._book.pop(peer, None)
-            self._retry.pop(peer, None)
+        if self._book.failed(peer):
+            log.warning("the bootnode %s cannot be reached; it is tried again and again", bootnode)
+
+    async def _connect(self, peer: ID) -> bool:
+        for address in self._book.addresses(peer):
+            with trio.move_on_after(DIAL_TIMEOUT), contextlib.suppress(Exception):  # the library's many, all one to us
+                await self._host.get_network().dial_addr(address, peer)
+                return True
+        return False
 
     def _start_greeting(self, peer: ID, drop: bool = False) -> None:
         if peer not in self._greeting:
@@ -281,7 +259,8 @@ class Session:
                 return  # no key of ours: it may relay, and says nothing itself
             raw, infos = await self._exchange.greet(peer, self._latest.get(author))
             self.heard(peer)
-            self._learn(infos)
+            self._book.learn(infos)
+            self.changed()
             if raw is not None:
                 self._store.put(raw)
                 self.deliver(check_record(raw, self._config.swarm, author))
@@ -295,25 +274,12 @@ class Session:
         finally:
             self._greeting.discard(peer)
 
-    def _learn(self, infos: list[PeerInfo]) -> None:
-        """Addresses are hints: dialling proves the key, and what leads nowhere is forgotten."""
-        for info in infos:
-            if info.peer_id in self._bootnodes:
-                continue
-            known = self._book.pop(info.peer_id, [])
-            self._book[info.peer_id] = [*info.addrs, *(a for a in known if a not in info.addrs)][:4]
-            while len(self._book) > MAX_BOOK:
-                del self._book[next(peer for peer in self._book if peer not in self._bootnodes)]
-        self.changed()
-
     def _forget(self) -> None:
         """Keeps the library's tables, and ours, from growing with every peer that ever was there."""
         self._pubsub.router.forget_expired()
-        for peer in self._retry.keys() - self._book.keys():
-            del self._retry[peer]
         store, live = self._host.get_peerstore(), set(self._host.get_connected_peers())
         for peer in live:
             store.add_addrs(peer, [])  # or what it said of itself when it came would expire
         strangers = [peer for peer in store.peer_ids() if peer not in live and peer != self._host.get_id()]
-        for peer in strangers[:-MAX_BOOK]:
+        for peer in strangers[:-MAX_STRANGERS]:
             store.clear_peerdata(peer)

@@ -28,6 +28,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         (["--config=configs/quickstart.py", "--config.rounds=many"], "config.rounds=many"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
         (["--config=configs/quickstart.py:tiny"], "no variant 'tiny'"),
+        (["--config=configs/quickstart.py:simulate-tiny"], "no variant 'tiny'; expected simulate or smoke"),
         (["--config=configs/quickstart.py", "stray"], "'stray'"),
         (["--confg=configs/quickstart.py"], "confg"),
     ],
@@ -44,6 +45,10 @@ def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
     [
         ("--config.model.path=/no/such/model", "'/no/such/model' does not exist"),
         ("--config.swarm.nodes=0", "config.swarm.nodes is 0"),
+        ("--config.rounds=0", "config.rounds is 0"),
+        ("--config.driver=fly", "expected one of live, node, simulate"),
+        ("--config.swarm.bootnodes=('10.0.0.7:4001',)", "'10.0.0.7:4001'; expected /ip4/ADDRESS"),
+        ("--config.swarm.peers=('QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N',)", "not the peer id of a secp256k1"),
         ("--config.sampling.group_size=1", "config.sampling.group_size is 1"),
         ("--config.sampling.temperature=0.0", "config.sampling.temperature"),
         ("--config.learn.external_correction=none", "expected one of reencode, behaviour"),
@@ -55,7 +60,9 @@ def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
 def test_a_config_that_cannot_be_is_one_sentence_that_names_the_field(override, says, tmp_path):
     from experiments import simulated
 
-    arguments = cli.parse(["--config=configs/quickstart.py:smoke", override, "--workdir", str(tmp_path / "run")])
+    arguments = cli.parse(
+        ["--config=configs/quickstart.py:simulate-smoke", override, "--workdir", str(tmp_path / "run")]
+    )
     with pytest.raises(cli.UsageError) as raised:
         simulated.run(arguments)
     assert says in str(raised.value) and "\n" not in str(raised.value)
@@ -81,10 +88,11 @@ def test_help_teaches():
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("name", ["quickstart", "solo"])
-def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name, tmp_path):
+@pytest.mark.parametrize(("name", "variant"), [("quickstart", "simulate-smoke"), ("solo", "smoke")])
+def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name, variant, tmp_path):
+    """The live quickstart's is in tests/test_live.py, a single node's in tests/experiments/test_node.py."""
     workdir = tmp_path / "run"
-    done = run(f"--config=configs/{name}.py:smoke", f"--workdir={workdir}", "--config.wandb.mode=offline")
+    done = run(f"--config=configs/{name}.py:{variant}", f"--workdir={workdir}", "--config.wandb.mode=offline")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"run folder: {workdir}")
     summary = json.loads((workdir / "summary.json").read_text())

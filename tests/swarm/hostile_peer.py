@@ -23,7 +23,7 @@ from rlswarm_jax.identity import Identity
 from rlswarm_jax.swarm.exchange import PROTOCOL
 from rlswarm_jax.swarm.frames import read_frame, topic_of
 from rlswarm_jax.swarm.host import make_host
-from rlswarm_jax.swarm.pubsub import PROTOCOLS
+from rlswarm_jax.swarm.router import PROTOCOLS
 
 
 class HostilePeer:

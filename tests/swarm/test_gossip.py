@@ -21,10 +21,9 @@ from libp2p.pubsub.pb import rpc_pb2
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.records.envelope import seal
 from rlswarm_jax.swarm.exchange import MAX_ADDRESSES, Request, Store, parse_address
-from rlswarm_jax.swarm.frames import MalformedError, take_frame
+from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, MalformedError, take_frame
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.limits import Buckets, Offences
-from rlswarm_jax.swarm.pubsub import ANNOUNCEMENT, INLINE, Announcement
 from rlswarm_jax.swarm.transport import NetworkError, Transport
 from tests.records.samples import completion, group, record, sealed
 from tests.swarm.hostile_peer import HostilePeer, framed
@@ -53,7 +52,9 @@ class Node:
         self.records: list[bytes] = []
         self.counts: collections.Counter[str] = collections.Counter()
         settings = {"swarm": "tests", "bootnodes": tuple(bootnodes)} | config
-        self.gossip = Gossip(self.identity, GossipConfig(**settings), lambda signed: self.records.append(signed.raw))
+        self.peers: list[frozenset[bytes]] = []  # as they came and went
+        config = GossipConfig(**settings)
+        self.gossip = Gossip(self.identity, config, lambda signed: self.records.append(signed.raw), self.peers.append)
         self.addresses = self.gossip.start()
 
     def count(self, name: str) -> int:
@@ -122,6 +123,7 @@ def test_nodes_that_know_one_bootnode_find_each_other_and_every_record_arrives_o
         expected = sorted(raw for author, records in sent.items() if author != node.author for raw in records)
         wait_for(lambda node=node: len(node.records) >= 9, "all records arrive")
         assert sorted(node.records) == expected
+        assert node.peers[-1] == node.gossip.connected() == {n.author for n in nodes} - {node.author}
     last = nodes[0].publish(99)
     for node in nodes[1:]:
         wait_for(lambda node=node: last in node.records, "another record arrives")

@@ -1,0 +1,112 @@
+"""What someone meets who runs a single node by hand."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlswarm_jax.identity import Identity, author_of, create, simulated
+from rlswarm_jax.metrics import read_rows
+
+CHECKOUT = Path(__file__).parent.parent.parent
+
+
+def start(workdir: Path, *arguments: str, variant: str = ":smoke") -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.run", f"--config=configs/node.py{variant}", *arguments]
+    command += ["--config.wandb.mode=disabled", "--config.evaluation.problems=8", "--config.evaluation.rows=8"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=CHECKOUT, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(workdir: Path, *arguments: str) -> tuple[int, str, str]:
+    process = start(workdir, *arguments)
+    said, complained = process.communicate(timeout=300)
+    return process.returncode, said, complained
+
+
+@pytest.fixture
+def taken_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield listening.getsockname()[1]
+
+
+def test_a_port_in_use_is_one_sentence(tmp_path, taken_port):
+    code, _, complained = run(tmp_path / "run", f"--config.swarm.port={taken_port}")
+    assert code == 2 and len(complained.splitlines()) == 1
+    assert complained.startswith("error: cannot listen on") and f"tcp/{taken_port}" in complained
+    assert "in use" in complained and "config.swarm.port" in complained
+
+
+def test_a_key_file_that_cannot_be_used_is_one_sentence_and_is_never_shown(tmp_path):
+    secret = b"\x42" * 32
+    open_to_all = tmp_path / "open.key"
+    create(open_to_all, Identity(secret))
+    open_to_all.chmod(0o644)
+    empty = tmp_path / "empty.key"
+    empty.touch(0o600)
+    cases = {open_to_all: "can be read by others", empty: "holds no secp256k1 key", tmp_path: "Is a directory"}
+    for number, (path, wrong) in enumerate(cases.items()):
+        code, said, complained = run(tmp_path / str(number), f"--config.swarm.key={path}")
+        assert code == 2 and len(complained.splitlines()) == 1 and wrong in complained and str(path) in complained
+        assert secret.hex() not in said + complained
+
+
+def test_an_unreachable_bootnode_is_one_sentence_and_does_not_stop_a_node(tmp_path, taken_port):
+    nobody = f"/ip4/127.0.0.1/tcp/{taken_port}/p2p/{simulated(1, 1).peer_id}"
+    workdir = tmp_path / "run"
+    code, said, complained = run(workdir, f"--config.swarm.bootnodes=('{nobody}',)")
+    assert (code, complained) == (0, "")
+    assert sum("cannot be reached" in line and nobody in line for line in said.splitlines()) == 1
+    rows = read_rows(workdir / "metrics.jsonl")
+    assert [row["round"] for row in rows] == list(range(6))
+    assert sum(row.get("network/unreachable", 0) for row in rows) > 0
+
+
+def wait_until(what, seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path):
+    """As the README says it, in two terminals."""
+    first = start(tmp_path / "first", variant="")
+    wait_until((tmp_path / "first" / "node.json").exists)
+    told = json.loads((tmp_path / "first" / "node.json").read_text())
+    assert told["pid"] == first.pid and told["addresses"][0].endswith(told["peer_id"])
+    assert (tmp_path / "first" / "node.key").stat().st_mode & 0o777 == 0o600
+    second = start(tmp_path / "second", f"--config.swarm.bootnodes={told['addresses']}", variant="")
+    rows = {name: tmp_path / name / "metrics.jsonl" for name in ("first", "second")}
+    author = author_of(told["peer_id"]).hex()
+    learned = f"learned_from/{author}"
+    wait_until(lambda: rows["second"].exists() and any(learned in row for row in read_rows(rows["second"])))
+    second.send_signal(signal.SIGINT)
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 130 and "--resume goes on" in said and "Records received" in said
+    joined = read_rows(rows["second"])[0]["round"]
+    assert joined > 0 and joined <= read_rows(rows["first"])[-1]["round"]
+    stopped_at = read_rows(rows["first"])[-1]["round"]
+    wait_until(lambda: read_rows(rows["first"])[-1]["round"] > stopped_at + 3)
+    os.kill(first.pid, signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert first.returncode == 130 and not (tmp_path / "first" / "node.json").exists()
+    assert any(row["peers/connected"] == 1 for row in read_rows(rows["first"]))
+
+
+def test_two_processes_cannot_run_in_one_folder(tmp_path):
+    first = start(tmp_path / "run", variant="")
+    wait_until((tmp_path / "run" / "node.json").exists)
+    second = start(tmp_path / "run", "--resume", variant="")
+    _, complained = second.communicate(timeout=60)
+    assert second.returncode == 2 and "another process is running" in complained
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
