@@ -58,7 +58,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, consol
         for member, tail in tails.items():
             for row in tail.new_rows():
                 view.update(row | {"node": member.index})
-            view.state(member.index, _state(states[member.index], member))
+            view.state(member.index, _state(states[member.index], member, tail))
 
     with Launcher(members, _command, _environment(config)) as launcher, view:
         launcher.start()
@@ -82,7 +82,8 @@ def _command(member: Member) -> list[str]:
 
 def _environment(config: ml_collections.ConfigDict) -> Callable[[Member], dict[str, str]]:
     nodes, devices = config.swarm.nodes, config.swarm.devices
-    return lambda member: launch.environment(member.index, nodes, devices, None, os.environ)
+    visible = launch.visible_gpus() if devices == "gpu" else None
+    return lambda member: launch.environment(member.index, nodes, devices, visible, os.environ)
 
 
 def _write_config(config: ml_collections.ConfigDict, member: Member, members: list[Member]) -> None:
@@ -101,24 +102,26 @@ class _Tail:
     """The rows that a node adds to its metrics.jsonl."""
 
     def __init__(self, path: Path):
-        self._path, self._offset = path, 0
+        self._path, self.offset = path, 0
 
     def new_rows(self) -> list[dict[str, Any]]:
         """Whole lines since the last call."""
         try:
             with self._path.open("rb") as file:
-                file.seek(self._offset)
+                file.seek(self.offset)
                 whole = file.read()
         except FileNotFoundError:
             return []
         whole = whole[: whole.rfind(b"\n") + 1]
-        self._offset += len(whole)
+        self.offset += len(whole)
         return [json.loads(line) for line in whole.splitlines()]
 
 
-def _state(state: str, member: Member) -> str:
-    """A node's state in a word; one that runs is starting until it listens."""
-    return "starting" if state == "running" and not (member.folder / folder.NODE_FILE).exists() else state
+def _state(state: str, member: Member, tail: _Tail) -> str:
+    """A node's state in a word: the launcher's, or how far one that runs has come."""
+    if state != "running":
+        return state
+    return "playing" if tail.offset else "listening" if (member.folder / folder.NODE_FILE).exists() else "starting"
 
 
 def _rows(member: Member) -> list[dict[str, Any]]:

@@ -47,7 +47,9 @@ class Member:
 
     @property
     def address(self) -> str:
-        return f"/ip4/{self.host}/tcp/{self.port}/p2p/{self.peer_id}"
+        """Where nodes of this machine find it."""
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
+        return f"/ip4/{host}/tcp/{self.port}/p2p/{self.peer_id}"
 
 
 def assign(workdir: Path, nodes: int, *, seed: int, host: str = "127.0.0.1") -> list[Member]:

@@ -41,7 +41,10 @@ class MetricsLog:
         config: dict[str, Any],
         name: str | None = None,
     ) -> str:
-        """Mirrors rows to wandb; returns the mode in force ("auto": online where the user is logged in)."""
+        """Mirrors rows to wandb, those that are there already too; returns the mode in force.
+
+        "auto": online where the user is logged in.
+        """
         if mode == "auto":
             mode = "online" if _logged_in() else "offline"
         if mode == "disabled":
@@ -59,6 +62,8 @@ class MetricsLog:
             self._wandb = wandb.init(mode=mode, **options)
         self._wandb.define_metric("round")
         self._wandb.define_metric("*", step_metric="round")
+        for row in read_rows(self._path):  # a resumed run is a new one there, and whole
+            self._mirror(row)
         return mode
 
     def write(self, row: dict[str, Any]) -> None:
@@ -69,8 +74,11 @@ class MetricsLog:
         except OSError as error:
             raise MetricsError(f"cannot write {self._path}: {error.strerror}.") from None
         if self._wandb is not None:
-            numbers = {f"node{row['node']}/{k}": v for k, v in row.items() if isinstance(v, float)}
-            self._wandb.log({"round": row["round"], **numbers})
+            self._mirror(row)
+
+    def _mirror(self, row: dict[str, Any]) -> None:
+        numbers = {f"node{row['node']}/{k}": v for k, v in row.items() if isinstance(v, float)}
+        self._wandb.log({"round": row["round"], **numbers})
 
     @property
     def offset(self) -> int:

@@ -28,13 +28,14 @@ log = logging.getLogger("rlswarm_jax.node")
 POLL = 0.1  # seconds between looks at whether to stop
 ASK_AFTER = 2.0  # seconds of waiting after which a missing record is asked for: gossip can lose one without a word
 SETTLE = 0.5  # seconds for the answers of peers just met
-PART = 5.0  # seconds a finished node stays for the sake of others
+FLUSH = 5.0  # seconds for what was published to go out
+PART = 30.0  # seconds a finished node stays for peers that are still to come to the last round, such as restarted ones
 CHECKPOINT = msgspec.msgpack.Decoder(SavedPlayer)
 
 
 @dataclasses.dataclass(frozen=True)
 class LiveConfig:
-    """Seconds. deadline: a stage waits no longer for its peers (0: it waits for ever). join: to find any peer."""
+    """Seconds. deadline: a stage waits no longer for its peers (0: it waits for ever). join: to find peers at first."""
 
     deadline: float
     join: float
@@ -199,11 +200,10 @@ class Node:
     def _meet(self, should_stop: Callable[[], bool]) -> None:
         """Finds the peers that this node was told of, hears in which round they are, and goes there."""
         mailbox, began = self._mailbox, time.monotonic()
-        patience = self._config.deadline if mailbox.named else self._config.join
         with mailbox.changed:
             while not mailbox.met and not should_stop():
-                if patience and time.monotonic() - began >= patience:
-                    log.warning("no peer was found in %.0f s: going on with those that come", patience)
+                if time.monotonic() - began >= self._config.join:
+                    log.warning("not all peers were found in %.0f s: going on with those that come", self._config.join)
                     break
                 mailbox.changed.wait(POLL)
             met = bool(mailbox.connected)
@@ -212,10 +212,10 @@ class Node:
         self._go_to_the_others()
 
     def _part(self, should_stop: Callable[[], bool]) -> None:
-        """Stays until what was published is out and the others have no more to wait for, but not for long."""
+        """Stays until what was published is out and the others have come to the last round too, but not for long."""
         mailbox, last = self._mailbox, self.player.state.round - 1
         began = time.monotonic()
-        self._transport.flush(PART)
+        self._transport.flush(FLUSH)
         with mailbox.changed:
             while mailbox.behind(last) and time.monotonic() - began < PART and not should_stop():
                 mailbox.changed.wait(POLL)

@@ -57,7 +57,7 @@ class TableEngine:
 
 
 class PausingNode(Node):
-    """Stands still at the start of an effect of one round, or at "Send": a record is journaled by then, but not sent."""
+    """Stands still at the start of an effect of one round, or at "Send": journaled by then, but not sent."""
 
     pause: tuple[str, int] | None = None
     sample_seconds = 0.0

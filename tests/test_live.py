@@ -128,18 +128,20 @@ def wandb_records(raw: bytes):
             parts = b""
 
 
+def wandb_steps(raw: bytes) -> int:
+    return sum(found.WhichOneof("record_type") == "history" for found in wandb_records(raw))
+
+
 def test_each_node_leaves_a_whole_wandb_run_in_one_group(runs):
     live, _, _ = runs
     groups, names = set(), set()
     for node in range(NODES):
         (file,) = (live / f"node-{node}" / "wandb").glob("offline-run-*/*.wandb")
-        steps = 0
+        assert wandb_steps(file.read_bytes()) == ROUNDS
         for found in wandb_records(file.read_bytes()):
             if found.WhichOneof("record_type") == "run":
                 groups.add(found.run.run_group)
                 names.add(found.run.display_name)
-            steps += found.WhichOneof("record_type") == "history"
-        assert steps == ROUNDS
     assert groups == {f"quickstart-smoke-{SEED}"} and len(names) == NODES
 
 
@@ -205,3 +207,24 @@ def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path):
     for node in range(NODES):
         rounds = [row["round"] for row in read_rows(workdir / f"node-{node}" / "metrics.jsonl")]
         assert rounds == sorted(set(rounds)) and rounds[-1] == ROUNDS - 1
+
+
+def test_a_killed_node_is_restarted_and_comes_to_the_end_with_the_others(tmp_path):
+    workdir = tmp_path / "run"
+    process = start("smoke", workdir, "--config.swarm.deadline=30.0", "--config.wandb.mode=offline")
+    rows = workdir / "node-1" / "metrics.jsonl"
+    for _ in range(12000):
+        if rows.exists() and read_rows(rows):
+            break
+        time.sleep(0.01)
+    os.kill(json.loads((workdir / "node-1" / "node.json").read_text())["pid"], 9)
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert "node 1 killed by SIGKILL; it is restarted" in said
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["status"] == "finished" and all(summary["held_out_accuracy"]["after"].values())
+    rounds = [row["round"] for row in read_rows(rows)]
+    assert rounds == sorted(set(rounds)) and rounds[0] == 0 and rounds[-1] == ROUNDS - 1
+    assert read_rows(rows)[-1]["records/received"] >= NODES - 1
+    steps = [wandb_steps(file.read_bytes()) for file in (workdir / "node-1" / "wandb").glob("offline-run-*/*.wandb")]
+    assert len(steps) == 2 and max(steps) == len(rounds)  # the second one is whole

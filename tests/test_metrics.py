@@ -75,10 +75,11 @@ def test_auto_is_online_only_where_the_user_is_logged_in(tmp_path, monkeypatch, 
     if has_key:
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     log = MetricsLog(tmp_path / "m.jsonl")
+    log.write(row(2))
     mode = log.start_wandb("auto", workdir=tmp_path, project="p", group="g", config={})
     assert mode == started["mode"] == ("online" if has_key else "offline")
     assert started["group"] == "g"
     log.write(row(3))
-    assert started["rows"] == [{"round": 3, "node0/reward/mean": 0.5}]
+    assert started["rows"] == [{"round": r, "node0/reward/mean": 0.5} for r in (2, 3)]  # what was there, too
     log.close({"x": 1})
     assert started["finished"] and started["summary"] == {"x": 1}

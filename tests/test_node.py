@@ -150,6 +150,7 @@ def short_waits(monkeypatch):
     connect = functools.partial(sqlite3.connect, check_same_thread=False)  # made here, used in a node's thread
     monkeypatch.setattr("rlswarm_jax.journal.sqlite3.connect", connect)
     monkeypatch.setattr("rlswarm_jax.node.SETTLE", 0.0)
+    monkeypatch.setattr("rlswarm_jax.node.PART", 0.2)
     monkeypatch.setattr("rlswarm_jax.node.ASK_AFTER", 0.1)
     monkeypatch.setattr("rlswarm_jax.node.POLL", 0.02)
 

@@ -67,9 +67,9 @@ class Mailbox:
         return {author for author in found if latest.get(author, round_) <= round_}
 
     def behind(self, round_: int) -> set[bytes]:
-        """Connected peers that are waited for and have not come to a round yet."""
+        """Peers that have not come to a round yet: the named ones, and of the others those that are still here."""
         latest = self.inbox.latest_rounds()
-        return {author for author in self._awaited & self.connected if latest.get(author, -1) < round_}
+        return {a for a in self.named | (self._awaited & self.connected) if latest.get(a, -1) < round_}
 
     def give_up(self, authors: Collection[bytes]) -> None:
         """Waits no more for these until they speak again."""

@@ -18,6 +18,7 @@ from rlswarm_jax.swarm.transport import NetworkError
 _MAX_PEERS = 256
 _MAX_ADDRESSES = 4  # of one peer
 _FIRST_WAIT, _MAX_WAIT = 0.5, 30.0  # seconds
+_NEWS_WAIT = 4.0  # before that nobody is told: nodes that start together take a moment to listen
 _LAST_WAIT = 8.0  # after which a peer that others told us of is forgotten; a bootnode never is
 
 
@@ -75,8 +76,9 @@ class AddressBook:
             if wait >= _LAST_WAIT:
                 self._forget(peer)
             return False
-        news = peer not in self._unreachable
-        self._unreachable.add(peer)
+        news = wait >= _NEWS_WAIT and peer not in self._unreachable
+        if news:
+            self._unreachable.add(peer)
         return news
 
     def _forget(self, peer: ID) -> None:

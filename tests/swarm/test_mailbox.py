@@ -61,6 +61,18 @@ def test_a_peer_that_is_connected_but_never_spoke_holds_up_nobody():
     assert box.missing(0, "answer") == set() and box.behind(0) == set() and box.latest_rounds() == {}
 
 
+def test_behind_are_the_named_and_those_who_are_still_here():
+    box = make(ALICE)
+    box.on_peers(peers(BOB, CAROL))
+    send(box, BOB, 3)
+    send(box, CAROL, 4)
+    assert box.behind(4) == {ALICE.author, BOB.author}
+    box.on_peers(peers(CAROL))
+    assert box.behind(4) == {ALICE.author}
+    send(box, ALICE, 4)
+    assert box.behind(4) == set()
+
+
 def test_a_record_that_is_refused_makes_nobody_a_peer():
     box = make()
     box.round = 9
