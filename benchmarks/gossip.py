@@ -66,12 +66,13 @@ class Arrivals:
         self.left = deliveries
         self.done.clear()
 
-    def __call__(self, signed: SignedRecord) -> None:
+    def __call__(self, signed: SignedRecord) -> bool:
         with self._lock:
             self.times.setdefault(signed.raw, []).append(time.perf_counter())
             self.left -= 1
             if self.left == 0:
                 self.done.set()
+        return True
 
 
 def start(arrivals: Arrivals) -> list[Gossip]:

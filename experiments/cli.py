@@ -1,6 +1,7 @@
 """The command line that all experiments share: a config file, overrides of its fields, a folder to work in."""
 
 import dataclasses
+import ipaddress
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -11,10 +12,15 @@ from absl import flags
 from ml_collections import config_flags
 
 from rlswarm_jax.identity import author_of
+from rlswarm_jax.records.schema import MAX_GROUP_SIZE, MAX_GROUPS, MAX_NAME, MAX_TOKENS
 
 
 class UsageError(ValueError):
     """The user asked for something that cannot be done; the message is the one sentence they get (exit code 2)."""
+
+
+class TransientError(UsageError):
+    """The same command may succeed later: a port is taken, a disk full, a folder in use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +87,22 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field, (value, allowed) in choices.items():
         if value not in allowed:
             raise UsageError(f"config.{field} is {value!r}; expected one of {', '.join(allowed)}.")
+    most = {
+        "swarm.port": (config.swarm.port, 65535),
+        "swarm.local_groups": (config.swarm.local_groups, MAX_GROUPS),
+        "sampling.group_size": (config.sampling.group_size, MAX_GROUP_SIZE),
+        "sampling.max_new_tokens": (config.sampling.max_new_tokens, MAX_TOKENS),
+    }
+    for field, (value, limit) in most.items():
+        if value > limit:
+            raise UsageError(f"config.{field} is {value}; it must be at most {limit}.")
+    if not 0 < len(config.swarm.name) <= MAX_NAME:
+        raise UsageError(f"config.swarm.name is {config.swarm.name!r}; it must have 1 to {MAX_NAME} characters.")
+    try:
+        ipaddress.ip_address(config.swarm.host)
+    except ValueError:
+        wanted = "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them"
+        raise UsageError(f"config.swarm.host is {config.swarm.host!r}; expected {wanted}.") from None
     for peer in config.swarm.peers:
         if author_of(peer) is None:
             raise UsageError(f"config.swarm.peers names {peer!r}, which is not the peer id of a secp256k1 key.")

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from experiments.cli import UsageError
+from experiments.cli import TransientError, UsageError
 from rlswarm_jax.launch import KEY_FILE
 from rlswarm_jax.metrics import read_rows
 
@@ -23,23 +23,52 @@ JOURNAL_FILE, CHECKPOINT_FOLDER, NODE_FILE = "journal.sqlite", "checkpoints", "n
 CHANGEABLE = ("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "wandb.mode")
 
 
+class InUseError(TransientError):
+    """Another process is at work there."""
+
+
 @contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-    """Keeps others from running in the folder at the same time, until this process ends. Raises UsageError."""
-    descriptor = os.open(workdir, os.O_RDONLY)
+def lock(path: Path) -> Iterator[None]:
+    """Keeps others from using a folder or a file at the same time, until this process ends. Raises InUseError."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            wrong = f"another process is running in {workdir}"
-            raise UsageError(f"{wrong}: stop it, or choose another --workdir.") from None
+            raise InUseError(f"another process is using {path}: stop it, or choose another.") from None
         yield
     finally:
         os.close(descriptor)
 
 
+@contextmanager
+def opened(config: ml_collections.ConfigDict, workdir: Path, resume: bool) -> Iterator[bool]:
+    """Makes the folder of a run ready and keeps others out; yields whether there is a run in it to go on with.
+
+    Raises UsageError if it cannot be this run's.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir.") from None
+    with lock(workdir):
+        resumes = prepare_folder(config, workdir, resume)
+    with lock(workdir):  # a new one, where a finished run was moved aside
+        yield resumes
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one. Raises UsageError if the disk won't take it."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}.") from None
+
+
 def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: bool) -> bool:
-    """Makes the folder ready; returns whether there is a run in it to go on with."""
+    """Makes the folder ready; returns whether there is a run in it to go on with. Raises UsageError."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         stored = workdir / CONFIG_FILE
@@ -57,7 +86,7 @@ def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: boo
                 raise UsageError(f"{workdir} holds files but no run: choose another --workdir.")
             if not os.access(workdir, os.W_OK):
                 raise PermissionError(13, "Permission denied")
-            stored.write_text(json.dumps(wanted, indent=2) + "\n")
+            write_whole(stored, json.dumps(wanted, indent=2) + "\n")
             return False
     except OSError as error:
         raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir.") from None
@@ -68,7 +97,7 @@ def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: boo
     differing = _first_difference(earlier, wanted)
     if differing:
         raise UsageError(f"the run in {workdir} has another config.{differing}: choose another --workdir.")
-    stored.write_text(json.dumps(wanted, indent=2) + "\n")
+    write_whole(stored, json.dumps(wanted, indent=2) + "\n")
     return True
 
 

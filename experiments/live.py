@@ -29,12 +29,11 @@ STOPPED = 130
 
 def run(arguments: Arguments) -> int:
     """Runs until done or Ctrl-C. Raises UsageError for whatever the user can mend."""
-    config, workdir, console = arguments.config, arguments.workdir, Console()
+    config, workdir = arguments.config, arguments.workdir
     cli.check(config)
-    resumes = folder.prepare_folder(config, workdir, arguments.resume)
     try:
-        with folder.lock(workdir), folder.stop_on_signal() as stopping:
-            return _run(config, workdir, resumes, console, stopping)
+        with folder.opened(config, workdir, arguments.resume) as resumes, folder.stop_on_signal() as stopping:
+            return _run(config, workdir, resumes, Console(), stopping)
     except (LaunchError, identity.KeyFileError) as error:
         raise UsageError(str(error)) from error
 
@@ -95,7 +94,8 @@ def _write_config(config: ml_collections.ConfigDict, member: Member, members: li
         "bootnodes": [*fields["swarm"]["bootnodes"], *([members[0].address] if member.index else [])],
         "key": "",
     }
-    (member.folder / folder.CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+    folder.write_whole(member.folder / folder.CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
+    (member.folder / folder.NODE_FILE).unlink(missing_ok=True)  # of a process that was killed
 
 
 class _Tail:
@@ -135,7 +135,7 @@ def _summarise(config: ml_collections.ConfigDict, workdir: Path, members: list[M
     (workdir / folder.METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = {}
     for member in members:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ValueError):
             found[member] = json.loads((member.folder / folder.SUMMARY_FILE).read_text())
     summary = summarise(
         config,

@@ -12,19 +12,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 from rich.console import Console
 from rich.logging import RichHandler
 
 from experiments import cli, folder
-from experiments.cli import Arguments, UsageError
+from experiments.cli import Arguments, TransientError, UsageError
 from rlswarm_jax import identity, launch
+from rlswarm_jax.journal import Journal, JournalError
+from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
-from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.records.schema import STAGES, RecordError
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import NetworkError, Transport
@@ -36,11 +37,8 @@ def run(arguments: Arguments) -> int:
     """A node started by hand. Raises UsageError for whatever the user can mend."""
     config, workdir = arguments.config, arguments.workdir
     cli.check(config)
-    resumes = folder.prepare_folder(config, workdir, arguments.resume)
-    try:
+    with folder.opened(config, workdir, arguments.resume) as resumes:
         return play(config, workdir, resumes)
-    except NetworkError as error:
-        raise UsageError(str(error)) from error
 
 
 def main(workdir: Path) -> int:
@@ -48,10 +46,11 @@ def main(workdir: Path) -> int:
     launch.follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     config = ml_collections.ConfigDict(json.loads((workdir / folder.CONFIG_FILE).read_text())).lock()
     try:
-        return play(config, workdir, (workdir / folder.JOURNAL_FILE).exists())
-    except (UsageError, NetworkError) as error:
+        with folder.lock(workdir):
+            return play(config, workdir, (workdir / folder.JOURNAL_FILE).exists())
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1  # a port that is taken now may be free at the next try
+        return 1 if isinstance(error, TransientError) else 2  # a launcher tries again after 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Present:
     """A node that others can reach already."""
 
     identity: identity.Identity
+    key: Path
     mailbox: Mailbox
     transport: Transport
 
@@ -68,29 +68,37 @@ class Present:
 
 
 def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool) -> int:
-    """Plays until done or told to stop. Raises NetworkError, and UsageError for whatever the user can mend."""
+    """Plays until done or told to stop. Raises UsageError for whatever the user can mend."""
     console = Console()
     _log_to(console)
-    with folder.lock(workdir), folder.stop_on_signal() as stopping:
-        try:
-            own = identity.load_or_create(Path(config.swarm.key or workdir / launch.KEY_FILE))
-        except identity.KeyFileError as error:
-            raise UsageError(str(error)) from error
-        named = [author for peer in config.swarm.peers if (author := identity.author_of(peer))]
-        inbox = Inbox(config.swarm.name, own.author, config.swarm.max_staleness, STAGES)
-        mailbox = Mailbox(inbox, named, expects_peers=bool(config.swarm.bootnodes))
-        transport = Gossip(own, _network_config(config), mailbox.on_record, mailbox.on_peers)
-        present = Present(own, mailbox, transport)
+    key = Path(config.swarm.key or workdir / launch.KEY_FILE)
+    try:
+        own = identity.load_or_create(key)
+    except identity.KeyFileError as error:
+        raise UsageError(str(error)) from error
+    inbox = Inbox(config.swarm.name, own.author, config.swarm.max_staleness, STAGES, config.rounds)
+    bootnodes = [address.rpartition("/p2p/")[2] for address in config.swarm.bootnodes]
+    mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(bootnodes))
+    transport = Gossip(own, _network_config(config), mailbox.on_record, mailbox.on_peers)
+    present = Present(own, key, mailbox, transport)
+    with folder.lock(key), folder.stop_on_signal() as stopping:
         try:
             addresses = transport.start()
             _write_node_file(workdir, present, addresses, config.swarm.name)
             console.print(f"{present.name} listens on {' '.join(addresses)}", soft_wrap=True)
             if config.driver == "node":
                 console.print(f"others join it with --config.swarm.bootnodes=\"['{addresses[0]}']\"", soft_wrap=True)
-            return _play(config, workdir, resumes, console, present, lambda: bool(stopping))
+            finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping))
+        except (NetworkError, JournalError, MetricsError) as error:
+            raise TransientError(str(error)) from error
+        except RecordError as error:
+            what = "what this node has to say does not fit into a record"
+            fewer = "lower sampling.max_new_tokens, sampling.group_size or swarm.local_groups"
+            raise UsageError(f"{what} ({error}): {fewer}.") from error
         finally:
             (workdir / folder.NODE_FILE).unlink(missing_ok=True)
             transport.close()
+    return 0 if finished else 130
 
 
 def _play(
@@ -100,75 +108,61 @@ def _play(
     console: Console,
     present: Present,
     should_stop: Callable[[], bool],
-) -> int:
+) -> bool:
+    """Whether all rounds were played."""
     started = time.monotonic()
     from experiments import pieces, report  # and with them jax
-    from experiments.summary import hardware, peak_memory_mb, summarise, write_summary
-    from experiments.view import SwarmView
-    from rlswarm_jax import qwen
+    from experiments.recorder import Recorder
     from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
-    from rlswarm_jax.game.player import Player, RoundReport
-    from rlswarm_jax.journal import Journal, JournalError
-    from rlswarm_jax.metrics import MetricsError, MetricsLog, read_rows, whole_bytes
+    from rlswarm_jax.game.effects import Publish
+    from rlswarm_jax.game.player import Player
     from rlswarm_jax.node import LiveConfig, Node
     from rlswarm_jax.qwen.sampling import PromptError
 
     made = pieces.build(config, [present.identity], console)
     made.compile()
-    name, metrics_file = present.name, workdir / folder.METRICS_FILE
-    before = folder.earlier_seconds(workdir) if resumes else 0.0
-    reported = {row["round"] for row in read_rows(metrics_file)} if metrics_file.exists() else set()
+    journal = Journal(workdir / folder.JOURNAL_FILE, durable=[Publish.__name__])
+    _claim(present.key, journal)
+    recorder = Recorder(config, workdir, console, made, started)
+    metrics_file = workdir / folder.METRICS_FILE
+    reported = {row["round"] for row in read_rows(metrics_file)} if resumes and metrics_file.exists() else set()
+    view = recorder.open(whole_bytes(metrics_file), [len(reported)], f"{config.name}-{config.seed}-{present.name}")
+    live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every)
+    player = Player(0, made.games[0], present.identity, journal, present.mailbox.inbox)
     try:
-        journal = Journal(workdir / folder.JOURNAL_FILE)
         checkpoints = Checkpoints(workdir / folder.CHECKPOINT_FOLDER)
-        log = MetricsLog(metrics_file, whole_bytes(metrics_file))
-        mode = log.start_wandb(
-            config.wandb.mode,
-            workdir=workdir,
-            project=config.wandb.project,
-            group=f"{config.name}-{config.seed}",
-            name=f"{config.name}-{config.seed}-{name}",
-            config=config.to_dict(),
-        )
-        if mode != "disabled":
-            console.print(f"wandb: {mode}")
-        view = SwarmView(console, [name], config.rounds, [len(reported)])
-
-        def on_round(found: RoundReport) -> None:
-            row: dict[str, Any] = {"node": found.node, "name": name, "round": found.round}
-            row |= {"wall_seconds": round(before + time.monotonic() - started, 3)} | found.metrics
-            log.write(row)
-            view.update(row)
-
-        live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every)
-        player = Player(0, made.games[0], present.identity, journal, present.mailbox.inbox)
-        node = Node(player, made.engine, present.transport, present.mailbox, journal, checkpoints, live, on_round)
+        parts = player, made.engine, present.transport, present.mailbox, journal, checkpoints
+        node = Node(*parts, live, recorder.on_round)
         with view:
             node.restore(reported)
             node.run(should_stop)
         present.transport.close()  # what is left needs no peers
-        journal.close()
         checkpoints.close()
-    except (CheckpointError, JournalError, MetricsError, PromptError) as error:
+    except CheckpointError as error:
+        raise TransientError(str(error)) from error
+    except PromptError as error:
         raise UsageError(str(error)) from error
-    summary = summarise(
-        config,
-        [name],
-        read_rows(metrics_file),
-        finished=player.finished,
-        weights={name: qwen.fingerprint(made.engine.state(0).params)},
-        base=made.base_accuracy(config),
-        seconds=before + time.monotonic() - started,
-        memory_mb=peak_memory_mb(),
-        hardware=hardware(),
-    )
-    write_summary(workdir, summary)
-    log.close({"held_out_accuracy": summary["held_out_accuracy"]})
+    journal.close()
+    recorder.finish(player.finished)
     if config.driver == "node":  # a swarm's launcher writes one report of all its nodes
         report.write_report(workdir)
         report.print_summary(workdir, console)
         console.print(f"report: {workdir / 'report.md'}; the same command with --resume goes on")
-    return 0 if player.finished else 130
+    return player.finished
+
+
+def _claim(key: Path, journal: Journal) -> None:
+    """Ties a key to the journal of what it has signed: with another one, a node could contradict itself."""
+    claim = key.with_name(f"{key.name}.journal")
+    if not claim.exists():
+        folder.write_whole(claim, f"{journal.id}\n")
+    elif claim.read_text().strip() != str(journal.id):
+        wrong = f"the key {key} has signed records that are not in the journal here"
+        raise UsageError(f"{wrong}: go on in the folder where it did, or use a new key.")
+
+
+def _authors(peers: Iterable[str]) -> list[bytes]:
+    return [author for peer in peers if (author := identity.author_of(peer))]
 
 
 def _network_config(config: ml_collections.ConfigDict) -> GossipConfig:
@@ -190,9 +184,7 @@ def _write_node_file(workdir: Path, present: Present, addresses: list[str], swar
         "swarm": swarm,
         "addresses": addresses,
     }
-    partial = workdir / f"{folder.NODE_FILE}.partial"
-    partial.write_text(json.dumps(told, indent=2) + "\n")
-    partial.replace(workdir / folder.NODE_FILE)
+    folder.write_whole(workdir / folder.NODE_FILE, json.dumps(told, indent=2) + "\n")
 
 
 def _log_to(console: Console) -> None:

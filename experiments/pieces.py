@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import jax
 import ml_collections
@@ -19,6 +21,7 @@ from rlswarm_jax.game.round import Game
 from rlswarm_jax.grpo.learner import LearnerConfig
 from rlswarm_jax.identity import Identity
 
+COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
 BUDGETS = {"compact-1": (16, 12), "chat-1": (512, 256)}  # prompt and completion tokens, where the config says 0
 
 
@@ -52,8 +55,17 @@ def _compiling() -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # no cache, or one that is not ours to write: each compiles for itself
             cache.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(held.enter_context((cache / "lock").open("w")), fcntl.LOCK_EX)
+            _wait_for(held.enter_context((cache / "lock").open("w")))
         yield
+
+
+def _wait_for(file: IO[str]) -> None:
+    """Takes the lock when it is free, or goes on without it after a while: whoever holds it may have been stopped."""
+    until = time.monotonic() + COMPILE_SECONDS
+    while time.monotonic() < until:
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.1)
 
 
 def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None = None) -> Pieces:

@@ -12,8 +12,9 @@
   --workdir DIR                 where the run writes (default runs/<config name>)
   --resume                      go on with an unfinished run in that folder; a finished one is moved aside
 
-The folder holds summary.json, metrics.jsonl, report.md with plots, and checkpoints. Ctrl-C stops cleanly and still
-writes the report; the same command with --resume goes on, and ends with the same weights as if never stopped.
+The folder holds summary.json, metrics.jsonl, report.md with plots, journals and checkpoints. Ctrl-C stops cleanly and
+still writes the report; the same command with --resume goes on. A simulation then ends with the same weights as if it
+had never been stopped; live nodes join the round in which the others are.
 """
 
 import importlib

@@ -14,8 +14,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from experiments.cli import UsageError
-from experiments.folder import SUMMARY_FILE
+from experiments.folder import SUMMARY_FILE, write_whole
 from rlswarm_jax.identity import friendly_name
 
 
@@ -106,10 +105,7 @@ def summarise(
 
 def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
     """Raises UsageError if the disk does not take it."""
-    try:
-        (workdir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
-    except OSError as error:
-        raise UsageError(f"cannot write {workdir / SUMMARY_FILE}: {error.strerror}.") from None
+    write_whole(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
 
 
 def peak_memory_mb() -> int:

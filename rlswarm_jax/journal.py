@@ -4,7 +4,9 @@ Each effect's result is one row. A generator fed the rows of its round goes on w
 what it published before the kill is there as the exact bytes.
 """
 
+import secrets
 import sqlite3
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,10 +32,11 @@ _COLUMNS = ", ".join(Entry._fields)
 class Journal:
     """Append-only but for `truncate` and `prune`. A row is safe from SIGKILL once `write` has returned.
 
+    durable: kinds of rows that are safe from a loss of power, too (an fsync each).
     Every method raises JournalError if the file is locked, damaged, or its disk full.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, durable: Collection[str] = ()):
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -42,12 +45,21 @@ class Journal:
                 "CREATE TABLE IF NOT EXISTS journal (id INTEGER PRIMARY KEY AUTOINCREMENT, node INTEGER, round INTEGER,"
                 " step INTEGER, kind TEXT, result BLOB, at REAL, UNIQUE (node, round, step))"
             )
+            if not self.id:
+                self._db.execute(f"PRAGMA user_version={secrets.randbelow(2**31 - 1) + 1}")
         except sqlite3.Error as error:
             raise JournalError(f"cannot open the journal {path}: {error}.") from None
-        self._path = path
+        self._path, self._durable = path, frozenset(durable)
+
+    @property
+    def id(self) -> int:
+        """A random number that tells this journal from any other."""
+        return self._db.execute("PRAGMA user_version").fetchone()[0]
 
     def write(self, entry: Entry) -> None:
         """Adds a row. Raises JournalError, too, if the step is there already."""
+        if self._durable:
+            self._execute(f"PRAGMA synchronous={'FULL' if entry.kind in self._durable else 'NORMAL'}")
         self._execute(f"INSERT INTO journal ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", entry)
 
     def read(self, node: int, from_round: int) -> list[Entry]:
@@ -57,6 +69,12 @@ class Journal:
             (node, from_round),
         )
         return [Entry(*row) for row in rows]
+
+    def last(self, node: int, kind: str) -> Entry | None:
+        """A node's newest row of a kind."""
+        where = "WHERE node = ? AND kind = ? ORDER BY round DESC, step DESC LIMIT 1"
+        rows = self._execute(f"SELECT {_COLUMNS} FROM journal {where}", (node, kind))
+        return Entry(*rows[0]) if rows else None
 
     @property
     def offset(self) -> int:

@@ -17,7 +17,7 @@ import msgspec
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.engine import Engine
 from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score
-from rlswarm_jax.game.player import Player, RoundReport, SavedPlayer
+from rlswarm_jax.game.player import Player, RoundReport, SavedPlayer, published
 from rlswarm_jax.game.round import next_round
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.records.envelope import SignedRecord, seal
@@ -67,31 +67,32 @@ class Node:
 
         Raises CheckpointError or JournalError if what is there does not fit this run.
         """
-        player, inbox = self.player, self.player.inbox
+        player, inbox, lock = self.player, self.player.inbox, self._mailbox.changed
         if (number := self._checkpoints.latest) is not None:
             states, extra = self._checkpoints.restore(number, [self._engine.state(0)])
             self._engine.set_states(states)
             self._checkpoint = number
-            with self._mailbox.changed:
+            with lock:
                 arrived = list(inbox.records.values())
                 player.restore(CHECKPOINT.decode(extra))
                 for signed in arrived:
                     inbox.offer(signed.raw, player.state.round)
         for entry in self._journal.read(player.index, player.state.round):
-            with self._mailbox.changed:
-                fed = player.feed(entry)
-                if isinstance(fed.effect, Gather):
-                    for signed in fed.result:
-                        inbox.mark_taken(signed)
+            fed = player.feed(entry)
+            with lock:
+                for signed in fed.result if isinstance(fed.effect, Gather) else ():
+                    inbox.mark_taken(signed)
+                self._mailbox.round = player.state.round
+                inbox.expire(player.state.round)
             if isinstance(fed.effect, Learn):
                 self._engine.learn({0: fed.effect})  # its weights are nowhere but in what led to them
-            elif isinstance(fed.effect, Publish):
-                self._published = msgspec.msgpack.decode(entry.result, type=bytes)
             if fed.metrics is not None and entry.round not in reported:
                 self._on_round(RoundReport(player.index, entry.round, entry.at, fed.metrics))
-        self._mailbox.round = player.state.round
+        last = self._journal.last(player.index, Publish.__name__)
+        self._published = None if last is None else published(last)
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Plays until the end. Raises RecordError if what this node has to say does not fit into a record."""
         self._meet(should_stop)
         if self._published is not None:
             self._transport.publish(self._published)  # again: nobody knows whether it was sent
@@ -100,6 +101,7 @@ class Node:
                 self.player.begin(time.time())
             else:
                 self._play(self.player.effect, should_stop)
+            self._go_to_the_others(at_least=2)  # in a swarm that waits for all, some are a round further for a moment
         if self.player.finished:
             self._part(should_stop)
 
@@ -110,8 +112,7 @@ class Node:
             result = self._fulfil(effect, should_stop)
         if result is None:
             return  # stopped
-        with self._mailbox.changed:
-            report = self.player.complete(result, time.time())
+        report = self.player.complete(result, time.time())
         if isinstance(effect, Publish):
             self._transport.publish(result)  # only now: what is sent is in the journal
         if report is not None:
@@ -159,37 +160,38 @@ class Node:
     # --- between rounds
 
     def _end_round(self, report: RoundReport) -> None:
-        metrics = report.metrics
+        with self._mailbox.changed:
+            metrics = report.metrics | self.player.inbox_metrics()
         for name, count in sorted((self._transport.take_counts() + self._mailbox.take_counts()).items()):
             name = f"records/{name}" if name.startswith("rejected/") else name
             metrics[name] = metrics.get(name, 0.0) + float(count)
         metrics["peers/connected"] = float(len(self._mailbox.connected))
         metrics |= {f"seconds/{name}": spent for name, spent in sorted(self._seconds.items())}
         self._seconds.clear()
-        self._on_round(report)
-        self._go_to_the_others()
+        self._on_round(dataclasses.replace(report, metrics=metrics))
+        self._go_to_the_others(at_least=1)
         self._save_if_due(report.round)
 
-    def _go_to_the_others(self) -> bool:
-        """Between two rounds, or in one that nothing was learned in yet: goes to the round in which a quorum is."""
+    def _go_to_the_others(self, at_least: int) -> None:
+        """If most peers are so many rounds ahead, goes there; out of a round too, in which nothing was learned yet."""
         player, mailbox = self.player, self._mailbox
         with mailbox.changed:
-            latest, quorum = mailbox.latest_rounds(), mailbox.quorum
-            ahead = next_round(player.state, latest, quorum).round > player.state.round
-            if ahead and player.effect is not None and not player.learned:
-                log.info("round %d is left: the others are further", player.state.round)
-                player.abandon()
-            if player.effect is None:
-                player.join(latest, quorum)
+            latest, voters = mailbox.latest_rounds(), len(mailbox.voters())
+            ahead = next_round(player.state, latest, voters).round - player.state.round
+            if ahead >= at_least and not player.learned:
+                if player.effect is not None:
+                    log.info("round %d is left: the others are %d further", player.state.round, ahead)
+                    player.abandon()
+                player.join(latest, voters)
             mailbox.round = player.state.round
-        return ahead
 
     def _save_if_due(self, played: int) -> None:
         every, round_ = self._config.checkpoint_every, self.player.state.round
         if played // every == round_ // every:
             return
         with self._mailbox.changed:
-            extra = msgspec.msgpack.encode(self.player.save(self.player.state, time.time()))
+            inbox = self.player.inbox.save()
+        extra = msgspec.msgpack.encode(self.player.save(self.player.state, time.time(), inbox))
         self._checkpoints.save(round_, [self._engine.state(0)], extra)
         # the checkpoint before this one may still be the newest complete one if the process is killed now
         self._journal.prune(self.player.index, self._checkpoint)
@@ -209,7 +211,7 @@ class Node:
             met = bool(mailbox.connected)
         if met:
             time.sleep(SETTLE)
-        self._go_to_the_others()
+        self._go_to_the_others(at_least=1)
 
     def _part(self, should_stop: Callable[[], bool]) -> None:
         """Stays until what was published is out and the others have come to the last round too, but not for long."""

@@ -162,7 +162,7 @@ class Simulation:
         if report is None:
             self._start(node, at)
         else:
-            self._on_round(report)
+            self._on_round(dataclasses.replace(report, metrics=report.metrics | node.inbox_metrics()))
             self._join(node)
             self._cross(node, report.round, at)
             self._save_if_all_crossed()
@@ -201,7 +201,7 @@ class Simulation:
     def _join(self, node: _Node) -> None:
         peers = {peer.game.author for peer in self.nodes}
         latest = {author: r for author, r in node.inbox.latest_rounds().items() if author in peers}
-        node.join(latest, quorum=len(self.nodes) // 2)
+        node.join(latest, voters=len(self.nodes) - 1)
 
     # --- checkpoints
 
@@ -232,7 +232,7 @@ class Simulation:
             node.boundaries = {k: b for k, b in node.boundaries.items() if k >= number}
 
     def _saved(self, boundaries: Sequence[_Boundary]) -> _Saved:
-        nodes = [node.save(b.state, b.at) for node, b in zip(self.nodes, boundaries, strict=True)]
+        nodes = [node.save(b.state, b.at, node.inbox.save()) for node, b in zip(self.nodes, boundaries, strict=True)]
         deliveries = [(e[0], e[2], e[3], e[4]) for e in sorted(self._events) if e[1] == _DELIVER]
         return _Saved(nodes, deliveries, self._journal.offset, self._metrics_offset())
 

@@ -7,6 +7,7 @@
 
 import hashlib
 import json
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -32,11 +33,15 @@ FOREVER = 600.0
 
 
 class TableEngine:
-    """Answers from `half_right`; its weights are a digest of everything that was ever learned, in order."""
+    """Answers from `half_right`; its weights are a digest of everything that was ever learned, in order.
+
+    Log-probs are random: a process that makes a record again, instead of taking it from the journal, makes another.
+    """
 
     def __init__(self):
         self.player: Player | None = None
         self.digest = np.zeros(32, np.uint8)
+        self.nonce = -1.0 - secrets.randbelow(2**20) / 2**20
 
     def state(self, node: int):
         return {"digest": self.digest}
@@ -45,7 +50,8 @@ class TableEngine:
         self.digest = np.asarray(states[0]["digest"])
 
     def sample(self, requests):
-        return {0: answer(self.player.game, self.player.state, requests[0], (), half_right, self.player.identity)}
+        groups = answer(self.player.game, self.player.state, requests[0], (), half_right, self.player.identity)
+        return {0: [[msgspec.structs.replace(s, logprobs=[self.nonce] * len(s.tokens)) for s in g] for g in groups]}
 
     def learn(self, requests):
         raw = msgspec.msgpack.encode(requests[0].groups)
@@ -81,9 +87,9 @@ def build(told: dict) -> tuple[PausingNode, Gossip, Player, TableEngine]:
     folder.mkdir(parents=True, exist_ok=True)
     game = make_game(own, rounds=told["rounds"], swarm="tables", max_staleness=4)
     mailbox = Mailbox(
-        Inbox(game.swarm, own.author, game.max_staleness, STAGES),
+        Inbox(game.swarm, own.author, game.max_staleness, STAGES, game.rounds),
         [author_of(peer) for peer in told["peers"]],
-        expects_peers=bool(told["bootnodes"]),
+        [author_of(address.rpartition("/")[2]) for address in told["bootnodes"]],
     )
     config = GossipConfig(swarm=game.swarm, port=told["port"], bootnodes=tuple(told["bootnodes"]))
     transport = Gossip(own, config, mailbox.on_record, mailbox.on_peers)

@@ -216,3 +216,30 @@ def test_a_journal_that_another_process_holds_is_a_journal_error(path, monkeypat
     other.execute("ROLLBACK")
     journal.write(entry())
     assert journal.read(0, 0) == [entry()]
+
+
+def test_the_newest_row_of_a_kind_is_found_whatever_its_round(tmp_path):
+    journal = Journal(tmp_path / "j.sqlite", durable=["Publish"])
+    assert journal.last(0, "Publish") is None
+    for round_ in (1, 3, 2):
+        for step, kind in enumerate(("Sample", "Publish", "Gather")):
+            journal.write(Entry(0, round_, step, kind, bytes([round_]), 0.0))
+    journal.write(Entry(1, 9, 0, "Publish", b"another node's", 0.0))
+    assert journal.last(0, "Publish") == Entry(0, 3, 1, "Publish", b"\3", 0.0)
+
+
+def test_durable_rows_are_written_through_and_others_are_not(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "j.sqlite", durable=["Publish"])
+    levels = {}
+    for step, kind in enumerate(("Sample", "Publish", "Gather")):
+        journal.write(Entry(0, 0, step, kind, b"", 0.0))
+        ((levels[kind],),) = journal._db.execute("PRAGMA synchronous").fetchall()
+    assert levels == {"Sample": 1, "Publish": 2, "Gather": 1}  # 1 is NORMAL, 2 is FULL
+
+
+def test_a_journal_keeps_its_number_and_no_other_has_it(tmp_path):
+    journals = [Journal(tmp_path / f"{n}.sqlite") for n in range(3)]
+    numbers = [journal.id for journal in journals]
+    assert len(set(numbers)) == 3 and all(numbers)
+    journals[0].close()
+    assert Journal(tmp_path / "0.sqlite").id == numbers[0]

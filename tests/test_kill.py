@@ -55,9 +55,10 @@ class Swarm:
         config = GossipConfig(swarm="tables", bootnodes=(self.members[0].address,))
         self.observer = Gossip(simulated(SEED, 99), config, self._hear, lambda _: None)
 
-    def _hear(self, signed) -> None:
+    def _hear(self, signed) -> bool:
         with self._lock:
             self.heard.setdefault((signed.record.author, signed.record.round), set()).add(signed.raw)
+        return True
 
     def start(self, index: int, pause: tuple[str, int] | None = None, peers: bool = True) -> None:
         member = self.members[index]

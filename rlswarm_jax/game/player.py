@@ -13,6 +13,7 @@ from rlswarm_jax.game.effects import Effect, Learn, Metrics, Publish, decode_res
 from rlswarm_jax.game.round import Game, NodeState, Round, next_round, play_round
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Entry, Journal, JournalError
+from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.inbox import Inbox, SavedInbox
 from rlswarm_jax.records.pool import Pool
 from rlswarm_jax.records.schema import STAGES
@@ -48,12 +49,17 @@ class Fed(NamedTuple):
     metrics: Metrics | None
 
 
+def published(entry: Entry) -> bytes:
+    """The signed bytes of a journaled Publish."""
+    return msgspec.msgpack.decode(entry.result, type=bytes)
+
+
 class Player:
     """One node's rounds. effect: what the driver is to fulfil; None between two rounds. learned: in this round."""
 
     def __init__(self, index: int, game: Game, identity: Identity, journal: Journal, inbox: Inbox | None = None):
         self.index, self.game, self.identity, self._journal = index, game, identity, journal
-        self.inbox = inbox or Inbox(game.swarm, game.author, game.max_staleness, STAGES)
+        self.inbox = inbox or Inbox(game.swarm, game.author, game.max_staleness, STAGES, game.rounds)
         self.state = NodeState()
         self.effect: Effect | None = None
         self.step, self.learned = 0, False
@@ -79,7 +85,7 @@ class Player:
         raw = encode_result(effect, result)
         self._journal.write(Entry(self.index, played, self.step, type(effect).__name__, raw, at))
         metrics = self._resume(None if isinstance(effect, Publish) else result)
-        return None if metrics is None else RoundReport(self.index, played, at, metrics | self._inbox_metrics())
+        return None if metrics is None else RoundReport(self.index, played, at, metrics)
 
     def feed(self, entry: Entry) -> Fed:
         """Takes a journaled step again. Raises JournalError if it is not a step of this round."""
@@ -92,20 +98,22 @@ class Player:
         if effect is None or (entry.kind, entry.round, entry.step) != at_step:
             raise JournalError(f"node {self.index} round {entry.round}: the journal is of another run.")
         result = decode_result(effect, entry.result)
+        if isinstance(effect, Publish) and open_envelope(published(entry)).record.author != self.game.author:
+            raise JournalError(f"node {self.index} round {entry.round}: the journal is of a node with another key.")
         return Fed(effect, result, self._resume(result))
 
-    def join(self, latest_rounds: dict[bytes, int], quorum: int) -> None:
-        """Between two rounds: goes to the round in which a quorum is."""
-        self.state = next_round(self.state, latest_rounds, quorum)
+    def join(self, latest_rounds: dict[bytes, int], voters: int) -> None:
+        """Between two rounds: goes to the round in which most of the voting peers are."""
+        self.state = next_round(self.state, latest_rounds, voters)
 
     def abandon(self) -> None:
         """Leaves the round that is being played unfinished; what was published in it stands."""
         assert not self.learned, "its update would be lost to the policy's version"
         self.effect, self._round = None, None
 
-    def save(self, state: NodeState, at: float) -> SavedPlayer:
-        """state: of the boundary that the checkpoint is for; the inbox is saved as it is now."""
-        return SavedPlayer(state.round, state.policy_version, state.pool.to_bytes(), at, self.inbox.save())
+    def save(self, state: NodeState, at: float, inbox: SavedInbox) -> SavedPlayer:
+        """state: of the boundary that the checkpoint is for."""
+        return SavedPlayer(state.round, state.policy_version, state.pool.to_bytes(), at, inbox)
 
     def restore(self, saved: SavedPlayer) -> None:
         self.state = NodeState(saved.round, saved.policy_version, Pool.from_bytes(saved.pool))
@@ -121,13 +129,13 @@ class Player:
         try:
             self.effect = self._round.send(result)
         except StopIteration as stop:
-            self.effect = None
+            self.effect, self.learned = None, False
             self.state, metrics = stop.value
             return metrics
         return None
 
-    def _inbox_metrics(self) -> Metrics:
-        """What was refused since the last round."""
+    def inbox_metrics(self) -> Metrics:
+        """After a round: what was refused since the last one; forgets what nobody may send any more."""
         rejected = {cause: n for cause, n in sorted(self.inbox.counts.items()) if cause != "received"}
         self.inbox.counts.clear()
         self.inbox.expire(self.state.round)

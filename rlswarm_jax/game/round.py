@@ -21,6 +21,8 @@ from rlswarm_jax.records.pool import Pool, ScoredGroup
 from rlswarm_jax.records.schema import ANSWER, Completion, Group, Record, RecordError
 from rlswarm_jax.tasks import Mixture, Problem
 
+MAX_NAMED = 32  # authors that a round's metrics name
+
 
 @dataclasses.dataclass(frozen=True)
 class Game:
@@ -111,11 +113,14 @@ def play_round(game: Game, state: NodeState) -> Round:
     return NodeState(round_ + 1, version, pool), metrics
 
 
-def next_round(state: NodeState, latest_rounds: dict[bytes, int], quorum: int) -> NodeState:
-    """The state at the round to play next: a node that a quorum has left behind joins the round they are in."""
-    ahead = sorted(latest_rounds.values(), reverse=True)
-    if quorum and len(ahead) >= quorum and ahead[quorum - 1] > state.round:
-        return dataclasses.replace(state, round=ahead[quorum - 1])
+def next_round(state: NodeState, latest_rounds: dict[bytes, int], voters: int) -> NodeState:
+    """The state at the round to play next: a node that most of its peers have left behind joins them.
+
+    latest_rounds: in which a peer was heard last; of `voters` peers in all, some may have said nothing yet.
+    """
+    ahead, majority = sorted(latest_rounds.values(), reverse=True), voters // 2 + 1
+    if len(ahead) >= majority and ahead[majority - 1] > state.round:
+        return dataclasses.replace(state, round=ahead[majority - 1])
     return state
 
 
@@ -286,5 +291,6 @@ def _exchange_metrics(
     metrics |= {f"groups/unused/{cause}": float(count) for cause, count in sorted(unused.items())}
     speakers = collections.Counter(signed.record.author.hex() for signed in arrived)
     teachers = collections.Counter(group.author.hex() for group in drawn)
-    metrics |= {f"received_from/{author}": float(count) for author, count in sorted(speakers.items())}
+    named = sorted(speakers.items(), key=lambda item: (-item[1], item[0]))[:MAX_NAMED]  # keys are free to make
+    metrics |= {f"received_from/{author}": float(count) for author, count in sorted(named)}
     return metrics | {f"learned_from/{author}": float(count) for author, count in sorted(teachers.items())}

@@ -13,6 +13,7 @@ MAX_HELD = 1024
 MAX_HELD_BYTES = 64 << 20
 MAX_PER_AUTHOR = 16
 MAX_EVIDENCE = 64  # pairs
+MAX_ROUND = 2**31  # no swarm gets there; a record that says so would lead a node to where rounds can't be counted on
 
 
 class SavedInbox(msgspec.Struct, array_like=True):
@@ -28,16 +29,20 @@ class SavedInbox(msgspec.Struct, array_like=True):
 class Inbox:
     """One record per (author, round, stage); a second one is equivocation and both are kept as evidence.
 
-    Bounded: `MAX_HELD` records and `MAX_HELD_BYTES`, of rounds from `max_staleness` behind, and of each author those
-    of the latest `MAX_PER_AUTHOR` rounds and stages, so that none can crowd out the others; evidence, which does not
-    expire, is kept of the first `MAX_EVIDENCE` equivocations. There is no bound ahead: a node that was away for long
-    must hear where the others are. stages: those that are played.
+    Bounded: `MAX_HELD` records and `MAX_HELD_BYTES`, of rounds from `max_staleness` behind until the end, of each
+    author those of the latest `MAX_PER_AUTHOR` rounds and stages; evidence, which does not expire, of the first
+    `MAX_EVIDENCE` equivocations. A node that was away for long must hear where the others are, so far rounds are
+    taken; but where there is no room, a record makes room for one of a nearer round, or of a favoured author.
+    stages: those that are played. rounds: of the game; 0 for no end. favoured: authors that a stranger, who can make
+    as many keys as he likes, can't crowd out.
     """
 
     swarm: str
     owner: bytes
     max_staleness: int
     stages: tuple[str, ...]
+    rounds: int = 0
+    favoured: frozenset[bytes] = frozenset()
     records: dict[Slot, SignedRecord] = dataclasses.field(default_factory=dict)
     taken: set[Slot] = dataclasses.field(default_factory=set)
     evidence: dict[Slot, tuple[bytes, bytes]] = dataclasses.field(default_factory=dict)
@@ -63,7 +68,7 @@ class Inbox:
             raise RecordError("own record", "it came back")
         if record.stage not in self.stages:
             raise RecordError("unknown stage", f"{record.stage!r}, played are {', '.join(self.stages)}")
-        if record.round < current_round - self.max_staleness:
+        if not current_round - self.max_staleness <= record.round < (self.rounds or MAX_ROUND):
             raise RecordError("out of window", f"round {record.round}, this node is in {current_round}")
         if slot in self.records:
             first = self.records[slot]
@@ -78,9 +83,7 @@ class Inbox:
             if slot[1:] < of_author[0][1:]:
                 raise RecordError("overflow", f"{MAX_PER_AUTHOR} later records of its author are held")
             self._forget(of_author[0])
-        held_bytes = sum(len(held.raw) for held in self.records.values())
-        if len(self.records) >= MAX_HELD or held_bytes + len(signed.raw) > MAX_HELD_BYTES:
-            raise RecordError("overflow", f"{len(self.records)} records, {held_bytes} bytes are held")
+        self._make_room(slot, len(signed.raw), current_round)
         self.records[slot] = signed
 
     def holds(self, signed: SignedRecord) -> bool:
@@ -130,6 +133,20 @@ class Inbox:
         self.taken = set(saved.taken)
         self.evidence = {slot: (first, second) for slot, first, second in saved.evidence}
         self.counts = collections.Counter(saved.counts)
+
+    def _make_room(self, slot: Slot, size: int, current_round: int) -> None:
+        def burden(held: Slot) -> tuple[int, bool]:
+            return max(0, held[1] - current_round - 1), held[0] not in self.favoured
+
+        while True:
+            held_bytes = sum(len(held.raw) for held in self.records.values())
+            if len(self.records) < MAX_HELD and held_bytes + size <= MAX_HELD_BYTES:
+                return
+            worst = max(self.records, key=burden)
+            if burden(slot) >= burden(worst):
+                raise RecordError("overflow", f"{len(self.records)} records, {held_bytes} bytes are held")
+            self._forget(worst)
+            self.counts["overflow"] += 1
 
     def _forget(self, slot: Slot) -> None:
         del self.records[slot]

@@ -20,13 +20,14 @@ MAX_GROUPS = 64
 MAX_GROUP_SIZE = 64
 MAX_TOKENS = 8192
 MAX_TEXT = 65_536
+MAX_NAME = 64
 ANSWER = "answer"
 STAGES = (ANSWER,)  # of a round, in order
 
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Name = Annotated[str, Meta(max_length=64)]
+Name = Annotated[str, Meta(max_length=MAX_NAME)]
 Packed = Annotated[bytes, Meta(max_length=4 * MAX_TOKENS)]  # little-endian int32 or float32
 
 
@@ -44,14 +45,13 @@ CAUSES = (
     "not canonical",  # decodes, but is not the one encoding of what it says
     "bad signature",
     "foreign sender",  # sent in a message of someone else than its author
-    "rate limit",  # more messages than anyone has reason to send
     "unavailable",  # announced, but not to be had from whoever announced it
     "wrong swarm",
     "own record",  # an echo of what this node published
     "duplicate",
     "equivocation",  # a second record for the same (author, round, stage)
     "unknown stage",
-    "out of window",  # a round too far behind
+    "out of window",  # a round too far behind, or after the last
     "overflow",  # more records than a node keeps
     "foreign problem",  # a problem this (author, round, index) does not have
     "unknown task",  # this node does not have the task, its version or its data

@@ -7,7 +7,7 @@ import collections
 import hashlib
 import weakref
 from collections.abc import Callable
-from typing import Annotated, Protocol
+from typing import Annotated, Any
 
 import msgspec
 import trio
@@ -30,12 +30,14 @@ from rlswarm_jax.identity import author_of
 from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES
 from rlswarm_jax.records.schema import Hash, Name, RecordError
 from rlswarm_jax.swarm.frames import MalformedError, read_frame
+from rlswarm_jax.swarm.host import Watch
 
 PROTOCOL = TProtocol("/rlswarm_jax/exchange/1")
-MAX_ADDRESSES = 32
+MAX_ADDRESSES, MAX_PEER_ADDRESSES = 32, 4  # in a reply, and of one peer
 STORE_BYTES = 64 << 20
 TIMEOUT = 5.0  # seconds a request may take
-_PULLS = 4  # from one peer at the same time
+ARRIVAL_TIMEOUT = 2.0  # seconds in which a request must come once its stream is open
+_PULLS, _SERVED = 4, 4  # from one peer, and requests of one peer, at the same time
 _HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
 
 Address = Annotated[str, Meta(max_length=256)]
@@ -62,7 +64,7 @@ _CONFIG = RequestResponseConfig(
     timeout=TIMEOUT,
     max_request_size=1024,
     max_response_size=MAX_ENVELOPE_BYTES + MAX_ADDRESSES * 260 + 64,
-    max_concurrent_inbound=64,
+    max_concurrent_inbound=1 << 16,  # of all peers together: no bound, as each has its own
 )
 
 
@@ -75,19 +77,19 @@ class Store:
         self._held: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()
 
     def put(self, raw: bytes) -> bytes:
-        name = hashlib.sha256(raw).digest()
-        if name not in self._held:
-            self._held[name] = raw
+        envelope_hash = hashlib.sha256(raw).digest()
+        if envelope_hash not in self._held:
+            self._held[envelope_hash] = raw
             self._bytes += len(raw)
-        self._held.move_to_end(name)
+        self._held.move_to_end(envelope_hash)
         while self._bytes > self._max_bytes:
             self._bytes -= len(self._held.popitem(last=False)[1])
-        return name
+        return envelope_hash
 
-    def get(self, name: bytes) -> bytes | None:
-        if name in self._held:
-            self._held.move_to_end(name)
-        return self._held.get(name)
+    def get(self, envelope_hash: bytes) -> bytes | None:
+        if envelope_hash in self._held:
+            self._held.move_to_end(envelope_hash)
+        return self._held.get(envelope_hash)
 
 
 def parse_address(text: str) -> PeerInfo | None:
@@ -105,24 +107,24 @@ def parse_address(text: str) -> PeerInfo | None:
         return None
 
 
-class Watch(Protocol):
-    """What the exchange needs of the node around it."""
-
-    def count(self, name: str, number: int = 1) -> None: ...
-    def offend(self, peer: ID, name: str) -> None: ...
-    def allows(self, peer: ID) -> bool: ...
-
-
 class _Requests(RequestResponse):
-    """The library's, reading much at once and counting what is too large."""
+    """The library's, reading much at once, counting what is too large, and serving each peer a few at a time."""
 
     def __init__(self, host: IHost, watch: Watch):
         super().__init__(host)
         self._watch = watch
+        self._served: weakref.WeakValueDictionary[ID, trio.CapacityLimiter] = weakref.WeakValueDictionary()
+
+    async def _handle_inbound(self, protocol_id: TProtocol, registration: Any, stream: INetStream) -> None:
+        limiter = self._served.setdefault(stream.muxed_conn.peer_id, trio.CapacityLimiter(_SERVED))
+        async with limiter:  # whose others are silent waits for itself alone
+            await super()._handle_inbound(protocol_id, registration, stream)
 
     async def _read_message(self, stream: INetStream, max_msg_size: int) -> bytes:
+        is_request = max_msg_size == _CONFIG.max_request_size
         try:
-            return await read_frame(stream, bytearray(), max_msg_size)
+            with trio.fail_after(ARRIVAL_TIMEOUT if is_request else TIMEOUT):
+                return await read_frame(stream, bytearray(), max_msg_size)
         except MalformedError as error:
             self._watch.offend(stream.muxed_conn.peer_id, "network/malformed")
             raise MessageTooLargeError(str(error)) from None
@@ -145,14 +147,15 @@ class Exchange:
         self._requests = _Requests(host, watch)
         self._requests.set_handler(PROTOCOL, self._serve, BytesCodec(), _CONFIG)
 
-    async def fetch(self, peer: ID, name: bytes) -> bytes:
+    async def fetch(self, peer: ID, envelope_hash: bytes) -> bytes:
         """The bytes with this SHA-256, from a peer. Raises RecordError("unavailable")."""
         limiter = self._pulls.setdefault(peer, trio.CapacityLimiter(_PULLS))
         async with limiter:
-            reply = await self._ask(peer, Request(self._swarm, name, None))
+            reply = await self._ask(peer, Request(self._swarm, envelope_hash, None))
         if reply.record is None:
             raise RecordError("unavailable", "the peer that announced the record does not have it")
-        if hashlib.sha256(reply.record).digest() != name:
+        if hashlib.sha256(reply.record).digest() != envelope_hash:
+            self._watch.offend(peer, "network/malformed")
             raise RecordError("unavailable", "the peer sent other bytes than it announced")
         self._store.put(reply.record)
         return reply.record
@@ -192,9 +195,8 @@ class Exchange:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             self._watch.offend(peer, "network/malformed")
             raise RequestDecodeError(str(error)) from None
-        if not self._watch.allows(peer):
-            self._watch.offend(peer, "rejected/rate limit")
-            raise RequestResponseError("too many requests")
+        while not self._watch.allows(peer):
+            await trio.sleep(0.05)  # whoever has much to fetch must not lose it
         if request.swarm != self._swarm:
             self._watch.offend(peer, "rejected/wrong swarm")
             reply = Reply(None, [])
@@ -214,7 +216,7 @@ class Exchange:
         for peer in self._host.get_connected_peers():
             if peer == asker or not store.has_peer(peer):
                 continue
-            for address in store.peer_info(peer).addrs[:4]:
+            for address in store.peer_info(peer).addrs[:MAX_PEER_ADDRESSES]:
                 text = f"{address.decapsulate_code(421)}/p2p/{peer}"
                 if parse_address(text) and len(text) <= 256:
                     found.append(text)

@@ -20,7 +20,7 @@ from rlswarm_jax.records.schema import Hash, RecordError
 INLINE, ANNOUNCEMENT = b"\x00", b"\x01"  # the first byte of a message says what follows
 MAX_FRAME_BYTES = 1 << 20
 MAX_DATA_BYTES = (1 << 16) + 1
-MAX_ENTRIES, _MAX_IDS = 64, 1024  # in one frame; message ids apart
+MAX_ENTRIES, MAX_IDS = 64, 1024  # in one frame; message ids apart
 _READ_BYTES = 1 << 16
 
 
@@ -31,7 +31,7 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_
     size: Annotated[int, Meta(gt=0, le=MAX_ENVELOPE_BYTES)]
 
 
-announcements = msgspec.msgpack.Decoder(Announcement)
+_announcements = msgspec.msgpack.Decoder(Announcement)
 
 
 class MalformedError(ValueError):
@@ -96,11 +96,23 @@ def signature_holds(msg: rpc_pb2.Message) -> bool:
         return False
 
 
+def content(msg: rpc_pb2.Message) -> tuple[bytes, Announcement | None]:
+    """The record that a message carries, or what it announces. Raises RecordError("undecodable")."""
+    if msg.data[:1] == INLINE:
+        return msg.data[1:], None
+    if msg.data[:1] != ANNOUNCEMENT:
+        raise RecordError("undecodable", "neither a record nor an announcement of one")
+    try:
+        return b"", _announcements.decode(msg.data[1:])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RecordError("undecodable", str(error)) from None
+
+
 def bounded_control(control: rpc_pb2.ControlMessage, topic: str) -> rpc_pb2.ControlMessage:
     """What of a control message concerns our topic. Raises MalformedError if there is more than anyone has to say."""
     lists = (control.ihave, control.iwant, control.graft, control.prune, control.idontwant)
     ids = sum(len(entry.messageIDs) for kind in (control.ihave, control.iwant, control.idontwant) for entry in kind)
-    if sum(map(len, lists)) > MAX_ENTRIES or ids > _MAX_IDS:
+    if sum(map(len, lists)) > MAX_ENTRIES or ids > MAX_IDS:
         raise MalformedError("too many entries in a control message")
     return rpc_pb2.ControlMessage(
         ihave=[entry for entry in control.ihave if entry.topicID == topic],

@@ -22,6 +22,7 @@ from rlswarm_jax.swarm.transport import NetworkError
 if TYPE_CHECKING:
     import trio
 
+    from rlswarm_jax.swarm.exchange import Store
     from rlswarm_jax.swarm.session import Session
 
 log = logging.getLogger("rlswarm_jax.network")
@@ -63,13 +64,16 @@ class GossipConfig:
 
 
 class Gossip:
-    """A `Transport` over libp2p. `on_record` and `on_peers` are called on the network's thread: be quick there."""
+    """A `Transport` over libp2p. `on_record` and `on_peers` are called on the network's thread: be quick there.
+
+    on_record: takes each record once, and returns whether it is kept; one that is not may come again.
+    """
 
     def __init__(
         self,
         identity: Identity,
         config: GossipConfig,
-        on_record: Callable[[SignedRecord], None],
+        on_record: Callable[[SignedRecord], bool],
         on_peers: Callable[[frozenset[bytes]], None] = lambda peers: None,
     ):
         self.identity, self.config, self.on_record = identity, config, on_record
@@ -82,6 +86,7 @@ class Gossip:
         self._counts: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._store: Store | None = None  # outlives a crash
         self._session: Session | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread: threading.Thread | None = None
@@ -168,6 +173,28 @@ class Gossip:
 
     def _supervise(self, started: "Future[list[str]]") -> None:
         """Runs sessions until `close`; only what goes wrong before the first listens is the caller's to handle."""
+        wait = 0.5
+        while not self._closing.is_set():
+            begun = time.monotonic()
+            try:
+                self._run(started)
+            except BaseException as error:  # whatever the library raises: a node outlives its network
+                if not started.done():
+                    started.set_exception(_first(error))
+                    return
+                if self._closing.is_set():
+                    log.debug("the network ended with %r", error)
+                    return
+                wait = 0.5 if time.monotonic() - begun > 60 else min(2 * wait, 30.0)
+                self.count("network/restarts")
+                log.exception("the network stopped and is started again in %.1f s", wait)
+            finally:
+                self._token = self._session = None
+                self.set_connected(frozenset())
+            self._closing.wait(wait)
+
+    def _run(self, started: "Future[list[str]]") -> None:
+        """One session, from imports to its end."""
         import trio
 
         from rlswarm_jax.swarm.exchange import Store
@@ -175,7 +202,7 @@ class Gossip:
         from rlswarm_jax.swarm.session import Session
 
         quiet_libp2p()
-        store, wait = Store(), 0.5
+        store = self._store = self._store or Store()
 
         async def run_session() -> None:
             self._session = session = Session(self, store)
@@ -190,24 +217,7 @@ class Gossip:
 
             await session.run(listening)
 
-        while not self._closing.is_set():
-            begun = time.monotonic()
-            try:
-                trio.run(run_session)
-            except BaseException as error:  # whatever the library raises: a node outlives its network
-                if not started.done():
-                    started.set_exception(_first(error))
-                    return
-                if self._closing.is_set():
-                    log.debug("the network ended with %r", error)
-                    return
-                self.count("network/restarts")
-                log.exception("the network stopped and is started again in %.1f s", wait)
-            finally:
-                self._token = self._session = None
-                self.set_connected(frozenset())
-            wait = 0.5 if time.monotonic() - begun > 60 else min(2 * wait, 30.0)
-            self._closing.wait(wait)
+        trio.run(run_session)
 
     def _in_trio(self, act: "Callable[[Session], object]") -> bool:
         """Has the network's thread do something soon; False if it is not running."""

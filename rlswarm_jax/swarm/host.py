@@ -8,7 +8,8 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol, SupportsIndex
 
 import trio
 from libp2p import create_yamux_muxer_option, new_host
@@ -23,18 +24,36 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import DEFAULT_WINDOW_SIZE
 from libp2p.transport.tcp.tcp import TCP, TCPListener
 from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr
 
 from rlswarm_jax.identity import Identity
+from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.swarm.transport import NetworkError
 
 log = logging.getLogger("rlswarm_jax.network")
 
 DIAL_TIMEOUT = 5.0  # seconds
 MAX_STREAMS = 64  # that one peer may have open
+
+
+class Watch(Protocol):
+    """What the parts of the network need of the session around them."""
+
+    def count(self, name: str, number: int = 1) -> None: ...
+    def offend(self, peer: ID, name: str) -> None: ...
+    def refuses(self, peer: ID) -> bool: ...
+    def allows(self, peer: ID) -> bool: ...
+    def disconnect(self, peer: ID) -> None: ...
+    def changed(self) -> None: ...
+    def heard(self, peer: ID) -> None: ...
+    def knows(self, envelope_hash: bytes) -> bool: ...
+    def deliver(self, signed: SignedRecord) -> None: ...
+    def spawn(self, act: Callable[..., Awaitable[None]], *args: object) -> None: ...
+    async def fetch(self, peer: ID, envelope_hash: bytes) -> bytes: ...
 
 
 def quiet_libp2p() -> None:
@@ -73,6 +92,7 @@ def _with_interfaces(addresses: list[Multiaddr]) -> list[Multiaddr]:
 
 def make_host(identity: Identity, max_connections: int) -> IHost:
     """TCP, noise and yamux only, and no opinion of its own about whom to connect with."""
+    yamux.MAX_WINDOW_SIZE = DEFAULT_WINDOW_SIZE  # it would read a frame of 16 MiB, whatever the window
     private = Secp256k1PrivateKey.from_bytes(identity.expose_secret())
     keys = KeyPair(private, private.get_public_key())
     host = new_host(
@@ -101,9 +121,7 @@ def make_host(identity: Identity, max_connections: int) -> IHost:
 async def _do_nothing() -> None: ...
 
 
-def contain(
-    host: IHost, refused: Callable[[ID], bool], count: Callable[[str], None], offend: Callable[[ID, str], None]
-) -> None:
+def contain(host: IHost, watch: Watch) -> None:
     """Wraps the places where what a peer does would raise into the library's own tasks, and so end the whole host."""
     network = host.get_network()
     handle, add, open_stream = host._swarm_stream_handler, network.add_conn, network.new_stream
@@ -111,8 +129,8 @@ def contain(
 
     async def handle_stream(stream: INetStream) -> None:
         peer = stream.muxed_conn.peer_id
-        if refused(peer) or streams[peer] >= MAX_STREAMS:
-            count("network/refused")
+        if watch.refuses(peer) or streams[peer] >= MAX_STREAMS:
+            watch.count("network/refused")
             return await stream.reset()
         streams[peer] += 1
         _give_credit_rarely(stream)
@@ -120,7 +138,7 @@ def contain(
             await handle(stream)
         except Exception as error:  # whatever a handler of the library makes of hostile input
             log.debug("a stream of %s ended with %r", peer, error)
-            offend(peer, "network/malformed")
+            watch.offend(peer, "network/malformed")
             await quietly(stream.reset)
         finally:
             streams[peer] -= 1
@@ -133,18 +151,19 @@ def contain(
         return stream
 
     async def add_connection(connection: IMuxedConn, direction: str = "unknown") -> INetConn:
-        if refused(connection.peer_id):
-            count("network/refused")
+        if watch.refuses(connection.peer_id):
+            watch.count("network/refused")
             await quietly(connection.close)
             raise SwarmException("this peer is refused for a while")
         start = connection.start
+        connection.stream_buffers = _Unread(lambda: watch.offend(connection.peer_id, "network/malformed"))
 
         async def run_connection() -> None:
             try:
                 await start()
             except Exception as error:  # whatever the muxer makes of hostile input
                 log.debug("a connection with %s ended with %r", connection.peer_id, error)
-                offend(connection.peer_id, "network/malformed")
+                watch.offend(connection.peer_id, "network/malformed")
 
         connection.start = run_connection
         return await add(connection, direction)
@@ -152,6 +171,29 @@ def contain(
     network.set_stream_handler(handle_stream)
     network.add_conn = add_connection
     network.new_stream = new_stream
+
+
+class _Unread(dict[int, bytearray]):
+    """What came on each stream and was not read yet, bounded: the library takes more than the window that it gave."""
+
+    def __init__(self, offended: Callable[[], None]):
+        super().__init__()
+        self._offended = offended
+
+    def __setitem__(self, stream_id: int, buffer: bytearray) -> None:
+        super().__setitem__(stream_id, _Buffer(buffer, self._offended))
+
+
+class _Buffer(bytearray):
+    def __init__(self, content: bytearray, offended: Callable[[], None]):
+        super().__init__(content)
+        self._offended = offended
+
+    def extend(self, more: Iterable[SupportsIndex]) -> None:
+        super().extend(more)
+        if len(self) > 2 * DEFAULT_WINDOW_SIZE:
+            self._offended()
+            raise trio.BrokenResourceError("a peer sent more than its window")  # for which the muxer closes
 
 
 def _give_credit_rarely(stream: INetStream) -> None:

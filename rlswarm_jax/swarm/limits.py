@@ -8,16 +8,16 @@ _MAX_KEYS = 4096
 
 
 class Buckets:
-    """Token buckets by key: `rate` a second, twice that at once. Those used longest ago are forgotten."""
+    """Token buckets by key: `rate` a second; `burst`, or twice the rate, at once. The longest unused are forgotten."""
 
-    def __init__(self, rate: float, max_keys: int = _MAX_KEYS):
-        self._rate, self._max_keys = rate, max_keys
+    def __init__(self, rate: float, burst: float | None = None, max_keys: int = _MAX_KEYS):
+        self._rate, self._burst, self._max_keys = rate, 2 * rate if burst is None else burst, max_keys
         self._levels: collections.OrderedDict[bytes, tuple[float, float]] = collections.OrderedDict()
 
     def take(self, key: bytes) -> bool:
         now = time.monotonic()
-        level, at = self._levels.pop(key, (2 * self._rate, now))
-        level = min(2 * self._rate, level + (now - at) * self._rate)
+        level, at = self._levels.pop(key, (self._burst, now))
+        level = min(self._burst, level + (now - at) * self._rate)
         self._levels[key] = (max(level - 1, 0.0) if level >= 1 else level, now)
         if len(self._levels) > self._max_keys:
             self._levels.popitem(last=False)

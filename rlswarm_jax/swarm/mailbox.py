@@ -7,58 +7,85 @@ from collections.abc import Collection
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.inbox import Inbox
 
+MAX_STRIKES = 1024  # authors whose silences are remembered
+
 
 class Mailbox:
-    """The inbox of a live node, and whom its stages wait for.
+    """The inbox of a live node, whom its stages wait for, and whose rounds it follows.
 
-    Waited for are the peers in `named`, who are known before they come, and whoever has sent a valid record, until
-    they disconnect or let a deadline pass; then not before they speak again. So nobody can hold up more than one
-    stage by silence. Hold `changed` to look at the inbox or to change it; it is notified when records or peers come
-    or go. round: the one being played; records from too far behind it are refused.
+    named: peers that are known before they come, those of a local swarm. bootnodes: peers this node was told to join.
+
+    Waited for are the named, and connected peers that have spoken, until they disconnect or let a deadline pass. Who
+    has let n deadlines pass must speak in time in n rounds before it is waited for again. (Keys are free, so someone
+    who makes many can still hold up a stage with each.)
+
+    Hold `changed` to look at the inbox or to change it; it is notified when records or peers come or go. round: the
+    one being played; records from too far behind it are refused.
     """
 
-    def __init__(self, inbox: Inbox, named: Collection[bytes] = (), *, expects_peers: bool = False):
-        self.inbox, self.named = inbox, frozenset(named) - {inbox.owner}
+    def __init__(self, inbox: Inbox, named: Collection[bytes] = (), bootnodes: Collection[bytes] = ()):
+        self.inbox = inbox
+        self.named, self.bootnodes = (frozenset(authors) - {inbox.owner} for authors in (named, bootnodes))
         self.round = 0
         self.connected: frozenset[bytes] = frozenset()
         self.changed = threading.Condition()
-        self._expects_peers = expects_peers
         self._awaited = set(self.named)
+        self._spoken: frozenset[bytes] = frozenset()  # who has, of those that are connected
+        self._strikes: collections.OrderedDict[bytes, tuple[int, int]] = collections.OrderedDict()
         self._counts: collections.Counter[str] = collections.Counter()
+        inbox.favoured = self.named | self.bootnodes
 
     # --- called by the network's thread
 
-    def on_record(self, signed: SignedRecord) -> None:
-        """Takes a record whose form and signature were checked."""
+    def on_record(self, signed: SignedRecord) -> bool:
+        """Takes a record whose form and signature were checked; whether it is here now."""
         with self.changed:
             if self.inbox.holds(signed):
                 self._counts["records/again"] += 1  # re-sent after a restart, or asked for
-            elif self.inbox.offer(signed.raw, self.round) is not None:
-                self._awaited.add(signed.record.author)
-                self.changed.notify_all()
+                return True
+            if self.inbox.offer(signed.raw, self.round) is None:
+                return False
+            self._spoken |= {signed.record.author} & self.connected
+            self._note(signed.record.author, in_time=signed.record.round >= self.round)
+            self.changed.notify_all()
+            return True
 
     def on_peers(self, connected: frozenset[bytes]) -> None:
         """Takes the authors that are connected now."""
         with self.changed:
             self._awaited -= self.connected - connected
             self.connected = connected
+            self._spoken = connected & (self._spoken | self.inbox.latest_rounds().keys())
+            self.inbox.favoured = self.named | self.bootnodes | connected
             self.changed.notify_all()
+
+    def _note(self, author: bytes, in_time: bool) -> None:
+        """Whether to wait for an author from now on, who has just spoken."""
+        if author not in self.connected | self.named:
+            return  # heard through others: it comes when it comes
+        strikes, owed = self._strikes.get(author, (0, 0))
+        if owed and in_time:
+            owed -= 1
+            self._strikes[author] = (strikes, owed)
+        if not owed:
+            self._awaited.add(author)
 
     # --- called by the round's thread
 
     @property
     def met(self) -> bool:
-        """Whether the peers that this node was told of are there."""
-        return self.named <= self.connected and (bool(self.connected) or not self._expects_peers)
+        """Whether the peers that this node was told of are there: all that are named, any of the bootnodes' swarm."""
+        return self.named <= self.connected and (bool(self.connected) or not self.bootnodes)
 
-    @property
-    def quorum(self) -> int:
-        """Half of the nodes that are known, this one included, but not itself alone."""
-        return max(1, (len(self._awaited) + 1) // 2)
+    def voters(self) -> frozenset[bytes]:
+        """Whose rounds this node follows: the connected ones of those it was told of, else who has spoken to it."""
+        told = (self.named | self.bootnodes) & self.connected
+        return told or self._spoken
 
     def latest_rounds(self) -> dict[bytes, int]:
-        """The latest round of each peer that is waited for."""
-        return {author: r for author, r in self.inbox.latest_rounds().items() if author in self._awaited}
+        """The latest round of each voter that has spoken."""
+        voters = self.voters()
+        return {author: round_ for author, round_ in self.inbox.latest_rounds().items() if author in voters}
 
     def missing(self, round_: int, stage: str) -> set[bytes]:
         """Who is still to speak in a stage; one that has spoken in a later round will not."""
@@ -72,7 +99,12 @@ class Mailbox:
         return {a for a in self.named | (self._awaited & self.connected) if latest.get(a, -1) < round_}
 
     def give_up(self, authors: Collection[bytes]) -> None:
-        """Waits no more for these until they speak again."""
+        """Waits no more for these: they have let a deadline pass."""
+        for author in authors:
+            strikes = self._strikes.pop(author, (0, 0))[0] + 1
+            self._strikes[author] = (strikes, strikes)
+        while len(self._strikes) > MAX_STRIKES:
+            self._strikes.popitem(last=False)
         self._awaited -= set(authors)
         self._counts["peers/given_up"] += len(authors)
 

@@ -12,13 +12,14 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from rlswarm_jax.swarm.exchange import parse_address
+from rlswarm_jax.swarm.exchange import MAX_PEER_ADDRESSES, parse_address
+from rlswarm_jax.swarm.limits import Buckets
 from rlswarm_jax.swarm.transport import NetworkError
 
 _MAX_PEERS = 256
-_MAX_ADDRESSES = 4  # of one peer
+_HINTS_A_MINUTE = 32  # new addresses that one peer may tell
 _FIRST_WAIT, _MAX_WAIT = 0.5, 30.0  # seconds
-_NEWS_WAIT = 4.0  # before that nobody is told: nodes that start together take a moment to listen
+_NEWS_SECONDS = 3.0  # out of reach before anyone is told: nodes that start together take a moment to listen
 _LAST_WAIT = 8.0  # after which a peer that others told us of is forgotten; a bootnode never is
 
 
@@ -30,6 +31,10 @@ class AddressBook:
         self._addresses: collections.OrderedDict[ID, list[Multiaddr]] = collections.OrderedDict()
         self._waits: dict[ID, tuple[float, float]] = {}  # when to dial again, and how long to wait after that
         self._unreachable: set[ID] = set()
+        self._reached: dict[ID, float] = {}  # when, of bootnodes
+        self._made = time.monotonic()
+        self._worked: set[ID] = set()  # dialled with success: their first address is the one
+        self._hints = Buckets(_HINTS_A_MINUTE / 60, burst=_HINTS_A_MINUTE)
         for text in bootnodes:
             info = parse_address(text)
             if info is None:
@@ -42,45 +47,60 @@ class AddressBook:
                 self._addresses.setdefault(info.peer_id, []).extend(info.addrs)
 
     def addresses(self, peer: ID) -> list[Multiaddr]:
-        return self._addresses.get(peer, [])[:_MAX_ADDRESSES]
+        return self._addresses.get(peer, [])[:MAX_PEER_ADDRESSES]
 
-    def learn(self, infos: Iterable[PeerInfo]) -> None:
-        """Puts the latest first."""
+    def learn(self, infos: Iterable[PeerInfo], source: bytes) -> None:
+        """Takes hints, so many a minute of each source, the latest first but behind an address that has worked.
+
+        When the book is full a hint makes room only by other hints.
+        """
         for info in infos:
-            if info.peer_id not in self.bootnodes:
-                known = self._addresses.pop(info.peer_id, [])
-                self._addresses[info.peer_id] = [*info.addrs, *(a for a in known if a not in info.addrs)][:4]
+            known = self._addresses.get(info.peer_id, [])
+            news = [address for address in info.addrs if address not in known]
+            if info.peer_id in self.bootnodes or (news and not self._hints.take(source)):
+                continue
+            kept = int(info.peer_id in self._worked)
+            self._addresses[info.peer_id] = [*known[:kept], *news, *known[kept:]][:MAX_PEER_ADDRESSES]
+            self._addresses.move_to_end(info.peer_id)
         while len(self._addresses) > _MAX_PEERS:
-            self._forget(next(peer for peer in self._addresses if peer not in self.bootnodes))
+            # the oldest of those that never worked; there is one, as all that is new has yet to
+            self._forget(next(p for p in self._addresses if p not in self.bootnodes and p not in self._worked))
 
     def due(self, number: int, excluded: Collection[ID]) -> list[ID]:
-        """All bootnodes that are to be dialled now, and up to `number` others."""
+        """All bootnodes that are to be dialled now, and up to `number` others, first those that worked before."""
         now = time.monotonic()
         ready = [p for p in self._addresses if p not in excluded and self._waits.get(p, (0.0, 0.0))[0] <= now]
         others = [peer for peer in ready if peer not in self.bootnodes]
-        chosen = random.sample(others, min(max(number, 0), len(others)))
-        return [peer for peer in ready if peer in self.bootnodes] + chosen
+        random.shuffle(others)
+        others.sort(key=lambda peer: peer not in self._worked)
+        return [peer for peer in ready if peer in self.bootnodes] + others[: max(number, 0)]
 
-    def reached(self, peer: ID) -> bool:
-        """Whether this is news of a bootnode that could not be reached before."""
+    def reached(self, peer: ID, address: Multiaddr) -> bool:
+        """Notes where a peer was reached. Returns whether this is news of a bootnode that could not be before."""
+        if peer in self._addresses:  # not crowded out meanwhile
+            self._addresses[peer] = [address, *(a for a in self._addresses[peer] if a != address)]
+            self._worked.add(peer)
         self._waits.pop(peer, None)
+        if peer in self.bootnodes:
+            self._reached[peer] = time.monotonic()
         news = peer in self._unreachable
         self._unreachable.discard(peer)
         return news
 
     def failed(self, peer: ID) -> bool:
         """Waits longer each time. Returns whether this is news of a bootnode."""
-        _, wait = self._waits.get(peer, (0.0, _FIRST_WAIT))
-        self._waits[peer] = (time.monotonic() + wait * random.uniform(0.75, 1.25), min(2 * wait, _MAX_WAIT))
+        now, (_, wait) = time.monotonic(), self._waits.get(peer, (0.0, _FIRST_WAIT))
+        self._waits[peer] = (now + wait * random.uniform(0.75, 1.25), min(2 * wait, _MAX_WAIT))
         if peer not in self.bootnodes:
             if wait >= _LAST_WAIT:
                 self._forget(peer)
             return False
-        news = wait >= _NEWS_WAIT and peer not in self._unreachable
+        news = now - self._reached.get(peer, self._made) >= _NEWS_SECONDS and peer not in self._unreachable
         if news:
             self._unreachable.add(peer)
         return news
 
     def _forget(self, peer: ID) -> None:
         self._addresses.pop(peer, None)
+        self._worked.discard(peer)
         self._waits.pop(peer, None)

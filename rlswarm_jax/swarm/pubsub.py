@@ -7,10 +7,8 @@ import collections
 import hashlib
 import random
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
-import msgspec
 import trio
 from google.protobuf.message import DecodeError
 from libp2p.abc import IHost, INetStream
@@ -22,32 +20,20 @@ from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.utils import encode_varint_prefixed
 
 from rlswarm_jax.identity import author_of
-from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import RecordError
 from rlswarm_jax.swarm import frames
 from rlswarm_jax.swarm.frames import MalformedError
+from rlswarm_jax.swarm.host import Watch, quietly
 from rlswarm_jax.swarm.limits import Buckets, Seen
-from rlswarm_jax.swarm.router import Router
+from rlswarm_jax.swarm.router import Outgoing, Router
 
-_QUEUE = 512  # frames waiting for one peer
+WRITE_TIMEOUT = 10.0  # seconds a peer may take to read 64 KiB
+_WINDOW_TIMEOUT = 4.9  # seconds: the muxer gives up after 5 if the peer has read all but this stream
+_MAX_STREAMS = 2  # of one peer's that are read at a time: each may hold most of a frame
 _BATCH_BYTES = 1 << 16
 _PATIENCE = 1.0  # seconds to wait for another peer's copy of a record
 _MAX_PULLS = 32  # waiting, of one peer's announcements
 _MAX_RELAYS = 4096  # waiting to be forwarded
-
-
-class Watch(Protocol):
-    """What the gossip layer needs of the node around it."""
-
-    def count(self, name: str, number: int = 1) -> None: ...
-    def offend(self, peer: ID, name: str) -> None: ...
-    def disconnect(self, peer: ID) -> None: ...
-    def changed(self) -> None: ...
-    def heard(self, peer: ID) -> None: ...
-    def knows(self, name: bytes) -> bool: ...
-    def deliver(self, signed: SignedRecord) -> None: ...
-    def spawn(self, act: Callable[..., Awaitable[None]], *args: object) -> None: ...
-    async def fetch(self, peer: ID, name: bytes) -> bytes: ...
 
 
 class RecordPubsub(Pubsub):
@@ -73,6 +59,7 @@ class RecordPubsub(Pubsub):
         self._authors, self._forwarders = Buckets(author_rate), Buckets(peer_rate)
         self._repeated, self._frames = Buckets(author_rate / 4), Buckets(4 * peer_rate)
         self._registering: set[ID] = set()
+        self._reading: dict[ID, list[trio.CancelScope]] = {}  # each stream's, oldest first
         self._subscribed: dict[ID, set[INetStream]] = {}  # who, and the streams on which it said so
         self._relaying: dict[bytes, set[ID]] = {}  # message id: who has sent it
         self._pulling: dict[bytes, trio.Event] = {}
@@ -93,8 +80,8 @@ class RecordPubsub(Pubsub):
                 self._registering.discard(peer_id)
 
     async def handle_sending_messages(self, peer_id: ID, stream: INetStream, queue: RpcQueue) -> None:
-        """Writes what is queued for a peer, several frames at once where they are small."""
-        queue._queue.max_size = _QUEUE  # the library's 32 is 16 messages
+        """Writes what is queued for a peer, several small frames at once; hangs up if it does not read."""
+        queue._queue = Outgoing(queue._queue)
         while (item := await queue.pop()) is not None:
             batch, messages = b"", 0
             while item is not None:
@@ -103,15 +90,20 @@ class RecordPubsub(Pubsub):
                 item = queue._queue.pop() if len(batch) < _BATCH_BYTES else None
             self.writing += 1
             try:
-                await stream.write(batch)
+                for start in range(0, len(batch), _BATCH_BYTES):
+                    begun = trio.current_time()
+                    with trio.fail_after(WRITE_TIMEOUT):
+                        await stream.write(batch[start : start + _BATCH_BYTES])
             except Exception:  # the muxer's and the socket's errors are many, and all mean that the stream is dead
-                self.watch.count("network/dropped/dead stream", messages)
+                slow = trio.current_time() - begun >= min(WRITE_TIMEOUT, _WINDOW_TIMEOUT)
+                self.watch.count(f"network/dropped/{'slow peer' if slow else 'dead stream'}", messages)
                 self._handle_dead_peer(peer_id)
-                return
+                return self.watch.disconnect(peer_id) if slow else None
             finally:
                 self.writing -= 1
             self.watch.count("network/messages_out", messages)
             self.watch.count("network/bytes_out", len(batch))
+        return None
 
     def pending(self) -> int:
         """Frames that no stream has taken yet."""
@@ -149,8 +141,24 @@ class RecordPubsub(Pubsub):
             self._schedule_peer_stream_retry(peer)
 
     async def stream_handler(self, stream: INetStream) -> None:
-        """Reads a peer's frames until it stops, or sends one that it should not."""
+        """Reads a peer's frames until it stops, sends one that it should not, or opens two streams more."""
         peer = stream.muxed_conn.peer_id
+        reading = self._reading.setdefault(peer, [])
+        with trio.CancelScope() as scope:
+            reading.append(scope)
+            for older in reading[:-_MAX_STREAMS]:
+                older.cancel()
+            try:
+                await self._read_frames(peer, stream)
+            finally:
+                reading.remove(scope)
+                if not reading:
+                    del self._reading[peer]
+        if scope.cancelled_caught:
+            self.watch.count("network/refused")
+            await quietly(stream.reset)
+
+    async def _read_frames(self, peer: ID, stream: INetStream) -> None:
         buffer = bytearray()
         try:
             while True:
@@ -168,8 +176,7 @@ class RecordPubsub(Pubsub):
     async def _receive(self, peer: ID, stream: INetStream, frame: bytes) -> None:
         self.watch.heard(peer)
         self.watch.count("network/bytes_in", len(frame))
-        while not self._frames.take(peer.to_bytes()):
-            await trio.sleep(0.05)  # a flood waits in its sender's buffers
+        await self._wait_for_turn(peer)
         rpc = rpc_pb2.RPC()
         try:
             rpc.ParseFromString(frame)
@@ -181,6 +188,7 @@ class RecordPubsub(Pubsub):
             self._note_subscription(peer, stream, entry.subscribe)
             self.handle_subscription(peer, entry)
         for message in rpc.publish:
+            await self._wait_for_turn(peer)
             self.watch.count("network/messages_in")
             if message.data[:1] != frames.ANNOUNCEMENT:
                 await self.push_msg(peer, message)
@@ -195,6 +203,11 @@ class RecordPubsub(Pubsub):
                 await self.router.handle_rpc(rpc_pb2.RPC(control=control), peer)
             except Exception as error:  # the library's handlers raise whatever odd input makes them raise
                 raise MalformedError(f"{type(error).__name__}: {error}") from None
+
+    async def _wait_for_turn(self, peer: ID) -> None:
+        """One token for each frame and each message, copies too: a flood waits in its sender's buffers."""
+        while not self._frames.take(peer.to_bytes()):
+            await trio.sleep(0.05)
 
     async def _push_announced(self, peer: ID, message: rpc_pb2.Message) -> None:
         try:
@@ -232,10 +245,10 @@ class RecordPubsub(Pubsub):
         return None
 
     def _is_another_copy(self, forwarder: ID, msg: rpc_pb2.Message) -> bool:
-        name = self.get_message_id(msg)
-        if name in self._relaying:
-            self._relaying[name].add(forwarder)
-        return self.seen_messages.has(name)
+        message_id = self.get_message_id(msg)
+        if message_id in self._relaying:
+            self._relaying[message_id].add(forwarder)
+        return self.seen_messages.has(message_id)
 
     async def _relay(self, forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Passes a message on after a moment, to those it has not come from by then.
@@ -254,22 +267,23 @@ class RecordPubsub(Pubsub):
 
     async def validate_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Delivers the record of a message. Raises ValidationError, and counts why, if there is none to be used."""
-        if msg_forwarder == self.my_id:
-            return
         author = author_of(msg.from_id)
         assert author is not None
         try:
-            inline, announced = self._content(msg)
-            name = announced.hash if announced else hashlib.sha256(inline).digest()
+            inline, announced = frames.content(msg)
+            envelope_hash = announced.hash if announced else hashlib.sha256(inline).digest()
             # what relays repeat must not use up what its author may say that is new
-            if not (self._repeated if self.watch.knows(name) else self._authors).take(author):
+            if not (self._repeated if self.watch.knows(envelope_hash) else self._authors).take(author):
                 self._too_many(msg_forwarder, msg)
                 raise ValidationError("its author sends too many")
             raw = await self._pull(msg_forwarder, msg, announced) if announced else inline
             if raw is not None:
                 self.watch.deliver(frames.check_record(raw, self.swarm, author))
         except RecordError as error:
-            self.watch.offend(msg_forwarder, f"rejected/{error.cause}")
+            if error.cause == "unavailable":  # no proof of anything: others may keep its author from serving it
+                self.watch.count("rejected/unavailable")
+            else:
+                self.watch.offend(msg_forwarder, f"rejected/{error.cause}")
             raise ValidationError(str(error)) from None
 
     def _too_many(self, forwarder: ID, msg: rpc_pb2.Message) -> None:
@@ -278,17 +292,6 @@ class RecordPubsub(Pubsub):
             self.watch.offend(forwarder, "rejected/rate limit")
         else:
             self.watch.count("rejected/rate limit")
-
-    def _content(self, msg: rpc_pb2.Message) -> tuple[bytes, frames.Announcement | None]:
-        """The record that a message carries, or what it announces. Raises RecordError("undecodable")."""
-        if msg.data[:1] == frames.INLINE:
-            return msg.data[1:], None
-        if msg.data[:1] != frames.ANNOUNCEMENT:
-            raise RecordError("undecodable", "neither a record nor an announcement of one")
-        try:
-            return b"", frames.announcements.decode(msg.data[1:])
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise RecordError("undecodable", str(error)) from None
 
     async def _pull(self, forwarder: ID, msg: rpc_pb2.Message, announced: frames.Announcement) -> bytes | None:
         """What is announced; None if another copy of the message was dealt with while this one waited."""

@@ -58,12 +58,13 @@ class Session:
         self._heard: dict[ID, float] = {}
         self._idle: dict[ID, float] = {}  # connected, and no part of the swarm: since when
         self._offences = Offences()
+        self._said = Buckets(1 / 20, burst=3)  # lines in the log
         self._requests = Buckets(self._config.max_messages_per_second / 8)  # a reply can be a megabyte
         self._delivered: dict[bytes, None] = {}  # SHA-256 of envelopes, oldest first
         self._latest: dict[bytes, bytes] = {}  # author: the last of them
         self._book = AddressBook(self._config.bootnodes, ID.from_base58(gossip.identity.peer_id))
         self._host = make_host(gossip.identity, self._config.max_connections)
-        contain(self._host, self.refuses, self.count, self.offend)
+        contain(self._host, self)
         rates = (self._config.max_records_per_second, self._config.max_messages_per_second)
         self._pubsub = RecordPubsub(self._host, self._config.swarm, self, *rates, self._config.jitter)
         self._exchange = Exchange(self._host, self._config.swarm, store, lambda: gossip.latest, self)
@@ -101,7 +102,7 @@ class Session:
         self._scope.deadline = trio.current_time() + 3.0
         self._stopping.set()
 
-    # --- what the gossip layer asks of the node (pubsub.Watch)
+    # --- what the parts of the network ask of it (host.Watch)
 
     def count(self, name: str, number: int = 1) -> None:
         self._gossip.count(name, number)
@@ -119,30 +120,32 @@ class Session:
         for connection in self._host.get_network().get_connections(peer):
             self.spawn(hang_up, connection)
 
-    def knows(self, name: bytes) -> bool:
-        return name in self._delivered
+    def knows(self, envelope_hash: bytes) -> bool:
+        return envelope_hash in self._delivered
 
     def deliver(self, signed: SignedRecord) -> None:
-        """Once per record: it may come by gossip and in a greeting."""
-        name = hashlib.sha256(signed.raw).digest()
-        if self.knows(name):
+        """Once per record that is kept: it may come by gossip and in a greeting. One that is not can be had again."""
+        envelope_hash = hashlib.sha256(signed.raw).digest()
+        if self.knows(envelope_hash):
             self.count("network/repeated")
             return
-        self._delivered[name] = None
-        self._latest[signed.record.author] = name
+        if not self._gossip.on_record(signed):
+            return
+        self._delivered[envelope_hash] = None
+        self._latest[signed.record.author] = envelope_hash
         for table in (self._delivered, self._latest):
             if len(table) > MAX_DELIVERED:
                 del table[next(iter(table))]
-        self._gossip.on_record(signed)
 
-    async def fetch(self, peer: ID, name: bytes) -> bytes:
-        return self._store.get(name) or await self._exchange.fetch(peer, name)
+    async def fetch(self, peer: ID, envelope_hash: bytes) -> bytes:
+        return self._store.get(envelope_hash) or await self._exchange.fetch(peer, envelope_hash)
 
     def offend(self, peer: ID, name: str) -> None:
         """Counts what a peer should not have sent; one that keeps at it is refused for a while."""
         self.count(name)
         if self._offences.add(peer.to_bytes()):
-            log.warning("%s sent too much that is wrong, last %r; it is refused for a minute", peer, name)
+            level = logging.WARNING if self._said.take(b"refused") else logging.DEBUG  # ids are free: so may be lines
+            log.log(level, "%s sent too much that is wrong, last %r; it is refused for a minute", peer, name)
             self.disconnect(peer)
 
     def refuses(self, peer: ID) -> bool:
@@ -169,11 +172,11 @@ class Session:
                 continue
             self._sending = True
             raw = outbox.popleft()
-            name = self._store.put(raw)
+            envelope_hash = self._store.put(raw)
             if len(raw) <= config.inline_bytes:
                 data = INLINE + raw
             else:
-                data = ANNOUNCEMENT + msgspec.msgpack.encode(Announcement(name, len(raw)))
+                data = ANNOUNCEMENT + msgspec.msgpack.encode(Announcement(envelope_hash, len(raw)))
             await self._pubsub.publish(self._pubsub.topic, data)
             self._sending = False
             await trio.sleep(config.pace)
@@ -224,12 +227,12 @@ class Session:
 
     async def _dial(self, peer: ID) -> None:
         try:
-            connected = await self._connect(peer)
+            address = await self._connect(peer)
         finally:
             self._busy.discard(peer)
         bootnode = self._book.bootnodes.get(peer)
-        if connected:
-            if self._book.reached(peer):
+        if address is not None:
+            if self._book.reached(peer, address):
                 log.info("the bootnode %s is reachable again", bootnode)
             self.changed()
             return
@@ -238,12 +241,12 @@ class Session:
         if self._book.failed(peer):
             log.warning("the bootnode %s cannot be reached; it is tried again and again", bootnode)
 
-    async def _connect(self, peer: ID) -> bool:
+    async def _connect(self, peer: ID) -> Multiaddr | None:
         for address in self._book.addresses(peer):
             with trio.move_on_after(DIAL_TIMEOUT), contextlib.suppress(Exception):  # the library's many, all one to us
                 await self._host.get_network().dial_addr(address, peer)
-                return True
-        return False
+                return address
+        return None
 
     def _start_greeting(self, peer: ID, drop: bool = False) -> None:
         if peer not in self._greeting:
@@ -259,7 +262,7 @@ class Session:
                 return  # no key of ours: it may relay, and says nothing itself
             raw, infos = await self._exchange.greet(peer, self._latest.get(author))
             self.heard(peer)
-            self._book.learn(infos)
+            self._book.learn(infos, peer.to_bytes())
             self.changed()
             if raw is not None:
                 self._store.put(raw)

@@ -24,9 +24,6 @@ class Transport(Protocol):
         For a record that is waited for and does not come: gossip can lose messages silently.
         """
 
-    def connected(self) -> frozenset[bytes]:
-        """Authors (33-byte keys) of the peers that are connected now and take part in this swarm."""
-
     def flush(self, timeout: float) -> bool:
         """Waits until all that was published has been handed to the peers' streams; False after `timeout` seconds."""
 

@@ -102,11 +102,26 @@ def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path
     assert any(row["peers/connected"] == 1 for row in read_rows(rows["first"]))
 
 
+def test_a_key_signs_for_one_journal_only(tmp_path):
+    """In another folder a node would start at round 0 again, and contradict what it has signed."""
+    key = f"--config.swarm.key={tmp_path / 'shared.key'}"
+    first = start(tmp_path / "first", key, variant="")
+    wait_until((tmp_path / "first" / "node.json").exists)
+    code, _, complained = run(tmp_path / "second", key)
+    assert code == 2 and "another process is using" in complained and "shared.key" in complained
+    wait_until((tmp_path / "first" / "metrics.jsonl").exists)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    code, _, complained = run(tmp_path / "third", key)
+    assert code == 2 and "shared.key has signed records that are not in the journal here" in complained
+    assert len(complained.splitlines()) == 1
+
+
 def test_two_processes_cannot_run_in_one_folder(tmp_path):
     first = start(tmp_path / "run", variant="")
     wait_until((tmp_path / "run" / "node.json").exists)
     second = start(tmp_path / "run", "--resume", variant="")
     _, complained = second.communicate(timeout=60)
-    assert second.returncode == 2 and "another process is running" in complained
+    assert second.returncode == 2 and "another process is using" in complained
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)

@@ -5,9 +5,11 @@ import msgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlswarm_jax.identity import simulated
 from rlswarm_jax.records import envelope, inbox, schema
+from rlswarm_jax.records.envelope import seal
 from rlswarm_jax.records.inbox import Inbox
-from tests.records.samples import ALICE, BOB, CAROL, ME, sealed
+from tests.records.samples import ALICE, BOB, CAROL, ME, record, sealed
 
 
 def make_inbox(**fields) -> Inbox:
@@ -19,7 +21,7 @@ def holdings(box: Inbox):
     return {f.name: getattr(box, f.name).copy() for f in dataclasses.fields(box) if f.name not in _FIXED}
 
 
-_FIXED = ("swarm", "owner", "max_staleness", "stages", "counts")
+_FIXED = ("swarm", "owner", "max_staleness", "stages", "rounds", "favoured", "counts")
 
 
 def taken(box: Inbox, round_: int = 99):
@@ -94,12 +96,12 @@ def test_evidence_is_bounded(monkeypatch):
     assert taken(box) == []  # beyond the evidence they are still not used
 
 
-def test_the_window_begins_max_staleness_behind_and_has_no_end():
+def test_the_window_begins_max_staleness_behind():
     """A node that was away for long must hear where the others are."""
     box, now = make_inbox(), 5000
-    expected = {now - 3: False, now - 2: True, now: True, now + 100_000: True, 0: False, 2**32 - 1: True}
+    expected = {now - 3: False, now - 2: True, now: True, now + 100_000: True, 0: False, 2**32 - 1: False}
     found = {round_: box.offer(sealed(ALICE, round=round_), now) is not None for round_ in expected}
-    assert found == expected and box.counts["out of window"] == 2
+    assert found == expected and box.counts["out of window"] == 3
 
 
 def test_a_saved_inbox_is_restored_as_it_was_and_what_was_taken_stays_taken():
@@ -239,3 +241,51 @@ def test_an_author_crowds_out_nobody_but_their_own_oldest_records(rounds):
     assert held == list(range(7, 3 + inbox.MAX_PER_AUTHOR + 4))
     assert box.authors(3, "answer") == {BOB.author}
     assert box.latest_rounds()[ALICE.author] == max(rounds)
+
+
+def identities(number: int, first: int = 1000):
+    return [simulated(first, index) for index in range(number)]
+
+
+def test_far_records_of_many_strangers_make_room_for_near_ones(monkeypatch):
+    """Keys are free: 1024 of them, each in a far round that never expires, must not close the inbox."""
+    monkeypatch.setattr(inbox, "MAX_HELD", 4)
+    box = make_inbox()
+    for index, stranger in enumerate(identities(5)):
+        box.offer(seal(record(stranger, round=1_000_000 + index), stranger), 3)
+    assert len(box.records) == 4 and box.counts["overflow"] == 1
+    for who in (ALICE, BOB):
+        assert box.offer(sealed(who), 3) is not None
+    assert box.offer(sealed(CAROL, round=4), 3) is not None  # one round ahead is near
+    assert len(box.records) == 4 and box.counts["overflow"] == 4
+    assert taken(box, 4) == sorted(
+        (sealed(ALICE), sealed(BOB), sealed(CAROL, round=4)), key=lambda raw: envelope.open_envelope(raw).hash
+    )
+
+
+def test_records_of_favoured_authors_have_room_before_those_of_strangers(monkeypatch):
+    monkeypatch.setattr(inbox, "MAX_HELD", 3)
+    box = make_inbox(favoured=frozenset([ALICE.author, BOB.author]))
+    for stranger in identities(3):
+        assert box.offer(seal(record(stranger), stranger), 3) is not None
+    assert box.offer(sealed(ALICE), 3) is not None and box.offer(sealed(BOB), 3) is not None
+    assert box.offer(sealed(CAROL), 3) is None  # no nearer, no more favoured than any that is held
+    assert {ALICE.author, BOB.author} < box.authors(3, "answer") and len(box.records) == 3
+
+
+def test_large_records_make_room_too(monkeypatch):
+    monkeypatch.setattr(inbox, "MAX_HELD_BYTES", 3 * len(sealed(ALICE)))
+    box = make_inbox()
+    for stranger in identities(3):
+        box.offer(seal(record(stranger, round=99), stranger), 3)
+    assert box.offer(sealed(ALICE), 3) is not None
+    assert sum(len(held.raw) for held in box.records.values()) <= inbox.MAX_HELD_BYTES
+
+
+def test_rounds_that_nobody_plays_are_out_of_window():
+    box = make_inbox(rounds=10)
+    assert box.offer(sealed(ALICE, round=9), 3) is not None
+    assert box.offer(sealed(BOB, round=10), 3) is None and box.counts["out of window"] == 1
+    endless = make_inbox()
+    assert endless.offer(sealed(ALICE, round=inbox.MAX_ROUND - 1), 3) is not None
+    assert endless.offer(sealed(BOB, round=inbox.MAX_ROUND), 3) is None

@@ -27,14 +27,20 @@ from rlswarm_jax.swarm.router import PROTOCOLS
 
 
 class HostilePeer:
-    """Connected with one node, on a thread of its own. heard: the messages of the frames it was sent."""
+    """Connected with one node, on a thread of its own. heard: the messages of the frames it was sent; deaf reads none.
 
-    def __init__(self, identity: Identity, address: str, swarm: str = "tests", *, stock: bool = False):
+    told: the ids of messages that it was told of (IHAVE).
+    """
+
+    def __init__(
+        self, identity: Identity, address: str, swarm: str = "tests", *, stock: bool = False, deaf: bool = False
+    ):
         self.identity, self.topic = identity, topic_of(swarm)
         self.heard: list[rpc_pb2.Message] = []
+        self.told: set[bytes] = set()
         self.received: list[bytes] = []  # data that the library's own gossipsub accepted, for stock=True
         self.serve: Callable[[Any], Awaitable[None]] | None = None  # what it does with a request for a record
-        self._stock, self._target = stock, info_from_p2p_addr(Multiaddr(address))
+        self._stock, self._deaf, self._target = stock, deaf, info_from_p2p_addr(Multiaddr(address))
         self._ready: Future[None] = Future()
         self._seqno = time.time_ns()
         self._thread = threading.Thread(target=self._main, daemon=True)
@@ -83,9 +89,12 @@ class HostilePeer:
         buffer = bytearray()
         with contextlib.suppress(StreamError):
             while True:
+                if self._deaf:
+                    await trio.sleep_forever()
                 rpc = rpc_pb2.RPC()
                 rpc.ParseFromString(await read_frame(stream, buffer))
                 self.heard.extend(rpc.publish)
+                self.told.update(*(entry.messageIDs for entry in rpc.control.ihave))
 
     async def _answer(self, stream: Any) -> None:
         if self.serve is not None:
@@ -104,6 +113,28 @@ class HostilePeer:
                     await self.stream.write(frame)
 
         self.do(write)
+
+    def open_streams(self, number: int, first: bytes = b"") -> None:
+        """More gossip streams, each with the same first bytes; the last of them is the one it sends on."""
+
+        async def open_one() -> None:
+            for _ in range(number):
+                self.stream = await self._host.new_stream(self._target.peer_id, PROTOCOLS)
+                await self.stream.write(first)
+
+        self.do(open_one)
+
+    def hold_requests(self, number: int, last: bytes = b"") -> None:
+        """Opens streams where requests are expected; says nothing, or something on the last, whatever its window."""
+
+        async def open_all() -> None:
+            for _ in range(number):
+                stream = await self._host.new_stream(self._target.peer_id, [PROTOCOL])
+            stream.muxed_stream.send_window = 1 << 30
+            with contextlib.suppress(StreamError):
+                await stream.write(last)
+
+        self.do(open_all)
 
     def request(self, raw: bytes) -> None:
         """Sends bytes where a request is expected."""

@@ -1,8 +1,6 @@
 """The live network, over real connections on loopback: what arrives, what does not, and who survives it."""
 
-import collections
 import contextlib
-import hashlib
 import itertools
 import os
 import signal
@@ -11,109 +9,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 import pytest
-import trio
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.rpc_queue import PriorityQueue
 
 from rlswarm_jax.identity import Identity, simulated
-from rlswarm_jax.records.envelope import seal
 from rlswarm_jax.swarm.exchange import MAX_ADDRESSES, Request, Store, parse_address
-from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, MalformedError, take_frame
+from rlswarm_jax.swarm.frames import INLINE, MalformedError, take_frame
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.limits import Buckets, Offences
+from rlswarm_jax.swarm.peers import AddressBook
+from rlswarm_jax.swarm.router import MAX_QUEUED, Outgoing
 from rlswarm_jax.swarm.transport import NetworkError, Transport
-from tests.records.samples import completion, group, record, sealed
-from tests.swarm.hostile_peer import HostilePeer, framed
+from tests.records.samples import sealed
+from tests.swarm.live import Node, large, stranger, swarm, wait_for
 
 numbers = itertools.count()
-
-
-def wait_for(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, f"not within {timeout} s: {what}"
-        time.sleep(0.01)
-
-
-def stranger() -> Identity:
-    """A key that no other test has used."""
-    return simulated(11, next(numbers))
-
-
-class Node:
-    """A Gossip, with what it delivered and all it counted."""
-
-    def __init__(self, bootnodes=(), identity=None, **config):
-        self.identity = identity or stranger()
-        self.author = self.identity.author
-        self.records: list[bytes] = []
-        self.counts: collections.Counter[str] = collections.Counter()
-        settings = {"swarm": "tests", "bootnodes": tuple(bootnodes)} | config
-        self.peers: list[frozenset[bytes]] = []  # as they came and went
-        config = GossipConfig(**settings)
-        self.gossip = Gossip(self.identity, config, lambda signed: self.records.append(signed.raw), self.peers.append)
-        self.addresses = self.gossip.start()
-
-    def count(self, name: str) -> int:
-        self.counts.update(self.gossip.take_counts())
-        return self.counts[name]
-
-    def record(self, round_: int, **fields) -> bytes:
-        return sealed(self.identity, round=round_, **fields)
-
-    def publish(self, round_: int) -> bytes:
-        raw = self.record(round_)
-        self.gossip.publish(raw)
-        return raw
-
-    def sees(self, *others: "Node") -> bool:
-        return {other.author for other in others} <= self.gossip.connected()
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Node]]:
-    nodes: list[Node] = []
-
-    def start_one(*args, **kwargs) -> Node:
-        nodes.append(Node(*args, **kwargs))
-        return nodes[-1]
-
-    yield start_one
-    for node in nodes:
-        node.gossip.close()
-
-
-@pytest.fixture
-def attack() -> Iterator[Callable[..., HostilePeer]]:
-    peers: list[HostilePeer] = []
-
-    def attack_one(victim: Node, **kwargs) -> HostilePeer:
-        peers.append(HostilePeer(stranger(), victim.addresses[0], **kwargs))
-        return peers[-1]
-
-    yield attack_one
-    for peer in peers:
-        peer.close()
-
-
-def swarm(start, number: int, **config) -> list[Node]:
-    """Nodes that know the first of them only, once all are connected with all."""
-    nodes = [start(**config)]
-    nodes += [start(nodes[0].addresses[:1], **config) for _ in range(number - 1)]
-    for node in nodes:
-        wait_for(lambda node=node: node.sees(*(n for n in nodes if n is not node)), "all are connected")
-    return nodes
-
-
-def large(identity: Identity, kilobytes: int, round_: int = 1) -> bytes:
-    texts = [completion(text="x" * 25_000) for _ in range(kilobytes // 25)]
-    return seal(record(identity, groups=[group(texts)], round=round_), identity)
-
-
-# --- between honest nodes
 
 
 def test_nodes_that_know_one_bootnode_find_each_other_and_every_record_arrives_once_and_unchanged(start):
@@ -190,6 +106,29 @@ def test_asking_repairs_a_loss(start):
     wait_for(lambda: b.gossip.ask({a.author, stranger().author}) or lost in b.records, "asked for, it comes")
 
 
+def test_a_record_that_was_not_kept_can_be_had_again(start):
+    a, b = swarm(start, 2)
+    b.keeps = False
+    raw = a.publish(1)
+    wait_for(lambda: b.turned_away, "it comes, and there is no room")
+    b.keeps = True
+    wait_for(lambda: b.gossip.ask({a.author}) or b.records, "asked for, it comes again")
+    b.gossip.ask({a.author})
+    last = a.publish(2)
+    wait_for(lambda: last in b.records, "another record arrives")
+    assert b.records == [raw, last]
+
+
+def test_many_large_records_at_once_are_fetched_at_the_pace_that_their_author_allows(start):
+    a, b = swarm(start, 2, max_messages_per_second=40.0)  # and so 5 requests a second, 10 at once
+    sent = [large(a.identity, 50, round_) for round_ in range(15)]
+    for raw in sent:
+        a.gossip.publish(raw)
+    wait_for(lambda: len(b.records) == 15, "all of them arrive")
+    assert set(b.records) == set(sent)
+    assert not any(node.count(f"rejected/{cause}") for node in (a, b) for cause in ("rate limit", "unavailable"))
+
+
 def test_others_of_the_same_network_in_another_swarm_are_not_peers(start):
     a = start()
     b = start(a.addresses[:1], swarm="others")
@@ -208,196 +147,12 @@ def test_a_stock_gossipsub_peer_understands_us_and_we_it(start, attack):
     wait_for(lambda: theirs in a.records, "we accept its message")
 
 
-# --- hostile peers
-
-
-def tampered(raw: bytes) -> bytes:
-    return raw[:-1] + bytes([raw[-1] ^ 1])
-
-
-def undecodable_key(peer: HostilePeer) -> bytes:
-    return framed(rpc_pb2.RPC(publish=[peer.message(INLINE + b"x", from_id=b"", key=b"\xff\xff")]))
-
-
-def hashed_id(peer: HostilePeer) -> bytes:
-    return framed(rpc_pb2.RPC(publish=[peer.message(INLINE + b"x", from_id=b"\x12\x20" + bytes(32), key=b"\x08")]))
-
-
-def huge_list(peer: HostilePeer) -> bytes:
-    ids = rpc_pb2.ControlIHave(topicID=peer.topic, messageIDs=[b"zz%d" % i for i in range(5000)])
-    return framed(rpc_pb2.RPC(control=rpc_pb2.ControlMessage(ihave=[ids])))
-
-
-def many_subscriptions(peer: HostilePeer) -> bytes:
-    return framed(rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=f"{i}") for i in range(1000)]))
-
-
-FRAMES = {
-    "no protobuf": lambda peer: b"\x05\xff\xff\xff\xff\xff",
-    "no sender and an undecodable key": undecodable_key,
-    "a sender that is a hash": hashed_id,
-    "an oversized frame": lambda peer: b"\x80\x80\x80\x01" + bytes(1000),
-    "an endless length": lambda peer: b"\xff" * 20,
-    "a huge control list": huge_list,
-    "many subscriptions": many_subscriptions,
-    "another topic": lambda peer: framed(rpc_pb2.RPC(publish=[peer.message(INLINE + b"x", topicIDs=["other"])])),
-    "an empty message": lambda peer: framed(rpc_pb2.RPC(publish=[rpc_pb2.Message()])),
-    "a message beyond all bounds": lambda peer: framed(rpc_pb2.RPC(publish=[peer.message(bytes(1 << 17))])),
-}
-
-MESSAGES: dict[str, tuple[str, Callable[[HostilePeer], rpc_pb2.Message]]] = {
-    "garbage": ("undecodable", lambda peer: peer.message(INLINE + b"garbage")),
-    "no known kind": ("undecodable", lambda peer: peer.message(b"\x07" + sealed(peer.identity))),
-    "an undecodable announcement": ("undecodable", lambda peer: peer.message(ANNOUNCEMENT + b"garbage")),
-    "a forged record": ("bad signature", lambda peer: peer.message(INLINE + tampered(sealed(peer.identity)))),
-    "a forged message": (
-        "bad signature",
-        lambda peer: peer.message(INLINE + b"x", data=INLINE + sealed(peer.identity)),
-    ),
-    "no signature": ("bad signature", lambda peer: peer.message(INLINE + sealed(peer.identity), signature=b"")),
-    "another swarm": ("wrong swarm", lambda peer: peer.message(INLINE + sealed(peer.identity, swarm="other"))),
-    "another's record": ("foreign sender", lambda peer: peer.message(INLINE + sealed(simulated(7, 1)))),
-    "an announcement of nothing": (
-        "unavailable",
-        lambda peer: peer.message(ANNOUNCEMENT + msgspec.msgpack.encode(Announcement(bytes(32), 40_000))),
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[tuple[Node, Node]]:
-    """One that is attacked, and an honest peer of it; every attacker has a key of its own."""
-    honest = Node()
-    victim = Node(honest.addresses[:1])
-    wait_for(lambda: honest.sees(victim) and victim.sees(honest), "they are connected")
-    yield victim, honest
-    victim.gossip.close()
-    honest.gossip.close()
-
-
-def still_hears(victim: Node, honest: Node) -> bool:
-    raw = honest.publish(1000 + next(numbers))
-    wait_for(lambda: raw in victim.records, "an honest record arrives all the same")
-    return victim.count("network/restarts") == 0
-
-
-@pytest.mark.parametrize("what", FRAMES)
-def test_a_frame_that_no_correct_peer_sends_ends_its_connection_and_nothing_else(pair, attack, what):
-    victim, honest = pair
-    before = victim.count("network/malformed")
-    peer = attack(victim)
-    wait_for(lambda: peer.identity.author in victim.gossip.connected(), "the attacker takes part")
-    peer.send(FRAMES[what](peer))
-    wait_for(lambda: victim.count("network/malformed") == before + 1, "it is counted")
-    wait_for(lambda: peer.identity.author not in victim.gossip.connected(), "it is disconnected")
-    assert still_hears(victim, honest)
-
-
-@pytest.mark.parametrize("what", MESSAGES)
-def test_a_message_that_is_not_to_be_used_is_counted_under_its_cause(pair, attack, what):
-    victim, honest = pair
-    cause, make = MESSAGES[what]
-    before, delivered = victim.count(f"rejected/{cause}"), len(victim.records)
-    peer = attack(victim)
-    peer.send(framed(rpc_pb2.RPC(publish=[make(peer)])))
-    wait_for(lambda: victim.count(f"rejected/{cause}") == before + 1, "it is counted")
-    assert len(victim.records) == delivered
-    assert still_hears(victim, honest)
-
-
-def test_odd_control_messages_are_ignored(pair, attack):
-    victim, honest = pair
-    peer = attack(victim)
-    odd = rpc_pb2.ControlMessage(
-        ihave=[rpc_pb2.ControlIHave(topicID=peer.topic, messageIDs=[b"abc", b"\xff", b"", b"zz"])],
-        iwant=[rpc_pb2.ControlIWant(messageIDs=[b"abc", b"\xff", b""])],
-        graft=[rpc_pb2.ControlGraft(topicID="other"), rpc_pb2.ControlGraft(topicID=peer.topic)],
-        prune=[rpc_pb2.ControlPrune(topicID=peer.topic, backoff=2**63, peers=[rpc_pb2.PeerInfo(peerID=b"\x00")])],
-    )
-    peer.send(framed(rpc_pb2.RPC(control=odd, senderRecord=b"garbage")))
-    theirs = sealed(peer.identity, round=5)
-    peer.send(framed(rpc_pb2.RPC(publish=[peer.message(INLINE + theirs)])))
-    wait_for(lambda: theirs in victim.records, "its next, honest, frame is read")
-    assert still_hears(victim, honest)
-
-
-def test_a_flood_is_limited_and_its_sender_refused(start, attack):
-    victim = start(max_messages_per_second=50.0)
-    peer = attack(victim)
-    flood = [framed(rpc_pb2.RPC(publish=[peer.message(INLINE + b"garbage")])) for _ in range(60)]
-    peer.send(*flood)
-    wait_for(lambda: victim.count("rejected/undecodable") >= 20, "garbage is counted")
-    wait_for(lambda: peer.identity.author not in victim.gossip.connected(), "it is disconnected")
-    peer.close()
-    with contextlib.suppress(Exception):  # it may be cut off at any point of its coming back
-        HostilePeer(peer.identity, victim.addresses[0]).close()
-    wait_for(lambda: victim.count("network/refused"), "and not let in again")
-
-
-def test_more_messages_than_anyone_has_reason_to_send_are_not_looked_at(start, attack):
-    victim = start(max_messages_per_second=1000.0, max_records_per_second=5.0)
-    peer = attack(victim)
-    peer.send(
-        *(framed(rpc_pb2.RPC(publish=[peer.message(INLINE + sealed(peer.identity, round=i))])) for i in range(15))
-    )
-    wait_for(lambda: victim.count("rejected/rate limit") >= 3, "it is counted")
-    assert 10 <= len(victim.records) < 15
-
-
-@pytest.mark.parametrize("request_", [b"garbage", msgspec.msgpack.encode(("tests", b"short", None)), bytes(2000)])
-def test_an_undecodable_request_is_counted(pair, attack, request_):
-    victim, honest = pair
-    before = victim.count("network/malformed")
-    attack(victim).request(request_)
-    wait_for(lambda: victim.count("network/malformed") == before + 1, "it is counted")
-    assert still_hears(victim, honest)
-
-
-async def never(stream) -> None:
-    await trio.sleep_forever()
-
-
-@pytest.mark.slow
-def test_an_announcement_that_is_never_answered_holds_up_nobody(pair, attack):
-    victim, honest = pair
-    peer = attack(victim)
-    peer.serve = never
-    before = victim.count("rejected/unavailable")
-    announced = Announcement(bytes(range(32)), 40_000)
-    peer.send(framed(rpc_pb2.RPC(publish=[peer.message(ANNOUNCEMENT + msgspec.msgpack.encode(announced))])))
-    assert still_hears(victim, honest)
-    wait_for(lambda: victim.count("rejected/unavailable") == before + 1, "it is given up")
-
-
-def test_a_relay_that_announces_what_it_does_not_serve_delays_a_record_by_a_moment(start, attack):
-    a, b = swarm(start, 2)
-    peer = attack(b)
-    peer.serve = never
-    raw = large(a.identity, 50)
-    announced = ANNOUNCEMENT + msgspec.msgpack.encode(Announcement(hashlib.sha256(raw).digest(), len(raw)))
-    peer.send(framed(rpc_pb2.RPC(publish=[peer.message(announced)])))
-    a.gossip.publish(raw)
-    wait_for(lambda: raw in b.records, "it is had from its author", 4.0)
-
-
-@pytest.mark.slow
-def test_a_peer_that_stops_is_dropped_and_comes_back(start, monkeypatch):
-    monkeypatch.setattr("rlswarm_jax.swarm.session.SILENCE", 1.0)
-    node, identity = start(), stranger()
-    with child(identity, node) as process:
-        wait_for(lambda: identity.author in node.gossip.connected(), "the other process connects", 60)
-        process.send_signal(signal.SIGSTOP)
-        wait_for(lambda: identity.author not in node.gossip.connected(), "it is dropped")
-        process.send_signal(signal.SIGCONT)
-        wait_for(lambda: identity.author in node.gossip.connected(), "it is back")
-
-
 # --- starting, failing, ending
 
 
 def test_a_port_in_use_is_one_sentence(start):
     node = start()
-    other = Gossip(stranger(), GossipConfig("tests", port=node.gossip.port), lambda signed: None)
+    other = Gossip(stranger(), GossipConfig("tests", port=node.gossip.port), lambda signed: True)
     with pytest.raises(NetworkError, match=r"^cannot listen on \S+: the port is in use; choose .*\.port\.$"):
         other.start()
     other.close()
@@ -405,7 +160,7 @@ def test_a_port_in_use_is_one_sentence(start):
 
 def test_a_bootnode_that_is_no_address_is_one_sentence():
     for text in ("somewhere", "/ip4/127.0.0.1/tcp/4001", "/ip4/127.0.0.1/udp/1/quic-v1"):
-        gossip = Gossip(stranger(), GossipConfig("tests", bootnodes=(text,)), lambda signed: None)
+        gossip = Gossip(stranger(), GossipConfig("tests", bootnodes=(text,)), lambda signed: True)
         with pytest.raises(NetworkError, match="is not an address like"):
             gossip.start()
 
@@ -420,7 +175,7 @@ def test_an_unreachable_bootnode_is_counted_and_said_once(start, caplog):
     wait_for(lambda: said() >= 1, "it is said")
     tried = node.count("network/unreachable")
     wait_for(lambda: node.count("network/unreachable") > tried, "it is tried again")
-    assert tried >= 3 and said() == 1
+    assert said() == 1
     bootnode = start(identity=identity, port=port)
     wait_for(lambda: node.sees(bootnode), "when it comes it is found")
 
@@ -445,7 +200,7 @@ def test_closing_is_quick_final_and_leaves_nothing(start):
 
 
 def test_closing_before_starting_does_nothing():
-    gossip: Transport = Gossip(stranger(), GossipConfig("tests"), lambda signed: None)
+    gossip: Transport = Gossip(stranger(), GossipConfig("tests"), lambda signed: True)
     gossip.close()
     gossip.close()
 
@@ -465,11 +220,45 @@ def test_a_crash_of_the_network_is_counted_and_it_comes_back_on_the_same_port(st
     assert address == a.addresses and any("started again" in line.getMessage() for line in caplog.records)
 
 
+def test_the_wait_before_a_restart_is_the_one_that_is_announced(caplog, monkeypatch):
+    gossip = Gossip(stranger(), GossipConfig("tests"), lambda signed: True)
+    waited: list[float] = []
+
+    def fail(started) -> None:
+        if not started.done():
+            started.set_result([])
+        raise RuntimeError("a bug in the library")
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 8:
+            gossip._closing.set()
+
+    monkeypatch.setattr(gossip, "_run", fail)
+    monkeypatch.setattr(gossip._closing, "wait", wait)
+    gossip.start()
+    wait_for(lambda: len(waited) == 8, "it has failed and waited again and again")
+    gossip.close()
+    said = [line.getMessage() for line in caplog.records if "started again" in line.getMessage()]
+    assert waited == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert said == [f"the network stopped and is started again in {seconds:.1f} s" for seconds in waited]
+
+
+def test_a_library_that_cannot_be_imported_is_one_sentence_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rlswarm_jax.swarm.session", None)  # importing it raises
+    gossip = Gossip(stranger(), GossipConfig("tests"), lambda signed: True)
+    begun = time.monotonic()
+    with pytest.raises(NetworkError, match=r"^the network cannot start: .*session"):
+        gossip.start()
+    assert time.monotonic() - begun < 10
+    gossip.close()
+
+
 CHILD = """
 import sys, time
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.identity import Identity
-g = Gossip(Identity(bytes.fromhex(sys.argv[1])), GossipConfig("tests", bootnodes=(sys.argv[2],)), lambda signed: None)
+g = Gossip(Identity(bytes.fromhex(sys.argv[1])), GossipConfig("tests", bootnodes=(sys.argv[2],)), lambda signed: True)
 g.start()
 time.sleep(600)
 """
@@ -484,6 +273,18 @@ def child(identity: Identity, node: Node) -> Iterator[subprocess.Popen]:
             yield process
         finally:
             process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_peer_that_stops_is_dropped_and_comes_back(start, monkeypatch):
+    monkeypatch.setattr("rlswarm_jax.swarm.session.SILENCE", 1.0)
+    node, identity = start(), stranger()
+    with child(identity, node) as process:
+        wait_for(lambda: identity.author in node.gossip.connected(), "the other process connects", 60)
+        process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: identity.author not in node.gossip.connected(), "it is dropped")
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: identity.author in node.gossip.connected(), "it is back")
 
 
 def test_a_peer_that_is_killed_is_gone_at_once(start):
@@ -571,6 +372,73 @@ def test_a_bucket_gives_its_rate_and_twice_that_at_once(monkeypatch):
     assert [buckets.take(b"a") for _ in range(21)].count(True) == 10
     buckets.take(b"b"), buckets.take(b"c")
     assert len(buckets._levels) == 2
+
+
+def test_a_bucket_may_hold_another_number_at_once(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    buckets = Buckets(1 / 20, burst=3)
+    assert [buckets.take(b"a") for _ in range(10)].count(True) == 3
+    now[0] = 60.0
+    assert [buckets.take(b"a") for _ in range(10)].count(True) == 3
+
+
+def hints(*numbers: int, port: int = 1) -> list[PeerInfo]:
+    """What a greeter might tell of so many other peers."""
+    found = [parse_address(f"/ip4/10.0.0.1/tcp/{port}/p2p/{simulated(12, number).peer_id}") for number in numbers]
+    return [info for info in found if info]
+
+
+@pytest.fixture
+def book() -> AddressBook:
+    return AddressBook([], ID.from_base58(stranger().peer_id))
+
+
+def test_hints_stand_behind_an_address_that_has_worked(book):
+    (info,) = hints(1)
+    book.learn([info], b"friend")
+    book.reached(info.peer_id, info.addrs[0])
+    lies = [lie for port in range(2, 8) for lie in hints(1, port=port)]
+    book.learn(lies, b"liar")
+    assert book.addresses(info.peer_id) == [info.addrs[0], *(lie.addrs[0] for lie in reversed(lies))][:4]
+    book.reached(info.peer_id, lies[-1].addrs[0])  # it has moved
+    book.learn(hints(1, port=99), b"liar")
+    assert book.addresses(info.peer_id)[0] == lies[-1].addrs[0]
+
+
+def test_hints_do_not_crowd_out_peers_that_were_reached(book):
+    known = hints(*range(8))
+    book.learn(known, b"friend")
+    for info in known:
+        book.reached(info.peer_id, info.addrs[0])
+    for source in range(12):
+        book.learn(hints(*range(100 + 32 * source, 132 + 32 * source)), bytes([source]))
+    assert all(book.addresses(info.peer_id) for info in known)
+    assert set(book.due(8, ())) == {info.peer_id for info in known}  # and they are dialled first
+    assert len(book.due(1000, ())) == 256
+
+
+def test_one_peer_may_tell_only_so_many_new_addresses_a_minute(book, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    book.learn(hints(*range(100)), b"liar")
+    book.learn(hints(*range(20)), b"liar")  # repeated, they cost nothing
+    assert len(book.due(1000, ())) == 32
+    book.learn(hints(200), b"friend")
+    now[0] = 30.0
+    book.learn(hints(*range(100)), b"liar")
+    assert len(book.due(1000, ())) == 32 + 1 + 16
+
+
+def test_what_waits_for_one_peer_is_bounded_in_bytes_and_in_number():
+    queue = Outgoing(PriorityQueue())
+    asked_for = rpc_pb2.RPC(publish=[rpc_pb2.Message(data=bytes(1 << 20))])
+    assert [queue.push(asked_for) for _ in range(6)].count(True) == 3  # each has a few bytes more than a megabyte
+    assert queue.push(bytes(1 << 19), priority=True) and not queue.push(bytes(1 << 20))
+    while queue.pop() is not None:
+        pass
+    assert queue.bytes == 0
+    assert [queue.push(b"small") for _ in range(1000)].count(True) == MAX_QUEUED
 
 
 def test_who_keeps_offending_is_refused_for_a_while(monkeypatch):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rlswarm_jax.identity import Identity, simulated
+from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.swarm.frames import INLINE, topic_of
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from tests.records.samples import sealed
@@ -126,8 +127,12 @@ class Node:
         self.records: list[bytes] = []
         self._counts: collections.Counter[str] = collections.Counter()
         config = GossipConfig(swarm="tests", bootnodes=tuple(bootnodes))
-        self.gossip = Gossip(self.identity, config, lambda signed: self.records.append(signed.raw))
+        self.gossip = Gossip(self.identity, config, self._take)
         self.addresses = self.gossip.start()
+
+    def _take(self, signed: SignedRecord) -> bool:
+        self.records.append(signed.raw)
+        return True
 
     def counts(self) -> dict[str, int]:
         self._counts.update(self.gossip.take_counts())
