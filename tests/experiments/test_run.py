@@ -94,7 +94,7 @@ def test_help_teaches():
 
 @pytest.mark.parametrize(("name", "variant"), [("quickstart", "simulate-smoke"), ("solo", "smoke")])
 def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name, variant, tmp_path):
-    """The live quickstart's is in tests/test_live.py, a single node's in tests/experiments/test_node.py."""
+    """The live quickstart's is in tests/test_live.py, a single node's in tests/experiments/test_single_node.py."""
     workdir = tmp_path / "run"
     done = run(f"--config=configs/{name}.py:{variant}", f"--workdir={workdir}", "--config.wandb.mode=offline")
     assert done.returncode == 0, done.stderr
