@@ -9,7 +9,8 @@ from rlswarm_jax.grpo.advantages import group_advantages
 
 EPS = 1e-6
 some = settings(deadline=None, max_examples=20)  # the first example compiles
-rewards_34 = arrays.arrays(np.float32, (3, 4), elements=st.floats(0, 1, width=32))
+# in steps of 2**-20: XLA flushes denormal numbers to zero, which no reward is near
+rewards_34 = arrays.arrays(np.float32, (3, 4), elements=st.integers(0, 2**20).map(lambda n: n / 2**20))
 
 
 def by_hand(rewards_PG, scale):
