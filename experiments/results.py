@@ -62,7 +62,6 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_mb: float | None = None
     external_fraction: float | None = None
     records: Records = Records()
-    driver: str = "simulate"
     network: dict[str, float] = {}
     received_from: dict[str, dict[str, float]] = {}
     learned_from: dict[str, dict[str, float]] = {}
