@@ -19,8 +19,10 @@ from rlswarm_jax.metrics import read_rows
 
 CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metrics.jsonl"
 JOURNAL_FILE, CHECKPOINT_FOLDER, NODE_FILE = "journal.sqlite", "checkpoints", "node.json"
-# what a run may be resumed with another value of: it says where the peers are, not what is played
-CHANGEABLE = ("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "wandb.mode")
+# what a run may be resumed with another value of: it says where things are, not what is played; the journal itself
+# refuses another key
+CHANGEABLE = ("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "swarm.key")
+CHANGEABLE += ("wandb.mode",)
 
 
 class InUseError(TransientError):

@@ -322,3 +322,22 @@ def test_the_journal_of_another_run_is_refused(tmp_path):
         first.journal.write(row._replace(kind="Learn" if row.kind == "Sample" else row.kind))
     with pytest.raises(JournalError, match="another run"):
         Live(tmp_path / "node", Wire(), 0).node.restore()
+
+
+def test_the_journal_of_another_key_is_refused(tmp_path):
+    """It would re-send, and act on, what somebody else has signed."""
+    first = Live(tmp_path / "node", Wire(), 0)
+    first.run(after=12)
+    with pytest.raises(JournalError, match="another key"):
+        Live(tmp_path / "node", Wire(), 1).node.restore()
+
+
+def test_a_long_journal_does_not_fill_the_inbox(tmp_path):
+    """What was taken long ago is not held again after a restart."""
+    wire = Wire()
+    nodes = [Live(tmp_path / str(i), wire, i, named=range(2), rounds=20) for i in range(2)]
+    play(*nodes)
+    again = Live(tmp_path / "0", Wire(), 0, rounds=20)
+    again.node.restore(nodes[0].rounds())
+    held = [round_ for _, round_, _ in again.player.inbox.records]
+    assert held and min(held) >= 20 - again.game.max_staleness and again.mailbox.round == 20

@@ -117,6 +117,28 @@ def test_a_key_signs_for_one_journal_only(tmp_path):
     assert len(complained.splitlines()) == 1
 
 
+def test_a_launched_node_says_by_its_exit_code_whether_another_try_can_help(tmp_path, taken_port):
+    from configs import node
+    from experiments import folder
+
+    def launched(**swarm) -> tuple[int, str]:
+        config = node.get_config("smoke")
+        config.swarm.update(swarm)
+        (tmp_path / "config.json").write_text(config.to_json_best_effort())
+        command = [sys.executable, "-m", "experiments.node", str(tmp_path)]
+        done = subprocess.run(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    code, said = launched(port=taken_port)
+    assert code == 1 and "in use" in said
+    with folder.lock(tmp_path):
+        code, said = launched()
+    assert code == 1 and "another process is using" in said
+    (tmp_path / "node.key").chmod(0o644)
+    code, said = launched()
+    assert code == 2 and "can be read by others" in said
+
+
 def test_two_processes_cannot_run_in_one_folder(tmp_path):
     first = start(tmp_path / "run", variant="")
     wait_until((tmp_path / "run" / "node.json").exists)

@@ -171,7 +171,10 @@ def test_an_unreachable_bootnode_is_counted_and_said_once(start, caplog):
         port = free.getsockname()[1]
     identity = stranger()
     node = start([f"/ip4/127.0.0.1/tcp/{port}/p2p/{identity.peer_id}"])
-    said = lambda: sum("cannot be reached" in line.getMessage() for line in caplog.records)  # noqa: E731
+
+    def said() -> int:
+        return sum("cannot be reached" in line.getMessage() for line in caplog.records)
+
     wait_for(lambda: said() >= 1, "it is said")
     tried = node.count("network/unreachable")
     wait_for(lambda: node.count("network/unreachable") > tried, "it is tried again")
