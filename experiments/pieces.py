@@ -14,7 +14,7 @@ import ml_collections
 from rich.console import Console
 
 from experiments.cli import UsageError, check
-from rlswarm_jax import assets, qwen, tasks
+from rlswarm_jax import assets, compilation, qwen, tasks
 from rlswarm_jax.engine import Engine, EngineConfig
 from rlswarm_jax.game.prompts import choose_format
 from rlswarm_jax.game.round import Game
@@ -46,12 +46,8 @@ class Pieces:
 
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
-    """Holds the lock of jax's persistent compilation cache, which it turns on if the environment names none."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "rlswarm_jax" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    cache = Path(jax.config.jax_compilation_cache_dir or os.devnull)
+    """Holds the lock of the persistent compilation cache."""
+    cache = compilation.use_cache() or Path(os.devnull)
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # no cache, or one that is not ours to write: each compiles for itself
             cache.mkdir(parents=True, exist_ok=True)

@@ -123,7 +123,7 @@ class Engine:
                 for node, r in requests.items()
             }
             outs = self._run_tiles(self._sample, tiles)
-        return {node: self._by_prompt(out, requests[node].keys_PGM.shape[1]) for node, out in outs.items()}
+        return {node: self._by_prompt(out) for node, out in outs.items()}
 
     def learn(self, requests: Mapping[int, Learn]) -> dict[int, Metrics]:
         """Takes the gradient on every node's groups; nothing else changes the weights."""
@@ -156,10 +156,9 @@ class Engine:
                 keys_P1M[part],
                 prompt_slots=self.config.max_prompt_tokens,
                 num_prompts=self.config.held_out_rows,
-                num_rows=self.config.held_out_rows,
             )
             for node, out in self._run_tiles(self._greedy, dict.fromkeys(nodes, tile)).items():
-                for problem, (sampled,) in zip(self._held_out[part], self._by_prompt(out, 1), strict=False):
+                for problem, (sampled,) in zip(self._held_out[part], self._by_prompt(out), strict=False):
                     answer = self.prompt_format.answer(sampled.text)
                     scores[node].append(self.mixture.score(problem, answer))
         return {node: self._accuracy(found) for node, found in scores.items()}
@@ -222,17 +221,18 @@ class Engine:
         metrics = jax.device_get(metrics)
         return {node: {name: value[node] for name, value in metrics.items()} for node in batches}
 
-    def _by_prompt(self, out: sampling.Completions, group_size: int) -> list[list[Sampled]]:
-        rows = [
-            Sampled(
-                tokens=out.tokens_RT[r, :length].tolist(),
-                logprobs=out.logprobs_RT[r, :length].tolist(),
-                text=self.policy.tokenizer.decode(out.tokens_RT[r, :length].tolist()),
-                ended=bool(out.ended_R[r]),
+    def _by_prompt(self, out: sampling.Completions) -> list[list[Sampled]]:
+        def sampled(p: int, g: int) -> Sampled:
+            tokens = out.tokens_PGT[p, g, : out.lengths_PG[p, g]].tolist()
+            return Sampled(
+                tokens=tokens,
+                logprobs=out.logprobs_PGT[p, g, : len(tokens)].tolist(),
+                text=self.policy.tokenizer.decode(tokens),
+                ended=bool(out.ended_PG[p, g]),
             )
-            for r, length in enumerate(out.lengths_R)
-        ]
-        return [rows[start : start + group_size] for start in range(0, len(rows), group_size)]
+
+        count, group = out.lengths_PG.shape
+        return [[sampled(p, g) for g in range(group)] for p in range(count)]
 
     def _accuracy(self, scores: list[float]) -> Metrics:
         right = np.array(scores) >= 1.0

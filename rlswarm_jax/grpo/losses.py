@@ -44,9 +44,8 @@ def completion_logprobs(
     tokens_BT holds prompt and completion back to back, padded on the right. The head and its softmax run in
     chunks, so `[B, T, V]` logits never exist. Values behind a completion's end are meaningless: mask them.
     """
-    batch, time = tokens_BT.shape
-    positions_BT = jnp.broadcast_to(jnp.arange(time), (batch, time))
-    states_BTD, _ = model.hidden_states(params, config, tokens_BT, positions_BT, model.causal_mask(batch, time))
+    states_BTD, _ = model.causal_states(params, config, tokens_BT)
+    time = tokens_BT.shape[1]
     targets_BC = jnp.minimum(prompt_lengths_B[:, None] + jnp.arange(max_new_tokens), time - 1)
     states_BCD = jnp.take_along_axis(states_BTD, targets_BC[..., None] - 1, axis=1)
     tokens_BC = jnp.take_along_axis(tokens_BT, targets_BC, axis=1)

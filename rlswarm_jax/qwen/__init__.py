@@ -8,19 +8,36 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from rlswarm_jax import randomness
+from rlswarm_jax import compilation, randomness
 from rlswarm_jax.qwen import sampling, weights
 from rlswarm_jax.qwen.config import QwenConfig, read_config
+from rlswarm_jax.qwen.draw import Draw
 from rlswarm_jax.qwen.model import Params, logits
+from rlswarm_jax.qwen.replay import TAU, Replay, Verdict, replay_tokens
+from rlswarm_jax.qwen.stopping import cut_at_stop, stop_table
 from rlswarm_jax.qwen.tokenizer import Prompt, Tokenizer, load_tokenizer
 from rlswarm_jax.qwen.weights import fingerprint
 
-__all__ = ["Generation", "Params", "Policy", "QwenConfig", "fingerprint", "generate", "load", "logits", "save"]
+__all__ = [
+    "Generation",
+    "Params",
+    "Policy",
+    "QwenConfig",
+    "Replay",
+    "Verdict",
+    "fingerprint",
+    "generate",
+    "load",
+    "logits",
+    "replay",
+    "save",
+]
+EXACT_ROWS = 8  # the tile of the exact mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +51,25 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """text: P lists of G strings. tokens_PGT int32, lengths_PG int32 (end of sequence included), logprobs_PGT
-    float32 at the sampling temperature; tokens and log-probs are 0 behind the end."""
+    """text: P lists of G strings, a stop string and what follows it left out. finish: why each ended, "eos" (a stop
+    token), "stop" (a stop string) or "length".
+
+    tokens_PGT int32, lengths_PG int32 (the token that ended it included), logprobs_PGT float32 in the distribution
+    they were drawn from (greedy: at temperature 1); tokens and log-probs are 0 behind the end. keys_PGM uint32: the
+    keys that drew them, for `replay`.
+    """
 
     text: list[list[str]]
+    finish: list[list[Literal["eos", "stop", "length"]]]
     tokens_PGT: np.ndarray
     lengths_PG: np.ndarray
     logprobs_PGT: np.ndarray
+    keys_PGM: np.ndarray
 
 
 def load(path_or_hub_id: str | Path, dtype: Any = np.float32) -> Policy:
     """A policy from a Hugging Face directory or hub id. Raises ValueError that says what is wrong with it."""
+    compilation.use_cache()
     directory = weights.resolve(str(path_or_hub_id))
     config = read_config(directory)
     tokenizer = load_tokenizer(directory, config.vocab_size)
@@ -64,14 +89,30 @@ def generate(
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     seed: int = 0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop: Sequence[str] = (),
+    stop_token_ids: Sequence[int] = (),
+    rows: int = 0,
+    exact: bool = False,
+    kv_dtype: Any = None,
 ) -> Generation:
     """`group_size` completions of each prompt. Temperature 0 is greedy. The same seed gives the same completions;
     no two completions of a call share noise.
 
+    Args:
+      top_k, top_p, min_p: cut the distribution off (`draw.Draw`); for evaluation, not for what is learned from.
+      stop: strings that end a completion. stop_token_ids: tokens that do, besides the checkpoint's own.
+      rows: completions computed at a time while the others wait; 0 is all.
+      exact: every bit of a completion depends on its prompt, key and number among its siblings alone, whatever else is
+        asked for; slower.
+      kv_dtype: of the key/value cache, float32, bfloat16 or int8; the params' dtype by default.
+
     Raises ValueError on an empty request or a prompt the tokenizer cannot encode.
     """
-    if not prompts or group_size < 1 or max_new_tokens < 1 or temperature < 0:
-        raise ValueError("generate needs prompts, group_size >= 1, max_new_tokens >= 1 and temperature >= 0.")
+    if not prompts or group_size < 1 or max_new_tokens < 1 or temperature < 0 or rows < 0:
+        raise ValueError("generate needs prompts, group_size >= 1, max_new_tokens >= 1, temperature and rows >= 0.")
     encoded = [policy.tokenizer.encode(prompt) for prompt in prompts]
     keys_PGM = np.array(
         [
@@ -79,19 +120,82 @@ def generate(
             for p in range(len(prompts))
         ]
     )
-    slots = 1 << (max(map(len, encoded)) - 1).bit_length()  # few shapes, so few compilations
-    tile = sampling.make_tile(encoded, keys_PGM, prompt_slots=slots)
-    out = jax.device_get(_sampler(policy.config, max_new_tokens, float(temperature))(policy.params, tile))
-    shape = (len(prompts), group_size)
-    lengths_PG = out.lengths_R.reshape(shape)
-    tokens_PGT = out.tokens_RT.reshape(*shape, -1)
-    text = [
-        [policy.tokenizer.decode(tokens_PGT[p, g, : lengths_PG[p, g]]) for g in range(group_size)]
-        for p in range(len(prompts))
-    ]
-    return Generation(text, tokens_PGT, lengths_PG, out.logprobs_RT.reshape(*shape, -1))
+    end_tokens = tuple(dict.fromkeys([*policy.config.eos_token_ids, *stop_token_ids]))
+    sample = _sampler(
+        policy,
+        max_new_tokens=max_new_tokens,
+        temperature=float(temperature),
+        how=Draw(top_k, top_p, min_p),
+        rows=0 if exact else rows,
+        eos_token_ids=end_tokens,
+        stop=tuple(stop),
+        kv_dtype=None if kv_dtype is None else np.dtype(kv_dtype).name,
+    )
+    out = (_exactly if exact else _at_once)(sample, policy.params, encoded, keys_PGM)
+    text: list[list[str]] = []
+    finish: list[list[Literal["eos", "stop", "length"]]] = []
+    for tokens_GT, lengths_G, ended_G in zip(out.tokens_PGT, out.lengths_PG, out.ended_PG, strict=True):
+        decoded = [policy.tokenizer.decode(tokens_T[:n]) for tokens_T, n in zip(tokens_GT, lengths_G, strict=True)]
+        text.append([cut_at_stop(whole, stop) for whole in decoded])
+        last_G = tokens_GT[np.arange(len(lengths_G)), lengths_G - 1]
+        finish.append(
+            [
+                "length" if not ended else "eos" if token in end_tokens else "stop"
+                for token, ended in zip(last_G, ended_G, strict=True)
+            ]
+        )
+    return Generation(text, finish, out.tokens_PGT, out.lengths_PG, out.logprobs_PGT, keys_PGM)
+
+
+def replay(
+    policy: Policy,
+    prompt: Prompt,
+    tokens_T: Sequence[int],
+    key_M: np.ndarray,
+    *,
+    temperature: float = 1.0,
+    tau: float | None = None,
+) -> Replay:
+    """Log-prob, margin and verdict of every token of a completion that `key_M` (`[2]` uint32) is said to have drawn.
+
+    tau: margins below it are left undecided; by default `TAU` of the params' dtype. Raises ValueError on an empty or
+    impossible completion.
+    """
+    if tau is None:
+        tau = TAU[str(policy.params["embed"].dtype)]
+    encoded = policy.tokenizer.encode(prompt)
+    return replay_tokens(policy.params, policy.config, encoded, tokens_T, key_M, temperature=temperature, tau=tau)
+
+
+def _at_once(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray) -> sampling.Completions:
+    """As one tile, of one of few shapes."""
+    count = len(prompts)
+    slots = sampling.bucket(max(map(len, prompts)))
+    tile = sampling.make_tile(prompts, keys_PGM, prompt_slots=slots, num_prompts=sampling.bucket(count))
+    out = jax.device_get(sample(params, tile))
+    return jax.tree.map(lambda x: x[:count], out.replace(usage_X4=np.repeat(out.usage_X4, count, axis=0)))
+
+
+def _exactly(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray) -> sampling.Completions:
+    """In fixed tiles, each prompt in one as wide as its own length asks for."""
+    by_width: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_width.setdefault(sampling.bucket(len(prompt)), []).append(index)
+    pieces, order = [], []
+    for slots, indices in by_width.items():
+        order += indices
+        some = [prompts[i] for i in indices]
+        out = sampling.sample_exact(sample, params, some, keys_PGM[indices], prompt_slots=slots, rows=EXACT_ROWS)
+        pieces.append(out.replace(usage_X4=np.zeros((len(indices), 4), np.int32)))
+    back = np.argsort(order)
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[back], *pieces)
 
 
 @functools.lru_cache(maxsize=32)
-def _sampler(config: QwenConfig, max_new_tokens: int, temperature: float):
-    return sampling.make_sampler(config, max_new_tokens=max_new_tokens, temperature=temperature)
+def _compiled(config: QwenConfig, tokenizer: Tokenizer, stop: tuple[str, ...], options: tuple):
+    table = stop_table(stop, tokenizer.token_bytes()) if stop else None
+    return sampling.make_sampler(config, stop=table, **dict(options))
+
+
+def _sampler(policy: Policy, *, stop: tuple[str, ...], **options):
+    return _compiled(policy.config, policy.tokenizer, stop, tuple(options.items()))

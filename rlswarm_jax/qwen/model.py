@@ -1,9 +1,15 @@
 """The Qwen2 / Qwen2.5 / Qwen3 dense decoder as pure functions over a plain pytree.
 
-`hidden_states` is the one forward pass: sampling, training and replay all go through it. Layers are a list, not
-stacked on L: decoding over stacked layers copies each layer's weights out at every token.
+`hidden_states` is the one forward pass: sampling, training and replay all go through it, each with its own idea of
+what a token attends to. Layers are a list, not stacked on L: decoding over stacked layers copies each layer's weights
+out at every token.
+
+Keys are kept `[B, K, H, S]` and values `[B, K, S, H]`, in which both products of attention are plain matrix products
+of adjacent axes: with `[B, S, K, H]` they took 5 times as long on CPU.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +19,8 @@ from jax import Array
 from rlswarm_jax.qwen.config import QwenConfig
 
 Params = dict[str, Any]
-Cache = list[tuple[Array, Array]]  # per layer: keys and values, each [B, S, K, H]
+KV = tuple[Array, Array]  # keys [B, K, H, S] and values [B, K, S, H] of one layer
+Attend = Callable[[int, Array, Array, Array], tuple[Array, Any]]
 MASKED = -1e30  # not -inf: a row with every slot masked stays finite
 
 
@@ -61,89 +68,131 @@ def init_params(config: QwenConfig, key: Array, *, scale: float = 0.02) -> Param
 
 
 def hidden_states(
-    params: Params,
-    config: QwenConfig,
-    tokens_BT: Array,
-    positions_BT: Array,
-    mask_BTS: Array,
-    cache: Cache | None = None,
-    slot: Array | int = 0,
-) -> tuple[Array, Cache]:
-    """Runs the decoder; returns the final normed states `[B, T, D]` and every layer's keys and values.
+    params: Params, config: QwenConfig, tokens_BT: Array, positions_BT: Array, attend: Attend
+) -> tuple[Array, list[Any]]:
+    """Runs the decoder; returns the final normed states `[B, T, D]` and what `attend` kept of each layer.
 
     Args:
       tokens_BT: int32 token ids.
       positions_BT: int32 rope positions.
-      mask_BTS: bool, true where query t may see slot s. Without a cache the slots are the T tokens themselves.
-      cache: keys and values of earlier tokens; this call's are written at `slot` .. `slot + T` in all rows.
+      attend: `attend(layer, q_BTNH, k_BTKH, v_BTKH) -> (out_BTNH, kept)`; `attend_causally` is the plain one.
     """
     x_BTD = params["embed"][tokens_BT]
     rope = _rope_tables(config, positions_BT)
-    kv: Cache = []
+    kept = []
     for index, layer in enumerate(params["layers"]):
-        normed = _rms_norm(x_BTD, layer["input_norm"], config.rms_norm_eps)
-        attended, layer_kv = _attention_block(layer, config, normed, rope, mask_BTS, cache and cache[index], slot)
-        x_BTD = x_BTD + attended
+        q_BTNH, k_BTKH, v_BTKH = _project(layer, config, _rms_norm(x_BTD, layer["input_norm"], config.rms_norm_eps))
+        out_BTNH, keep = attend(index, _rotate(q_BTNH, rope), _rotate(k_BTKH, rope), v_BTKH)
+        x_BTD = x_BTD + _matmul(out_BTNH.reshape(*x_BTD.shape[:2], -1), layer["o"])
         x_BTD = x_BTD + _mlp(layer, _rms_norm(x_BTD, layer["mlp_norm"], config.rms_norm_eps))
-        kv.append(layer_kv)
-    return _rms_norm(x_BTD, params["norm"], config.rms_norm_eps), kv
+        kept.append(keep)
+    return _rms_norm(x_BTD, params["norm"], config.rms_norm_eps), kept
+
+
+def causal_states(params: Params, config: QwenConfig, tokens_BT: Array) -> tuple[Array, list[KV]]:
+    """Final normed states `[B, T, D]` of whole texts, padded on the right at most, and every layer's keys and values.
+
+    What stands behind a token, padding too, does not change its state.
+    """
+    batch, time = tokens_BT.shape
+    positions_BT = jnp.broadcast_to(jnp.arange(time), (batch, time))
+    return hidden_states(params, config, tokens_BT, positions_BT, attend_causally)
 
 
 def head(params: Params, states_XD: Array) -> Array:
-    """Final states `[..., D]` to float32 logits `[..., V]`."""
-    weight_DV = params["lm_head"] if "lm_head" in params else params["embed"].T
-    return _matmul(states_XD.astype(jnp.float32), weight_DV.astype(jnp.float32))
+    """Final states `[..., D]` to float32 logits `[..., V]`; products of bfloat16 are added up in float32."""
+    weight, axis = (params["lm_head"], 0) if "lm_head" in params else (params["embed"], 1)
+    flat_XD = states_XD.reshape(-1, states_XD.shape[-1])
+    dims = (((1,), (axis,)), ((), ()))
+    flat_XV = jax.lax.dot_general(flat_XD, weight, dims, precision="highest", preferred_element_type=jnp.float32)
+    return flat_XV.reshape(*states_XD.shape[:-1], -1)
 
 
 def logits(params: Params, config: QwenConfig, tokens_BT: Array) -> Array:
     """Float32 logits `[B, T, V]` of every position, causal, no padding on the left."""
-    tokens_BT = jnp.asarray(tokens_BT)
-    batch, time = tokens_BT.shape
-    positions_BT = jnp.broadcast_to(jnp.arange(time), (batch, time))
-    states_BTD, _ = hidden_states(params, config, tokens_BT, positions_BT, causal_mask(batch, time))
-    return head(params, states_BTD)
+    return head(params, causal_states(params, config, jnp.asarray(tokens_BT))[0])
 
 
-def causal_mask(batch: int, time: int) -> Array:
-    """`[B, T, T]` bool: token t sees tokens 0..t. Right padding is never seen by what comes before it."""
-    return jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), (batch, time, time))
+def attend_causally(index: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> tuple[Array, KV]:
+    """Token t attends to tokens 0..t. On a GPU in half precision by cuDNN's flash attention, which has no scores."""
+    del index
+    time = q_BTNH.shape[1]
+    kept = keys_of(k_BTKH), values_of(v_BTKH)
+    if flash_applies(q_BTNH):
+        return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn"), kept
+    part = attend_part(queries_of(q_BTNH, k_BTKH.shape[2]), *kept, jnp.tril(jnp.ones((time, time), bool)))
+    return outputs_of(merge([part]), q_BTNH), kept
 
 
-def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array) -> Array:
-    """Grouped-query attention, softmax in float32; `[B, T, N, H]` in the dtype of `v_BSKH`."""
-    batch, time, num_heads, size = q_BTNH.shape
-    num_kv = k_BSKH.shape[2]
-    q_BTKQH = q_BTNH.reshape(batch, time, num_kv, num_heads // num_kv, size) * (size**-0.5)
-    scores = jnp.einsum("btkqh,bskh->bkqts", q_BTKQH, k_BSKH, precision="highest", preferred_element_type=jnp.float32)
-    scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-    out = jnp.einsum("bkqts,bskh->btkqh", weights, v_BSKH, precision="highest")
-    return out.reshape(batch, time, num_heads, size)
+def flash_applies(q_BTNH: Array) -> bool:
+    """cuDNN's kernel wants a GPU, half precision and heads of at most 128 in steps of 8."""
+    size = q_BTNH.shape[-1]
+    return jax.default_backend() == "gpu" and q_BTNH.dtype.itemsize == 2 and size <= 128 and size % 8 == 0
 
 
-def _attention_block(layer, config, x_BTD, rope, mask_BTS, cached, slot):
-    batch, time, _ = x_BTD.shape
+def keys_of(k_BTKH: Array) -> Array:
+    """As the cache keeps keys, `[B, K, H, T]`."""
+    return k_BTKH.transpose(0, 2, 3, 1)
 
-    def project(name, heads):
+
+def values_of(v_BTKH: Array) -> Array:
+    """As the cache keeps values, `[B, K, T, H]`."""
+    return v_BTKH.transpose(0, 2, 1, 3)
+
+
+def queries_of(q_BTNH: Array, num_kv_heads: int) -> Array:
+    """`[B, K, Q, T, H]`, scaled: the Q query heads that share key/value head K."""
+    batch, time, heads, size = q_BTNH.shape
+    q_BTKQH = q_BTNH.reshape(batch, time, num_kv_heads, heads // num_kv_heads, size) * (size**-0.5)
+    return q_BTKQH.transpose(0, 2, 3, 1, 4)
+
+
+def outputs_of(out_BKQTH: Array, like_BTNH: Array) -> Array:
+    """The inverse of `queries_of`, but for the scale."""
+    return out_BKQTH.transpose(0, 3, 1, 2, 4).reshape(like_BTNH.shape).astype(like_BTNH.dtype)
+
+
+Part = tuple[Array, Array, Array]  # of a softmax: maximum [..., 1], sum [..., 1] and weighted values [..., H]
+
+
+def attend_part(q_BKQTH: Array, k_BKHS: Array, v_BKSH: Array, mask_TS: Array) -> Part:
+    """Attention to some of the slots, to be put together by `merge` (the online softmax, arXiv:1805.02867).
+
+    mask_TS: true where token t may see slot s; anything that broadcasts to `[B, K, Q, T, S]`. Float32 inside.
+    """
+    batch, num_kv, group, time, size = q_BKQTH.shape
+    q_BKXH = q_BKQTH.reshape(batch, num_kv, group * time, size)
+    scores = jnp.matmul(q_BKXH, k_BKHS, precision="highest", preferred_element_type=jnp.float32)
+    scores = jnp.where(mask_TS, scores.reshape(batch, num_kv, group, time, -1), MASKED)
+    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))  # it cancels out
+    weights = jnp.exp(scores - top)
+    flat = weights.reshape(batch, num_kv, group * time, -1).astype(v_BKSH.dtype)
+    out = jnp.matmul(flat, v_BKSH, precision="highest", preferred_element_type=jnp.float32)
+    return top, weights.sum(axis=-1, keepdims=True), out.reshape(q_BKQTH.shape)
+
+
+def merge(parts: list[Part]) -> Array:
+    """Attention to the slots of all parts together, float32 in the queries' shape."""
+    top = functools.reduce(jnp.maximum, [part[0] for part in parts])
+    scales = [jnp.exp(part[0] - top) for part in parts]
+    total = sum(scale * part[1] for scale, part in zip(scales, parts, strict=True))
+    return sum(scale * part[2] for scale, part in zip(scales, parts, strict=True)) / total
+
+
+def _project(layer: Params, config: QwenConfig, x_BTD: Array) -> tuple[Array, Array, Array]:
+    """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]`, before the rotation."""
+
+    def project(name: str, heads: int) -> Array:
         y = _matmul(x_BTD, layer[name])
         if config.qkv_bias:
             y = y + layer[f"{name}_bias"]
-        return y.reshape(batch, time, heads, config.head_dim)
+        return y.reshape(*x_BTD.shape[:2], heads, config.head_dim)
 
-    q_BTNH = project("q", config.num_heads)
-    k_BTKH = project("k", config.num_kv_heads)
-    v_BTKH = project("v", config.num_kv_heads)
+    q_BTNH, k_BTKH = project("q", config.num_heads), project("k", config.num_kv_heads)
     if config.qk_norm:
         q_BTNH = _rms_norm(q_BTNH, layer["q_norm"], config.rms_norm_eps)
         k_BTKH = _rms_norm(k_BTKH, layer["k_norm"], config.rms_norm_eps)
-    q_BTNH, k_BTKH = _rotate(q_BTNH, rope), _rotate(k_BTKH, rope)
-    if cached is None:
-        k_BSKH, v_BSKH = k_BTKH, v_BTKH
-    else:
-        k_BSKH = jax.lax.dynamic_update_slice_in_dim(cached[0], k_BTKH.astype(cached[0].dtype), slot, axis=1)
-        v_BSKH = jax.lax.dynamic_update_slice_in_dim(cached[1], v_BTKH.astype(cached[1].dtype), slot, axis=1)
-    out_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
-    return _matmul(out_BTNH.reshape(batch, time, -1), layer["o"]), (k_BSKH, v_BSKH)
+    return q_BTNH, k_BTKH, project("v", config.num_kv_heads)
 
 
 def _mlp(layer: Params, x_BTD: Array) -> Array:

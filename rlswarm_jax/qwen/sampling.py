@@ -1,13 +1,16 @@
-"""Sampling completions: one compiled prefill and decode loop with a key/value cache.
+"""Sampling completions: one compiled loop over a key/value cache, in which finished rows take up waiting completions.
 
-Each prompt is prefilled once and its cache forked to the rows that continue it. Token t of a row is a pure
-function of the row's key and t (`rlswarm_jax.randomness`, version 1), drawn by two-level Gumbel-max.
+Each prompt is prefilled once, and its keys and values are kept once: attention is put together from the part over the
+prompt, which a prompt's completions share, and the part over what each has written itself. A row is a place in the
+batch that computes one completion at a time; when that has ended, the row goes on with the next that waits.
 
-A tile's shape is (prompts, prompt slots, rows, new tokens). At one shape a row's bits do not depend on its
-neighbours, so the *exact* mode always runs one fixed tile and is bit-identical in any batch and for any G; the
-*fast* mode runs a whole request as one tile, and its logits agree with exact ones to a small tolerance.
+Token t of a completion is a pure function of its key and t (`rlswarm_jax.randomness`, version 1), drawn by two-level
+Gumbel-max. At one shape its bits do not depend on its neighbours, so the *exact* mode always runs one fixed tile
+without waiting completions and is bit-identical in any batch and for any G; the *fast* mode runs a whole request as
+one tile, and its logits agree with exact ones to a small tolerance.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,9 +22,12 @@ from jax import Array
 
 from rlswarm_jax import randomness
 from rlswarm_jax.qwen import model
+from rlswarm_jax.qwen.cache import KV, store, write
 from rlswarm_jax.qwen.config import QwenConfig
+from rlswarm_jax.qwen.draw import GREEDY, Draw, draw
+from rlswarm_jax.qwen.stopping import StopTable
 
-GREEDY = 0.0
+PREFILL_TOKENS = 4096  # of all prompts that are prefilled together, padding included
 
 
 class PromptError(ValueError):
@@ -30,55 +36,64 @@ class PromptError(ValueError):
 
 @flax.struct.dataclass
 class Tile:
-    """Prompts and the rows that continue them.
+    """Prompts, and the completions asked for.
 
     prompts_PT: `[P, T]` int32, padded on the right. prompt_lengths_P: `[P]` int32, at least 1.
-    prompt_R: `[R]` int32, the prompt each row continues. keys_RM: `[R, 2]` uint32 key data of each row.
-    alive_R: `[R]` bool, false for rows that only fill the tile.
+    keys_PGM: `[P, G, 2]` uint32 key data of each completion. alive_PG: `[P, G]` bool, false for what only fills the
+    shape.
     """
 
     prompts_PT: Array
     prompt_lengths_P: Array
-    prompt_R: Array
-    keys_RM: Array
-    alive_R: Array
+    keys_PGM: Array
+    alive_PG: Array
 
 
 @flax.struct.dataclass
 class Completions:
-    """tokens_RT: `[R, T]` int32, 0 behind the end. lengths_R: `[R]` int32, the end-of-sequence token included.
+    """tokens_PGT: `[P, G, T]` int32, 0 behind the end. lengths_PG: `[P, G]` int32, the token that ended it included.
 
-    logprobs_RT: `[R, T]` float32, of each token at the sampling temperature (greedy: at temperature 1), 0 behind
-    the end. ended_R: `[R]` bool, false where the completion was cut off at the maximum length.
+    logprobs_PGT: `[P, G, T]` float32, of each token in the distribution that it was drawn from (greedy: at temperature
+    1), 0 behind the end. ended_PG: `[P, G]` bool, false where the completion was cut off at the maximum length.
+    usage_X4: `[1, 4]` int32: decoding steps while completions waited, rows that were alive in them (summed up), and
+    the same two after that.
     """
 
-    tokens_RT: Array
-    logprobs_RT: Array
-    lengths_R: Array
-    ended_R: Array
+    tokens_PGT: Array
+    logprobs_PGT: Array
+    lengths_PG: Array
+    ended_PG: Array
+    usage_X4: Array
+
+
+@flax.struct.dataclass
+class _Prefix:
+    """kv: of each layer, B = P. last_PD: final state of each prompt's last token."""
+
+    kv: list[KV]
+    last_PD: Array
 
 
 @flax.struct.dataclass
 class _Loop:
-    cache: Any
-    logits_RV: Array
-    out: Completions
+    """One state of the decoding loop; Q = P * G completions in all, R rows.
 
-
-def two_level_gumbel(logits_V: Array, key: Array) -> Array:
-    """One exact draw from softmax(logits), int32, with about 2 sqrt(V) Gumbel draws instead of V. Consumes `key`.
-
-    Gumbel-max over chunks by their logsumexp, then over the tokens of the chosen chunk (a draw of the chunk with
-    its marginal probability and of the token with its conditional one: the product is the token's own).
+    kv: what the rows have written, S = max_new_tokens slots used in turn. states_RD: what the next token is drawn
+    from. item_R: the completion each row computes, Q when idle. t_R: tokens it has. stop_R: state of the stop table.
+    queue: completions taken up so far.
     """
-    size = int(np.ceil(np.sqrt(logits_V.shape[0])))
-    chunks = -(-logits_V.shape[0] // size)
-    padded_CV = jnp.pad(logits_V, (0, chunks * size - logits_V.shape[0]), constant_values=model.MASKED).reshape(
-        chunks, size
-    )
-    noise = jax.random.gumbel(key, (chunks + size,), jnp.float32, mode="high")
-    chunk = jnp.argmax(jax.nn.logsumexp(padded_CV, axis=1) + noise[:chunks])
-    return (chunk * size + jnp.argmax(padded_CV[chunk] + noise[chunks:])).astype(jnp.int32)
+
+    kv: list[KV]
+    states_RD: Array
+    item_R: Array
+    t_R: Array
+    stop_R: Array
+    queue: Array
+    tokens_QT: Array
+    logprobs_QT: Array
+    lengths_Q: Array
+    ended_Q: Array
+    usage_4: Array
 
 
 def make_sampler(
@@ -86,88 +101,177 @@ def make_sampler(
     *,
     max_new_tokens: int,
     temperature: float,
+    how: Draw | None = None,
+    rows: int = 0,
     eos_token_ids: Sequence[int] | None = None,
+    stop: StopTable | None = None,
+    kv_dtype: Any = None,
     over_nodes: bool = False,
 ) -> Callable[[model.Params, Tile], Completions]:
-    """Returns jitted `sample(params, tile) -> Completions`.
+    """Returns jitted `sample(params, tile) -> Completions`, which computes in the dtype of `params`.
 
     Args:
       max_new_tokens: completions are cut off there.
       temperature: divides the logits; 0 is greedy decoding.
+      how: truncation of the distribution, for evaluation: as behaviour of a policy that learns it would bias ratios.
+      rows: completions computed at a time, the others wait; 0 is all of the tile.
       eos_token_ids: tokens that end a completion; the checkpoint's own by default.
+      stop: ends a completion whose text holds one of its strings.
+      kv_dtype: of the cache: float32, bfloat16 or int8 (scaled per token and head); that of `params` by default.
       over_nodes: params, tile and completions carry a leading axis W of nodes with weights of their own.
     """
     eos = jnp.asarray(config.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids), jnp.int32)
-    greedy = temperature == GREEDY
+    how = how or Draw()
     lift = (lambda f, axes: jax.vmap(f, in_axes=axes)) if over_nodes else (lambda f, axes: f)
+    stop_table_XV = None if stop is None else stop.next_XV
 
-    def prefill(params, tile: Tile) -> _Loop:
-        num_prompts, time = tile.prompts_PT.shape
-        positions = jnp.broadcast_to(jnp.arange(time), (num_prompts, time))
-        states_PTD, cache = model.hidden_states(
-            params, config, tile.prompts_PT, positions, model.causal_mask(num_prompts, time)
-        )
-        last_PD = jnp.take_along_axis(states_PTD, (tile.prompt_lengths_P - 1)[:, None, None], axis=1)[:, 0]
-        rows = tile.prompt_R.shape[0]
+    def prefill(params, tile: Tile) -> _Prefix:
+        kv_type = kv_dtype or params["embed"].dtype
 
-        def fork(kv_PTKH):
-            return jnp.pad(kv_PTKH[tile.prompt_R], ((0, 0), (0, max_new_tokens), (0, 0), (0, 0)))
+        def some(prompts):
+            tokens_CT, lengths_C = prompts
+            states_CTD, kv = model.causal_states(params, config, tokens_CT)
+            last_CD = jnp.take_along_axis(states_CTD, (lengths_C - 1)[:, None, None], axis=1)[:, 0]
+            return _Prefix([store(keys, values, kv_type) for keys, values in kv], last_CD)
 
-        out = Completions(
-            tokens_RT=jnp.zeros((rows, max_new_tokens), jnp.int32),
-            logprobs_RT=jnp.zeros((rows, max_new_tokens), jnp.float32),
-            lengths_R=jnp.zeros(rows, jnp.int32),
-            ended_R=~tile.alive_R,
-        )
-        return _Loop(jax.tree.map(fork, cache), model.head(params, last_PD)[tile.prompt_R], out)
+        prompts = (tile.prompts_PT, tile.prompt_lengths_P)
+        count, slots = tile.prompts_PT.shape
+        chunk = next(c for c in range(min(count, max(1, PREFILL_TOKENS // slots)), 0, -1) if count % c == 0)
+        if chunk == count:
+            return some(prompts)
+        chunks = jax.tree.map(lambda x: x.reshape(count // chunk, chunk, *x.shape[1:]), prompts)
+        return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), jax.lax.map(some, chunks))
 
-    def step(params, tile: Tile, loop: _Loop, t) -> _Loop:
-        scaled_RV = loop.logits_RV if greedy else loop.logits_RV / temperature
-        if greedy:
-            token_R = jnp.argmax(scaled_RV, axis=-1).astype(jnp.int32)
+    def begin(tile: Tile, prefix: _Prefix) -> _Loop:
+        count, group = tile.alive_PG.shape
+        total, num_rows = count * group, min(rows or count * group, count * group)
+        first_R = jnp.arange(num_rows)
+        if num_rows < total:
+            waiting = tile.alive_PG.sum()
+            item_R = jnp.where(first_R < waiting, _queue(tile)[:num_rows], total)
+            queue = jnp.minimum(num_rows, waiting)
         else:
-            keys_R = jax.vmap(jax.random.fold_in, in_axes=(0, None))(randomness.wrap(tile.keys_RM), t)
-            token_R = jax.vmap(two_level_gumbel)(scaled_RV, keys_R)
-        chosen_R = jnp.take_along_axis(scaled_RV, token_R[:, None], axis=-1)[:, 0]
-        logprob_R = chosen_R - jax.nn.logsumexp(scaled_RV, axis=-1)
-        live_R = ~loop.out.ended_R
-        out = Completions(
-            tokens_RT=loop.out.tokens_RT.at[:, t].set(jnp.where(live_R, token_R, 0)),
-            logprobs_RT=loop.out.logprobs_RT.at[:, t].set(jnp.where(live_R, logprob_R, 0.0)),
-            lengths_R=loop.out.lengths_R + live_R,
-            ended_R=loop.out.ended_R | (token_R[:, None] == eos).any(axis=-1),
+            item_R, queue = jnp.where(tile.alive_PG.reshape(-1), first_R, total), jnp.int32(total)
+        return _Loop(
+            kv=[kv.empty(num_rows, max_new_tokens) for kv in prefix.kv],
+            states_RD=prefix.last_PD[jnp.minimum(item_R // group, count - 1)],
+            item_R=item_R.astype(jnp.int32),
+            t_R=jnp.zeros(num_rows, jnp.int32),
+            stop_R=jnp.zeros(num_rows, jnp.int32),
+            queue=queue.astype(jnp.int32),
+            tokens_QT=jnp.zeros((total, max_new_tokens), jnp.int32),
+            logprobs_QT=jnp.zeros((total, max_new_tokens), jnp.float32),
+            lengths_Q=jnp.zeros(total, jnp.int32),
+            ended_Q=jnp.zeros(total, bool),
+            usage_4=jnp.zeros(4, jnp.int32),
         )
-        prompt_slots = tile.prompts_PT.shape[1]
-        lengths_R = tile.prompt_lengths_P[tile.prompt_R]
-        slots_S = jnp.arange(prompt_slots + max_new_tokens)
-        seen_RS = (slots_S < lengths_R[:, None]) | ((slots_S >= prompt_slots) & (slots_S <= prompt_slots + t))
-        states_R1D, cache = model.hidden_states(
-            params,
-            config,
-            token_R[:, None],
-            (lengths_R + t)[:, None],
-            seen_RS[:, None],
-            loop.cache,
-            prompt_slots + t,
+
+    def step(params, tile: Tile, prefix: _Prefix, loop: _Loop, index) -> _Loop:
+        """Draws a token for each row, and computes what the next is drawn from; `index` counts the steps."""
+        count, group = tile.alive_PG.shape
+        total = count * group
+        keys_RM = tile.keys_PGM.reshape(total, 2)[jnp.minimum(loop.item_R, total - 1)]
+        logits_RV = model.head(params, loop.states_RD)
+        token_R, logprob_R = draw(logits_RV, randomness.wrap(keys_RM), loop.t_R, temperature, how)
+        stop_R = loop.stop_R if stop_table_XV is None else jnp.asarray(stop_table_XV)[loop.stop_R, token_R]
+        ended_R = (token_R[:, None] == eos).any(axis=-1)
+        if stop is not None:
+            ended_R |= stop_R == stop.found
+        alive_R = loop.item_R < total
+        done_R = alive_R & (ended_R | (loop.t_R + 1 == max_new_tokens))
+        ended_item_R = jnp.where(done_R, loop.item_R, total)
+
+        waits, queue, item_R = jnp.zeros((), bool), loop.queue, jnp.where(done_R, total, loop.item_R)
+        if loop.item_R.shape[0] < total:
+            end = tile.alive_PG.sum()
+            turn_R = loop.queue + jnp.cumsum(done_R) - 1
+            next_R = _queue(tile)[jnp.minimum(turn_R, total - 1)]
+            item_R = jnp.where(done_R & (turn_R < end), next_R, item_R)
+            waits, queue = loop.queue < end, jnp.minimum(loop.queue + done_R.sum(), end).astype(jnp.int32)
+        alive = alive_R.sum()
+        spent_4 = jnp.stack([waits, waits * alive, ~waits, ~waits * alive]).astype(jnp.int32)
+
+        prompt_R = jnp.minimum(loop.item_R // group, count - 1)
+        attend = functools.partial(_attend, tile, prefix, loop, index % max_new_tokens)
+        states_R1D, kv = model.hidden_states(
+            params, config, token_R[:, None], (tile.prompt_lengths_P[prompt_R] + loop.t_R)[:, None], attend
         )
-        return _Loop(cache, model.head(params, states_R1D[:, 0]), out)
+        begun_RD = prefix.last_PD[jnp.minimum(item_R // group, count - 1)]
+        return _Loop(
+            kv=kv,
+            states_RD=jnp.where(done_R[:, None], begun_RD, states_R1D[:, 0]),
+            item_R=item_R.astype(jnp.int32),
+            t_R=jnp.where(done_R, 0, loop.t_R + 1),
+            stop_R=jnp.where(done_R, 0, stop_R),
+            queue=queue,
+            tokens_QT=loop.tokens_QT.at[loop.item_R, loop.t_R].set(token_R, mode="drop"),
+            logprobs_QT=loop.logprobs_QT.at[loop.item_R, loop.t_R].set(logprob_R, mode="drop"),
+            lengths_Q=loop.lengths_Q.at[ended_item_R].set(loop.t_R + 1, mode="drop"),
+            ended_Q=loop.ended_Q.at[ended_item_R].set(ended_R, mode="drop"),
+            usage_4=loop.usage_4 + spent_4,
+        )
+
+    def results(tile: Tile, loop: _Loop) -> Completions:
+        shape = tile.alive_PG.shape
+        return Completions(
+            tokens_PGT=loop.tokens_QT.reshape(*shape, -1),
+            logprobs_PGT=loop.logprobs_QT.reshape(*shape, -1),
+            lengths_PG=loop.lengths_Q.reshape(shape),
+            ended_PG=loop.ended_Q.reshape(shape),
+            usage_X4=loop.usage_4[None],
+        )
 
     def sample(params, tile: Tile) -> Completions:
-        first = lift(prefill, (0, 0))(params, tile)
+        prefix = lift(prefill, (0, 0))(params, tile)
+        total = tile.alive_PG.shape[-2] * tile.alive_PG.shape[-1]
 
         def unfinished(carry):
-            t, loop = carry
-            return (t < max_new_tokens) & ~loop.out.ended_R.all()
+            return (carry[1].item_R < total).any()
 
         def advance(carry):
-            t, loop = carry
-            return t + 1, lift(step, (0, 0, 0, None))(params, tile, loop, t)
+            index, loop = carry
+            return index + 1, lift(step, (0, 0, 0, 0, None))(params, tile, prefix, loop, index)
 
-        _, loop = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), first))
-        # a filler row was born ended and a cut-off row never ended: what ended is what stopped on its own
-        return loop.out.replace(ended_R=loop.out.ended_R & (loop.out.lengths_R > 0))
+        start = (jnp.int32(0), lift(begin, (0, 0))(tile, prefix))
+        _, loop = jax.lax.while_loop(unfinished, advance, start)
+        return lift(results, (0, 0))(tile, loop)
 
     return jax.jit(sample)
+
+
+def _queue(tile: Tile) -> Array:
+    """The tile's completions `[Q]`, those that are alive first and in their order."""
+    return jnp.argsort(~tile.alive_PG.reshape(-1), stable=True)
+
+
+def _attend(tile: Tile, prefix: _Prefix, loop: _Loop, slot: Array, layer: int, q_R1NH, k_R1KH, v_R1KH):
+    """Attention of the rows' newest tokens, which are kept in `slot`, to their prompts and to what they wrote.
+
+    A row that took up a completion t tokens ago sees the t + 1 newest slots, whose order does not matter.
+    """
+    num_rows, num_kv = q_R1NH.shape[0], k_R1KH.shape[2]
+    q_RKQ1H = model.queries_of(q_R1NH, num_kv)
+    own = write(loop.kv[layer], slot, model.keys_of(k_R1KH), model.values_of(v_R1KH))
+    age_S = (slot - jnp.arange(own.slots)) % own.slots
+    seen_RS = age_S <= loop.t_R[:, None]
+    own_part = own.attend(q_RKQ1H, seen_RS[:, None, None, None])
+
+    count, group = tile.alive_PG.shape
+    everybody = num_rows == count * group  # row r computes completion r
+    q_QKQ1H = q_RKQ1H
+    if not everybody:
+        q_QKQ1H = jnp.zeros((count * group, *q_RKQ1H.shape[1:]), q_RKQ1H.dtype)
+        q_QKQ1H = q_QKQ1H.at[loop.item_R].set(q_RKQ1H, mode="drop")
+    q_PKQGH = jnp.moveaxis(q_QKQ1H[:, :, :, 0].reshape(count, group, *q_QKQ1H.shape[1:3], -1), 1, 3)
+    written_PS = jnp.arange(tile.prompts_PT.shape[1]) < tile.prompt_lengths_P[:, None]
+    part = prefix.kv[layer].attend(q_PKQGH, written_PS[:, None, None, None])
+
+    def of_rows(x_PKQGX):
+        x_QKQ1X = jnp.moveaxis(x_PKQGX, 3, 1).reshape(count * group, *x_PKQGX.shape[1:3], 1, -1)
+        return x_QKQ1X if everybody else x_QKQ1X[jnp.minimum(loop.item_R, count * group - 1)]
+
+    out_RKQ1H = model.merge([tuple(map(of_rows, part)), own_part])
+    return model.outputs_of(out_RKQ1H, q_R1NH), own
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], slots: int) -> tuple[np.ndarray, np.ndarray]:
@@ -186,28 +290,18 @@ def pad_prompts(prompts: Sequence[Sequence[int]], slots: int) -> tuple[np.ndarra
 
 
 def make_tile(
-    prompts: Sequence[Sequence[int]],
-    keys_PGM: np.ndarray,
-    *,
-    prompt_slots: int,
-    num_prompts: int | None = None,
-    num_rows: int | None = None,
+    prompts: Sequence[Sequence[int]], keys_PGM: np.ndarray, *, prompt_slots: int, num_prompts: int | None = None
 ) -> Tile:
-    """A tile with G rows for each prompt, in order, filled up to `num_prompts` prompts and `num_rows` rows.
+    """A tile with G completions of each prompt, filled up to `num_prompts` prompts.
 
-    keys_PGM: `[P, G, 2]` uint32 key data, consumed by the rows' completions.
+    keys_PGM: `[P, G, 2]` uint32 key data, consumed by the completions.
     """
     count, group = keys_PGM.shape[:2]
-    num_prompts, num_rows = num_prompts or count, num_rows or count * group
-    fill_prompts, fill_rows = num_prompts - count, num_rows - count * group
-    padded, lengths = pad_prompts(list(prompts) + [[0]] * fill_prompts, prompt_slots)
-    return Tile(
-        prompts_PT=padded,
-        prompt_lengths_P=lengths,
-        prompt_R=np.concatenate([np.repeat(np.arange(count), group), np.zeros(fill_rows, int)]).astype(np.int32),
-        keys_RM=np.concatenate([keys_PGM.reshape(-1, 2), np.zeros((fill_rows, 2), np.uint32)]).astype(np.uint32),
-        alive_R=np.arange(num_rows) < count * group,
-    )
+    fill = (num_prompts or count) - count
+    padded, lengths = pad_prompts(list(prompts) + [[0]] * fill, prompt_slots)
+    keys = np.concatenate([keys_PGM, np.zeros((fill, group, 2), np.uint32)]).astype(np.uint32)
+    alive = np.repeat(np.arange(count + fill) < count, group).reshape(-1, group)
+    return Tile(prompts_PT=padded, prompt_lengths_P=lengths, keys_PGM=keys, alive_PG=alive)
 
 
 def sample_exact(
@@ -219,20 +313,26 @@ def sample_exact(
     prompt_slots: int,
     rows: int,
 ) -> Completions:
-    """All completions of all prompts through tiles of one fixed shape: `[rows]` rows with a prompt slot each.
+    """All completions of all prompts through tiles of one fixed shape: `rows` prompts with one completion each.
 
-    Bit-identical whatever else is in the request: a row's bits depend on its prompt, its key and the tile's shape
-    alone. Returns NumPy arrays with P * G rows, prompt-major.
+    Bit-identical whatever else is in the request: a completion's bits depend on its prompt, its key and the tile's
+    shape alone. `sample` must compute all rows of a tile at a time. Returns NumPy arrays.
     """
     count, group = keys_PGM.shape[:2]
     pairs = [(p, g) for p in range(count) for g in range(group)]
-    pieces = []
+    pieces, usage = [], []
     for start in range(0, len(pairs), rows):
         part = pairs[start : start + rows]
         keys = np.stack([keys_PGM[p, g] for p, g in part])[:, None]
-        tile = make_tile(
-            [prompts[p] for p, _ in part], keys, prompt_slots=prompt_slots, num_prompts=rows, num_rows=rows
-        )
+        tile = make_tile([prompts[p] for p, _ in part], keys, prompt_slots=prompt_slots, num_prompts=rows)
         out = jax.device_get(sample(params, tile))
-        pieces.append(jax.tree.map(lambda x, n=keys.shape[0]: x[:n], out))
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *pieces)
+        usage.append(out.usage_X4)
+        pieces.append(jax.tree.map(lambda x, n=len(part): x[:n, 0], out.replace(usage_X4=np.zeros((rows, 1)))))
+    whole = jax.tree.map(lambda *xs: np.concatenate(xs).reshape(count, group, *xs[0].shape[1:]), *pieces)
+    return whole.replace(usage_X4=np.concatenate(usage))
+
+
+def bucket(size: int) -> int:
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is at least `size`: few shapes, at most half is padding."""
+    power = 1 << (size - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and size <= power * 3 // 4 else power

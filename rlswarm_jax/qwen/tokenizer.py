@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,17 @@ Message = Mapping[str, str]  # {"role": ..., "content": ...}
 Prompt = str | Sequence[Message]  # raw text, or a conversation for the chat template
 
 
-@dataclasses.dataclass(frozen=True)
+def _bytes_of_characters() -> dict[str, int]:
+    """The printable character that byte-level BPE writes for each byte (GPT-2's `bytes_to_unicode`), inverted."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _bytes_of_characters()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A checkpoint's tokenizer.
 
@@ -53,6 +64,23 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens (end of sequence) left out."""
         return self.backend.decode(list(map(int, ids)), skip_special_tokens=True)
+
+    def token_bytes(self) -> list[bytes]:
+        """What each of the model's tokens adds to a text, `[V]`; nothing for special tokens and unused ids."""
+        added = self.backend.get_added_tokens_decoder()
+        byte_level = '"ByteLevel"' in str(json.loads(self.backend.to_str()).get("decoder")).replace("'", '"')
+
+        def of(index: int) -> bytes:
+            piece = self.backend.id_to_token(index)
+            if piece is None or (index in added and added[index].special):
+                return b""
+            if index in added:
+                return added[index].content.encode()
+            if byte_level:
+                return bytes(_BYTE_OF[character] for character in piece)
+            return self.backend.decode([index], skip_special_tokens=True).encode()
+
+        return [of(index) for index in range(self.vocab_size)]
 
     @property
     def fingerprint(self) -> str:

@@ -1,0 +1,111 @@
+"""Replay: was this token drawn from these weights, this prompt and this key? One prefill-style pass for all tokens."""
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from rlswarm_jax import randomness
+from rlswarm_jax.qwen import draw, model
+from rlswarm_jax.qwen.config import QwenConfig
+from rlswarm_jax.qwen.sampling import bucket
+
+MAX_CHUNK_LOGITS = 1 << 24  # float32 logits held at once: 64 MB
+TAU = {"float32": 1e-4, "bfloat16": 0.25}
+
+
+class Verdict(enum.IntEnum):
+    """UNDECIDED: logits that differ by rounding alone could have drawn this token, and another one too."""
+
+    NOT_PRODUCED = -1
+    UNDECIDED = 0
+    PRODUCED = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Of each token: its log-prob and its margin (`draw.margin`), both `[T]` float32, and the verdict at tau."""
+
+    logprobs_T: np.ndarray
+    margins_T: np.ndarray
+    tau: float
+
+    @property
+    def verdicts_T(self) -> list[Verdict]:
+        return [Verdict(int(v)) for v in verdicts(self.margins_T, self.tau)]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the whole: not produced if any token is not, produced if all are."""
+        return min(self.verdicts_T)
+
+
+def verdicts(margins_X: np.ndarray, tau: float) -> np.ndarray:
+    """`Verdict` values, int8. A margin that no rounding up to tau can turn decides."""
+    return (np.asarray(margins_X) >= tau).astype(np.int8) - (np.asarray(margins_X) <= -tau).astype(np.int8)
+
+
+@functools.lru_cache(maxsize=32)
+def make_replay(
+    config: QwenConfig, *, max_new_tokens: int, temperature: float
+) -> Callable[[model.Params, Array, Array, Array], tuple[Array, Array]]:
+    """Returns jitted `replay(params, tokens_BT, prompt_lengths_B, keys_BM) -> (logprobs_BC, margins_BC)`.
+
+    tokens_BT: int32, prompt and completion back to back, padded on the right. C = max_new_tokens; what stands behind
+    a completion's end is meaningless. It computes in the dtype of `params`, and the head's logits come in chunks.
+    """
+
+    def of_state(params: Any, state_D: Array, token: Array, key: Array) -> tuple[Array, Array]:
+        logits_V = model.head(params, state_D)
+        if temperature == draw.GREEDY:
+            return jax.nn.log_softmax(logits_V)[token], draw.greedy_margin(logits_V, token)
+        scaled_V = logits_V / temperature
+        return jax.nn.log_softmax(scaled_V)[token], draw.margin(scaled_V, key, token)
+
+    def replay(params, tokens_BT, prompt_lengths_B, keys_BM):
+        states_BTD, _ = model.causal_states(params, config, tokens_BT)
+        steps_C = jnp.arange(max_new_tokens)
+        places_BC = jnp.minimum(prompt_lengths_B[:, None] + steps_C, tokens_BT.shape[1] - 1)
+        states_BCD = jnp.take_along_axis(states_BTD, places_BC[..., None] - 1, axis=1)
+        tokens_BC = jnp.take_along_axis(tokens_BT, places_BC, axis=1)
+        keys_BC = jax.vmap(lambda key: jax.vmap(lambda t: jax.random.fold_in(key, t))(steps_C))(
+            randomness.wrap(keys_BM)
+        )
+        flat = (states_BCD.reshape(-1, states_BCD.shape[-1]), tokens_BC.reshape(-1), keys_BC.reshape(-1))
+        chunk = max(1, MAX_CHUNK_LOGITS // config.vocab_size)
+        found = jax.lax.map(lambda xs: of_state(params, *xs), flat, batch_size=chunk)
+        return jax.tree.map(lambda x: x.reshape(tokens_BC.shape), found)
+
+    return jax.jit(replay)
+
+
+def replay_tokens(
+    params: model.Params,
+    config: QwenConfig,
+    prompt: Sequence[int],
+    tokens_T: Sequence[int],
+    key_M: np.ndarray,
+    *,
+    temperature: float,
+    tau: float,
+) -> Replay:
+    """Replays one completion. Raises ValueError if a prompt or completion is empty, or a token is not in the vocabulary."""
+    tokens = np.asarray(tokens_T, np.int64)
+    if not len(prompt) or tokens.ndim != 1 or not len(tokens):
+        raise ValueError("a replay needs a prompt and a completion of at least one token each.")
+    text = np.concatenate([np.asarray(prompt, np.int64), tokens])
+    if text.min() < 0 or text.max() >= config.vocab_size:
+        raise ValueError(f"a replay was given a token that is not in the vocabulary of {config.vocab_size}.")
+    width, new = bucket(len(text)), bucket(len(tokens))
+    padded_1T = np.zeros((1, width), np.int32)
+    padded_1T[0, : len(text)] = text
+    run = make_replay(config, max_new_tokens=new, temperature=float(temperature))
+    found = run(params, padded_1T, np.array([len(prompt)], np.int32), np.asarray(key_M, np.uint32)[None])
+    logprobs_T, margins_T = (np.asarray(x)[0, : len(tokens)] for x in found)
+    return Replay(logprobs_T, margins_T, tau)
