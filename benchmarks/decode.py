@@ -29,6 +29,7 @@ bfloat16); genrl (its trainer's own loop); tunix. A side that cannot run a row s
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -40,7 +41,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,30 +51,25 @@ from rlswarm_jax.qwen.config import QwenConfig, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 BYTES = {"float32": 4, "bfloat16": 2}
+NEW_TOKENS = {"0.5b": 128, "tiny": 12}
+CPU_ROWS = (
+    "0.5b-1x1-64,0.5b-1x8-64,0.5b-4x8-64,0.5b-8x8-64,0.5b-1x1-512,0.5b-1x8-512,0.5b-4x8-512,"
+    "tiny-1x8-16,tiny-8x8-16,tiny-64x8-16"
+)
+GPU_ROWS = CPU_ROWS + ",0.5b-32x8-64,0.5b-32x8-512"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Row:
     model: str  # 0.5b, tiny
     questions: int
     group: int
     prompt: int  # tokens
+    new_tokens: int
 
     @property
     def name(self) -> str:
         return f"{self.model}-{self.questions}x{self.group}-{self.prompt}"
-
-    @property
-    def new_tokens(self) -> int:
-        return 128 if self.model == "0.5b" else 12
-
-    @classmethod
-    def named(cls, name: str) -> "Row":
-        """Raises ValueError on what is not a name."""
-        found = re.fullmatch(r"(0\.5b|tiny)-(\d+)x(\d+)-(\d+)", name)
-        if not found:
-            raise ValueError(f"unknown row {name!r}: expected one such as 0.5b-8x8-64 or tiny-64x8-16.")
-        return cls(found[1], *map(int, found.groups()[1:]))
 
     def prompts(self) -> list[str]:
         """No two alike, one token a character, without the letter that is tunix's padding."""
@@ -84,10 +79,12 @@ class Row:
         return [filler + a + b for a, b in itertools.islice(ends, self.questions)]
 
 
-CPU_ROWS = [Row("0.5b", q, g, prompt) for prompt in (64, 512) for q, g in ((1, 1), (1, 8), (4, 8))]
-CPU_ROWS += [Row("0.5b", 8, 8, 64), *(Row("tiny", q, 8, 16) for q in (1, 8, 64))]
-GPU_ROWS = [*CPU_ROWS, Row("0.5b", 32, 8, 64), Row("0.5b", 32, 8, 512)]
-SMOKE_ROWS = [Row("tiny", 1, 8, 16)]
+def parse_row(name: str) -> Row:
+    """Raises ValueError on what is not a row's name."""
+    found = re.fullmatch(r"(0\.5b|tiny)-(\d+)x(\d+)-(\d+)", name)
+    if not found:
+        raise ValueError(f"unknown row {name!r}: expected one such as 0.5b-8x8-64 or tiny-64x8-16.")
+    return Row(found[1], *map(int, found.groups()[1:]), new_tokens=NEW_TOKENS[found[1]])
 
 
 class Failed(Exception):
@@ -121,7 +118,7 @@ class Worker:
         self._process.wait()
 
 
-@dataclass
+@dataclasses.dataclass
 class Figures:
     """Of one side in one row: the first call's seconds, and each turn's of a whole call and of a call for one token."""
 
@@ -151,6 +148,8 @@ def measure(row: Row, pythons: dict[str, str], checkpoint: Path, dtype: str, tur
                 found[side].whole.append(whole["seconds"])
                 found[side].peak_mb = whole["peak_mb"]
         except Failed as reason:
+            if side == "ours":
+                raise
             found.pop(side, None)
             print(f"{row.name}: no {side}: {reason}", file=sys.stderr, flush=True)
 
@@ -173,11 +172,8 @@ def lines(row: Row, found: dict[str, Figures], config: QwenConfig, dtype: str, r
         step = (whole - one) / (row.new_tokens - 1)
         kept = "bfloat16" if side == "hf-bf16" else dtype
         rate = step_bytes(config, row, BYTES[kept]) / step / 1e9
-        measured = {
-            "roofline": rate / best(rates, "read"),
-            "matvec": rate / best(rates, "matvec"),
-            "step_ms": 1e3 * step,
-        }
+        limits = {"roofline": best(rates, "read"), "matvec": best(rates, "matvec")}
+        measured = {name: rate / limit for name, limit in limits.items() if limit} | {"step_ms": 1e3 * step}
         measured |= {"first_token_s": one, "first_call_s": figures.first_call - whole, "peak_mb": figures.peak_mb}
         against = {"versus": "ours", "ratio": round(speeds[side] / speeds["ours"], 3)}
         yield {
@@ -194,7 +190,7 @@ def lines(row: Row, found: dict[str, Figures], config: QwenConfig, dtype: str, r
             "value": rounded(speeds[side]),
             "unit": "tokens/s",
             **(against if side != "ours" and "ours" in speeds else {}),
-            "measured": {name: rounded(value) for name, value in measured.items() if value is not None},
+            "measured": {name: rounded(value) for name, value in measured.items()},
             "versions": figures.versions,
         }
 
@@ -260,6 +256,7 @@ def prepare(device: str, threads: int) -> None:
         os.environ[variable] = str(threads)
     os.environ |= {"DECODE_DEVICE": device, "JAX_ENABLE_COMPILATION_CACHE": "false", "HF_HUB_OFFLINE": "1"}
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    os.environ |= {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if device == "cpu":
         os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -271,7 +268,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--genrl-python", metavar="PATH", help="one with gensyn-genrl")
     parser.add_argument("--tunix-python", metavar="PATH", help="one with google-tunix")
     parser.add_argument("--sides", help="of these, only the named (comma-separated)")
-    parser.add_argument("--rows", help="names, comma-separated, such as 0.5b-8x8-64; default: those of the issue")
+    parser.add_argument("--rows", help="names, comma-separated; default: all below")
+    parser.add_argument("--new-tokens", type=int, help="fewer make a try shorter; two at least")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, help="default: every CPU this process may use")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
@@ -283,8 +281,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     gpu = args.device == "gpu"
-    rows = [Row.named(name) for name in args.rows.split(",")] if args.rows else GPU_ROWS if gpu else CPU_ROWS
-    rows, turns = (SMOKE_ROWS, 1) if args.smoke else (rows, args.turns)
+    names = "tiny-1x8-16" if args.smoke else args.rows or (GPU_ROWS if gpu else CPU_ROWS)
+    rows, turns = [parse_row(name) for name in names.split(",")], 1 if args.smoke else args.turns
+    if args.new_tokens:
+        rows = [dataclasses.replace(row, new_tokens=args.new_tokens) for row in rows]
     dtype = args.dtype or ("bfloat16" if gpu else "float32")
     hugging_face = ["hf", "hf-shared"] + ["hf-bf16"] * (dtype != "bfloat16")
     pythons = {"ours": sys.executable} | {side: args.peer_python for side in hugging_face}

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -94,7 +93,7 @@ def genrl(checkpoint: Path, dtype: str) -> Run:
 
     model, tokenizer = _torch_model(checkpoint, dtype)
     tokenizer.chat_template = CHAT
-    tokenizer.pad_token = CHARACTERS[0]  # never used: prompts are of one length, and nothing ends early
+    tokenizer.eos_token, tokenizer.pad_token = None, CHARACTERS[0]  # prompts are of one length: none is padded
 
     def run(prompts, group, new_tokens, seed):
         if group < 2:
@@ -140,13 +139,15 @@ def tunix(checkpoint: Path, dtype: str) -> Run:
     tokenizer.pad_token = tokenizer.eos_token = CHARACTERS[-1]  # a prompt must not hold its padding
     cache = {name: getattr(config, name) for name in ("num_layers", "num_kv_heads", "head_dim")}
 
+    samplers: dict[int, Any] = {}
+
     def run(prompts, group, new_tokens, seed):
         repeated = [prompt for prompt in prompts for _ in range(group)]
         size = len(prompts[0]) + new_tokens
-        sampler = samplers.setdefault(
-            size, tunix_sampler.Sampler(model, tokenizer, tunix_sampler.CacheConfig(cache_size=size, **cache))
-        )
-        out = sampler(
+        if size not in samplers:
+            slots = tunix_sampler.CacheConfig(cache_size=size, **cache)
+            samplers[size] = tunix_sampler.Sampler(model, tokenizer, slots)
+        out = samplers[size](
             repeated,
             new_tokens,
             max_prompt_length=len(prompts[0]),
@@ -157,7 +158,6 @@ def tunix(checkpoint: Path, dtype: str) -> Run:
         )
         return sum(len(tokens) for tokens in out.tokens)
 
-    samplers: dict[int, Any] = {}
     return run
 
 
@@ -176,6 +176,7 @@ def _torch_model(checkpoint: Path, dtype: str) -> tuple[Any, Any]:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     model = transformers.AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa"
@@ -251,15 +252,19 @@ def _on_gpu(dtype: str) -> dict[str, tuple[Callable[[], Any], int]]:
 
 
 def _best(methods: dict[str, tuple[Callable[[], Any], int]], turns: int = 9) -> dict[str, float]:
-    """GB/s by the median of the turns. A turn runs each method once."""
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for turn in range(turns + 1):
-        for name, (run, _) in methods.items():
+    """GB/s by each method's fastest turn: a denominator must not be low because something else was running.
+
+    One method after the other, and each warms up first: the threads of the one before may still be spinning.
+    """
+    found = {}
+    for name, (run, size) in methods.items():
+        seconds = []
+        for _ in range(turns + 1):
             started = time.perf_counter()
             run()
-            if turn:  # the first warms up
-                seconds[name].append(time.perf_counter() - started)
-    return {name: size / statistics.median(seconds[name]) / 1e9 for name, (_, size) in methods.items()}
+            seconds.append(time.perf_counter() - started)
+        found[name] = size / min(seconds[1:]) / 1e9
+    return found
 
 
 def _matrix_shapes() -> Iterator[tuple[int, int]]:

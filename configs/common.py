@@ -60,6 +60,9 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.sampling.max_new_tokens = 0  # 0: 12 for compact prompts, 256 for chat
     config.sampling.exact = False  # bit-identical in any batch, slower
     config.sampling.exact_rows = 32  # the fixed tile of exact mode
+    config.sampling.rows = 0  # completions computed at a time, the others wait for a row that is free (0: all)
+    config.sampling.dtype = "float32"  # of the weights while sampling: bfloat16 on GPU and TPU
+    config.sampling.kv_dtype = ""  # of the key/value cache: float32, bfloat16 or int8 ("": as the weights)
 
     config.learn = ml_collections.ConfigDict()
     config.learn.learning_rate = 3e-4
@@ -77,6 +80,10 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.evaluation.problems = 512  # held out, common to all nodes
     config.evaluation.every = 20  # rounds
     config.evaluation.rows = 512  # decoded at once
+    config.evaluation.temperature = 0.0  # 0: greedy; else sampled, and cut off by:
+    config.evaluation.top_k = 0  # 0: all tokens
+    config.evaluation.top_p = 1.0
+    config.evaluation.min_p = 0.0
 
     config.simulation = ml_collections.ConfigDict()  # of driver "simulate"; virtual seconds
     config.simulation.sample = 1.0

@@ -63,6 +63,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         "swarm.external_groups": (config.swarm.external_groups, 0),
         "sampling.group_size": (config.sampling.group_size, 2),
         "sampling.exact_rows": (config.sampling.exact_rows, 1),
+        "sampling.rows": (config.sampling.rows, 0),
+        "evaluation.temperature": (config.evaluation.temperature, 0),
         "evaluation.problems": (config.evaluation.problems, 1),
         "evaluation.every": (config.evaluation.every, 1),
         "evaluation.rows": (config.evaluation.rows, 1),
@@ -80,6 +82,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     choices = {
         "driver": (config.driver, ("live", "node", "simulate")),
         "swarm.devices": (config.swarm.devices, ("cpu", "gpu", "tpu")),
+        "sampling.dtype": (config.sampling.dtype, ("float32", "bfloat16")),
+        "sampling.kv_dtype": (config.sampling.kv_dtype, ("", "float32", "bfloat16", "int8")),
         "learn.advantage_scale": (config.learn.advantage_scale, ("std", "none")),
         "learn.external_correction": (config.learn.external_correction, ("reencode", "behaviour")),
         "wandb.mode": (config.wandb.mode, ("auto", "online", "offline", "disabled")),

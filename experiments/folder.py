@@ -21,8 +21,10 @@ CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metric
 JOURNAL_FILE, CHECKPOINT_FOLDER, NODE_FILE = "journal.sqlite", "checkpoints", "node.json"
 # what a run may be resumed with another value of: it says where things are, not what is played; the journal itself
 # refuses another key
-CHANGEABLE = ("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "swarm.key")
-CHANGEABLE += ("wandb.mode",)
+CHANGEABLE = (
+    *("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "swarm.key"),
+    "wandb.mode",
+)
 
 
 class InUseError(TransientError):

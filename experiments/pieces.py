@@ -20,6 +20,7 @@ from rlswarm_jax.game.prompts import choose_format
 from rlswarm_jax.game.round import Game
 from rlswarm_jax.grpo.learner import LearnerConfig
 from rlswarm_jax.identity import Identity
+from rlswarm_jax.qwen.draw import Draw
 
 COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
 BUDGETS = {"compact-1": (16, 12), "chat-1": (512, 256)}  # prompt and completion tokens, where the config says 0
@@ -119,6 +120,11 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         temperature=config.sampling.temperature,
         exact=config.sampling.exact,
         exact_rows=config.sampling.exact_rows,
+        rows=config.sampling.rows,
+        dtype=config.sampling.dtype,
+        kv_dtype=config.sampling.kv_dtype or config.sampling.dtype,
+        evaluation_temperature=config.evaluation.temperature,
+        evaluation=Draw(config.evaluation.top_k, config.evaluation.top_p, config.evaluation.min_p),
         held_out_problems=config.evaluation.problems,
         held_out_rows=min(config.evaluation.rows, config.evaluation.problems),
         positive_only_external=config.learn.positive_only_external,

@@ -93,7 +93,9 @@ def evaluate(policy: qwen.Policy, mixture: tasks.Mixture, config) -> dict[str, f
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         sample = sampling.make_sampler(policy.config, max_new_tokens=config.max_new_tokens, temperature=temperature)
         out = jax.device_get(sample(policy.params, tile))
-        texts = [policy.tokenizer.decode(row[:n]) for row, n in zip(out.tokens_PGT[:, 0], out.lengths_PG[:, 0], strict=True)]
+        texts = [
+            policy.tokenizer.decode(row[:n]) for row, n in zip(out.tokens_PGT[:, 0], out.lengths_PG[:, 0], strict=True)
+        ]
         scores = np.array([mixture.score(p, text) for p, text in zip(problems, texts, strict=True)])
         found[name] = float(scores.mean())
         for task in mixture.tasks:

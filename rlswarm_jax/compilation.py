@@ -1,4 +1,4 @@
-"""XLA's persistent compilation cache, on by default: what was compiled once is not compiled again by another process."""
+"""XLA's persistent compilation cache, on by default: what one process compiled, another does not compile again."""
 
 import os
 from pathlib import Path

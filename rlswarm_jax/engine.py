@@ -14,19 +14,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlswarm_jax import parallel, qwen
+from rlswarm_jax import parallel, qwen, randomness
 from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
 from rlswarm_jax.game.prompts import PromptFormat
 from rlswarm_jax.grpo import learner
 from rlswarm_jax.grpo.advantages import group_advantages
-from rlswarm_jax.qwen import sampling
+from rlswarm_jax.qwen import model, sampling
+from rlswarm_jax.qwen.draw import GREEDY, WHOLE, Draw
 from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.tasks import Mixture
+
+LEAST_SLOTS = 64  # of a tile's prompts: below, padding costs less than compiling once more
+WAITING = 4  # prompts in a tile of held-out problems for each of its rows: few rows idle, and few prompts in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """How requests become arrays. max_groups: the most groups a node ever learns from in a round."""
+    """How requests become arrays.
+
+    max_groups: the most groups a node ever learns from in a round. rows: completions computed at a time (0: all).
+    dtype, kv_dtype: of the weights and of the key/value cache while sampling; weights are cast once for each update.
+    held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the distribution there, if the
+    temperature is not 0.
+    """
 
     max_prompt_tokens: int
     max_new_tokens: int
@@ -41,6 +51,11 @@ class EngineConfig:
     external_correction: Literal["reencode", "behaviour"]
     advantage_scale: Literal["std", "none"]
     updates_per_round: int
+    rows: int = 0
+    dtype: str = "float32"
+    kv_dtype: str = "float32"
+    evaluation_temperature: float = GREEDY
+    evaluation: Draw = WHOLE
 
 
 class Engine:
@@ -64,18 +79,24 @@ class Engine:
         self._states = [state] * num_nodes
         self._stack: Any = _stack(self._states) if self.stacked else None
 
-        def make_sampler(temperature):
+        def make_sampler(temperature, how, rows):
             return sampling.make_sampler(
                 policy.config,
                 max_new_tokens=config.max_new_tokens,
                 temperature=temperature,
+                how=how,
+                rows=0 if config.exact else rows,
+                kv_dtype=config.kv_dtype,
                 over_nodes=self.stacked,
             )
 
-        self._sample, self._greedy = make_sampler(config.temperature), make_sampler(sampling.GREEDY)
+        self._sample = make_sampler(config.temperature, Draw(), config.rows)
+        self._evaluate = make_sampler(config.evaluation_temperature, config.evaluation, config.held_out_rows)
+        self._cast_params: dict[int, tuple[qwen.Params, qwen.Params]] = {}
         self._step = learner.make_train_step(policy.config, learner_config, mesh=mesh, over_nodes=self.stacked)
         self._logprobs = learner.make_logprobs(policy.config, learner_config)
         self._held_out = mixture.held_out(config.held_out_problems)
+        self._held_out_prompts = [policy.tokenizer.encode(prompt_format.render(p)) for p in self._held_out]
 
     def state(self, node: int) -> learner.TrainState:
         return jax.tree.map(lambda x: x[node], self._stack) if self.stacked else self._states[node]
@@ -99,7 +120,8 @@ class Engine:
         nodes = range(self.num_nodes)
         self.evaluate(list(nodes))
         keys_PGM = np.zeros((prompts, self.config.group_size, 2), np.uint32)
-        self.sample({node: Sample([[1]] * prompts, keys_PGM) for node in nodes})
+        typical = max(self._held_out_prompts, key=len)
+        self.sample({node: Sample([typical] * prompts, keys_PGM) for node in nodes})
         self.learn({node: Learn([]) for node in nodes})
         self._states, self._stack = states, stack
 
@@ -109,7 +131,7 @@ class Engine:
             outs = {
                 node: sampling.sample_exact(
                     self._sample,
-                    self._states[node].params,
+                    self._sampling_params(node),
                     request.prompts,
                     request.keys_PGM,
                     prompt_slots=self.config.max_prompt_tokens,
@@ -118,9 +140,9 @@ class Engine:
                 for node, request in requests.items()
             }
         else:
+            slots = self._slots([prompt for request in requests.values() for prompt in request.prompts])
             tiles = {
-                node: sampling.make_tile(r.prompts, r.keys_PGM, prompt_slots=self.config.max_prompt_tokens)
-                for node, r in requests.items()
+                node: sampling.make_tile(r.prompts, r.keys_PGM, prompt_slots=slots) for node, r in requests.items()
             }
             outs = self._run_tiles(self._sample, tiles)
         return {node: self._by_prompt(out) for node, out in outs.items()}
@@ -145,19 +167,17 @@ class Engine:
         return totals
 
     def evaluate(self, nodes: Sequence[int]) -> dict[int, Metrics]:
-        """Held-out accuracy by greedy decoding on problems common to all nodes."""
-        prompts = [self.policy.tokenizer.encode(self.prompt_format.render(p)) for p in self._held_out]
-        keys_P1M = np.zeros((len(prompts), 1, 2), np.uint32)
+        """Held-out accuracy on problems common to all nodes, by greedy decoding unless the config says otherwise."""
+        prompts = self._held_out_prompts
+        keys_P1M = np.array([[randomness.key_data("eval", "held-out", p)] for p in range(len(prompts))])
+        size = min(len(prompts), self.config.held_out_rows * (1 if self.config.exact else WAITING))
         scores: dict[int, list[float]] = {node: [] for node in nodes}
-        for start in range(0, len(prompts), self.config.held_out_rows):
-            part = slice(start, start + self.config.held_out_rows)
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
             tile = sampling.make_tile(
-                prompts[part],
-                keys_P1M[part],
-                prompt_slots=self.config.max_prompt_tokens,
-                num_prompts=self.config.held_out_rows,
+                prompts[part], keys_P1M[part], prompt_slots=self._slots(prompts), num_prompts=size
             )
-            for node, out in self._run_tiles(self._greedy, dict.fromkeys(nodes, tile)).items():
+            for node, out in self._run_tiles(self._evaluate, dict.fromkeys(nodes, tile)).items():
                 for problem, (sampled,) in zip(self._held_out[part], self._by_prompt(out), strict=False):
                     answer = self.prompt_format.answer(sampled.text)
                     scores[node].append(self.mixture.score(problem, answer))
@@ -200,13 +220,25 @@ class Engine:
         old_BC = np.where(batch.old_known_B[:, None], batch.old_logprobs_BC, logprobs_BC)
         return dataclasses.replace(batch, old_logprobs_BC=old_BC, old_known_B=np.ones_like(batch.old_known_B))
 
+    def _slots(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Prompt slots of a tile: exact mode has one width, else there are a few, so that short prompts cost less."""
+        most = self.config.max_prompt_tokens
+        return most if self.config.exact else min(most, sampling.bucket(max(LEAST_SLOTS, *map(len, prompts))))
+
+    def _sampling_params(self, node: int) -> qwen.Params:
+        """A node's weights (all nodes' where they are stacked) in the dtype that is sampled with."""
+        params = self._stack.params if self.stacked else self._states[node].params
+        if self._cast_params.get(node, (None, None))[0] is not params:
+            self._cast_params[node] = params, model.cast(params, self.config.dtype)
+        return self._cast_params[node][1]
+
     def _run_tiles(self, sample, tiles: Mapping[int, sampling.Tile]) -> dict[int, sampling.Completions]:
         if not self.stacked:
-            return {node: jax.device_get(sample(self._states[node].params, tile)) for node, tile in tiles.items()}
+            return {node: jax.device_get(sample(self._sampling_params(node), tile)) for node, tile in tiles.items()}
         filler = jax.tree.map(np.zeros_like, next(iter(tiles.values())))
         filler = dataclasses.replace(filler, prompt_lengths_P=np.ones_like(filler.prompt_lengths_P))
         stacked = jax.tree.map(lambda *xs: np.stack(xs), *[tiles.get(n, filler) for n in range(self.num_nodes)])
-        out = jax.device_get(sample(self._stack.params, stacked))
+        out = jax.device_get(sample(self._sampling_params(0), stacked))
         return {node: jax.tree.map(lambda x, n=node: x[n], out) for node in tiles}
 
     def _run_step(self, batches: Mapping[int, learner.Batch]) -> dict[int, learner.Metrics]:

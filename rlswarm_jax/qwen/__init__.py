@@ -38,6 +38,7 @@ __all__ = [
     "save",
 ]
 EXACT_ROWS = 8  # the tile of the exact mode
+Arrays = tuple[np.ndarray, ...]  # tokens_PGT, lengths_PG, logprobs_PGT and ended_PG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +132,11 @@ def generate(
         stop=tuple(stop),
         kv_dtype=None if kv_dtype is None else np.dtype(kv_dtype).name,
     )
-    out = (_exactly if exact else _at_once)(sample, policy.params, encoded, keys_PGM)
+    run = _exactly if exact else _at_once
+    tokens_PGT, lengths_PG, logprobs_PGT, ended_PG = run(sample, policy.params, encoded, keys_PGM)
     text: list[list[str]] = []
     finish: list[list[Literal["eos", "stop", "length"]]] = []
-    for tokens_GT, lengths_G, ended_G in zip(out.tokens_PGT, out.lengths_PG, out.ended_PG, strict=True):
+    for tokens_GT, lengths_G, ended_G in zip(tokens_PGT, lengths_PG, ended_PG, strict=True):
         decoded = [policy.tokenizer.decode(tokens_T[:n]) for tokens_T, n in zip(tokens_GT, lengths_G, strict=True)]
         text.append([cut_at_stop(whole, stop) for whole in decoded])
         last_G = tokens_GT[np.arange(len(lengths_G)), lengths_G - 1]
@@ -144,7 +146,7 @@ def generate(
                 for token, ended in zip(last_G, ended_G, strict=True)
             ]
         )
-    return Generation(text, finish, out.tokens_PGT, out.lengths_PG, out.logprobs_PGT, keys_PGM)
+    return Generation(text, finish, tokens_PGT, lengths_PG, logprobs_PGT, keys_PGM)
 
 
 def replay(
@@ -167,16 +169,16 @@ def replay(
     return replay_tokens(policy.params, policy.config, encoded, tokens_T, key_M, temperature=temperature, tau=tau)
 
 
-def _at_once(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray) -> sampling.Completions:
+def _at_once(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray) -> Arrays:
     """As one tile, of one of few shapes."""
     count = len(prompts)
     slots = sampling.bucket(max(map(len, prompts)))
     tile = sampling.make_tile(prompts, keys_PGM, prompt_slots=slots, num_prompts=sampling.bucket(count))
     out = jax.device_get(sample(params, tile))
-    return jax.tree.map(lambda x: x[:count], out.replace(usage_X4=np.repeat(out.usage_X4, count, axis=0)))
+    return _arrays(out, slice(count))
 
 
-def _exactly(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray) -> sampling.Completions:
+def _exactly(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray) -> Arrays:
     """In fixed tiles, each prompt in one as wide as its own length asks for."""
     by_width: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -186,9 +188,13 @@ def _exactly(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndar
         order += indices
         some = [prompts[i] for i in indices]
         out = sampling.sample_exact(sample, params, some, keys_PGM[indices], prompt_slots=slots, rows=EXACT_ROWS)
-        pieces.append(out.replace(usage_X4=np.zeros((len(indices), 4), np.int32)))
+        pieces.append(_arrays(out, slice(None)))
     back = np.argsort(order)
-    return jax.tree.map(lambda *xs: np.concatenate(xs)[back], *pieces)
+    return tuple(np.concatenate(arrays)[back] for arrays in zip(*pieces, strict=True))
+
+
+def _arrays(out: sampling.Completions, prompts: slice) -> Arrays:
+    return tuple(np.asarray(x)[prompts] for x in (out.tokens_PGT, out.lengths_PG, out.logprobs_PGT, out.ended_PG))
 
 
 @functools.lru_cache(maxsize=32)

@@ -38,7 +38,7 @@ class KV:
 
     def attend(self, q_BKQTH: Array, mask_BKQTS: Array) -> model.Part:
         """Attention of queries to the slots that the mask shows."""
-        if self.key_scales_BKS is None:
+        if self.key_scales_BKS is None or self.value_scales_BKS is None:
             return model.attend_part(q_BKQTH, self.keys_BKHS, self.values_BKSH, mask_BKQTS)
         keys_BKHS = self.keys_BKHS.astype(jnp.float32) * self.key_scales_BKS[:, :, None]
         values_BKSH = self.values_BKSH.astype(jnp.float32) * self.value_scales_BKS[..., None]

@@ -30,6 +30,9 @@ class Draw:
             raise ValueError(f"top_k must be >= 0, top_p in (0, 1] and min_p in [0, 1], not {self}.")
 
 
+WHOLE = Draw()
+
+
 def draw(logits_RV: Array, keys_R: Array, t_R: Array, temperature: float, how: Draw) -> tuple[Array, Array]:
     """Token t of each row, int32 `[R]`, and its float32 log-prob in the distribution it was drawn from.
 

@@ -67,6 +67,11 @@ def init_params(config: QwenConfig, key: Array, *, scale: float = 0.02) -> Param
     return treedef.unflatten([leaf(path, shape, k) for (path, shape), k in zip(paths, keys, strict=True)])
 
 
+def cast(params: Params, dtype: Any) -> Params:
+    """Parameters to compute with in `dtype`; the same arrays where they are of it already."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
 def hidden_states(
     params: Params, config: QwenConfig, tokens_BT: Array, positions_BT: Array, attend: Attend
 ) -> tuple[Array, list[Any]]:

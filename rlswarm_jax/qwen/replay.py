@@ -95,7 +95,7 @@ def replay_tokens(
     temperature: float,
     tau: float,
 ) -> Replay:
-    """Replays one completion. Raises ValueError if a prompt or completion is empty, or a token is not in the vocabulary."""
+    """Replays one completion. Raises ValueError if it or its prompt is empty, or a token is not in the vocabulary."""
     tokens = np.asarray(tokens_T, np.int64)
     if not len(prompt) or tokens.ndim != 1 or not len(tokens):
         raise ValueError("a replay needs a prompt and a completion of at least one token each.")

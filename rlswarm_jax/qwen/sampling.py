@@ -24,7 +24,7 @@ from rlswarm_jax import randomness
 from rlswarm_jax.qwen import model
 from rlswarm_jax.qwen.cache import KV, store, write
 from rlswarm_jax.qwen.config import QwenConfig
-from rlswarm_jax.qwen.draw import GREEDY, Draw, draw
+from rlswarm_jax.qwen.draw import Draw, draw
 from rlswarm_jax.qwen.stopping import StopTable
 
 PREFILL_TOKENS = 4096  # of all prompts that are prefilled together, padding included
@@ -320,16 +320,19 @@ def sample_exact(
     """
     count, group = keys_PGM.shape[:2]
     pairs = [(p, g) for p in range(count) for g in range(group)]
-    pieces, usage = [], []
+    pieces = []
     for start in range(0, len(pairs), rows):
         part = pairs[start : start + rows]
         keys = np.stack([keys_PGM[p, g] for p, g in part])[:, None]
         tile = make_tile([prompts[p] for p, _ in part], keys, prompt_slots=prompt_slots, num_prompts=rows)
-        out = jax.device_get(sample(params, tile))
-        usage.append(out.usage_X4)
-        pieces.append(jax.tree.map(lambda x, n=len(part): x[:n, 0], out.replace(usage_X4=np.zeros((rows, 1)))))
-    whole = jax.tree.map(lambda *xs: np.concatenate(xs).reshape(count, group, *xs[0].shape[1:]), *pieces)
-    return whole.replace(usage_X4=np.concatenate(usage))
+        pieces.append(jax.device_get(sample(params, tile)))
+
+    def whole(name: str) -> np.ndarray:
+        rows_R = np.concatenate([getattr(out, name)[:, 0] for out in pieces])[: len(pairs)]
+        return rows_R.reshape(count, group, *rows_R.shape[1:])
+
+    usage_X4 = np.concatenate([out.usage_X4 for out in pieces])
+    return Completions(whole("tokens_PGT"), whole("logprobs_PGT"), whole("lengths_PG"), whole("ended_PG"), usage_X4)
 
 
 def bucket(size: int) -> int:

@@ -31,7 +31,9 @@ def policy(name):
 def greedy(params, config, tokens_BT, new_tokens):
     sample = sampling.make_sampler(config, max_new_tokens=new_tokens, temperature=0.0, eos_token_ids=())
     keys_PGM = np.zeros((len(tokens_BT), 1, 2), np.uint32)
-    return sample(params, sampling.make_tile(tokens_BT.tolist(), keys_PGM, prompt_slots=tokens_BT.shape[1])).tokens_PGT[:, 0]
+    return sample(params, sampling.make_tile(tokens_BT.tolist(), keys_PGM, prompt_slots=tokens_BT.shape[1])).tokens_PGT[
+        :, 0
+    ]
 
 
 def assert_bit_equal(params, other):
