@@ -1,17 +1,19 @@
 """How fast completions are made, ours against Hugging Face's `generate`, RL Swarm's trainer and tunix's sampler.
 
     python -m benchmarks.decode --peer-python ~/torch/bin/python --genrl-python ... --tunix-python ...
-    python -m benchmarks.decode --rows 0.5b-1x1-64,tiny-1x8 --turns 3
+    python -m benchmarks.decode --rows 0.5b-1x1-64,tiny-1x8-16 --sides ours,hf --turns 5
     python -m benchmarks.decode --smoke              # ours alone, the tiny model, half a minute, no torch
 
-An hour or two on two CPU cores for everything; the peers' packages go into environments of their own:
+Some hours on two CPU cores for everything (most of them for genrl, 0.5b-8x8-64 and 0.5b-4x8-512), with up to 16 GB of
+memory and 2 GB in the temporary directory. The peers' packages go into environments of their own:
 
     pip install torch==2.13.0 transformers      pip install torch==2.13.0 gensyn-genrl      pip install google-tunix
 
 Prints one JSON line for each row and side. A row is MODEL-QUESTIONSxCOMPLETIONS-PROMPT TOKENS: 0.5b has random weights
 in Qwen2.5-0.5B's shape and makes 128 new tokens, tiny is the embedded model and makes 12; nothing ends a completion
-early, and all sample at temperature 1 from the whole distribution. Every side is alone in a process, new for each row;
-they take turns, one computes while the others wait for their pipe, and figures are medians over the turns.
+early, and all sample at temperature 1 from the whole distribution (genrl: as its trainer configures it). Every side is
+alone in a process, new for each row; they take turns, one computes while the others wait for their pipe, and figures
+are medians over the turns.
 
 `value` is tokens/s of a whole call, prompts and decoding the text included (ours gives log-probs besides); a peer's
 `ratio` is its share of ours. `measured` has
@@ -268,9 +270,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--genrl-python", metavar="PATH", help="one with gensyn-genrl")
     parser.add_argument("--tunix-python", metavar="PATH", help="one with google-tunix")
     parser.add_argument("--sides", help="of these, only the named (comma-separated)")
-    parser.add_argument("--rows", help="names, comma-separated; default: all below")
+    parser.add_argument("--rows", help=f"names, comma-separated; default: {CPU_ROWS}")
     parser.add_argument("--new-tokens", type=int, help="fewer make a try shorter; two at least")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, help="default: every CPU this process may use")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--dtype", choices=tuple(BYTES), help="default: float32 on a CPU, bfloat16 on a GPU")

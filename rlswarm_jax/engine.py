@@ -229,7 +229,8 @@ class Engine:
         """A node's weights (all nodes' where they are stacked) in the dtype that is sampled with."""
         params = self._stack.params if self.stacked else self._states[node].params
         if self._cast_params.get(node, (None, None))[0] is not params:
-            self._cast_params[node] = params, model.cast(params, self.config.dtype)
+            rows = self.config.group_size  # at least, so that the layout is one for all
+            self._cast_params[node] = params, model.prepare(params, self.config.dtype, rows)
         return self._cast_params[node][1]
 
     def _run_tiles(self, sample, tiles: Mapping[int, sampling.Tile]) -> dict[int, sampling.Completions]:

@@ -17,7 +17,7 @@ from rlswarm_jax import compilation, randomness
 from rlswarm_jax.qwen import sampling, weights
 from rlswarm_jax.qwen.config import QwenConfig, read_config
 from rlswarm_jax.qwen.draw import Draw
-from rlswarm_jax.qwen.model import Params, logits
+from rlswarm_jax.qwen.model import Params, logits, prepare
 from rlswarm_jax.qwen.replay import TAU, Replay, Verdict, replay_tokens
 from rlswarm_jax.qwen.stopping import cut_at_stop, stop_table
 from rlswarm_jax.qwen.tokenizer import Prompt, Tokenizer, load_tokenizer
@@ -97,6 +97,7 @@ def generate(
     stop_token_ids: Sequence[int] = (),
     rows: int = 0,
     exact: bool = False,
+    dtype: Any = None,
     kv_dtype: Any = None,
 ) -> Generation:
     """`group_size` completions of each prompt. Temperature 0 is greedy. The same seed gives the same completions;
@@ -108,7 +109,8 @@ def generate(
       rows: completions computed at a time while the others wait; 0 is all.
       exact: every bit of a completion depends on its prompt, key and number among its siblings alone, whatever else is
         asked for; slower.
-      kv_dtype: of the key/value cache, float32, bfloat16 or int8; the params' dtype by default.
+      dtype: to compute in, the params' by default; they are cast once, and not again while the same policy is used.
+      kv_dtype: of the key/value cache, float32, bfloat16 or int8; `dtype` by default.
 
     Raises ValueError on an empty request or a prompt the tokenizer cannot encode.
     """
@@ -133,7 +135,9 @@ def generate(
         kv_dtype=None if kv_dtype is None else np.dtype(kv_dtype).name,
     )
     run = _exactly if exact else _at_once
-    tokens_PGT, lengths_PG, logprobs_PGT, ended_PG = run(sample, policy.params, encoded, keys_PGM)
+    at_once = EXACT_ROWS if exact else min(rows or keys_PGM[..., 0].size, keys_PGM[..., 0].size)
+    params = _PREPARED(policy.params, dtype or policy.params["embed"].dtype, at_once)
+    tokens_PGT, lengths_PG, logprobs_PGT, ended_PG = run(sample, params, encoded, keys_PGM)
     text: list[list[str]] = []
     finish: list[list[Literal["eos", "stop", "length"]]] = []
     for tokens_GT, lengths_G, ended_G in zip(tokens_PGT, lengths_PG, ended_PG, strict=True):
@@ -167,6 +171,24 @@ def replay(
         tau = TAU[str(policy.params["embed"].dtype)]
     encoded = policy.tokenizer.encode(prompt)
     return replay_tokens(policy.params, policy.config, encoded, tokens_T, key_M, temperature=temperature, tau=tau)
+
+
+class _Prepared:
+    """`model.prepare`, which remembers the last parameters it was given: they are 2 GB for half a billion."""
+
+    def __init__(self):
+        self._given: tuple = ()
+        self._made: Params = {}
+
+    def __call__(self, params: Params, dtype: Any, rows: int) -> Params:
+        given = (np.dtype(dtype), rows == 1)
+        if not self._given or self._given[0] is not params or self._given[1] != given:
+            self._given, self._made = (), {}
+            self._given, self._made = (params, given), prepare(params, dtype, rows)
+        return self._made
+
+
+_PREPARED = _Prepared()
 
 
 def _at_once(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray) -> Arrays:

@@ -17,7 +17,7 @@ from rlswarm_jax.qwen.config import QwenConfig
 from rlswarm_jax.qwen.sampling import bucket
 
 MAX_CHUNK_LOGITS = 1 << 24  # float32 logits held at once: 64 MB
-TAU = {"float32": 1e-4, "bfloat16": 0.25}
+TAU = {"float32": 1e-4, "float32/bfloat16": 0.25, "float32/int8": 0.25, "bfloat16": 0.25}
 
 
 class Verdict(enum.IntEnum):
