@@ -2,7 +2,7 @@
 
     python -m benchmarks.replay          about two minutes on 2 CPU cores
 
-The policy is the embedded model after some rounds of GRPO alone, on the quickstart's tasks, when it is neither
+The policy is the embedded model after 25 steps of GRPO alone, on the quickstart's tasks, when it is neither
 spoiled nor sure any more. Prints one JSON line a row.
 
 *tokens to expose*: tokens that are replayed until one is "not produced", on average (a lower bound if none was), where
@@ -13,6 +13,7 @@ completions that are not the same in another shape (fewer rows at a time, and th
 """
 
 import dataclasses
+import itertools
 import json
 import platform
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from rlswarm_jax.qwen import model, sampling
 from rlswarm_jax.qwen.replay import TAU, make_replay, verdicts
 from rlswarm_jax.records.pool import ScoredGroup
 
-ROUNDS, LATER = 25, 100  # of learning before the policy is sampled, and until it has become another
+UPDATES, LATER = 25, 100  # GRPO steps before the policy is sampled, and until it has become another
 PROBLEMS, GROUP, ROWS, EXACT_ROWS = 2048, 8, 96, 16
 SLOTS, NEW_TOKENS = 16, 12
 DTYPES = (("float32", "float32"), ("float32", "bfloat16"), ("float32", "int8"), ("bfloat16", "bfloat16"))
@@ -59,6 +60,7 @@ class Bench:
         problems = [self.game.mixture.problem(randomness.seed("problem", "replay", p)) for p in range(PROBLEMS)]
         self.prompts = [self.encode(problem) for problem in problems]
         self.keys_PGM = self.keys("honest")
+        self.rounds_played = 0
 
     def encode(self, problem) -> list[int]:
         return self.game.tokenizer.encode(self.game.prompt_format.render(problem))
@@ -68,11 +70,14 @@ class Bench:
             [[randomness.key_data("sample", name, p, g) for g in range(GROUP)] for p in range(PROBLEMS)], np.uint32
         )
 
-    def learn(self, rounds: int, first: int) -> qwen.Params:
-        """Plays rounds alone; the policy after them."""
+    def learn(self, updates: int) -> qwen.Params:
+        """Plays rounds alone until the weights have been updated so many times in all; the policy then."""
         engine, game = self.made.engine, self.game
         sample = sampling.make_sampler(self.config, max_new_tokens=NEW_TOKENS, temperature=1.0)
-        for number in range(first, first + rounds):
+        for number in itertools.count(self.rounds_played):
+            if int(engine.state(0).step) >= updates:
+                self.rounds_played = number
+                return engine.state(0).params
             seeds = [randomness.seed("problem", "learn", number, p) for p in range(game.local_groups)]
             problems = [game.mixture.problem(seed) for seed in seeds]
             prompts = [self.encode(problem) for problem in problems]
@@ -88,7 +93,7 @@ class Bench:
                 rewards = [game.mixture.score(problem, answer) for answer in answers]
                 groups.append(ScoredGroup(game.author, number, p, False, prompts[p], tokens, None, rewards))
             engine.learn({0: Learn([group for group in groups if group.has_advantage])})
-        return engine.state(0).params
+        raise AssertionError("unreachable")
 
     def sample(self, params, dtype="float32", kv_dtype=None, temperature=1.0, keys_PGM=None, rows=0, exact=False):
         keys_PGM = self.keys_PGM if keys_PGM is None else keys_PGM
@@ -150,7 +155,7 @@ def honest_rows(bench: Bench, params: qwen.Params) -> Iterator[dict[str, Any]]:
 
 def exposed_rows(bench: Bench, params: qwen.Params) -> Iterator[dict[str, Any]]:
     """Of samplers that did not do what they say."""
-    one, many = bench.learn(1, ROUNDS), bench.learn(LATER - 1, ROUNDS + 1)
+    one, many = bench.learn(UPDATES + 1), bench.learn(UPDATES + LATER)
     for dtype in ("float32", "bfloat16"):
         cheats = {
             "nothing": bench.sample(params, dtype),
@@ -181,7 +186,7 @@ def row(name: str, config: dict[str, Any], value: float, unit: str) -> dict[str,
 
 def main() -> None:
     bench = Bench()
-    params = bench.learn(ROUNDS, 0)
+    params = bench.learn(UPDATES)
     for rows in (honest_rows, exposed_rows):
         for found in rows(bench, params):
             print(json.dumps(found), flush=True)
