@@ -240,18 +240,6 @@ class TestRefusals:
     def test_other_architectures(self, model_type, tmp_path):
         assert_load_refuses(edited("qwen2_tied", tmp_path, config={"model_type": model_type}), repr(model_type))
 
-    @pytest.mark.parametrize(
-        "fields",
-        [
-            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}},
-            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-        ],
-        ids=["transformers 5", "transformers 4", "older"],
-    )
-    def test_scaled_rope(self, fields, tmp_path):
-        assert_load_refuses(edited("qwen2_tied", tmp_path, config=fields), "rope scaling", "'yarn'")
-
     def test_sliding_windows(self, tmp_path):
         assert_load_refuses(edited("qwen2_tied", tmp_path, config={"use_sliding_window": True}), "use_sliding_window")
 
