@@ -18,9 +18,20 @@ from rlswarm_jax.qwen import sampling, weights
 from rlswarm_jax.qwen.config import QwenConfig, read_config
 from rlswarm_jax.qwen.model import Params, logits
 from rlswarm_jax.qwen.tokenizer import Prompt, Tokenizer, load_tokenizer
-from rlswarm_jax.qwen.weights import fingerprint
+from rlswarm_jax.qwen.weights import SaveError, fingerprint
 
-__all__ = ["Generation", "Params", "Policy", "QwenConfig", "fingerprint", "generate", "load", "logits", "save"]
+__all__ = [
+    "Generation",
+    "Params",
+    "Policy",
+    "QwenConfig",
+    "SaveError",
+    "fingerprint",
+    "generate",
+    "load",
+    "logits",
+    "save",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +62,12 @@ def load(path_or_hub_id: str | Path, dtype: Any = np.float32) -> Policy:
     return Policy(config, weights.load_params(directory, config, dtype), tokenizer)
 
 
-def save(policy: Policy, directory: str | Path) -> None:
-    """Writes a directory that `transformers` and `load` open."""
-    weights.save_checkpoint(Path(directory), policy.config, policy.params, policy.tokenizer)
+def save(policy: Policy, directory: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
+    """Writes a directory that `transformers` and `load` open, in shards where the weights exceed `max_shard_bytes`.
+
+    Raises SaveError if the disk does not take it, ValueError if another checkpoint is in the way.
+    """
+    weights.save_checkpoint(Path(directory), policy.config, policy.params, policy.tokenizer, max_shard_bytes)
 
 
 def generate(

@@ -68,8 +68,8 @@ STORED: dict[str, tuple[str, str, int | None]] = {
     "float16": ("qwen2-untied", "float16", None),
     "bfloat16": ("qwen3-gqa2", "bfloat16", None),
     "bfloat16-qwen2": ("qwen2-gqa7", "bfloat16", None),
-    "sharded": ("qwen3-untied", "float32", 9_000),
-    "sharded-bfloat16": ("qwen2-yarn", "bfloat16", 5_000),
+    "sharded": ("qwen3-untied", "float32", 24_000),
+    "sharded-bfloat16": ("qwen2-yarn", "bfloat16", 10_000),
 }
 CASES: dict[str, tuple[str, str, int | None]] = {name: (name, "float32", None) for name in CONFIGS} | STORED
 BFLOAT16 = ("bfloat16", "bfloat16-qwen2")  # those also computed in bfloat16
