@@ -1,10 +1,11 @@
-"""Makes `fixtures/variants.npz`: what Hugging Face computes from `variants.py`.
+"""Makes `fixtures/variants.npz` and `fixtures/gradients.npz`: what Hugging Face computes from `variants.py`.
 
     pip install torch==2.13.0 transformers
     python -m tests.qwen.make_variants
 
 variants.npz holds the logits `[B, T, V]` of every case, computed in float32 with eager attention, and those of
-`BFLOAT16` computed in bfloat16 too (`NAME/bfloat16`).
+`BFLOAT16` computed in bfloat16 too (`NAME/bfloat16`). gradients.npz holds what `gradients.hf_gradients` returns, as
+`CASE/NAME`.
 """
 
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.qwen import variants
+from tests.qwen import gradients, variants
 
 
 def hf_logits(directory: Path, tokens_BT: np.ndarray, dtype: str = "float32") -> np.ndarray:
@@ -35,7 +36,13 @@ def main() -> None:
             found[case] = hf_logits(directory, variants.tokens(case))
             if case in variants.BFLOAT16:
                 found[f"{case}/bfloat16"] = hf_logits(directory, variants.tokens(case), "bfloat16")
+        slopes = {
+            f"{case}/{name}": array
+            for case in gradients.CASES
+            for name, array in gradients.hf_gradients(case, Path(scratch) / case).items()
+        }
     np.savez(variants.FIXTURES / "variants.npz", **found)
+    np.savez_compressed(variants.FIXTURES / "gradients.npz", **slopes)
 
 
 if __name__ == "__main__":
