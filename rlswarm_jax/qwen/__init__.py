@@ -78,15 +78,17 @@ def generate(
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     seed: int = 0,
+    thinking: bool | None = None,
 ) -> Generation:
     """`group_size` completions of each prompt. Temperature 0 is greedy. The same seed gives the same completions;
-    no two completions of a call share noise.
+    no two completions of a call share noise. `thinking` switches Qwen3's thoughts in conversations on or off; None
+    leaves it to the chat template.
 
     Raises ValueError on an empty request or a prompt the tokenizer cannot encode.
     """
     if not prompts or group_size < 1 or max_new_tokens < 1 or temperature < 0:
         raise ValueError("generate needs prompts, group_size >= 1, max_new_tokens >= 1 and temperature >= 0.")
-    encoded = [policy.tokenizer.encode(prompt) for prompt in prompts]
+    encoded = [policy.tokenizer.encode(prompt, thinking) for prompt in prompts]
     keys_PGM = np.array(
         [
             [randomness.key_data("sample", "generate", seed, p, g) for g in range(group_size)]

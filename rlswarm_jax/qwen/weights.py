@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rlswarm_jax.qwen.tensors import (
     plan_files,
     write_file,
 )
-from rlswarm_jax.qwen.tokenizer import Message, Tokenizer
+from rlswarm_jax.qwen.tokenizer import ChatRenderer, Message, Tokenizer
 
 # our name -> (Hugging Face name inside a layer, whether the matrix is stored transposed, [out, in])
 _LAYER_NAMES = {
@@ -199,7 +199,7 @@ def fingerprint(params: Params) -> str:
     return h.hexdigest()[:16]
 
 
-def chat_renderer(directory: Path) -> Callable[[Sequence[Message]], str]:
+def chat_renderer(directory: Path) -> ChatRenderer:
     """The checkpoint's own chat template, ending where the assistant's turn begins."""
 
     @functools.cache
@@ -209,8 +209,20 @@ def chat_renderer(directory: Path) -> Callable[[Sequence[Message]], str]:
 
         return PreTrainedTokenizerFast.from_pretrained(str(directory))
 
-    def render(messages: Sequence[Message]) -> str:
-        return tokenizer().apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    def render(messages: Sequence[Message], thinking: bool | None = None) -> str:
+        import jinja2
+
+        options = {"tokenize": False, "add_generation_prompt": True}
+        switch = {} if thinking is None else {"enable_thinking": thinking}
+        try:
+            text = tokenizer().apply_chat_template(list(messages), **options, **switch)
+            if switch and text == tokenizer().apply_chat_template(
+                list(messages), **options, enable_thinking=not thinking
+            ):
+                raise ValueError(f"the chat template of {directory} has no thinking switch: leave `thinking` out.")
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template of {directory} refuses the conversation: {error}.") from None
+        return text
 
     return render
 
