@@ -91,7 +91,9 @@ def from_hf(fields: dict[str, Any], max_position_embeddings: int, where: str) ->
         return theta, RopeScaling("linear", positive("factor"))
     name = "original_max_position_embeddings"
     original = positive(name, max_position_embeddings, of=fields if name in fields else rope)
-    explicit = rope.get("factor", 0) is not None
+    if original != int(original):
+        raise ValueError(f"{where}: rope option {name!r} must be a whole number, not {original!r}.")
+    explicit = rope.get("factor", 0) is not None  # null: the lengths imply it; absent: an error, as in transformers
     factor = positive("factor") if explicit else max_position_embeddings / original
 
     def temperature(weight: float) -> float:

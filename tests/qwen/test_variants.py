@@ -10,6 +10,7 @@ import pytest
 
 from rlswarm_jax import qwen
 from rlswarm_jax.qwen import config as qwen_config
+from rlswarm_jax.qwen import model
 from rlswarm_jax.qwen.rope import rope_frequencies
 from tests.qwen import make_variants, variants
 
@@ -132,6 +133,19 @@ def test_rope_options_must_be_positive_numbers(option, value):
 
 def test_yarn_needs_a_factor():
     refused({"rope_scaling": {"rope_type": "yarn"}}, "'factor'")
+
+
+@pytest.mark.parametrize("name", ["qwen3-gqa4", "qwen3-yarn-attention"])
+def test_positions_far_out_are_turned_exactly(name):
+    """As far as a float32 product of position and frequency can tell."""
+    config = qwen_config.from_hf(variants.CONFIGS[name] | {"head_dim": 128})
+    positions_BT = np.array([[0, 1, 4097, 32767, 131071]])
+    tables = jax.jit(model._rope_tables, static_argnums=0)(config, positions_BT)
+    frequencies = rope_frequencies(config.rope_theta, 128, config.rope_scaling).astype(np.float64)
+    angles = positions_BT[..., None, None] * frequencies
+    scale = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
+    for found, exact in zip(tables, (np.cos(angles), np.sin(angles)), strict=True):
+        assert np.all(np.abs(found - scale * exact) <= scale * (2**-24 * angles + 5e-7))
 
 
 class TestAgainstLiveHuggingFace:
