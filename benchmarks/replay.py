@@ -106,9 +106,7 @@ class Bench:
         )
         params = model.prepare(params, dtype, GROUP)
         if exact:
-            out = sampling.sample_exact(
-                run, params, self.prompts, keys_PGM, prompt_slots=SLOTS, rows=EXACT_ROWS
-            )
+            out = sampling.sample_exact(run, params, self.prompts, keys_PGM, prompt_slots=SLOTS, rows=EXACT_ROWS)
         else:
             out = jax.device_get(run(params, sampling.make_tile(self.prompts, keys_PGM, prompt_slots=SLOTS)))
         tokens_BC = out.tokens_PGT.reshape(-1, NEW_TOKENS)

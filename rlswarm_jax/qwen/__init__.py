@@ -21,7 +21,7 @@ from rlswarm_jax.qwen.model import Params, logits, prepare
 from rlswarm_jax.qwen.replay import TAU, Replay, Verdict, replay_tokens
 from rlswarm_jax.qwen.stopping import cut_at_stop, stop_table
 from rlswarm_jax.qwen.tokenizer import Prompt, Tokenizer, load_tokenizer
-from rlswarm_jax.qwen.weights import fingerprint
+from rlswarm_jax.qwen.weights import SaveError, fingerprint
 
 __all__ = [
     "Generation",
@@ -29,6 +29,7 @@ __all__ = [
     "Policy",
     "QwenConfig",
     "Replay",
+    "SaveError",
     "Verdict",
     "fingerprint",
     "generate",
@@ -77,9 +78,12 @@ def load(path_or_hub_id: str | Path, dtype: Any = np.float32) -> Policy:
     return Policy(config, weights.load_params(directory, config, dtype), tokenizer)
 
 
-def save(policy: Policy, directory: str | Path) -> None:
-    """Writes a directory that `transformers` and `load` open."""
-    weights.save_checkpoint(Path(directory), policy.config, policy.params, policy.tokenizer)
+def save(policy: Policy, directory: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
+    """Writes a directory that `transformers` and `load` open, in shards where the weights exceed `max_shard_bytes`.
+
+    Raises SaveError if the disk does not take it, ValueError if another checkpoint is in the way.
+    """
+    weights.save_checkpoint(Path(directory), policy.config, policy.params, policy.tokenizer, max_shard_bytes)
 
 
 def generate(
@@ -99,6 +103,7 @@ def generate(
     exact: bool = False,
     dtype: Any = None,
     kv_dtype: Any = None,
+    thinking: bool | None = None,
 ) -> Generation:
     """`group_size` completions of each prompt. Temperature 0 is greedy. The same seed gives the same completions;
     no two completions of a call share noise.
@@ -111,12 +116,13 @@ def generate(
         asked for; slower.
       dtype: to compute in, the params' by default; they are cast once, and not again while the same policy is used.
       kv_dtype: of the key/value cache, float32, bfloat16 or int8; `dtype` by default.
+      thinking: switches Qwen3's thoughts in conversations on or off; None leaves it to the chat template.
 
     Raises ValueError on an empty request or a prompt the tokenizer cannot encode.
     """
     if not prompts or group_size < 1 or max_new_tokens < 1 or temperature < 0 or rows < 0:
         raise ValueError("generate needs prompts, group_size >= 1, max_new_tokens >= 1, temperature and rows >= 0.")
-    encoded = [policy.tokenizer.encode(prompt) for prompt in prompts]
+    encoded = [policy.tokenizer.encode(prompt, thinking) for prompt in prompts]
     keys_PGM = np.array(
         [
             [randomness.key_data("sample", "generate", seed, p, g) for g in range(group_size)]

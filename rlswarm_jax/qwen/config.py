@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rlswarm_jax.qwen import rope
+from rlswarm_jax.qwen.rope import RopeScaling
+
 MODEL_TYPES = ("qwen2", "qwen3")
 
 
@@ -23,10 +26,11 @@ class QwenConfig:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
-    qkv_bias: bool  # Qwen2: yes. Qwen3: `attention_bias`, no in every published size
+    qkv_bias: bool  # Qwen2
     qk_norm: bool  # Qwen3
     max_position_embeddings: int
     eos_token_ids: tuple[int, ...] = ()
+    rope_scaling: RopeScaling | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -48,21 +52,23 @@ def from_hf(fields: dict[str, Any], where: str = "config.json") -> QwenConfig:
     """
     model_type = fields.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise ValueError(f"{where}: model_type {model_type!r} is not supported; expected one of {MODEL_TYPES}.")
-    rope = fields.get("rope_parameters") or {}
-    scaling = fields.get("rope_scaling") or rope
-    if not isinstance(rope, dict) or not isinstance(scaling, dict):
-        raise ValueError(f"{where}: rope_parameters and rope_scaling must be objects.")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"{where}: rope scaling {kind!r} is not supported yet; only unscaled rope is.")
-    if fields.get("use_sliding_window"):
-        raise ValueError(f"{where}: use_sliding_window=true is not supported; full attention is.")
+        raise ValueError(
+            f"{where}: model_type {model_type!r} (architectures: {fields.get('architectures')}) is not supported; "
+            f"expected one of {MODEL_TYPES}."
+        )
+    layer_types = fields.get("layer_types") or []
+    if fields.get("use_sliding_window") or any(kind != "full_attention" for kind in layer_types):
+        option = "use_sliding_window=true" if fields.get("use_sliding_window") else f"layer_types {set(layer_types)}"
+        raise ValueError(f"{where}: {option} is not supported; full attention is.")
     if fields.get("hidden_act", "silu") != "silu":
         raise ValueError(f"{where}: hidden_act {fields['hidden_act']!r} is not supported; expected 'silu'.")
+    if model_type == "qwen3" and fields.get("attention_bias"):
+        raise ValueError(f"{where}: attention_bias=true of a Qwen3 is not supported; no published size has it.")
+    if fields.get("quantization_config"):
+        raise ValueError(f"{where}: quantised weights (quantization_config) are not supported.")
 
-    def number(name: str, default: float | None = None, of: dict[str, Any] = fields) -> Any:
-        value = of.get(name)
+    def number(name: str, default: float | None = None) -> Any:
+        value = fields.get(name)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{where}: field {name!r} must be a number, not {value!r}.")
@@ -75,6 +81,14 @@ def from_hf(fields: dict[str, Any], where: str = "config.json") -> QwenConfig:
         return int(value)
 
     heads = size("num_attention_heads")
+    kv_heads = size("num_key_value_heads", heads if "num_key_value_heads" in fields else 32)  # as transformers does
+    head_dim = size("head_dim", 128 if model_type == "qwen3" else max(1, size("hidden_size") // heads))
+    if heads % kv_heads:
+        raise ValueError(f"{where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly.")
+    max_position_embeddings = size("max_position_embeddings", 32768)
+    rope_theta, rope_scaling = rope.from_hf(fields, max_position_embeddings, where)
+    if head_dim % 2:
+        raise ValueError(f"{where}: head size {head_dim} is odd: rotary positions turn pairs of dimensions.")
     return QwenConfig(
         model_type=model_type,
         vocab_size=size("vocab_size"),
@@ -82,15 +96,16 @@ def from_hf(fields: dict[str, Any], where: str = "config.json") -> QwenConfig:
         intermediate_size=size("intermediate_size"),
         num_layers=size("num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=size("num_key_value_heads", heads),
-        head_dim=size("head_dim", max(1, size("hidden_size") // heads)),
-        rope_theta=float(number("rope_theta", number("rope_theta", 1e4), rope)),
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope_theta=rope_theta,
         rms_norm_eps=float(number("rms_norm_eps", 1e-6)),
         tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
-        qkv_bias=model_type == "qwen2" or bool(fields.get("attention_bias", False)),
+        qkv_bias=model_type == "qwen2",
         qk_norm=model_type == "qwen3",
-        max_position_embeddings=size("max_position_embeddings", 32768),
+        max_position_embeddings=max_position_embeddings,
         eos_token_ids=_token_ids(fields.get("eos_token_id"), where),
+        rope_scaling=rope_scaling,
     )
 
 
@@ -109,7 +124,6 @@ def to_hf(config: QwenConfig) -> dict[str, Any]:
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "rope_theta": config.rope_theta,
         "rms_norm_eps": config.rms_norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
@@ -119,8 +133,8 @@ def to_hf(config: QwenConfig) -> dict[str, Any]:
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
     }
     if config.model_type == "qwen3":
-        fields["attention_bias"] = config.qkv_bias
-    return fields
+        fields["attention_bias"] = False
+    return fields | rope.to_hf(config.rope_theta, config.rope_scaling)
 
 
 def read_config(directory: Path) -> QwenConfig:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlswarm_jax.qwen.config import QwenConfig
+from rlswarm_jax.qwen.rope import rope_frequencies
 
 Params = dict[str, Any]
 KV = tuple[Array, Array]  # keys [B, K, H, S] and values [B, K, S, H] of one layer
@@ -257,9 +258,10 @@ def _rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def _rope_tables(config: QwenConfig, positions_BT: Array) -> tuple[Array, Array]:
-    frequencies = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
+    frequencies = rope_frequencies(config.rope_theta, config.head_dim, config.rope_scaling)
     angles = positions_BT[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    scale = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
+    return jnp.cos(angles)[:, :, None] * scale, jnp.sin(angles)[:, :, None] * scale
 
 
 def _rotate(x_BTXH: Array, rope: tuple[Array, Array]) -> Array:

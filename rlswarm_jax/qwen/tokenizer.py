@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import tokenizers
 
@@ -31,6 +32,12 @@ def _bytes_of_characters() -> dict[str, int]:
 _BYTE_OF = _bytes_of_characters()
 
 
+class ChatRenderer(Protocol):
+    """A chat template: a conversation to text. `thinking` is Qwen3's `enable_thinking`, None the template's default."""
+
+    def __call__(self, messages: Sequence[Message], thinking: bool | None = None) -> str: ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A checkpoint's tokenizer.
@@ -42,18 +49,23 @@ class Tokenizer:
     backend: tokenizers.Tokenizer
     vocab_size: int
     files: Mapping[str, bytes]
-    render_chat: Callable[[Sequence[Message]], str] | None = None
+    render_chat: ChatRenderer | None = None
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, thinking: bool | None = None) -> list[int]:
         """Token ids of a prompt; no special tokens are added to raw text.
 
+        thinking: whether a conversation's answer is to begin with thoughts, where the chat template can switch that.
+
         Raises ValueError where the ids cannot be right: none for non-empty text, ids the model has no embedding
-        for, or a conversation for a checkpoint without a chat template.
+        for, a conversation for a checkpoint without a chat template, or `thinking` where nothing heeds it.
         """
-        if not isinstance(prompt, str):
-            if self.render_chat is None:
-                raise ValueError("this checkpoint has no chat template: give the prompt as plain text.")
-            prompt = self.render_chat(prompt)
+        if isinstance(prompt, str):
+            if thinking is not None:
+                raise ValueError("`thinking` is an option of the chat template: give the prompt as a conversation.")
+        elif self.render_chat is None:
+            raise ValueError("this checkpoint has no chat template: give the prompt as plain text.")
+        else:
+            prompt = self.render_chat(prompt, thinking)
         ids = self.backend.encode(prompt, add_special_tokens=False).ids
         if prompt and not ids:
             raise ValueError(f"the tokenizer turned the prompt {prompt[:40]!r} into no tokens at all.")
@@ -104,7 +116,7 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     return Tokenizer(backend, vocab_size, {p.name: p.read_bytes() for p in present}, _chat_renderer(directory))
 
 
-def _chat_renderer(directory: Path) -> Callable[[Sequence[Message]], str] | None:
+def _chat_renderer(directory: Path) -> ChatRenderer | None:
     from rlswarm_jax.qwen import weights
 
     config = directory / "tokenizer_config.json"

@@ -4,23 +4,28 @@ import functools
 import hashlib
 import json
 import os
-import struct
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
-import safetensors.numpy
 
 from rlswarm_jax.qwen.config import QwenConfig, to_hf
 from rlswarm_jax.qwen.model import Params, param_shapes
-from rlswarm_jax.qwen.tokenizer import Message, Tokenizer
-
-DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+from rlswarm_jax.qwen.tensors import (
+    DTYPES,
+    INDEX,
+    SINGLE,
+    Stored,
+    find_tensors,
+    index_json,
+    listed,
+    plan_files,
+    write_file,
+)
+from rlswarm_jax.qwen.tokenizer import ChatRenderer, Message, Tokenizer
 
 # our name -> (Hugging Face name inside a layer, whether the matrix is stored transposed, [out, in])
 _LAYER_NAMES = {
@@ -46,8 +51,14 @@ _TOP_NAMES = {
 }
 
 
+class SaveError(RuntimeError):
+    """A checkpoint directory cannot be written; the message says which and why."""
+
+
 def resolve(path_or_hub_id: str) -> Path:
-    """A directory as it is, or a hub id (`owner/name`) as the local folder of its snapshot.
+    """A directory as it is, or a hub id (`owner/name`, or `owner/name@revision`) as the local folder of its snapshot.
+
+    What is in the hub's cache is taken from there when there is no network or HF_HUB_OFFLINE=1.
 
     Raises ValueError when there is no such directory and the hub cannot give the id either.
     """
@@ -57,72 +68,125 @@ def resolve(path_or_hub_id: str) -> Path:
     if directory.is_absolute() or path_or_hub_id.startswith(".") or path_or_hub_id.count("/") != 1:
         raise ValueError(f"model directory {path_or_hub_id!r} does not exist.")
     import huggingface_hub
+    from huggingface_hub import constants, errors
 
+    name, _, revision = path_or_hub_id.partition("@")
     try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
-        return Path(huggingface_hub.snapshot_download(path_or_hub_id, allow_patterns=patterns))
+        found = huggingface_hub.snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=["*.json", "*.safetensors", "*.jinja", "merges.txt"],
+            ignore_patterns=["*/*"],
+        )
+    except errors.LocalEntryNotFoundError:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise ValueError(
+            f"{path_or_hub_id!r} is not a directory and not in the hub's cache ({constants.HF_HUB_CACHE}), and {why}: "
+            f"run `hf download {name}` where there is a network, or give a directory."
+        ) from None
     except Exception as error:  # the hub client raises from half a dozen unrelated libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{path_or_hub_id!r} is neither a directory nor a model the hub would give: {reason} "
             "Check the name and the network, or download it and give its directory."
         ) from None
+    return Path(found)
 
 
 def load_params(directory: Path, config: QwenConfig, dtype: Any = np.float32) -> Params:
-    """Reads all `*.safetensors` of a directory into a pytree of arrays of `dtype`.
+    """Reads a checkpoint's tensors into a pytree of arrays of `dtype`.
 
-    Raises ValueError that names every missing, unexpected or misshapen tensor, or the unreadable file.
+    Needs the memory of its result and of one tensor: the files are mapped, and transposed and widened on the way.
+
+    Raises ValueError that names every missing, unexpected and misshapen tensor, or the unreadable file.
     """
-    expected = {name: (path, transposed) for name, path, transposed in _names(config)}
+    stored = find_tensors(directory)
+    if config.tie_word_embeddings:
+        stored.pop("lm_head.weight", None)  # some exporters write the tied head a second time
     shapes = param_shapes(config)
-    leaves: dict[tuple, jax.Array] = {}
-    unexpected = []
-    for name, stored in _read_tensors(directory):
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue  # some exporters write the tied head a second time
-        if name not in expected:
-            unexpected.append(name)
-            continue
-        path, transposed = expected.pop(name)
-        array = stored.T if transposed else stored
+    expected = {}
+    for name, path, transposed in _names(config):
         shape = _at(shapes, path)
-        if array.shape != shape:
-            raise ValueError(
-                f"{directory}: tensor {name!r} is {stored.shape}, expected {shape[::-1] if transposed else shape}."
-            )
-        leaves[path] = jnp.asarray(np.ascontiguousarray(array.astype(dtype)))
-    if expected or unexpected:
-        parts = [
-            f"{len(names)} tensors {what}: {', '.join(sorted(names)[:5])}"
-            for what, names in (("missing", expected), ("unexpected", unexpected))
-            if names
-        ]
-        raise ValueError(f"{directory}: " + "; ".join(parts) + ".")
+        expected[name] = shape[::-1] if transposed else shape
+    wrong = []
+    for names, what in ((expected.keys() - stored, "missing"), (stored.keys() - expected, "unexpected")):
+        if names:
+            wrong.append(f"{len(names)} tensors {what}: {listed(names)}")
+    for name in expected.keys() & stored:
+        if stored[name].shape != expected[name]:
+            wrong.append(f"tensor {name!r} is {stored[name].shape}, expected {expected[name]}")
+    if wrong:
+        raise ValueError(f"{directory}: {'; '.join(sorted(wrong))}.")
+    leaves = {path: _on_device(stored[name], transposed, dtype) for name, path, transposed in _names(config)}
     return jax.tree_util.tree_map_with_path(
         lambda path, _: leaves[_keys(path)], shapes, is_leaf=lambda x: isinstance(x, tuple)
     )
 
 
-def save_checkpoint(directory: Path, config: QwenConfig, params: Params, tokenizer: Tokenizer) -> None:
+def _on_device(stored: Stored, transposed: bool, dtype: Any) -> jax.Array:
+    view = stored.map().T if transposed else stored.map()
+    if view.flags.c_contiguous:  # jax may share such memory: the array would change with the file
+        view = view.copy()
+    return jax.device_put(view).astype(dtype).block_until_ready()  # jax transposes twice as fast as NumPy
+
+
+def save_checkpoint(
+    directory: Path,
+    config: QwenConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
     """Writes a directory that `transformers` opens: config, safetensors in the params' dtype, tokenizer files.
 
-    Raises ValueError if the directory holds the shards of another checkpoint, which would be read with this one.
+    `config.json` comes last, and nothing is touched before all files are written: what a failure or a kill leaves is
+    the old checkpoint, or a directory that is none.
+
+    Raises:
+      ValueError: the directory holds files of another checkpoint, which would be taken for this one's.
+      SaveError: the files cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    others = [path.name for path in directory.glob("*.safetensors*") if path.name != "model.safetensors"]
-    if others:
-        raise ValueError(f"{directory} holds another checkpoint's {others[0]}: save to an empty directory.")
-    tensors = {}
-    for name, path, transposed in _names(config):
+    paths = {name: (path, transposed) for name, path, transposed in _names(config)}
+    kinds = {dtype.name: kind for kind, dtype in DTYPES.items()}
+
+    def described(name: str) -> tuple[str, tuple[int, ...]]:
+        path, transposed = paths[name]
+        leaf = _at(params, path)
+        return kinds[str(leaf.dtype)], leaf.shape[::-1] if transposed else leaf.shape
+
+    def read(name: str) -> np.ndarray:
+        path, transposed = paths[name]
         array = np.asarray(_at(params, path))
-        tensors[name] = np.ascontiguousarray(array.T if transposed else array)
-    safetensors.numpy.save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    fields = to_hf(config) | {"torch_dtype": str(np.asarray(params["embed"]).dtype)}
-    (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-    tokenizer.backend.save(str(directory / "tokenizer.json"))
-    for name, raw in tokenizer.files.items():
-        (directory / name).write_bytes(raw)
+        return array.T if transposed else array
+
+    sizes = {name: _at(params, path).nbytes for name, (path, _) in paths.items()}
+    files = plan_files(sizes, max_shard_bytes)
+    indexed = set(files) != {SINGLE}
+    others = {path.name for path in directory.glob("*.safetensors*")} - files.keys() - ({INDEX} if indexed else set())
+    if others:
+        raise ValueError(f"{directory} holds another checkpoint's {min(others)}: save to an empty directory.")
+    dtype = str(params["embed"].dtype)
+    small = dict(tokenizer.files) | {"tokenizer.json": tokenizer.backend.to_str(pretty=True).encode()}
+    if indexed:
+        small[INDEX] = index_json(files, sum(sizes.values())).encode()
+    small["config.json"] = (json.dumps(to_hf(config) | {"torch_dtype": dtype}, indent=2) + "\n").encode()
+    staged = directory / ".saving"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(staged, ignore_errors=True)  # of a save that was killed
+        staged.mkdir()
+        for file, names in files.items():
+            write_file(staged / file, {name: described(name) for name in names}, read)
+        for file, raw in small.items():
+            (staged / file).write_bytes(raw)
+        (directory / "config.json").unlink(missing_ok=True)
+        for file in [*files, *small]:
+            (staged / file).replace(directory / file)
+    except OSError as error:
+        size = sum(sizes.values()) / 1e6
+        raise SaveError(f"cannot save {size:.1f} MB of weights to {directory}: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def fingerprint(params: Params) -> str:
@@ -135,7 +199,7 @@ def fingerprint(params: Params) -> str:
     return h.hexdigest()[:16]
 
 
-def chat_renderer(directory: Path) -> Callable[[Sequence[Message]], str]:
+def chat_renderer(directory: Path) -> ChatRenderer:
     """The checkpoint's own chat template, ending where the assistant's turn begins."""
 
     @functools.cache
@@ -145,8 +209,20 @@ def chat_renderer(directory: Path) -> Callable[[Sequence[Message]], str]:
 
         return PreTrainedTokenizerFast.from_pretrained(str(directory))
 
-    def render(messages: Sequence[Message]) -> str:
-        return tokenizer().apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    def render(messages: Sequence[Message], thinking: bool | None = None) -> str:
+        import jinja2
+
+        options = {"tokenize": False, "add_generation_prompt": True}
+        switch = {} if thinking is None else {"enable_thinking": thinking}
+        try:
+            text = tokenizer().apply_chat_template(list(messages), **options, **switch)
+            if switch and text == tokenizer().apply_chat_template(
+                list(messages), **options, enable_thinking=not thinking
+            ):
+                raise ValueError(f"the chat template of {directory} has no thinking switch: leave `thinking` out.")
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template of {directory} refuses the conversation: {error}.") from None
+        return text
 
     return render
 
@@ -161,29 +237,6 @@ def _names(config: QwenConfig) -> Iterator[tuple[str, tuple, bool]]:
         for ours in layer:
             theirs, transposed = _LAYER_NAMES[ours]
             yield f"model.layers.{index}.{theirs}", ("layers", index, ours), transposed
-
-
-def _read_tensors(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor as a view of its memory-mapped file (the reader libraries copy, and cast bf16 slowly)."""
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{directory} holds no *.safetensors file.")
-    for path in files:
-        try:
-            mapped = np.memmap(path, np.uint8, mode="r")
-            (size,) = struct.unpack("<Q", mapped[:8].tobytes())
-            if size > min(MAX_HEADER_BYTES, mapped.size - 8):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(mapped[8 : 8 + size].tobytes())
-            header.pop("__metadata__", None)
-            for name, entry in header.items():
-                start, end = entry["data_offsets"]
-                if entry["dtype"] not in DTYPES:
-                    raise ValueError(f"tensor {name!r} has dtype {entry['dtype']}, expected one of {list(DTYPES)}")
-                body = mapped[8 + size + start : 8 + size + end]
-                yield name, body.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise ValueError(f"{path} is not a readable safetensors file: {error}.") from None
 
 
 def _at(tree: Any, path: tuple) -> Any:

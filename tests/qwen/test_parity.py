@@ -221,7 +221,7 @@ class TestRefusals:
         shard = directory / "model-00002-of-00003.safetensors"
         lost = safetensors.numpy.load_file(shard).keys()
         shard.unlink()
-        assert_load_refuses(directory, f"{len(lost)} tensors missing", min(lost))
+        assert_load_refuses(directory, shard, "does not exist", *(n for n in lost if "layers" not in n))
 
     def test_unexpected_tensors(self, tmp_path):
         extra = "model.layers.0.self_attn.q_norm.weight"
@@ -241,18 +241,6 @@ class TestRefusals:
     @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", None])
     def test_other_architectures(self, model_type, tmp_path):
         assert_load_refuses(edited("qwen2_tied", tmp_path, config={"model_type": model_type}), repr(model_type))
-
-    @pytest.mark.parametrize(
-        "fields",
-        [
-            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}},
-            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-        ],
-        ids=["transformers 5", "transformers 4", "older"],
-    )
-    def test_scaled_rope(self, fields, tmp_path):
-        assert_load_refuses(edited("qwen2_tied", tmp_path, config=fields), "rope scaling", "'yarn'")
 
     def test_sliding_windows(self, tmp_path):
         assert_load_refuses(edited("qwen2_tied", tmp_path, config={"use_sliding_window": True}), "use_sliding_window")
@@ -293,7 +281,7 @@ class TestRefusals:
     def test_a_directory_without_weights(self, tmp_path):
         path = edited("qwen2_tied", tmp_path) / "model.safetensors"
         path.unlink()
-        assert_load_refuses(path.parent, path.parent, "no *.safetensors")
+        assert_load_refuses(path.parent, path.parent, "neither model.safetensors nor model.safetensors.index.json")
 
     def test_what_is_not_a_directory(self, tmp_path):
         assert_load_refuses(tmp_path / "nowhere", tmp_path / "nowhere", "does not exist")

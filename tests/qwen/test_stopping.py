@@ -44,7 +44,9 @@ def states_along(table, tokens):
     return states[1:]
 
 
-pieces = st.lists(st.one_of(st.just(b""), st.text("abé😀", max_size=4).map(str.encode), st.binary(max_size=2)), min_size=1)
+pieces = st.lists(
+    st.one_of(st.just(b""), st.text("abé😀", max_size=4).map(str.encode), st.binary(max_size=2)), min_size=1
+)
 strings = st.lists(st.text("abé😀", min_size=1, max_size=5), min_size=1, max_size=5)
 
 
@@ -55,7 +57,9 @@ def texts_in_pieces(draw):
     cuts = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=8)))
     parts = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     vocab = draw(pieces) + parts
-    tokens = draw(st.lists(st.integers(0, len(vocab) - 1), max_size=4)) + list(range(len(vocab) - len(parts), len(vocab)))
+    tokens = draw(st.lists(st.integers(0, len(vocab) - 1), max_size=4)) + list(
+        range(len(vocab) - len(parts), len(vocab))
+    )
     return vocab, draw(strings), tokens
 
 
@@ -86,7 +90,10 @@ class TestStopTable:
 
     def test_as_many_bytes_as_are_allowed_work(self):
         table = stopping.stop_table(["é" * 256, "b" * 512], [b"b", "é".encode()])
-        assert states_along(table, [0] * 512)[-2:] != [table.found] * 2 and states_along(table, [0] * 512)[-1] == table.found
+        assert (
+            states_along(table, [0] * 512)[-2:] != [table.found] * 2
+            and states_along(table, [0] * 512)[-1] == table.found
+        )
         assert states_along(table, [1] * 256)[-1] == table.found not in states_along(table, [1] * 255)
 
     @settings(max_examples=200)
@@ -171,9 +178,7 @@ class TestGenerate:
                     break
             assert (out.lengths_PG[place], out.finish[p][g]) == (n, reason)
             assert out.tokens_PGT[place].tolist() == tokens[:n] + [0] * (NEW_TOKENS - n)
-            np.testing.assert_allclose(
-                out.logprobs_PGT[place][:n], free.logprobs_PGT[place][:n], rtol=0, atol=base.TAU
-            )
+            np.testing.assert_allclose(out.logprobs_PGT[place][:n], free.logprobs_PGT[place][:n], rtol=0, atol=base.TAU)
             before = [text[: text.index(s)] for s in STOPS if s in text]
             assert out.text[p][g] == min(before, key=len, default=text)
             reasons.append(reason)
