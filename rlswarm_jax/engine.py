@@ -69,13 +69,17 @@ class Engine:
         config: EngineConfig,
         learner_config: learner.LearnerConfig,
         num_nodes: int,
+        devices: parallel.DeviceConfig | None = None,
     ):
         self.policy, self.mixture, self.prompt_format = policy, mixture, prompt_format
         self.config, self.num_nodes = config, num_nodes
         self.stacked = num_nodes > 1 and not config.exact
-        mesh = parallel.local_mesh() if jax.local_device_count() > 1 and not self.stacked else None
-        self._devices = 1 if mesh is None else mesh.size
-        state = learner.init_state(policy.params, learner_config)
+        devices = devices or parallel.DeviceConfig()
+        mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)  # of all processes: they are one node
+        if self.stacked and parallel.is_sharded(mesh):
+            raise ValueError("the weights of nodes that are stacked are not split: fsdp and tensor must be 1.")
+        self._mesh = None if self.stacked or mesh.size == 1 else mesh
+        on, state = (self._mesh, devices.backend), learner.init_state(policy.params, learner_config, self._mesh)
         self._states = [state] * num_nodes
         self._stack: Any = _stack(self._states) if self.stacked else None
 
@@ -93,8 +97,8 @@ class Engine:
         self._sample = make_sampler(config.temperature, Draw(), config.rows)
         self._evaluate = make_sampler(config.evaluation_temperature, config.evaluation, config.held_out_rows)
         self._cast_params: dict[int, tuple[qwen.Params, qwen.Params]] = {}
-        self._step = learner.make_train_step(policy.config, learner_config, mesh=mesh, over_nodes=self.stacked)
-        self._logprobs = learner.make_logprobs(policy.config, learner_config)
+        self._step = learner.make_train_step(policy.config, learner_config, *on, over_nodes=self.stacked)
+        self._logprobs = learner.make_logprobs(policy.config, learner_config, *on)
         self._held_out = mixture.held_out(config.held_out_problems)
         self._held_out_prompts = [policy.tokenizer.encode(prompt_format.render(p)) for p in self._held_out]
 
@@ -102,7 +106,7 @@ class Engine:
         return jax.tree.map(lambda x: x[node], self._stack) if self.stacked else self._states[node]
 
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
-        self._states = list(states)
+        self._states = [state if self._mesh is None else parallel.place(state, self._mesh) for state in states]
         self._stack = _stack(self._states) if self.stacked else None
 
     def evaluate_params(self, params: qwen.Params) -> Metrics:
@@ -191,7 +195,8 @@ class Engine:
         """
         config = self.config
         rows = config.max_groups * config.group_size
-        rows = -(-rows // self._devices) * self._devices
+        shards = parallel.row_shards(self._mesh)
+        rows = -(-rows // shards) * shards
         tokens_BT = np.zeros((rows, config.max_prompt_tokens + config.max_new_tokens), np.int32)
         old_BC = np.zeros((rows, config.max_new_tokens), np.float32)
         prompt_lengths_B, lengths_B = np.ones(rows, np.int32), np.zeros(rows, np.int32)
