@@ -37,7 +37,7 @@ def run(arguments: Arguments) -> int:
         channel = multihost.Channel()
         code = _follow(arguments.config, channel) if jax.process_index() else _lead(arguments, channel)
     except multihost.HostError as error:
-        _leave(f"{error} Start all of them again, the first one with --resume.", 1)
+        _leave(f"{str(error).rstrip('.')}. Start all of them again, the first one with --resume.", 1)
     jax.distributed.shutdown()
     return code
 

@@ -170,11 +170,11 @@ def split(fn: Callable[..., Any], mesh: Mesh, backend: str = "shard_map") -> Cal
     if not is_sharded(mesh) and backend == "pmap":
         mapped = _pmap(fn, mesh, out_axes=0)
         return lambda params, rows: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mapped(params, rows))
+    out = P()  # a process can read only what it holds
     if not is_sharded(mesh):
         fn = jax.shard_map(fn, mesh=mesh, in_specs=(P(), ROWS), out_specs=ROWS, check_vma=False)
-    # a process can read only what it holds
-    several = any(device.process_index != jax.process_index() for device in mesh.devices.flat)
-    run = jax.jit(fn, out_shardings=NamedSharding(mesh, P() if several else ROWS))
+        out = ROWS if len({device.process_index for device in mesh.devices.flat}) == 1 else P()
+    run = jax.jit(fn, out_shardings=NamedSharding(mesh, out))
     return lambda params, rows: run(params, place_rows(rows, mesh))
 
 

@@ -377,10 +377,11 @@ def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path
         cwd=Path(__file__).parents[1],
         timeout=300,
     )
+    several, exact = pickle.loads((tmp_path / "found").read_bytes())
     own = alone(0)
     accuracy, own_sampled = own.evaluate([0]), own.sample({0: request(0)})[0]
     expected = own.learn({0: lesson(0)})[0]
-    for sampled, found_accuracy, metrics, state, compiled in pickle.loads((tmp_path / "found").read_bytes()):
+    for sampled, found_accuracy, metrics, state, compiled in several:
         assert [s.tokens for s in flat(sampled)] == [s.tokens for s in flat(own_sampled)]
         assert found_accuracy == accuracy and metrics.keys() == expected.keys()
         for name, value in expected.items():
@@ -389,11 +390,14 @@ def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path
         tiny.assert_close(moments, own_moments, 1e-5)
         tiny.assert_close(state.params, own.state(0).params, TAU)  # Adam blows up what rounding does to a tiny gradient
         assert compiled == []  # after the first round was compiled ahead
+    fixed = build(exact=True)
+    fixed.set_states([states()[0]])
+    assert exact == (fixed.sample({0: request(0)}), fixed.evaluate([0]))  # log-probs and all, bit for bit
 
 
 def on_eight_devices(folder):
     state, asked, learn = pickle.loads((Path(folder) / "given").read_bytes())
-    found = []
+    several = []
     for options, rows in (({}, 16), ({"backend": "pmap"}, 16), ({"fsdp": 2, "tensor": 2}, 12)):
         there = build(devices=DeviceConfig(**options))
         assert there.make_batch([]).tokens_BT.shape[0] == rows
@@ -402,8 +406,11 @@ def on_eight_devices(folder):
         with test_parallel.compilations() as compiled:
             sampled, accuracy = there.sample({0: asked})[0], there.evaluate([0])
             metrics = there.learn({0: learn})[0]
-        found.append((sampled, accuracy, metrics, jax.device_get(there.state(0)), compiled))
-    (Path(folder) / "found").write_bytes(pickle.dumps(found))
+        several.append((sampled, accuracy, metrics, jax.device_get(there.state(0)), compiled))
+    fixed = build(exact=True)
+    fixed.set_states([state])
+    exact = fixed.sample({0: asked}), fixed.evaluate([0])
+    (Path(folder) / "found").write_bytes(pickle.dumps((several, exact)))
 
 
 class TestCompany:

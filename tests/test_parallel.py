@@ -239,8 +239,8 @@ def assert_sharded(there, whole):
     """It learns and samples what one device does, and no device holds more of a matrix than its part."""
     assert_same_lessons(there["after"], whole["after"], wide_params())
     np.testing.assert_allclose(there["logprobs"], whole["logprobs"], rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(there["out"].tokens_RT, whole["out"].tokens_RT)
-    np.testing.assert_allclose(there["out"].logprobs_RT, whole["out"].logprobs_RT, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(there["out"].tokens_PGT, whole["out"].tokens_PGT)
+    np.testing.assert_allclose(there["out"].logprobs_PGT, whole["out"].logprobs_PGT, rtol=0, atol=1e-5)
     state, _ = whole["after"]
     leaves = jax.tree.leaves(state)
     for leaf, held in zip(leaves, there["held"], strict=True):
