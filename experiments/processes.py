@@ -3,7 +3,9 @@
     python -m experiments.run --config configs/node.py --config.devices.processes=2 \\
         --config.devices.coordinator=10.0.0.1:8476 --config.devices.process=0      and 1 on the second machine
 
-They get the same config otherwise; only process 0 needs a folder. On a TPU pod: --config.devices.processes=0 on all.
+They get the same config otherwise; only process 0 has a folder. On a TPU pod: --config.devices.processes=0 on all.
+The coordinator's port trusts whoever reaches it: keep it inside your network. If one process dies all end, with another
+exit code than 0; start all of them again, process 0 with --resume.
 """
 
 import contextlib

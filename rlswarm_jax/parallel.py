@@ -7,6 +7,7 @@ Rows are split over "data" and "fsdp" in both.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -116,10 +117,15 @@ def fetch(tree: Any) -> Any:
 
     def whole(x):
         if isinstance(x, Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-            x = jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)
+            x = _gather(x.sharding.mesh)(x)
         return np.asarray(x)
 
     return jax.tree.map(whole, tree)
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[Array], Array]:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
 
 
 def _put(x: Any, sharding: NamedSharding) -> Array:

@@ -1,6 +1,7 @@
 """A live node that is two processes, among others over libp2p; and what becomes of it when one of them dies."""
 
 import json
+import os
 import pickle
 import signal
 import socket
@@ -16,7 +17,7 @@ import pytest
 
 from configs import node
 from experiments import cli, folder
-from rlswarm_jax import multihost
+from rlswarm_jax import multihost, parallel
 from rlswarm_jax.game.effects import Learn, Sample
 from rlswarm_jax.identity import create, simulated
 from rlswarm_jax.metrics import read_rows
@@ -25,6 +26,7 @@ from tests.grpo import tiny
 
 CHECKOUT = Path(__file__).parent.parent
 ROUNDS, SEED = 4, 5
+QUICKLY = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # it compiles in half the time
 ARGUMENTS = [
     f"--config.rounds={ROUNDS}",
     f"--config.checkpoint_every={ROUNDS}",
@@ -42,7 +44,7 @@ def start(workdir: Path, *arguments: str, program: tuple[str, ...] = ("-m", "exp
     workdir.parent.mkdir(exist_ok=True)
     command = [sys.executable, *program, "--config=configs/node.py:smoke", *ARGUMENTS, *arguments]
     with (workdir.parent / f"{workdir.name}.txt").open("ab") as log:
-        return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=CHECKOUT, stdout=log, stderr=log)
+        return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=CHECKOUT, env=QUICKLY, stdout=log, stderr=log)
 
 
 def free_port() -> int:
@@ -106,11 +108,12 @@ def one_process(workdir: Path):
     return jax.device_get(made.engine.state(0))
 
 
-def at_the_end(workdir: Path):
+def at_the_end(workdir: Path, like):
+    """The state that a node saved after its last round."""
     from rlswarm_jax.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(workdir / folder.CHECKPOINT_FOLDER)
-    (state,), _ = checkpoints.restore(ROUNDS, [one_process(workdir)])
+    (state,), _ = checkpoints.restore(ROUNDS, [like])
     checkpoints.close()
     return state
 
@@ -140,7 +143,7 @@ def test_two_processes_are_one_node_among_others(tmp_path):
         f"--config.swarm.bootnodes=('/ip4/127.0.0.1/tcp/{port}/p2p/{single_peer}',)",
     )
     try:
-        codes = [process.wait(200) for process in (single, pair.leader, pair.follower)]
+        codes = [process.wait(400) for process in (single, pair.leader, pair.follower)]
         assert codes == [0, 0, 0], pair.said() + (tmp_path / "single.txt").read_text()
     finally:
         pair.kill()
@@ -152,9 +155,10 @@ def test_two_processes_are_one_node_among_others(tmp_path):
         assert any(row.get(f"learned_from/{other.author.hex()}") for row in rows)
     assert not pair.follower_folder.exists()
     create(pair.folder / "node.key", identities[0])  # where `one_process` looks for it
-    ours = at_the_end(pair.folder)
+    with tiny.optimizations(False):
+        alone = one_process(pair.folder)
+    ours = at_the_end(pair.folder, alone)
     assert_followed(tmp_path / "held", ours)
-    alone = one_process(pair.folder)
     assert ours.step == alone.step
     tiny.assert_close(ours.params, alone.params, 1e-4)
 
@@ -166,7 +170,7 @@ def test_a_node_ends_when_a_process_of_it_dies_and_goes_on_when_all_are_started_
     pair = TwoProcesses(tmp_path, *options)
     rows = pair.folder / folder.METRICS_FILE
     try:
-        until = time.monotonic() + 200
+        until = time.monotonic() + 400
         while not rows.exists() or len(read_rows(rows)) < 5:
             assert time.monotonic() < until and pair.leader.poll() is None, pair.said()
             time.sleep(0.05)
@@ -201,6 +205,48 @@ def test_processes_with_different_configs_are_no_node(tmp_path):
             process.wait()
     said = (tmp_path / "other.txt").read_text()
     assert "error: process 0 of this node was started with another config.learn.learning_rate." in said
+
+
+@pytest.mark.slow
+def test_devices_of_other_processes_take_part_only_where_they_are_meant_to(tmp_path):
+    """Two nodes in one job would else be averaged without a word."""
+    code = "from tests import test_multihost; test_multihost.sums({}, {}, {!r})"
+    port, paths = free_port(), [tmp_path / "0", tmp_path / "1"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code.format(process, port, str(path))],
+            cwd=CHECKOUT,
+            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        )
+        for process, path in enumerate(paths)
+    ]
+    assert [process.wait(120) for process in started] == [0, 0]
+    found = [json.loads(path.read_text()) for path in paths]
+    own = [[0, 2, 4, 6], [20, 22, 24, 26]]
+    for process in (0, 1):
+        for backend in ("shard_map", "pmap"):
+            assert found[process][backend] == [sum(own[process]) / 2, own[process]]
+        assert found[process]["all"] == [sum(own[0]) / 2, own[0]]
+        assert "pmap backend is for the devices of one process" in found[process]["refused"]
+
+
+def sums(process: int, port: int, path: str) -> None:
+    """The program of a process: sums over its own devices, and over those of both."""
+    multihost.join(2, process, f"127.0.0.1:{port}")
+
+    def run(mesh, backend, rows):
+        whole = parallel.data_parallel(lambda w, x: parallel.total((w * x).sum(), mesh), mesh, backend)
+        parts = parallel.split(lambda w, x: 2 * w * x, mesh, backend)
+        return float(whole(np.float32(1), rows)), np.asarray(parts(np.float32(1), rows)).tolist()
+
+    rows = np.arange(4.0, dtype=np.float32)
+    found = {backend: run(parallel.local_mesh(), backend, rows + 10 * process) for backend in ("shard_map", "pmap")}
+    everybody = parallel.make_mesh(jax.devices())
+    found["all"] = run(everybody, "shard_map", rows)
+    with pytest.raises(ValueError) as refused:
+        run(everybody, "pmap", rows)
+    Path(path).write_text(json.dumps(found | {"refused": str(refused.value)}))
+    jax.distributed.shutdown()
 
 
 class Service:

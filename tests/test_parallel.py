@@ -138,12 +138,14 @@ def walks(num_devices, backend):
 def sharded(sizes):
     """What a larger Qwen samples and learns, and how many bytes of its state each device holds."""
     mesh = sizes and parallel.make_mesh(jax.devices(), *sizes)
-    place = (lambda tree: parallel.place(tree, mesh)) if mesh else (lambda tree: tree)
-    params = place(wide_params())
+    params = wide_params()
+    if mesh:  # as a loader does it, one after the other
+        place = parallel.placer(mesh)
+        params = jax.tree_util.tree_map_with_path(lambda path, x: place((path[-1].key,), x), params)
     sample = sampling.make_sampler(WIDE, max_new_tokens=tiny.NEW_TOKENS, temperature=0.7)
     keys_PGM = np.arange(32, dtype=np.uint32).reshape(4, 4, 2)
     out = sample(params, sampling.make_tile([[3], [4, 5], [6, 7, 8], [9]], keys_PGM, prompt_slots=4))
-    state = learner.init_state(wide_params(), tiny.LEARNER, mesh)
+    state = learner.init_state(params, tiny.LEARNER, mesh)
     step = learner.make_train_step(WIDE, tiny.LEARNER, mesh=mesh)
     logprobs = learner.make_logprobs(WIDE, tiny.LEARNER, mesh=mesh)(params, next(batches()))
     after, metrics = train(step, state)
