@@ -85,6 +85,14 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.evaluation.top_p = 1.0
     config.evaluation.min_p = 0.0
 
+    config.devices = ml_collections.ConfigDict()  # how a process uses those that jax gives it: by default all, each
+    config.devices.backend = "shard_map"  # ... with all parameters and a part of the batch; or "pmap"
+    config.devices.fsdp = 1  # devices over which the parameters are split, for models that exceed one
+    config.devices.tensor = 1  # the same within each layer; fsdp * tensor divides the number of devices
+    config.devices.processes = 1  # that are one node together, of driver "node"; 0: as the cluster says (TPU pods)
+    config.devices.process = 0  # which of them this is; process 0 plays, the others compute with it
+    config.devices.coordinator = ""  # host:port of process 0 that the others can reach
+
     config.simulation = ml_collections.ConfigDict()  # of driver "simulate"; virtual seconds
     config.simulation.sample = 1.0
     config.simulation.learn = 1.0

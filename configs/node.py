@@ -9,6 +9,8 @@ For other machines to reach it: --config.swarm.host=0.0.0.0 --config.swarm.port=
 folder of the run (node.key); the same command with --resume goes on after a stop. Nodes understand each other if they
 agree on seed, tasks, sampling, swarm.name and swarm.local_groups.
 
+Several machines, or a TPU pod, can be one node: experiments/processes.py says how.
+
 Hardware: a CPU core for the embedded model.
 """
 

@@ -73,6 +73,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         "swarm.deadline": (config.swarm.deadline, 0),
         "swarm.port": (config.swarm.port, 0),
         "swarm.target_peers": (config.swarm.target_peers, 1),
+        "devices.fsdp": (config.devices.fsdp, 1),
+        "devices.tensor": (config.devices.tensor, 1),
+        "devices.processes": (config.devices.processes, 0),
+        "devices.process": (config.devices.process, 0),
     }
     for field, (value, least) in limits.items():
         if value < least:
@@ -84,6 +88,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "swarm.devices": (config.swarm.devices, ("cpu", "gpu", "tpu")),
         "sampling.dtype": (config.sampling.dtype, ("float32", "bfloat16")),
         "sampling.kv_dtype": (config.sampling.kv_dtype, ("", "float32", "bfloat16", "int8")),
+        "devices.backend": (config.devices.backend, ("shard_map", "pmap")),
         "learn.advantage_scale": (config.learn.advantage_scale, ("std", "none")),
         "learn.external_correction": (config.learn.external_correction, ("reencode", "behaviour")),
         "wandb.mode": (config.wandb.mode, ("auto", "online", "offline", "disabled")),
@@ -100,6 +105,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field, (value, limit) in most.items():
         if value > limit:
             raise UsageError(f"config.{field} is {value}; it must be at most {limit}.")
+    _check_devices(config)
     if not 0 < len(config.swarm.name) <= MAX_NAME:
         raise UsageError(f"config.swarm.name is {config.swarm.name!r}; it must have 1 to {MAX_NAME} characters.")
     try:
@@ -114,6 +120,19 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not isinstance(address, str) or author_of(address.rpartition("/p2p/")[2]) is None:
             wanted = "/ip4/ADDRESS/tcp/PORT/p2p/PEER_ID, as a node prints it when it starts"
             raise UsageError(f"config.swarm.bootnodes holds {address!r}; expected {wanted}.")
+
+
+def _check_devices(config: ml_collections.ConfigDict) -> None:
+    devices = config.devices
+    if devices.backend == "pmap" and (devices.fsdp, devices.tensor, devices.processes) != (1, 1, 1):
+        raise UsageError("config.devices.backend pmap is for one process and whole parameters: choose shard_map.")
+    if devices.processes != 1 and config.driver != "node":
+        raise UsageError(f"config.devices.processes is {devices.processes}; driver {config.driver} takes 1.")
+    if devices.processes and devices.process >= devices.processes:
+        raise UsageError(f"config.devices.process is {devices.process} of {devices.processes}; the first one is 0.")
+    if devices.processes > 1 and not re.fullmatch(r".+:\d+", devices.coordinator):
+        wanted = "host:port of process 0, the same for all, such as 10.0.0.1:8476"
+        raise UsageError(f"config.devices.coordinator is {devices.coordinator!r}; expected {wanted}.")
 
 
 def main(run: Callable[[Arguments], int], help_text: str) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ JOURNAL_FILE, CHECKPOINT_FOLDER, NODE_FILE = "journal.sqlite", "checkpoints", "n
 CHANGEABLE = (
     *("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "swarm.key"),
     "wandb.mode",
+    "devices",
 )
 
 
@@ -98,7 +99,7 @@ def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: boo
         raise UsageError(f"{workdir / CONFIG_FILE} is not JSON; choose another --workdir.") from None
     if not resume:
         raise UsageError(f"{workdir} holds an unfinished run: add --resume to go on, or choose another --workdir.")
-    differing = _first_difference(earlier, wanted)
+    differing = first_difference(earlier, wanted)
     if differing:
         raise UsageError(f"the run in {workdir} has another config.{differing}: choose another --workdir.")
     write_whole(stored, json.dumps(wanted, indent=2) + "\n")
@@ -117,18 +118,21 @@ def earlier_seconds(workdir: Path) -> float:
     return max((row["wall_seconds"] for row in rows), default=0.0)
 
 
-def _first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
+def first_difference(ours: Any, theirs: Any, path: str = "", but: Collection[str] = CHANGEABLE) -> str | None:
+    """The first field in which two configs differ, but for some."""
+    if path in but:
+        return None
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for name in sorted(ours.keys() | theirs.keys()):
-            found = _first_difference(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name)
+            found = first_difference(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name, but)
             if found:
                 return found
         return None
-    return None if ours == theirs or path in CHANGEABLE else path
+    return None if ours == theirs else path
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[list[int]]:
+def stop_on_signal(answer: str = "stopping after what is being computed ...") -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM instead of dying of the first; a second one stops at once."""
     received: list[int] = []
 
@@ -136,7 +140,7 @@ def stop_on_signal() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        print("\nstopping after what is being computed ...", file=sys.stderr, flush=True)
+        print(f"\n{answer}", file=sys.stderr, flush=True)
 
     previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ml_collections
 from rich.console import Console
@@ -30,6 +31,9 @@ from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import NetworkError, Transport
 
+if TYPE_CHECKING:
+    from rlswarm_jax.multihost import Channel  # and with it jax
+
 JOIN_SECONDS = 10.0  # to find a peer through the bootnodes, before going on without
 
 
@@ -37,6 +41,10 @@ def run(arguments: Arguments) -> int:
     """A node started by hand. Raises UsageError for whatever the user can mend."""
     config, workdir = arguments.config, arguments.workdir
     cli.check(config)
+    if config.devices.processes != 1:
+        from experiments import processes  # and with it jax
+
+        return processes.run(arguments)
     with folder.opened(config, workdir, arguments.resume) as resumes:
         return play(config, workdir, resumes)
 
@@ -67,8 +75,11 @@ class Present:
         return identity.friendly_name(self.identity.author)
 
 
-def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool) -> int:
-    """Plays until done or told to stop. Raises UsageError for whatever the user can mend."""
+def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channel: "Channel | None" = None) -> int:
+    """Plays until done or told to stop. Raises UsageError for whatever the user can mend.
+
+    channel: to the other processes of this node, if there are any.
+    """
     console = Console()
     _log_to(console)
     key = Path(config.swarm.key or workdir / launch.KEY_FILE)
@@ -88,7 +99,7 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool) -> int
             console.print(f"{present.name} listens on {' '.join(addresses)}", soft_wrap=True)
             if config.driver == "node":
                 console.print(f"others join it with --config.swarm.bootnodes=\"['{addresses[0]}']\"", soft_wrap=True)
-            finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping))
+            finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel)
         except (NetworkError, JournalError, MetricsError) as error:
             raise TransientError(str(error)) from error
         except RecordError as error:
@@ -108,11 +119,13 @@ def _play(
     console: Console,
     present: Present,
     should_stop: Callable[[], bool],
+    channel: "Channel | None",
 ) -> bool:
     """Whether all rounds were played."""
     started = time.monotonic()
     from experiments import pieces, report  # and with them jax
     from experiments.recorder import Recorder
+    from rlswarm_jax import multihost
     from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
     from rlswarm_jax.game.effects import Publish
     from rlswarm_jax.game.player import Player
@@ -120,6 +133,8 @@ def _play(
     from rlswarm_jax.qwen.sampling import PromptError
 
     made = pieces.build(config, [present.identity], console)
+    if channel is not None:
+        made = dataclasses.replace(made, engine=multihost.lead(made.engine, channel))
     made.compile()
     journal = Journal(workdir / folder.JOURNAL_FILE, durable=[Publish.__name__])
     _claim(present.key, journal)

@@ -20,6 +20,7 @@ from rlswarm_jax.game.prompts import choose_format
 from rlswarm_jax.game.round import Game
 from rlswarm_jax.grpo.learner import LearnerConfig
 from rlswarm_jax.identity import Identity
+from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
 
 COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
@@ -85,7 +86,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         nodes = "1 node" if len(identities) == 1 else f"{len(identities)} nodes"
         console.print(
             f"{policy.config.model_type} with {policy.config.num_parameters:,} parameters from {path}, "
-            f"{nodes} on {jax.local_device_count()} {jax.default_backend()} device(s)",
+            f"{nodes} on {jax.device_count()} {jax.default_backend()} device(s)",
             soft_wrap=True,
         )
     mixture = tasks.make_mixture(config.tasks.to_dict())
@@ -142,4 +143,6 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         max_grad_norm=config.learn.max_grad_norm,
         microbatch_rows=config.learn.microbatch_rows,
     )
-    return Pieces(games, Engine(policy, mixture, prompt_format, engine_config, learner_config, len(identities)))
+    devices = DeviceConfig(config.devices.backend, config.devices.fsdp, config.devices.tensor)
+    engine = Engine(policy, mixture, prompt_format, engine_config, learner_config, len(identities), devices)
+    return Pieces(games, engine)

@@ -24,7 +24,15 @@ class Checkpoints:
     def __init__(self, directory: Path):
         self._directory = directory.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        if jax.process_count() > 1:  # whoever plays has whole states, and waits for no other process
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(),
+                active_processes={jax.process_index()},
+                barrier_sync_key_prefix="checkpoints",
+            )
+            options = ocp.CheckpointManagerOptions(max_to_keep=2, create=False, multiprocessing_options=alone)
         try:
+            self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
             raise CheckpointError(f"cannot write checkpoints to {directory}: {error}.") from None

@@ -32,10 +32,10 @@ WAITING = 4  # prompts in a tile of held-out problems for each of its rows: few 
 class EngineConfig:
     """How requests become arrays.
 
-    max_groups: the most groups a node ever learns from in a round. rows: completions computed at a time (0: all).
-    dtype, kv_dtype: of the weights and of the key/value cache while sampling; weights are cast once for each update.
-    held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the distribution there, if the
-    temperature is not 0.
+    max_groups: the most groups a node ever learns from in a round. rows: completions computed at a time (0: all), on
+    each device of those that hold whole weights. dtype, kv_dtype: of the weights and of the key/value cache while
+    sampling; weights are cast once for each update. held_out_rows: the same as `rows` for held-out problems.
+    evaluation: what is cut off the distribution there, if the temperature is not 0.
     """
 
     max_prompt_tokens: int
@@ -69,18 +69,23 @@ class Engine:
         config: EngineConfig,
         learner_config: learner.LearnerConfig,
         num_nodes: int,
+        devices: parallel.DeviceConfig | None = None,
     ):
-        self.policy, self.mixture, self.prompt_format = policy, mixture, prompt_format
+        self.mixture, self.prompt_format, self._tokenizer = mixture, prompt_format, policy.tokenizer
         self.config, self.num_nodes = config, num_nodes
         self.stacked = num_nodes > 1 and not config.exact
-        mesh = parallel.local_mesh() if jax.local_device_count() > 1 and not self.stacked else None
-        self._devices = 1 if mesh is None else mesh.size
-        state = learner.init_state(policy.params, learner_config)
+        devices = devices or parallel.DeviceConfig()
+        mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)  # of all processes: they are one node
+        if self.stacked and parallel.is_sharded(mesh):
+            raise ValueError("the weights of nodes that are stacked are not split: fsdp and tensor must be 1.")
+        self._mesh = None if self.stacked or mesh.size == 1 else mesh
+        self._shards = parallel.row_shards(self._mesh)
+        on, state = (self._mesh, devices.backend), learner.init_state(policy.params, learner_config, self._mesh)
         self._states = [state] * num_nodes
         self._stack: Any = _stack(self._states) if self.stacked else None
 
         def make_sampler(temperature, how, rows):
-            return sampling.make_sampler(
+            sample = sampling.make_sampler(
                 policy.config,
                 max_new_tokens=config.max_new_tokens,
                 temperature=temperature,
@@ -89,12 +94,13 @@ class Engine:
                 kv_dtype=config.kv_dtype,
                 over_nodes=self.stacked,
             )
+            return sample if self._mesh is None else parallel.split(sample, *on)
 
         self._sample = make_sampler(config.temperature, Draw(), config.rows)
         self._evaluate = make_sampler(config.evaluation_temperature, config.evaluation, config.held_out_rows)
         self._cast_params: dict[int, tuple[qwen.Params, qwen.Params]] = {}
-        self._step = learner.make_train_step(policy.config, learner_config, mesh=mesh, over_nodes=self.stacked)
-        self._logprobs = learner.make_logprobs(policy.config, learner_config)
+        self._step = learner.make_train_step(policy.config, learner_config, *on, over_nodes=self.stacked)
+        self._logprobs = learner.make_logprobs(policy.config, learner_config, *on)
         self._held_out = mixture.held_out(config.held_out_problems)
         self._held_out_prompts = [policy.tokenizer.encode(prompt_format.render(p)) for p in self._held_out]
 
@@ -102,7 +108,7 @@ class Engine:
         return jax.tree.map(lambda x: x[node], self._stack) if self.stacked else self._states[node]
 
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
-        self._states = list(states)
+        self._states = [state if self._mesh is None else parallel.place(state, self._mesh) for state in states]
         self._stack = _stack(self._states) if self.stacked else None
 
     def evaluate_params(self, params: qwen.Params) -> Metrics:
@@ -135,17 +141,15 @@ class Engine:
                     request.prompts,
                     request.keys_PGM,
                     prompt_slots=self.config.max_prompt_tokens,
-                    rows=self.config.exact_rows,
+                    rows=self.config.exact_rows * self._shards,  # so many on each device
                 )
                 for node, request in requests.items()
             }
         else:
             slots = self._slots([prompt for request in requests.values() for prompt in request.prompts])
-            tiles = {
-                node: sampling.make_tile(r.prompts, r.keys_PGM, prompt_slots=slots) for node, r in requests.items()
-            }
+            tiles = {node: self._tile(r.prompts, r.keys_PGM, slots, len(r.prompts)) for node, r in requests.items()}
             outs = self._run_tiles(self._sample, tiles)
-        return {node: self._by_prompt(out) for node, out in outs.items()}
+        return {node: self._by_prompt(out)[: len(requests[node].prompts)] for node, out in outs.items()}
 
     def learn(self, requests: Mapping[int, Learn]) -> dict[int, Metrics]:
         """Takes the gradient on every node's groups; nothing else changes the weights."""
@@ -170,13 +174,12 @@ class Engine:
         """Held-out accuracy on problems common to all nodes, by greedy decoding unless the config says otherwise."""
         prompts = self._held_out_prompts
         keys_P1M = np.array([[randomness.key_data("eval", "held-out", p)] for p in range(len(prompts))])
-        size = min(len(prompts), self.config.held_out_rows * (1 if self.config.exact else WAITING))
+        size = min(len(prompts), self.config.held_out_rows * (1 if self.config.exact else WAITING)) * self._shards
+        size = size if self.config.exact else min(len(prompts), size)
         scores: dict[int, list[float]] = {node: [] for node in nodes}
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
-            tile = sampling.make_tile(
-                prompts[part], keys_P1M[part], prompt_slots=self._slots(prompts), num_prompts=size
-            )
+            tile = self._tile(prompts[part], keys_P1M[part], self._slots(prompts), size)
             for node, out in self._run_tiles(self._evaluate, dict.fromkeys(nodes, tile)).items():
                 for problem, (sampled,) in zip(self._held_out[part], self._by_prompt(out), strict=False):
                     answer = self.prompt_format.answer(sampled.text)
@@ -191,7 +194,7 @@ class Engine:
         """
         config = self.config
         rows = config.max_groups * config.group_size
-        rows = -(-rows // self._devices) * self._devices
+        rows = self._whole_shards(rows)
         tokens_BT = np.zeros((rows, config.max_prompt_tokens + config.max_new_tokens), np.int32)
         old_BC = np.zeros((rows, config.max_new_tokens), np.float32)
         prompt_lengths_B, lengths_B = np.ones(rows, np.int32), np.zeros(rows, np.int32)
@@ -224,6 +227,13 @@ class Engine:
         """Prompt slots of a tile: exact mode has one width, else there are a few, so that short prompts cost less."""
         most = self.config.max_prompt_tokens
         return most if self.config.exact else min(most, sampling.bucket(max(LEAST_SLOTS, *map(len, prompts))))
+
+    def _whole_shards(self, size: int) -> int:
+        """As many rows at least, as many for each device."""
+        return -(-size // self._shards) * self._shards
+
+    def _tile(self, prompts: Sequence[Sequence[int]], keys_PGM: np.ndarray, slots: int, size: int) -> sampling.Tile:
+        return sampling.make_tile(prompts, keys_PGM, prompt_slots=slots, num_prompts=self._whole_shards(size))
 
     def _sampling_params(self, node: int) -> qwen.Params:
         """A node's weights (all nodes' where they are stacked) in the dtype that is sampled with."""
@@ -260,7 +270,7 @@ class Engine:
             return Sampled(
                 tokens=tokens,
                 logprobs=out.logprobs_PGT[p, g, : len(tokens)].tolist(),
-                text=self.policy.tokenizer.decode(tokens),
+                text=self._tokenizer.decode(tokens),
                 ended=bool(out.ended_PG[p, g]),
             )
 

@@ -19,6 +19,7 @@ from rlswarm_jax.engine import Engine, EngineConfig
 from rlswarm_jax.game.effects import Learn, Sample
 from rlswarm_jax.game.prompts import FORMATS
 from rlswarm_jax.grpo.learner import LearnerConfig
+from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.tasks import Mixture, Problem
 from tests import test_parallel
@@ -73,10 +74,10 @@ def policy(path=assets.SPOILED):
     return qwen.load(path)
 
 
-def build(num_nodes=1, **changes):
+def build(num_nodes=1, devices=None, **changes):
     mixture = Mixture({"often": Reverse("often", 2), "rare": Reverse("rare", 9)}, {"often": 1.0, "rare": 1.0})
     config = dataclasses.replace(CONFIG, **changes)
-    return Engine(policy(), mixture, FORMATS["compact"], config, LEARNER, num_nodes)
+    return Engine(policy(), mixture, FORMATS["compact"], config, LEARNER, num_nodes, devices)
 
 
 engine = functools.cache(build)  # whose executables are compiled once
@@ -367,7 +368,7 @@ class TestLearn:
 
 @pytest.mark.slow
 def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path):
-    """Its twelve rows become sixteen there, and the last four say nothing."""
+    """However it uses them. Its twelve rows become sixteen on eight shards, and the last four say nothing."""
     (tmp_path / "given").write_bytes(pickle.dumps((jax.device_get(states()[0]), request(0), lesson(0))))
     subprocess.run(
         [sys.executable, "-c", f"from tests import test_engine; test_engine.on_eight_devices({str(tmp_path)!r})"],
@@ -376,25 +377,40 @@ def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path
         cwd=Path(__file__).parents[1],
         timeout=300,
     )
-    sampled, metrics, state = pickle.loads((tmp_path / "found").read_bytes())
+    several, exact = pickle.loads((tmp_path / "found").read_bytes())
     own = alone(0)
-    assert [s.tokens for s in flat(sampled)] == [s.tokens for s in flat(own.sample({0: request(0)})[0])]
+    accuracy, own_sampled = own.evaluate([0]), own.sample({0: request(0)})[0]
     expected = own.learn({0: lesson(0)})[0]
-    assert metrics.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    moments, own_moments = (s.opt_state[1][0].mu for s in (state, own.state(0)))
-    tiny.assert_close(moments, own_moments, 1e-5)
-    tiny.assert_close(state.params, own.state(0).params, TAU)  # Adam blows up what rounding does to a tiny gradient
+    for sampled, found_accuracy, metrics, state, compiled in several:
+        assert [s.tokens for s in flat(sampled)] == [s.tokens for s in flat(own_sampled)]
+        assert found_accuracy == accuracy and metrics.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+        moments, own_moments = (s.opt_state[1][0].mu for s in (state, own.state(0)))
+        tiny.assert_close(moments, own_moments, 1e-5)
+        tiny.assert_close(state.params, own.state(0).params, TAU)  # Adam blows up what rounding does to a tiny gradient
+        assert compiled == []  # after the first round was compiled ahead
+    fixed = build(exact=True)
+    fixed.set_states([states()[0]])
+    assert exact == (fixed.sample({0: request(0)}), fixed.evaluate([0]))  # log-probs and all, bit for bit
 
 
 def on_eight_devices(folder):
     state, asked, learn = pickle.loads((Path(folder) / "given").read_bytes())
-    there = build()
-    assert there.make_batch([]).tokens_BT.shape[0] == 16
-    there.set_states([state])
-    sampled, metrics = there.sample({0: asked})[0], there.learn({0: learn})[0]
-    (Path(folder) / "found").write_bytes(pickle.dumps((sampled, metrics, jax.device_get(there.state(0)))))
+    several = []
+    for options, rows in (({}, 16), ({"backend": "pmap"}, 16), ({"fsdp": 2, "tensor": 2}, 12)):
+        there = build(devices=DeviceConfig(**options))
+        assert there.make_batch([]).tokens_BT.shape[0] == rows
+        there.compile(2)
+        there.set_states([state])
+        with test_parallel.compilations() as compiled:
+            sampled, accuracy = there.sample({0: asked})[0], there.evaluate([0])
+            metrics = there.learn({0: learn})[0]
+        several.append((sampled, accuracy, metrics, jax.device_get(there.state(0)), compiled))
+    fixed = build(exact=True)
+    fixed.set_states([state])
+    exact = fixed.sample({0: asked}), fixed.evaluate([0])
+    (Path(folder) / "found").write_bytes(pickle.dumps((several, exact)))
 
 
 class TestCompany:

@@ -1,6 +1,9 @@
 """What eight devices compute is compared here; they compute it in a process of their own, `on_eight_devices`."""
 
+import contextlib
 import dataclasses
+import functools
+import logging
 import os
 import pickle
 import subprocess
@@ -10,11 +13,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from rlswarm_jax import parallel
+from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.grpo import learner
+from rlswarm_jax.qwen import model, sampling
 from tests.grpo import tiny
 
 STEPS = 3
@@ -23,6 +28,19 @@ ENVIRONMENT = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # it compiles in half the time
 }
+BACKENDS = ("shard_map", "pmap")
+MESHES = ((4, 2), (1, 8), (1, 1), None)  # fsdp, tensor; None: one device
+# every kind of parameter, each divisible by 8
+WIDE = dataclasses.replace(
+    tiny.CONFIG, vocab_size=24, num_kv_heads=2, qkv_bias=True, qk_norm=True, tie_word_embeddings=False
+)
+
+
+@functools.cache
+def wide_params():
+    rng = np.random.default_rng(0)
+    drawn = model.init_params(WIDE, jax.random.key(0), scale=0.3)
+    return jax.tree.map(lambda w: np.asarray(w) + 0.1 * rng.standard_normal(w.shape).astype(np.float32), drawn)
 
 
 def batches():
@@ -33,60 +51,129 @@ def batches():
         yield batch
 
 
-def train(step):
+def train(step, state=None):
     """Three steps, each waited for: forced host devices abort when many collectives queue up."""
-    state, found = learner.init_state(tiny.params(), tiny.LEARNER), []
+    state, found = state or learner.init_state(tiny.params(), tiny.LEARNER), []
     for batch in batches():
-        state, metrics = jax.device_get(step(state, batch))
-        found.append(metrics)
-    return state.params, found
+        state, metrics = jax.block_until_ready(step(state, batch))
+        found.append(jax.device_get(metrics))
+    return jax.device_get(state), found
 
 
-def pmapped():
-    """A step as it would be written with `jax.pmap`: the batch split by hand, sums exchanged with `psum`."""
-    optimizer = learner.make_optimizer(tiny.LEARNER)
-
-    def one_device(state, batch):
-        (loss, sums), gradient = jax.value_and_grad(learner.loss_sums, has_aux=True)(
-            state.params, batch, tiny.CONFIG, tiny.LEARNER
-        )
-        loss, tokens, gradient = jax.lax.psum((loss, sums["tokens"], gradient), "devices")
-        gradient = jax.tree.map(lambda g: g / tokens, gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        state = learner.TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        return state, {"loss": loss / tokens, "tokens": tokens, "grad_norm": optax.global_norm(gradient)}
-
-    lifted = jax.pmap(one_device, axis_name="devices", in_axes=(None, 0), out_axes=None)
-    return lambda state, batch: lifted(state, jax.tree.map(lambda x: x.reshape(8, 1, *x.shape[1:]), batch))
+def train_on(mesh, config=tiny.LEARNER, **options):
+    state = learner.init_state(tiny.params(), config, mesh)
+    return train(learner.make_train_step(tiny.CONFIG, config, mesh, **options), state)
 
 
 def on_eight_devices(path):
     micro = dataclasses.replace(tiny.LEARNER, microbatch_rows=2)
     found = {
         "one": train(learner.make_train_step(tiny.CONFIG, tiny.LEARNER)),
-        "two, in microbatches": train(learner.make_train_step(tiny.CONFIG, micro, mesh=parallel.local_mesh(2))),
-        "eight": train(learner.make_train_step(tiny.CONFIG, tiny.LEARNER, mesh=parallel.local_mesh())),
-        "pmap": train(pmapped()),
+        "two, in microbatches": train_on(parallel.local_mesh(2), micro),
         "sizes": [parallel.local_mesh(n).size for n in (None, 1, 3, 8)],
-        "gradients": [gradient_of_a_sum(n) for n in (1, 8)],
+        "gradients": [gradient_of_a_sum(n, b) for n in (1, 8) for b in BACKENDS],
+        "walks": {n: {b: walks(n, b) for b in BACKENDS} for n in (None, 1, 8)},
+        "whole": sharded(None),
+        (4, 2): sharded((4, 2)),
+        "moved": move_a_checkpoint(Path(path).parent),
     }
+    for backend in BACKENDS:
+        with compilations() as found[backend, "compiled"]:
+            found[backend] = train_on(parallel.local_mesh(), backend=backend)
     Path(path).write_bytes(pickle.dumps(found))
 
 
-def gradient_of_a_sum(num_devices):
+def on_other_meshes(path):
+    mesh, micro = parallel.make_mesh(jax.devices(), 2, 2), dataclasses.replace(tiny.LEARNER, microbatch_rows=1)
+    found = {sizes: sharded(sizes) for sizes in ((8, 1), (1, 8))}
+    Path(path).write_bytes(pickle.dumps(found | {"sharded, in microbatches": train_on(mesh, micro)}))
+
+
+@contextlib.contextmanager
+def compilations():
+    """What XLA compiles, but for the first filling of an optimiser's state."""
+    said, handler = [], logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("jax").addHandler(handler)
+    with jax.log_compiles():
+        yield said
+    logging.getLogger("jax").removeHandler(handler)
+    said[:] = [each for each in said if "Finished XLA compilation" in each and "init_fn" not in each]
+
+
+def gradient_of_a_sum(num_devices, backend):
     """Of `sum(w * x)` with respect to the replicated `w`, which is `sum(x)`."""
+    mesh = parallel.local_mesh(num_devices)
 
     def fn(w, x_B):
-        return jax.lax.psum(jax.grad(lambda w: (w * x_B).sum())(w), parallel.AXIS)
+        return parallel.total(jax.grad(lambda w: (w * x_B).sum())(w), mesh)
 
-    return float(jax.jit(parallel.data_parallel(fn, parallel.local_mesh(num_devices)))(jnp.float32(2), np.arange(8.0)))
+    return float(parallel.data_parallel(fn, mesh, backend)(jnp.float32(2), np.arange(8.0)))
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    path = tmp_path_factory.mktemp("devices") / "found.pickle"
+def walks(num_devices, backend):
+    """Random walks of eight tiles of three rows, each tile until its last row is out; one tile a call and device."""
+    rng = np.random.default_rng(1)
+    weights_DD = rng.standard_normal((16, 16)).astype(np.float32) / 4
+    starts_RD = rng.standard_normal((24, 16)).astype(np.float32)
+    limits_R = np.repeat(np.arange(8), 3).astype(np.int32) * 5 + 1
+
+    def walk(weights_DD, tile):
+        x_RD, limits_R = tile
+
+        def step(carry):
+            t, x_RD = carry
+            noise_RD = jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(jax.random.key(3), n), (16,)))(limits_R)
+            return t + 1, jnp.where((t < limits_R)[:, None], jnp.tanh(x_RD @ weights_DD + noise_RD / 4), x_RD)
+
+        t, x_RD = jax.lax.while_loop(lambda carry: (carry[0] < limits_R).any(), step, (0, x_RD))
+        return x_RD, jnp.full_like(limits_R, t)
+
+    run = parallel.split(walk, parallel.local_mesh(num_devices), backend) if num_devices else jax.jit(walk)
+    size = 3 * (num_devices or 1)
+    parts = [run(weights_DD, (starts_RD[r : r + size], limits_R[r : r + size])) for r in range(0, 24, size)]
+    return [np.concatenate(arrays) for arrays in zip(*jax.device_get(parts), strict=True)]
+
+
+def sharded(sizes):
+    """What a larger Qwen samples and learns, and how many bytes of its state each device holds."""
+    mesh = sizes and parallel.make_mesh(jax.devices(), *sizes)
+    params = wide_params()
+    if mesh:  # as a loader does it, one after the other
+        place = parallel.placer(mesh)
+        params = jax.tree_util.tree_map_with_path(lambda path, x: place((path[-1].key,), x), params)
+    sample = sampling.make_sampler(WIDE, max_new_tokens=tiny.NEW_TOKENS, temperature=0.7)
+    keys_PGM = np.arange(32, dtype=np.uint32).reshape(4, 4, 2)
+    out = sample(params, sampling.make_tile([[3], [4, 5], [6, 7, 8], [9]], keys_PGM, prompt_slots=4))
+    state = learner.init_state(params, tiny.LEARNER, mesh)
+    step = learner.make_train_step(WIDE, tiny.LEARNER, mesh=mesh)
+    logprobs = learner.make_logprobs(WIDE, tiny.LEARNER, mesh=mesh)(params, next(batches()))
+    after, metrics = train(step, state)
+    state, _ = step(state, next(batches()))
+    held = [[shard.data.nbytes for shard in leaf.addressable_shards] for leaf in jax.tree.leaves(state)]
+    return {"out": jax.device_get(out), "logprobs": np.asarray(logprobs), "after": (after, metrics), "held": held}
+
+
+def move_a_checkpoint(folder):
+    """A state that was saved on one mesh, as it comes back on others, and whether it is laid out as it is there."""
+    state = learner.init_state(wide_params(), tiny.LEARNER, parallel.make_mesh(jax.devices(), 4, 2))
+    checkpoints, found = Checkpoints(folder / "checkpoints"), {"saved": jax.device_get(state)}
+    checkpoints.save(1, [state], b"extra")
+    for sizes in MESHES:
+        mesh = sizes and parallel.make_mesh(jax.devices(), *sizes)
+        like = learner.init_state(jax.tree.map(jnp.asarray, wide_params()), tiny.LEARNER, mesh)
+        (back,), extra = checkpoints.restore(1, [like])
+        assert extra == b"extra"
+        same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), back, like)
+        found[sizes] = jax.device_get(back), all(jax.tree.leaves(same))
+    checkpoints.close()
+    return found
+
+
+def computed(function, folder):
+    path = folder / "found.pickle"
     subprocess.run(
-        [sys.executable, "-c", f"from tests import test_parallel; test_parallel.on_eight_devices({str(path)!r})"],
+        [sys.executable, "-c", f"from tests import test_parallel; test_parallel.{function}({str(path)!r})"],
         check=True,
         env=os.environ | ENVIRONMENT,
         cwd=Path(__file__).parents[1],
@@ -95,14 +182,35 @@ def found(tmp_path_factory):
     return pickle.loads(path.read_bytes())
 
 
-@pytest.mark.parametrize("several", ["two, in microbatches", "eight", "pmap"])
-def test_several_devices_learn_what_one_learns(found, several):
-    params, metrics = found["one"]
-    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, tiny.params())), strict=True)) > 2e-3
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), found[several][0], params)
-    for there, here in zip(found[several][1], metrics, strict=True):
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return computed("on_eight_devices", tmp_path_factory.mktemp("devices"))
+
+
+def assert_same_lessons(found, expected, start):
+    (state, metrics), (wanted, wanted_metrics) = found, expected
+    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (wanted.params, start)), strict=True)]
+    assert max(moved) > 2e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), state, wanted)
+    for there, here in zip(metrics, wanted_metrics, strict=True):
+        assert there.keys() == here.keys()
         for name, value in there.items():
             np.testing.assert_allclose(value, here[name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("several", ["two, in microbatches", *BACKENDS])
+def test_several_devices_learn_what_one_learns(found, several):
+    assert_same_lessons(found[several], found["one"], tiny.params())
+
+
+def test_both_backends_are_one_program(found):
+    """`shard_map` and `jax.pmap` agree in every bit."""
+    tiny.assert_bit_equal(found["shard_map"], found["pmap"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_is_compiled_once(found, backend):
+    assert len(found[backend, "compiled"]) == 1, found[backend, "compiled"]
 
 
 def test_one_device_learns_what_the_definition_says(found):
@@ -116,7 +224,68 @@ def test_one_device_learns_what_the_definition_says(found):
 
 
 def test_the_gradient_of_a_replicated_value_is_summed_over_devices_once(found):
-    assert found["gradients"] == [28.0, 28.0]
+    assert found["gradients"] == [28.0] * 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_split_rows_are_in_every_bit_those_of_one_device_and_no_device_waits_for_another(found, backend):
+    wanted, _ = found["walks"][None][backend]
+    x_RD, steps_R = found["walks"][8][backend]
+    assert len(np.unique(wanted[:, 0])) == 24
+    np.testing.assert_array_equal(x_RD, wanted)
+    np.testing.assert_array_equal(found["walks"][1][backend][0], wanted)
+    np.testing.assert_array_equal(steps_R, np.repeat(np.arange(8), 3) * 5 + 1)  # its own last row's, not everybody's
+
+
+def assert_sharded(there, whole):
+    """It learns and samples what one device does, and no device holds more of a matrix than its part."""
+    assert_same_lessons(there["after"], whole["after"], wide_params())
+    np.testing.assert_allclose(there["logprobs"], whole["logprobs"], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(there["out"].tokens_PGT, whole["out"].tokens_PGT)
+    np.testing.assert_allclose(there["out"].logprobs_PGT, whole["out"].logprobs_PGT, rtol=0, atol=1e-5)
+    state, _ = whole["after"]
+    leaves = jax.tree.leaves(state)
+    for leaf, held in zip(leaves, there["held"], strict=True):
+        assert len(held) == 8 and (leaf.ndim < 2 or set(held) == {leaf.nbytes // 8})
+    assert max(map(sum, zip(*there["held"], strict=True))) < 0.16 * sum(leaf.nbytes for leaf in leaves)
+
+
+def test_split_parameters_learn_and_sample_what_whole_ones_do(found):
+    assert_sharded(found[4, 2], found["whole"])
+
+
+@pytest.mark.slow
+def test_so_they_do_however_they_are_split(found, tmp_path):
+    there = computed("on_other_meshes", tmp_path)
+    for sizes in ((8, 1), (1, 8)):
+        assert_sharded(there[sizes], found["whole"])
+    assert_same_lessons(there["sharded, in microbatches"], found["one"], tiny.params())
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_a_checkpoint_of_one_mesh_is_restored_on_another(found, sizes):
+    state, laid_out = found["moved"][sizes]
+    tiny.assert_bit_equal(state, found["moved"]["saved"])
+    assert laid_out
+
+
+def test_every_parameter_has_a_rule_or_is_small():
+    for config in (WIDE, tiny.CONFIG):
+        for path, shape in jax.tree_util.tree_leaves_with_path(
+            model.param_shapes(config), is_leaf=lambda x: isinstance(x, tuple)
+        ):
+            name = path[-1].key
+            assert name in parallel.RULES or name.endswith("norm")
+            assert len(parallel.RULES.get(name, ())) <= len(shape)
+            if len(shape) == 2:
+                assert set(parallel.RULES[name]) == {parallel.FSDP, parallel.TENSOR}
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    mesh = jax.sharding.AbstractMesh((2, 2, 4), (parallel.DATA, parallel.FSDP, parallel.TENSOR))
+    assert parallel.spec("embed", (21, 16), mesh) == P(None, "fsdp")
+    assert parallel.spec("embed", (24, 15), mesh) == P("tensor", None)
+    assert parallel.spec("q_bias", (6,), mesh) == P() and parallel.spec("norm", (16,), mesh) == P()
 
 
 def test_a_mesh_has_as_many_devices_as_asked_for(found):
@@ -124,3 +293,5 @@ def test_a_mesh_has_as_many_devices_as_asked_for(found):
     here = jax.local_device_count()
     with pytest.raises(ValueError, match=rf"{here + 1} devices are asked for, this process has {here}"):
         parallel.local_mesh(here + 1)
+    with pytest.raises(ValueError, match=r"fsdp=3 times tensor=2 takes a multiple of 6 devices, and there are 8"):
+        parallel.make_mesh([None] * 8, 3, 2)

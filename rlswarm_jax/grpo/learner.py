@@ -68,8 +68,14 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
     )
 
 
-def init_state(params: Params, config: LearnerConfig) -> TrainState:
-    return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
+def init_state(params: Params, config: LearnerConfig, mesh: Mesh | None = None) -> TrainState:
+    """A state before its first update, laid out over the mesh if there is one."""
+    init, step = make_optimizer(config).init, jnp.zeros((), jnp.int32)
+    if mesh is None:
+        return TrainState(params, init(params), step)
+    params = parallel.place(params, mesh)
+    layout = parallel.shardings(jax.eval_shape(init, params), mesh)
+    return TrainState(params, jax.jit(init, out_shardings=layout)(params), parallel.place(step, mesh))
 
 
 def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig) -> tuple[Array, Metrics]:
@@ -101,8 +107,9 @@ def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: Le
 def make_train_step(
     model_config: QwenConfig,
     config: LearnerConfig,
-    *,
     mesh: Mesh | None = None,
+    backend: str = "shard_map",
+    *,
     over_nodes: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns jitted `step(state, batch) -> (state, metrics)`; metrics are float32 scalars.
@@ -111,20 +118,28 @@ def make_train_step(
     no advantage, changes nothing, not even Adam's momentum: `updates` is 0 then.
 
     Args:
-      mesh: split the batch over its devices (their number divides B); one device without.
+      mesh: split the batch over its devices (`parallel.row_shards` divides B); one device without.
+      backend: how, as `parallel.data_parallel` takes it.
       over_nodes: state, batch and metrics carry a leading axis W of independent nodes.
     """
     optimizer = make_optimizer(config)
 
+    shards = parallel.row_shards(mesh) if mesh is not None and parallel.is_sharded(mesh) else 1
+
     def sums_and_gradients(params, batch):
         value_and_grad = jax.value_and_grad(loss_sums, has_aux=True)
-        rows = batch.tokens_BT.shape[0]
+        rows = batch.tokens_BT.shape[0] // shards
         size = config.microbatch_rows or rows
         if size >= rows:
             return value_and_grad(params, batch, model_config, config)
         if rows % size:
             raise ValueError(f"a batch of {rows} rows per device is not a multiple of microbatch_rows={size}.")
-        parts = jax.tree.map(lambda x: x.reshape(rows // size, size, *x.shape[1:]), batch)
+
+        def parts_of(x):  # of every device's rows some
+            parts = x.reshape(shards, rows // size, size, *x.shape[1:]).swapaxes(0, 1)
+            return parts.reshape(rows // size, shards * size, *x.shape[1:])
+
+        parts = jax.tree.map(parts_of, batch)
 
         def add(total, part):
             return jax.tree.map(jnp.add, total, value_and_grad(params, part, model_config, config)), None
@@ -134,19 +149,14 @@ def make_train_step(
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, zero, parts)[0]
 
-    def reduced(params, batch):
-        return jax.tree.map(lambda x: jax.lax.psum(x, parallel.AXIS), sums_and_gradients(params, batch))
-
-    compute = parallel.data_parallel(reduced, mesh) if mesh is not None else sums_and_gradients
-
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (loss, sums), gradients = compute(state.params, batch)
+        live = ((batch.completion_lengths_B > 0) & (batch.advantages_B != 0)).sum()
+        ((loss, sums), gradients), live = parallel.total((sums_and_gradients(state.params, batch), live), mesh)
         tokens = jnp.maximum(sums["tokens"], 1.0)
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        live_B = (batch.completion_lengths_B > 0) & (batch.advantages_B != 0)
-        update = live_B.any()
+        update = live > 0
         state = jax.tree.map(lambda after, before: jnp.where(update, after, before), new, state)
         ratio = sums["ratio"] / tokens
         return state, {
@@ -163,10 +173,12 @@ def make_train_step(
 
     if over_nodes:  # one node after the other: a vmapped gradient is batched dot_generals, slow on CPU
         return jax.jit(lambda states, batches: jax.lax.map(lambda pair: step(*pair), (states, batches)))
-    return jax.jit(step)
+    return jax.jit(step) if mesh is None else parallel.data_parallel(step, mesh, backend)
 
 
-def make_logprobs(model_config: QwenConfig, config: LearnerConfig) -> Callable[[Params, Batch], Array]:
+def make_logprobs(
+    model_config: QwenConfig, config: LearnerConfig, mesh: Mesh | None = None, backend: str = "shard_map"
+) -> Callable[[Params, Batch], Array]:
     """Returns jitted `logprobs(params, batch) -> [B, max_new_tokens]` of the completions under a policy."""
 
     def logprobs(params, batch):
@@ -174,4 +186,4 @@ def make_logprobs(model_config: QwenConfig, config: LearnerConfig) -> Callable[[
             params, model_config, batch.tokens_BT, batch.prompt_lengths_B, config.max_new_tokens, config.temperature
         )[0]
 
-    return jax.jit(logprobs)
+    return jax.jit(logprobs) if mesh is None else parallel.split(logprobs, mesh, backend)
