@@ -83,24 +83,20 @@ def prepare(params: Params, dtype: Any, rows: int) -> Params:
     XLA's CPU products of bfloat16, and of a single row, are up to twice as fast with `[out, in]`; all others, and other
     devices', are as fast or faster with `[in, out]`. The arrays themselves where nothing is to be done.
     """
-    narrow = jnp.dtype(dtype) == jnp.bfloat16
-    turn = jax.default_backend() == "cpu" and (narrow or rows == 1)
-    return _prepare(params, jnp.dtype(dtype), turn)
-
-
-def _prepare(params: Params, dtype: Any, turn: bool) -> Params:
+    dtype = jnp.dtype(dtype)
+    turn = jax.default_backend() == "cpu" and (dtype == jnp.bfloat16 or rows == 1)
     if not turn and all(leaf.dtype == dtype for leaf in jax.tree.leaves(params)):
         return params
+    return _prepared(params, dtype, turn)
 
-    @jax.jit
-    def run(params):
-        def leaf(path, x):
-            turned = turn and path[-1].key in LINEAR
-            return Turned(x.T.astype(dtype)) if turned else x.astype(dtype)
 
-        return jax.tree_util.tree_map_with_path(leaf, params)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _prepared(params: Params, dtype: Any, turn: bool) -> Params:
+    def leaf(path, x):
+        x = x.astype(dtype)
+        return Turned(jnp.swapaxes(x, -1, -2)) if turn and path[-1].key in LINEAR else x
 
-    return run(params)
+    return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def hidden_states(
