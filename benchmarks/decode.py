@@ -26,14 +26,15 @@ are medians over the turns.
     first_call_s    what the first call took longer: compilation, for JAX without its persistent cache
     peak_mb         the process's peak, weights included; on a GPU the device's
 
-Sides: ours; hf (as anyone calls it); hf-shared (prompts prefilled once, their cache repeated); hf-bf16 (that, in
-bfloat16); genrl (its trainer's own loop); tunix. A side that cannot run a row says why on standard error.
+Sides: ours; ours-bf16 (in bfloat16); hf (as anyone calls it); hf-shared (prompts prefilled once, their cache repeated);
+hf-bf16 (that, in bfloat16); genrl (its trainer's own loop); tunix. A side that cannot run a row says why on standard error.
 """
 
 import argparse
 import dataclasses
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -58,6 +59,7 @@ CPU_ROWS = (
     "0.5b-1x1-64,0.5b-1x8-64,0.5b-4x8-64,0.5b-8x8-64,0.5b-1x1-512,0.5b-1x8-512,0.5b-4x8-512,"
     "tiny-1x8-16,tiny-8x8-16,tiny-64x8-16"
 )
+COMPILING = ("ours", "ours-bf16", "tunix")
 GPU_ROWS = CPU_ROWS + ",0.5b-32x8-64,0.5b-32x8-512"
 
 
@@ -125,7 +127,7 @@ class Figures:
     """Of one side in one row: the first call's seconds, and each turn's of a whole call and of a call for one token."""
 
     versions: dict[str, str]
-    first_call: float
+    first_call: float  # nan where nothing is compiled
     whole: list[float]
     one: list[float]
     peak_mb: float = 0.0
@@ -141,8 +143,10 @@ def measure(row: Row, pythons: dict[str, str], checkpoint: Path, dtype: str, tur
             if turn == 0:
                 workers[side] = Worker(pythons[side], side, dtype, str(checkpoint))
                 versions = workers[side].hear()["versions"]
-                first_call = workers[side].ask(row, row.new_tokens, seed=0)["seconds"]
+                compiles = side in COMPILING
+                first_call = workers[side].ask(row, row.new_tokens if compiles else 2, seed=0)["seconds"]
                 workers[side].ask(row, 1, seed=0)
+                first_call = first_call if compiles else math.nan
                 found[side] = Figures(versions, first_call, [], [])
             elif side in found:
                 found[side].one.append(workers[side].ask(row, 1, turn)["seconds"])
@@ -172,11 +176,13 @@ def lines(row: Row, found: dict[str, Figures], config: QwenConfig, dtype: str, r
     for side, figures in found.items():
         whole, one = statistics.median(figures.whole), statistics.median(figures.one)
         step = (whole - one) / (row.new_tokens - 1)
-        kept = "bfloat16" if side == "hf-bf16" else dtype
+        kept = "bfloat16" if side.endswith("-bf16") else dtype
         rate = step_bytes(config, row, BYTES[kept]) / step / 1e9
         limits = {"roofline": best(rates, "read"), "matvec": best(rates, "matvec")}
         measured = {name: rate / limit for name, limit in limits.items() if limit} | {"step_ms": 1e3 * step}
-        measured |= {"first_token_s": one, "first_call_s": figures.first_call - whole, "peak_mb": figures.peak_mb}
+        measured |= {"first_token_s": one, "peak_mb": figures.peak_mb}
+        if side in COMPILING:
+            measured["first_call_s"] = figures.first_call - whole
         against = {"versus": "ours", "ratio": round(speeds[side] / speeds["ours"], 3)}
         yield {
             "benchmark": "decode",
@@ -288,8 +294,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.new_tokens:
         rows = [dataclasses.replace(row, new_tokens=args.new_tokens) for row in rows]
     dtype = args.dtype or ("bfloat16" if gpu else "float32")
-    hugging_face = ["hf", "hf-shared"] + ["hf-bf16"] * (dtype != "bfloat16")
-    pythons = {"ours": sys.executable} | {side: args.peer_python for side in hugging_face}
+    bf16 = ["ours-bf16", "hf-bf16"] * (dtype != "bfloat16")
+    pythons = {"ours": sys.executable} | {side: sys.executable for side in bf16[:1]}
+    pythons |= {side: args.peer_python for side in ["hf", "hf-shared", *bf16[1:]]}
     pythons |= {"genrl": args.genrl_python, "tunix": args.tunix_python}
     wanted = args.sides.split(",") if args.sides else list(pythons)
     pythons = {

@@ -53,8 +53,8 @@ def ours(checkpoint: Path, dtype: str) -> Run:
     policy = qwen.load(checkpoint, jnp.dtype(dtype))
 
     def run(prompts, group, new_tokens, seed):
-        out = qwen.generate(policy, prompts, group_size=group, max_new_tokens=new_tokens, temperature=1.0, seed=seed)
-        return int(out.lengths_PG.sum())
+        options = {"group_size": group, "max_new_tokens": new_tokens, "temperature": 1.0, "seed": seed}
+        return int(qwen.generate(policy, prompts, **options).lengths_PG.sum())
 
     return run
 
@@ -163,6 +163,7 @@ def tunix(checkpoint: Path, dtype: str) -> Run:
 
 SIDES: dict[str, Callable[..., Run]] = {
     "ours": ours,
+    "ours-bf16": lambda checkpoint, _: ours(checkpoint, "bfloat16"),
     "hf": hugging_face,
     "hf-shared": lambda checkpoint, dtype: hugging_face(checkpoint, dtype, shared=True),
     "hf-bf16": lambda checkpoint, _: hugging_face(checkpoint, "bfloat16", shared=True),

@@ -14,7 +14,7 @@ import ml_collections
 from rich.console import Console
 
 from experiments.cli import UsageError, check
-from rlswarm_jax import assets, compilation, qwen, tasks
+from rlswarm_jax import assets, compilation, parallel, qwen, tasks
 from rlswarm_jax.engine import Engine, EngineConfig
 from rlswarm_jax.game.prompts import choose_format
 from rlswarm_jax.game.round import Game
@@ -77,7 +77,9 @@ def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], con
 
 def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None) -> Pieces:
     path = assets.SPOILED if config.model.path == "embedded" else config.model.path
-    policy = qwen.load(path)
+    devices = DeviceConfig(config.devices.backend, config.devices.fsdp, config.devices.tensor)
+    mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)
+    policy = qwen.load(path, place=parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
     prompt_format = choose_format(config.model.prompts, policy.tokenizer)
     prompt_budget, completion_budget = BUDGETS[prompt_format.name]
     max_prompt_tokens = config.sampling.max_prompt_tokens or prompt_budget
@@ -90,7 +92,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
             soft_wrap=True,
         )
     mixture = tasks.make_mixture(config.tasks.to_dict())
-    fingerprint = qwen.fingerprint(policy.params)
+    fingerprint = qwen.fingerprint(parallel.fetch(policy.params))
     games = [
         Game(
             swarm=config.swarm.name,
@@ -143,6 +145,5 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         max_grad_norm=config.learn.max_grad_norm,
         microbatch_rows=config.learn.microbatch_rows,
     )
-    devices = DeviceConfig(config.devices.backend, config.devices.fsdp, config.devices.tensor)
     engine = Engine(policy, mixture, prompt_format, engine_config, learner_config, len(identities), devices)
     return Pieces(games, engine)

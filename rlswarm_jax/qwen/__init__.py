@@ -69,13 +69,16 @@ class Generation:
     keys_PGM: np.ndarray
 
 
-def load(path_or_hub_id: str | Path, dtype: Any = np.float32) -> Policy:
-    """A policy from a Hugging Face directory or hub id. Raises ValueError that says what is wrong with it."""
+def load(path_or_hub_id: str | Path, dtype: Any = np.float32, place: weights.Place | None = None) -> Policy:
+    """A policy from a Hugging Face directory or hub id. Raises ValueError that says what is wrong with it.
+
+    place: puts each parameter where it is to be kept, such as `parallel.placer(mesh)` for one that exceeds a device.
+    """
     compilation.use_cache()
     directory = weights.resolve(str(path_or_hub_id))
     config = read_config(directory)
     tokenizer = load_tokenizer(directory, config.vocab_size)
-    return Policy(config, weights.load_params(directory, config, dtype), tokenizer)
+    return Policy(config, weights.load_params(directory, config, dtype, place), tokenizer)
 
 
 def save(policy: Policy, directory: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:

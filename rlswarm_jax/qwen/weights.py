@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,11 @@ def resolve(path_or_hub_id: str) -> Path:
     return Path(found)
 
 
-def load_params(directory: Path, config: QwenConfig, dtype: Any = np.float32) -> Params:
-    """Reads a checkpoint's tensors into a pytree of arrays of `dtype`.
+Place = Callable[[tuple, np.ndarray], jax.Array]  # a parameter's path and array -> where it is kept
+
+
+def load_params(directory: Path, config: QwenConfig, dtype: Any = np.float32, place: Place | None = None) -> Params:
+    """Reads a checkpoint's tensors into a pytree of arrays of `dtype`, on the default device or by `place`.
 
     Needs the memory of its result and of one tensor: the files are mapped, and transposed and widened on the way.
 
@@ -117,7 +120,13 @@ def load_params(directory: Path, config: QwenConfig, dtype: Any = np.float32) ->
             wrong.append(f"tensor {name!r} is {stored[name].shape}, expected {expected[name]}")
     if wrong:
         raise ValueError(f"{directory}: {'; '.join(sorted(wrong))}.")
-    leaves = {path: _on_device(stored[name], transposed, dtype) for name, path, transposed in _names(config)}
+    leaves = {}
+    for name, path, transposed in _names(config):
+        if place is None:
+            leaves[path] = _on_device(stored[name], transposed, dtype)
+        else:
+            view = stored[name].map().T if transposed else stored[name].map()
+            leaves[path] = place(path, np.array(view, dtype, order="C"))
     return jax.tree_util.tree_map_with_path(
         lambda path, _: leaves[_keys(path)], shapes, is_leaf=lambda x: isinstance(x, tuple)
     )

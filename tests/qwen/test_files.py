@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from rlswarm_jax import qwen
 from rlswarm_jax.qwen import tensors
-from tests.qwen import variants
+from tests.qwen import make_golden, variants
 
 SHARDED, PLAIN = "sharded", "qwen3-gqa2"
 INDEX = "model.safetensors.index.json"
@@ -408,3 +408,20 @@ print((resident("VmHWM") - before) / sum(leaf.nbytes for leaf in jax.tree.leaves
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert 0.9 < float(done.stdout) < 1.5, done.stderr
+
+
+def test_a_place_is_given_every_parameter_once_as_it_is_kept(tmp_path):
+    directory = make_golden.FIXTURES / "qwen3_untied"
+    seen = {}
+
+    def place(path, array):
+        assert path not in seen and array.flags.c_contiguous
+        seen[path] = array
+        return jax.device_put(array)
+
+    placed, plain = (qwen.load(directory, **options).params for options in ({"place": place}, {}))
+    assert jax.tree.structure(placed) == jax.tree.structure(plain)
+    for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(placed), jax.tree.leaves(plain), strict=True):
+        names = tuple(getattr(part, "key", getattr(part, "idx", None)) for part in path)
+        np.testing.assert_array_equal(seen[names], theirs)
+        np.testing.assert_array_equal(ours, theirs)

@@ -217,9 +217,9 @@ class TestShapes:
 
         monkeypatch.setattr(sampling, "make_sampler", remember)
         policy = policy_of_its_own()
-        for seed, lengths in enumerate([(5,), (6,), (2, 5), (6, 1), (4, 4, 5), (5, 6, 6), (6,)]):
+        for seed, lengths in enumerate([(5,), (6,), (2, 5), (6, 1), (6,)]):
             qwen.generate(policy, ["x" * n for n in lengths], max_new_tokens=2, seed=seed)
-        assert [sample._cache_size() for sample in made] == [3]  # 1, 2 and 3 prompts of at most 6 tokens
+        assert [sample._cache_size() for sample in made] == [2]  # one prompt, and two, of at most 6 tokens
 
 
 def policy_of_its_own():
@@ -238,11 +238,11 @@ class TestExactly:
             )
 
         mine = "two plus"
-        company = generate(["one", mine, "three plus fo", "xy"], 3)
+        company = generate(["one plus", mine, "three plus 4", "plus one"], 3)
         for other, group in (
             (generate([mine, mine], 1), 1),
-            (generate(["a longer one ", mine], 2, rows=2), 2),
-            (generate(["abc", mine, mine, mine, mine, mine, mine, "z"], 4), 3),
+            (generate(["longer one ", mine], 2, rows=2), 2),
+            (generate(["two plu", mine, mine, mine, mine, "s two p"], 4), 3),
         ):
             for field in ("tokens_PGT", "lengths_PG", "logprobs_PGT", "keys_PGM"):
                 one, two = (np.ascontiguousarray(getattr(x, field)[1, :group]) for x in (company, other))

@@ -1,0 +1,269 @@
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlswarm_jax import qwen
+from rlswarm_jax.qwen import sampling
+from rlswarm_jax.qwen.replay import TAU, Verdict, make_replay, replay_tokens, verdicts
+from tests.qwen import test_sampling as base
+
+SLOTS, NEW_TOKENS, GROUP, NUM_PROMPTS = 16, 12, 8, 3
+MODES = {"at once": 0, "refilled": 5, "exact": 0}  # rows
+# The largest margins' difference between sampling and replay that rounding makes in the shallow model, twice over: of
+# logits (parameters, cache) at temperature 1.
+ROUNDING = {
+    ("float32", "float32"): 1e-4,
+    ("float32", "bfloat16"): 0.2,
+    ("float32", "int8"): 0.4,
+    ("bfloat16", "bfloat16"): 1.0,
+    ("bfloat16", "int8"): 1.0,
+}
+
+
+def tau_of(dtypes, temperature):
+    """Logits are divided by the temperature, and so is what rounding makes of them."""
+    return ROUNDING[dtypes] / min(1.0, temperature or 1.0)
+
+
+@functools.cache
+def params_in(dtype):
+    return jax.tree.map(lambda x: x.astype(dtype), base.shallow().params)
+
+
+@functools.cache
+def sampler(mode, temperature, dtypes):
+    return sampling.make_sampler(
+        base.shallow().config,
+        max_new_tokens=NEW_TOKENS,
+        temperature=temperature,
+        eos_token_ids=base.EOS,
+        rows=MODES[mode],
+        kv_dtype=dtypes[1],
+    )
+
+
+def sampled(mode, temperature, dtypes, prompts, keys_PGM):
+    sample, params = sampler(mode, temperature, dtypes), params_in(dtypes[0])
+    if mode == "exact":
+        return base.flat(sampling.sample_exact(sample, params, prompts, keys_PGM, prompt_slots=SLOTS, rows=8))
+    return base.flat(sample(params, sampling.make_tile(prompts, keys_PGM, prompt_slots=SLOTS)))
+
+
+def back_to_back(prompts, tokens_RT):
+    """Prompts and completions `[R, T]`, and how long the prompts are."""
+    group = len(tokens_RT) // len(prompts)
+    texts_RT = np.zeros((len(tokens_RT), SLOTS + NEW_TOKENS), np.int32)
+    lengths_R = np.array([len(prompt) for prompt in prompts for _ in range(group)], np.int32)
+    for r, (text, length) in enumerate(zip(texts_RT, lengths_R, strict=True)):
+        text[:length] = prompts[r // group]
+        text[length : length + NEW_TOKENS] = tokens_RT[r]
+    return texts_RT, lengths_R
+
+
+def replayed(params, prompts, tokens_RT, keys_PGM, temperature):
+    run = make_replay(base.shallow().config, max_new_tokens=NEW_TOKENS, temperature=temperature)
+    texts_RT, lengths_R = back_to_back(prompts, tokens_RT)
+    return tuple(np.asarray(x) for x in run(params, texts_RT, lengths_R, keys_PGM.reshape(-1, 2)))
+
+
+def assert_honest_is_not_refuted(mode, temperature, dtypes, lengths, seed):
+    prompts = base.prompts_of(lengths, seed)
+    keys_PGM = base.keys_of(len(prompts), GROUP, author=str(seed))
+    out = sampled(mode, temperature, dtypes, prompts, keys_PGM)
+    logprobs_RT, margins_RT = replayed(params_in(dtypes[0]), prompts, out.tokens_RT, keys_PGM, temperature)
+    written_RT, tau = base.written(out), tau_of(dtypes, temperature)
+    assert verdicts(margins_RT[written_RT], tau).min() > Verdict.NOT_PRODUCED
+    np.testing.assert_allclose(out.logprobs_RT[written_RT], logprobs_RT[written_RT], rtol=0, atol=tau)
+    return verdicts(margins_RT[written_RT], tau)
+
+
+SOME_CASES = [
+    ("at once", 0.7, ("float32", "float32")),
+    ("refilled", 0.0, ("float32", "float32")),
+    ("exact", 1.3, ("float32", "int8")),
+    ("refilled", 1.0, ("bfloat16", "bfloat16")),
+]
+EVERY_CASE = list(itertools.product(MODES, (0.0, 0.7, 1.0, 1.3), ROUNDING))
+requests = given(st.lists(st.integers(1, SLOTS), min_size=NUM_PROMPTS, max_size=NUM_PROMPTS), st.integers(0, 2**30))
+
+
+class TestHonest:
+    @pytest.mark.parametrize("case", SOME_CASES, ids=str)
+    @settings(deadline=None, max_examples=15)
+    @requests
+    def test_a_completion_is_never_said_not_to_be_produced(self, case, lengths, seed):
+        found = assert_honest_is_not_refuted(*case, lengths, seed)
+        if case[2] == ("float32", "float32"):
+            assert np.mean(found == Verdict.PRODUCED) > 0.95
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("case", [case for case in EVERY_CASE if case not in SOME_CASES], ids=str)
+    @settings(deadline=None, max_examples=15)
+    @requests
+    def test_nor_in_any_other_way_of_sampling(self, case, lengths, seed):
+        assert_honest_is_not_refuted(*case, lengths, seed)
+
+    def test_the_front_door_replays_what_it_generated(self):
+        policy, prompts, asked = base.shallow(), ["one", "two plus two"], {"temperature": 0.7}
+        out = qwen.generate(policy, prompts, group_size=2, max_new_tokens=NEW_TOKENS, seed=9, **asked)
+        tokens_T = out.tokens_PGT[1, 0, : out.lengths_PG[1, 0]]
+        found = qwen.replay(policy, prompts[1], tokens_T, out.keys_PGM[1, 0], **asked)
+        assert found.verdict == Verdict.PRODUCED and found.verdicts_T == [Verdict.PRODUCED] * len(tokens_T)
+        assert found.tau == TAU["float32"]
+        np.testing.assert_allclose(found.logprobs_T, out.logprobs_PGT[1, 0, : len(tokens_T)], rtol=0, atol=1e-4)
+        siblings = qwen.replay(policy, prompts[1], tokens_T, out.keys_PGM[1, 1], **asked)
+        assert siblings.verdict == Verdict.NOT_PRODUCED
+
+
+def margins_of(logits_RTV, keys_RM, temperature, tokens_RT):
+    """Signed margins of given tokens, in float64 from the specification, but for the Threefry draws."""
+    rows, time, vocab = logits_RTV.shape
+    size = int(np.ceil(vocab**0.5))
+    count = int(np.ceil(vocab / size))
+    noise = np.asarray(base.noise_of(keys_RM, time, count + size), np.float64)
+    margins_RT = np.empty((rows, time))
+    for r, t in np.ndindex(rows, time):
+        padded = np.full(count * size, -np.inf)
+        padded[:vocab] = logits_RTV[r, t].astype(np.float64) / temperature
+        chunks = padded.reshape(count, size)
+        chunk, inside = divmod(int(tokens_RT[r, t]), size)
+        over_chunks = scipy.special.logsumexp(chunks, axis=1) + noise[r, t, :count]
+        over_tokens = chunks[chunk] + noise[r, t, count:]
+        margins_RT[r, t] = min(
+            scores[i] - np.delete(scores, i).max() for scores, i in ((over_chunks, chunk), (over_tokens, inside))
+        )
+    return margins_RT
+
+
+PROMPTS = base.prompts_of((16, 5, 9))
+KEYS_PGM = base.keys_of(len(PROMPTS), GROUP)
+TEMPERATURE = 0.7
+
+
+@functools.cache
+def honest():
+    return sampled("at once", TEMPERATURE, ("float32", "float32"), PROMPTS, KEYS_PGM)
+
+
+def replay_honest(params=None, prompts=PROMPTS, tokens_RT=None, keys_PGM=KEYS_PGM, temperature=TEMPERATURE):
+    tokens_RT = honest().tokens_RT if tokens_RT is None else tokens_RT
+    return replayed(params or params_in("float32"), prompts, tokens_RT, keys_PGM, temperature)
+
+
+def tokens_until_found(margins_RT):
+    """Mean number of tokens that an auditor reads until one is not produced; what ends unfound counts as twice as long."""
+    written_RT = base.written(honest())
+    refuted_RT = written_RT & (verdicts(margins_RT, TAU["float32"]) == Verdict.NOT_PRODUCED)
+    read_R = np.where(refuted_RT.any(axis=1), refuted_RT.argmax(axis=1) + 1, 2 * honest().lengths_R)
+    return read_R.mean(), refuted_RT
+
+
+class TestMargins:
+    def test_they_are_those_of_the_specification(self):
+        """Of the tokens that were drawn, and of others."""
+        config, params = base.shallow().config, base.shallow().params
+        logits_RTV = base.forward(params, config, PROMPTS, honest())
+        _, of_drawn_RT = base.replay(logits_RTV, KEYS_PGM.reshape(-1, 2), TEMPERATURE)
+        written_RT = base.written(honest())
+        expected_RT = margins_of(logits_RTV, KEYS_PGM.reshape(-1, 2), TEMPERATURE, honest().tokens_RT)
+        np.testing.assert_allclose(expected_RT[written_RT], of_drawn_RT[written_RT], rtol=0, atol=1e-9)
+        logprobs_RT, margins_RT = replay_honest()
+        np.testing.assert_allclose(margins_RT[written_RT], expected_RT[written_RT], rtol=0, atol=5e-5)
+        np.testing.assert_allclose(logprobs_RT[written_RT], honest().logprobs_RT[written_RT], rtol=0, atol=1e-5)
+
+        rows, last = np.arange(len(honest().lengths_R)), honest().lengths_R - 1
+        others_RT = honest().tokens_RT.copy()
+        others_RT[rows, last] = (others_RT[rows, last] + 1 + rows) % 103
+        expected_RT = margins_of(logits_RTV, KEYS_PGM.reshape(-1, 2), TEMPERATURE, others_RT)
+        _, margins_RT = replay_honest(tokens_RT=others_RT)
+        np.testing.assert_allclose(margins_RT[written_RT], expected_RT[written_RT], rtol=0, atol=5e-5)
+        assert np.all(expected_RT[rows, last] < 0) and np.all(np.delete(expected_RT, 0, axis=1)[written_RT[:, 1:]] < 50)
+
+    def test_margins_within_tau_decide_nothing(self):
+        found = verdicts(np.array([-1.0, -0.1, -0.099, 0.0, 0.099, 0.1, 1.0]), 0.1)
+        assert found.tolist() == [-1, -1, 0, 0, 0, 1, 1]
+
+    @pytest.mark.parametrize(
+        ("margins", "verdict"),
+        [
+            ([1.0, 0.2], Verdict.PRODUCED),
+            ([1.0, 0.05], Verdict.UNDECIDED),
+            ([1.0, -0.05], Verdict.UNDECIDED),
+            ([1.0, 0.05, -0.2], Verdict.NOT_PRODUCED),
+        ],
+    )
+    def test_one_refuted_token_refutes_the_whole_and_one_undecided_leaves_it_so(self, margins, verdict):
+        assert qwen.Replay(np.zeros(len(margins)), np.array(margins), 0.1).verdict is verdict
+
+
+class TestDishonest:
+    def test_an_altered_token_is_found_where_it_stands(self):
+        altered_RT, rng = honest().tokens_RT.copy(), np.random.default_rng(0)
+        rows = np.arange(len(altered_RT))
+        places_R = rng.integers(0, honest().lengths_R)
+        altered_RT[rows, places_R] = (altered_RT[rows, places_R] + rng.integers(1, 103, len(rows))) % 103
+        _, margins_RT = replay_honest(tokens_RT=altered_RT)
+        _, refuted_RT = tokens_until_found(margins_RT)
+        assert refuted_RT[rows, places_R].all()
+        assert not any(refuted[:place].any() for refuted, place in zip(refuted_RT, places_R, strict=True))
+
+    @pytest.mark.parametrize(
+        ("what", "within", "change"),
+        [
+            ("another key", 1.5, {"keys_PGM": base.keys_of(len(PROMPTS), GROUP, author="another")}),
+            ("a sibling's key", 1.5, {"keys_PGM": np.roll(KEYS_PGM, 1, axis=1)}),
+            ("another prompt", 1.5, {"prompts": base.prompts_of((16, 5, 9), seed=1)}),
+            ("another temperature", 5.0, {"temperature": 1.3}),
+            ("weights a third off", 2.5, {"params": lambda: off(0.3)}),
+        ],
+        ids=lambda x: x if isinstance(x, str) else "",
+    )
+    def test_what_is_not_as_it_was_is_found_within_a_few_tokens(self, what, within, change):
+        change = {name: value() if callable(value) else value for name, value in change.items()}
+        tokens, _ = tokens_until_found(replay_honest(**change)[1])
+        assert tokens < within, what
+
+    def test_nothing_is_found_where_nothing_was_changed(self):
+        assert not tokens_until_found(replay_honest()[1])[1].any()
+
+
+def off(scale):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda w: w * (1 + scale * rng.standard_normal(w.shape, np.float32)), jax.device_get(base.shallow().params)
+    )
+
+
+class TestReplayOfOne:
+    def test_it_is_that_of_many(self):
+        logprobs_RT, margins_RT = replay_honest()
+        config, params = base.shallow().config, base.shallow().params
+        row, tokens_T = 13, honest().tokens_RT[13, : honest().lengths_R[13]]
+        asked = {"temperature": TEMPERATURE, "tau": 1e-4}
+        found = replay_tokens(params, config, PROMPTS[1], tokens_T, KEYS_PGM[1, row - GROUP], **asked)
+        np.testing.assert_allclose(found.logprobs_T, logprobs_RT[row, : len(tokens_T)], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found.margins_T, margins_RT[row, : len(tokens_T)], rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("prompt", "tokens", "match"),
+        [
+            ([], [1], "a prompt and a completion of at least one token each"),
+            ([1], [], "a prompt and a completion of at least one token each"),
+            ([1], [[1, 2]], "a prompt and a completion of at least one token each"),
+            ([1], [103], "not in the vocabulary of 103"),
+            ([1], [-1], "not in the vocabulary of 103"),
+            ([2**31 + 5], [1], "not in the vocabulary of 103"),
+        ],
+    )
+    def test_what_cannot_be_a_completion_is_refused(self, prompt, tokens, match):
+        key_M = KEYS_PGM[0, 0]
+        with pytest.raises(ValueError, match=match):
+            replay_tokens(
+                base.shallow().params, base.shallow().config, prompt, tokens, key_M, temperature=1.0, tau=1e-4
+            )
