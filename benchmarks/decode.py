@@ -27,7 +27,7 @@ are medians over the turns.
     peak_mb         the process's peak, weights included; on a GPU the device's
 
 Sides: ours; ours-bf16 (in bfloat16); hf (as anyone calls it); hf-shared (prompts prefilled once, their cache repeated);
-hf-bf16 (that, in bfloat16); genrl (its trainer's own loop); tunix. A side that cannot run a row says why on standard error.
+hf-bf16 (that, in bfloat16); genrl (its trainer's own loop); tunix. One that cannot run a row says why.
 """
 
 import argparse

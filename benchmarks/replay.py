@@ -63,7 +63,7 @@ class Bench:
         self.rounds_played = 0
 
     def encode(self, problem) -> list[int]:
-        return self.game.tokenizer.encode(self.game.prompt_format.render(problem))
+        return self.game.prompt_format.encode(problem, self.game.tokenizer)
 
     def keys(self, name: str) -> np.ndarray:
         return np.array(

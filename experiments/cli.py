@@ -86,6 +86,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     choices = {
         "driver": (config.driver, ("live", "node", "simulate")),
         "swarm.devices": (config.swarm.devices, ("cpu", "gpu", "tpu")),
+        "model.thinking": (config.model.thinking, ("", "on", "off")),
         "sampling.dtype": (config.sampling.dtype, ("float32", "bfloat16")),
         "sampling.kv_dtype": (config.sampling.kv_dtype, ("", "float32", "bfloat16", "int8")),
         "devices.backend": (config.devices.backend, ("shard_map", "pmap")),

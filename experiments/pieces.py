@@ -24,7 +24,7 @@ from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
 
 COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
-BUDGETS = {"compact-1": (16, 12), "chat-1": (512, 256)}  # prompt and completion tokens, where the config says 0
+BUDGETS = {"compact": (16, 12), "chat": (512, 256)}  # prompt and completion tokens, where the config says 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +80,8 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
     devices = DeviceConfig(config.devices.backend, config.devices.fsdp, config.devices.tensor)
     mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)
     policy = qwen.load(path, place=parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
-    prompt_format = choose_format(config.model.prompts, policy.tokenizer)
-    prompt_budget, completion_budget = BUDGETS[prompt_format.name]
+    prompt_format = choose_format(config.model.prompts, policy.tokenizer, config.model.thinking)
+    prompt_budget, completion_budget = BUDGETS[prompt_format.name.partition("-")[0]]
     max_prompt_tokens = config.sampling.max_prompt_tokens or prompt_budget
     max_new_tokens = config.sampling.max_new_tokens or completion_budget
     if console is not None:

@@ -6,8 +6,8 @@
                                                      merges finished runs into results/quickstart.json
 
 In Markdown a block stands between `<!-- rendered: NAME -->` and `<!-- /rendered -->`. In a config's docstring
-it is the indented lines after `Measured (rendered: NAME):`. NAME is warmstart, benchmarks (all of
-results/benchmarks/*.jsonl), or an experiment of configs/ such as quickstart and solo (results/NAME.json).
+it is the indented lines after `Measured (rendered: NAME):`. NAME is warmstart, benchmarks/decode, benchmarks/replay,
+benchmarks (all other results/benchmarks/*.jsonl), or an experiment of configs/ such as quickstart (results/NAME.json).
 """
 
 import argparse
@@ -68,6 +68,7 @@ class Benchmark(msgspec.Struct, frozen=True):
     config: dict[str, Any] = {}
     versus: str | None = None
     ratio: float | None = None
+    measured: dict[str, float] = {}
     versions: dict[str, str] = {}
 
 
@@ -154,10 +155,48 @@ def benchmarks_block(found: Sequence[Benchmark]) -> Block:
     return Block(rows, f"Versions: {'; '.join(filter(None, versions))}.", lines)
 
 
+def decode_block(found: Sequence[Benchmark]) -> Block:
+    """A row for each side of each shape."""
+    rows = [["model", "questions × completions", "prompt", "side", "tokens/s", "× ours", "% of roofline", "step, ms"]]
+    rows[0] += ["first token, s", "compiles, s", "peak, MB"]
+    for b in found:
+        if b.benchmark != "decode":
+            continue
+        of, m = b.config, b.measured
+        shape = [of["model"], f"{of['questions']} × {of['completions']}", str(of["prompt"])]
+        speed = [number(b.value), "" if b.ratio is None else f"{b.ratio:.2f}", f"{100 * m['roofline']:.0f}"]
+        compiles = number(m["first_call_s"]) if "first_call_s" in m else ""
+        rows.append([*shape, of["side"], *speed, number(m["step_ms"]), number(m["first_token_s"]), compiles])
+        rows[-1].append(f"{m['peak_mb']:,.0f}")
+    rates = {f"{b.benchmark} by {b.config['method']}": b.value for b in found if b.benchmark != "decode"}
+    limits = ", ".join(f"{name} {number(rate)} GB/s" for name, rate in rates.items())
+    lines = [" ".join(row) for row in rows[1:]]
+    threads = {str(b.config.get("threads")) for b in found}
+    return Block(rows, f"{found[0].hardware}, {'/'.join(sorted(threads))} threads: {limits}.", lines)
+
+
+def replay_block(found: Sequence[Benchmark]) -> Block:
+    """What replay exposes, and below it what two honest computations differ by."""
+    rows = [["what is not as it is said", "dtype", "tokens to expose it, on average"]]
+    honest: dict[str, list[str]] = {}
+    for b in found:
+        if b.benchmark == "tokens to expose":
+            none = "" if b.config["exposing"] else f"none in {b.config['replayed']:,}"
+            rows.append([b.config["wrong"], b.config["weights"], none or number(b.value)])
+        else:
+            of = " ".join([b.config["weights"], b.config["cache"], b.config.get("shape", "")]).strip()
+            honest.setdefault(of, []).append(f"{b.benchmark} {number(b.value)} {b.unit}")
+    note = "; ".join(f"{of}: {', '.join(values)}" for of, values in honest.items())
+    return Block(rows, f"Two honest computations, by dtype of weights and cache: {note}. {found[0].hardware}.", [])
+
+
 def number(value: float) -> str:
     """Three significant figures, or all of the whole part where that has more."""
     digits = 2 - math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
     return f"{value:,.{max(digits, 0)}f}"
+
+
+BLOCKS_OF_THEIR_OWN = {"benchmarks/decode": decode_block, "benchmarks/replay": replay_block}
 
 
 # --- where they say it
@@ -168,8 +207,11 @@ def find_block(root: Path, name: str) -> Block:
     path = root / "results" / f"{name}.json"
     if name == "warmstart":
         return warmstart_block(_read(path, Warmstart))
+    if own := BLOCKS_OF_THEIR_OWN.get(name):
+        return own(_read(root / "results" / f"{name}.jsonl", list[Benchmark]))
     if name == "benchmarks":
         paths = sorted((root / "results" / "benchmarks").glob("*.jsonl"))
+        paths = [path for path in paths if f"benchmarks/{path.stem}" not in BLOCKS_OF_THEIR_OWN]
         if not paths:
             raise NotMeasured("results/benchmarks/*.jsonl")
         return benchmarks_block([b for path in paths for b in _read(path, list[Benchmark])])

@@ -102,7 +102,7 @@ class Engine:
         self._step = learner.make_train_step(policy.config, learner_config, *on, over_nodes=self.stacked)
         self._logprobs = learner.make_logprobs(policy.config, learner_config, *on)
         self._held_out = mixture.held_out(config.held_out_problems)
-        self._held_out_prompts = [policy.tokenizer.encode(prompt_format.render(p)) for p in self._held_out]
+        self._held_out_prompts = [prompt_format.encode(p, policy.tokenizer) for p in self._held_out]
 
     def state(self, node: int) -> learner.TrainState:
         return jax.tree.map(lambda x: x[node], self._stack) if self.stacked else self._states[node]

@@ -8,16 +8,25 @@ from rlswarm_jax.qwen.tokenizer import Prompt, Tokenizer
 from rlswarm_jax.tasks import Problem
 
 _ANSWER = re.compile(r"<answer>([^<]*)</answer>")
+_ANY = Problem("", 0, "1 + 1", "1+1", ("2",))
 _SYSTEM = "Solve the problem. Think first, then give the final answer alone between <answer> and </answer>."
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptFormat:
-    """name: with its version, part of every record. render: problem to prompt. answer: completion to answer text."""
+    """name: with its version, part of every record. render: problem to prompt. answer: completion to answer text.
+
+    thinking: as `Tokenizer.encode` takes it.
+    """
 
     name: str
     render: Callable[[Problem], Prompt]
     answer: Callable[[str], str]
+    thinking: bool | None = None
+
+    def encode(self, problem: Problem, tokenizer: Tokenizer) -> list[int]:
+        """The prompt's token ids. Raises ValueError where they cannot be right."""
+        return tokenizer.encode(self.render(problem), self.thinking)
 
 
 def _chat(problem: Problem) -> Prompt:
@@ -36,13 +45,19 @@ FORMATS = {
 }
 
 
-def choose_format(name: str, tokenizer: Tokenizer) -> PromptFormat:
+def choose_format(name: str, tokenizer: Tokenizer, thinking: str = "") -> PromptFormat:
     """The format of that name; "auto" is chat where the checkpoint has a chat template, else compact.
 
-    Raises ValueError for an unknown name.
+    thinking: "on" or "off" switches Qwen3's thoughts, and is part of the format's name: who thinks has other prompts.
+    Raises ValueError for an unknown name, or a switch that the format or the checkpoint does not have.
     """
     if name == "auto":
         name = "compact" if tokenizer.render_chat is None else "chat"
     if name not in FORMATS:
         raise ValueError(f"prompt format {name!r} is unknown; expected auto, {', '.join(FORMATS)}.")
-    return FORMATS[name]
+    chosen = FORMATS[name]
+    if not thinking:
+        return chosen
+    switched = dataclasses.replace(chosen, name=f"{chosen.name}-thinking-{thinking}", thinking=thinking == "on")
+    tokenizer.encode(switched.render(_ANY), switched.thinking)
+    return switched

@@ -57,7 +57,7 @@ class Game:
         return self.mixture.tasks[task].problem(randomness.seed("problem", beacon, author, task, index))
 
     def prompt_tokens(self, problem: Problem) -> list[int]:
-        return self.tokenizer.encode(self.prompt_format.render(problem))
+        return self.prompt_format.encode(problem, self.tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -176,8 +176,8 @@ def replay(
     tau: margins below it are left undecided; by default `TAU` of the params' dtype. Raises ValueError on an empty or
     impossible completion.
     """
-    if tau is None:
-        tau = TAU[str(policy.params["embed"].dtype)]
+    if tau is None:  # margins are of logits that were divided by the temperature
+        tau = TAU[str(policy.params["embed"].dtype)] / min(1.0, temperature or 1.0)
     encoded = policy.tokenizer.encode(prompt)
     return replay_tokens(policy.params, policy.config, encoded, tokens_T, key_M, temperature=temperature, tau=tau)
 

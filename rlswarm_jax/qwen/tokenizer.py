@@ -80,7 +80,7 @@ class Tokenizer:
     def token_bytes(self) -> list[bytes]:
         """What each of the model's tokens adds to a text, `[V]`; nothing for special tokens and unused ids."""
         added = self.backend.get_added_tokens_decoder()
-        byte_level = '"ByteLevel"' in str(json.loads(self.backend.to_str()).get("decoder")).replace("'", '"')
+        byte_level = "ByteLevel" in json.dumps(json.loads(self.backend.to_str()).get("decoder"))
 
         def of(index: int) -> bytes:
             piece = self.backend.id_to_token(index)
@@ -88,7 +88,7 @@ class Tokenizer:
                 return b""
             if index in added:
                 return added[index].content.encode()
-            if byte_level:
+            if byte_level and _BYTE_OF.keys() >= set(piece):
                 return bytes(_BYTE_OF[character] for character in piece)
             return self.backend.decode([index], skip_special_tokens=True).encode()
 

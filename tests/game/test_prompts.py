@@ -90,3 +90,18 @@ def test_an_unknown_format_is_an_error_that_names_those_there_are(name):
 def test_formats_have_names_of_their_own_with_a_version():
     names = [found.name for found in FORMATS.values()]
     assert len(set(names)) == len(names) and all(re.fullmatch(r"[a-z]+-\d+", name) for name in names)
+
+
+def test_thoughts_are_switched_by_the_chat_template_and_named_in_the_format():
+    ends = {None: "", True: "1", False: "0"}  # of a template that shows what it was told
+    shows = dataclasses.replace(tokenizer(), render_chat=lambda messages, thinking=None: "12" + ends[thinking])
+    problem = mixture().problem(3)
+    for switch, thinking in (("", None), ("on", True), ("off", False)):
+        chosen = choose_format("chat", shows, switch)
+        assert chosen.name == "chat-1" + (f"-thinking-{switch}" if switch else "")
+        assert chosen.encode(problem, shows) == shows.encode("12" + ends[thinking])
+
+
+def test_a_format_without_thoughts_refuses_the_switch():
+    with pytest.raises(ValueError, match="option of the chat template"):
+        choose_format("compact", tokenizer(), "off")

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -144,7 +146,7 @@ class TestAttending:
         cuts = [0, *sorted({one, other}), S]
         parts = [
             model.attend_part(q_BKQTH, keys_BKHS[..., a:b], values_BKSH[:, :, a:b], mask[..., a:b])
-            for a, b in zip(cuts, cuts[1:], strict=False)
+            for a, b in itertools.pairwise(cuts)
         ]
         expected = attention(q_BKQTH, keys_BKHS, values_BKSH, mask)
         for order in (parts, parts[::-1]):

@@ -64,7 +64,7 @@ hows = st.builds(
 
 
 class TestTruncation:
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=80)
     @given(st.integers(0, 2**20), st.booleans(), hows)
     def test_top_k_top_p_and_min_p_apply_one_after_the_other(self, seed, grid, how):
         logits_RV = logits_of(seed, grid)

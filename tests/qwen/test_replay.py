@@ -15,14 +15,14 @@ from tests.qwen import test_sampling as base
 
 SLOTS, NEW_TOKENS, GROUP, NUM_PROMPTS = 16, 12, 8, 3
 MODES = {"at once": 0, "refilled": 5, "exact": 0}  # rows
-# The largest margins' difference between sampling and replay that rounding makes in the shallow model, twice over: of
-# logits (parameters, cache) at temperature 1.
+# What rounding can make of a log-prob or margin between sampling and replay (parameters, cache): bounds for the shallow
+# model at temperature 1, about three times the largest that was seen in ten thousand tokens.
 ROUNDING = {
     ("float32", "float32"): 1e-4,
-    ("float32", "bfloat16"): 0.2,
-    ("float32", "int8"): 0.4,
-    ("bfloat16", "bfloat16"): 1.0,
-    ("bfloat16", "int8"): 1.0,
+    ("float32", "bfloat16"): 0.1,
+    ("float32", "int8"): 0.2,
+    ("bfloat16", "bfloat16"): 0.2,
+    ("bfloat16", "int8"): 0.3,
 }
 
 
@@ -95,7 +95,7 @@ requests = given(st.lists(st.integers(1, SLOTS), min_size=NUM_PROMPTS, max_size=
 
 class TestHonest:
     @pytest.mark.parametrize("case", SOME_CASES, ids=str)
-    @settings(deadline=None, max_examples=15)
+    @settings(deadline=None, max_examples=10)
     @requests
     def test_a_completion_is_never_said_not_to_be_produced(self, case, lengths, seed):
         found = assert_honest_is_not_refuted(*case, lengths, seed)
@@ -104,7 +104,7 @@ class TestHonest:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("case", [case for case in EVERY_CASE if case not in SOME_CASES], ids=str)
-    @settings(deadline=None, max_examples=15)
+    @settings(deadline=None, max_examples=10)
     @requests
     def test_nor_in_any_other_way_of_sampling(self, case, lengths, seed):
         assert_honest_is_not_refuted(*case, lengths, seed)
@@ -115,7 +115,7 @@ class TestHonest:
         tokens_T = out.tokens_PGT[1, 0, : out.lengths_PG[1, 0]]
         found = qwen.replay(policy, prompts[1], tokens_T, out.keys_PGM[1, 0], **asked)
         assert found.verdict == Verdict.PRODUCED and found.verdicts_T == [Verdict.PRODUCED] * len(tokens_T)
-        assert found.tau == TAU["float32"]
+        assert found.tau == pytest.approx(TAU["float32"] / 0.7)
         np.testing.assert_allclose(found.logprobs_T, out.logprobs_PGT[1, 0, : len(tokens_T)], rtol=0, atol=1e-4)
         siblings = qwen.replay(policy, prompts[1], tokens_T, out.keys_PGM[1, 1], **asked)
         assert siblings.verdict == Verdict.NOT_PRODUCED
@@ -157,7 +157,7 @@ def replay_honest(params=None, prompts=PROMPTS, tokens_RT=None, keys_PGM=KEYS_PG
 
 
 def tokens_until_found(margins_RT):
-    """Mean number of tokens that an auditor reads until one is not produced; what ends unfound counts as twice as long."""
+    """Mean number of tokens read until one is not produced; a completion that ends before counts as twice as long."""
     written_RT = base.written(honest())
     refuted_RT = written_RT & (verdicts(margins_RT, TAU["float32"]) == Verdict.NOT_PRODUCED)
     read_R = np.where(refuted_RT.any(axis=1), refuted_RT.argmax(axis=1) + 1, 2 * honest().lengths_R)

@@ -1,0 +1,45 @@
+"""What one process compiled, another takes from the disk, unless the user says otherwise."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WHERE = "from rlswarm_jax import compilation; print(compilation.use_cache())"
+GENERATE = """
+import logging, jax
+from rlswarm_jax import assets, qwen
+jax.config.update("jax_log_compiles", True)
+policy = qwen.load(assets.SPOILED)
+qwen.generate(policy, ["abc"], max_new_tokens=4)
+"""
+
+
+def run(script: str, home: Path, **environment: str) -> subprocess.CompletedProcess:
+    """With no choice made but those of `environment`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment = {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(home), **environment}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, cwd=ROOT, env=kept | environment, capture_output=True, text=True, check=True)
+
+
+def test_a_second_process_compiles_nothing_again(tmp_path):
+    first, second = (run(GENERATE, tmp_path).stderr for _ in range(2))
+    assert "Persistent compilation cache hit for 'jit_sample'" not in first
+    assert "Persistent compilation cache hit for 'jit_sample'" in second
+    assert any((tmp_path / "rlswarm_jax" / "xla").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("environment", "where"),
+    [
+        ({}, "{home}/rlswarm_jax/xla"),
+        ({"JAX_COMPILATION_CACHE_DIR": "/elsewhere"}, "/elsewhere"),
+        ({"JAX_ENABLE_COMPILATION_CACHE": "false"}, "None"),
+    ],
+)
+def test_the_user_decides_where_it_is(tmp_path, environment, where):
+    assert run(WHERE, tmp_path, **environment).stdout.strip() == where.format(home=tmp_path)
