@@ -26,7 +26,7 @@ import numpy as np
 from configs import quickstart
 from experiments import pieces
 from experiments.summary import hardware
-from rlswarm_jax import identity, qwen, randomness
+from rlswarm_jax import assets, identity, qwen, randomness
 from rlswarm_jax.game.effects import Learn
 from rlswarm_jax.qwen import model, sampling
 from rlswarm_jax.qwen.replay import TAU, make_replay, verdicts
@@ -56,7 +56,7 @@ class Bench:
         config = quickstart.get_config("simulate")
         config.evaluation.problems = config.evaluation.rows = 8
         made = pieces.build(config, [identity.simulated(0, 0)])
-        self.made, self.game, self.config = made, made.games[0], made.engine.policy.config
+        self.made, self.game, self.config = made, made.games[0], qwen.load(assets.SPOILED).config
         problems = [self.game.mixture.problem(randomness.seed("problem", "replay", p)) for p in range(PROBLEMS)]
         self.prompts = [self.encode(problem) for problem in problems]
         self.keys_PGM = self.keys("honest")
