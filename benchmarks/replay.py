@@ -29,7 +29,7 @@ from experiments.summary import hardware
 from rlswarm_jax import assets, identity, qwen, randomness
 from rlswarm_jax.game.effects import Learn
 from rlswarm_jax.qwen import model, sampling
-from rlswarm_jax.qwen.replay import TAU, make_replay, verdicts
+from rlswarm_jax.qwen.verdict import TAU, make_replay, verdicts
 from rlswarm_jax.records.pool import ScoredGroup
 
 UPDATES, LATER = 25, 100  # GRPO steps before the policy is sampled, and until it has become another
@@ -138,7 +138,7 @@ def honest_rows(bench: Bench, params: qwen.Params) -> Iterator[dict[str, Any]]:
         gaps_X, margins_X = bench.replay(params, whole, dtype)
         yield row("largest log-prob difference", about, gaps_X.max(), "nats")
         yield row("largest turned margin", about, max(0.0, -margins_X.min()), "nats")
-        tau = TAU[dtype if dtype == kv_dtype else f"{dtype}/{kv_dtype}"]
+        tau = TAU[dtype, kv_dtype]
         found = verdicts(margins_X, tau)
         if (found < 0).any():
             raise AssertionError(f"an honest token was called not produced: {about}")
@@ -164,7 +164,7 @@ def exposed_rows(bench: Bench, params: qwen.Params) -> Iterator[dict[str, Any]]:
         }
         for wrong, sampled in cheats.items():
             _, margins_X = bench.replay(params, sampled, dtype)
-            exposed = (verdicts(margins_X, TAU[dtype]) < 0).sum()
+            exposed = (verdicts(margins_X, TAU[dtype, dtype]) < 0).sum()
             about = {"wrong": wrong, "weights": dtype, "replayed": len(margins_X), "exposing": int(exposed)}
             yield row("tokens to expose", about, len(margins_X) / max(1, exposed), "tokens")
 

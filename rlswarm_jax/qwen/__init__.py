@@ -18,9 +18,9 @@ from rlswarm_jax.qwen import sampling, weights
 from rlswarm_jax.qwen.config import QwenConfig, read_config
 from rlswarm_jax.qwen.draw import Draw
 from rlswarm_jax.qwen.model import Params, logits, prepare
-from rlswarm_jax.qwen.replay import TAU, Replay, Verdict, replay_tokens
 from rlswarm_jax.qwen.stopping import cut_at_stop, stop_table
 from rlswarm_jax.qwen.tokenizer import Prompt, Tokenizer, load_tokenizer
+from rlswarm_jax.qwen.verdict import Replay, Verdict, default_tau, replay_tokens
 from rlswarm_jax.qwen.weights import SaveError, fingerprint
 
 __all__ = [
@@ -49,6 +49,18 @@ class Policy:
     config: QwenConfig
     params: Params
     tokenizer: Tokenizer
+    _prepared: dict[tuple[np.dtype, bool], Params] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def prepared(self, dtype: Any, rows: int) -> Params:
+        """`model.prepare`, done once: the last copy that was made is kept, 2 GB for half a billion parameters."""
+        kind = np.dtype(dtype), rows == 1
+        if kind in self._prepared:
+            return self._prepared[kind]
+        made = prepare(self.params, dtype, rows)
+        if made is not self.params:
+            self._prepared.clear()
+            self._prepared[kind] = made
+        return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +157,7 @@ def generate(
     )
     run = _exactly if exact else _at_once
     at_once = EXACT_ROWS if exact else min(rows or keys_PGM[..., 0].size, keys_PGM[..., 0].size)
-    params = _PREPARED(policy.params, dtype or policy.params["embed"].dtype, at_once)
+    params = policy.prepared(dtype or policy.params["embed"].dtype, at_once)
     tokens_PGT, lengths_PG, logprobs_PGT, ended_PG = run(sample, params, encoded, keys_PGM)
     text: list[list[str]] = []
     finish: list[list[Literal["eos", "stop", "length"]]] = []
@@ -169,35 +181,28 @@ def replay(
     key_M: np.ndarray,
     *,
     temperature: float = 1.0,
+    dtype: Any = None,
+    kv_dtype: Any = None,
+    thinking: bool | None = None,
     tau: float | None = None,
 ) -> Replay:
     """Log-prob, margin and verdict of every token of a completion that `key_M` (`[2]` uint32) is said to have drawn.
 
-    tau: margins below it are left undecided; by default `TAU` of the params' dtype. Raises ValueError on an empty or
-    impossible completion.
+    Of each token it says whether it was drawn there, not whether the completion should have ended before or after it.
+
+    Args:
+      temperature, dtype, kv_dtype, thinking: as they were given to `generate`. What top-k, top-p or min-p cut off
+        cannot be replayed: a token at the edge is in or out by rounding.
+      tau: margins below it are left undecided; by default that of the dtypes (`verdict.TAU`).
+
+    Raises ValueError on an empty or impossible completion.
     """
-    if tau is None:  # margins are of logits that were divided by the temperature
-        tau = TAU[str(policy.params["embed"].dtype)] / min(1.0, temperature or 1.0)
-    encoded = policy.tokenizer.encode(prompt)
-    return replay_tokens(policy.params, policy.config, encoded, tokens_T, key_M, temperature=temperature, tau=tau)
-
-
-class _Prepared:
-    """`model.prepare`, which remembers the last parameters it was given: they are 2 GB for half a billion."""
-
-    def __init__(self):
-        self._given: tuple = ()
-        self._made: Params = {}
-
-    def __call__(self, params: Params, dtype: Any, rows: int) -> Params:
-        given = (np.dtype(dtype), rows == 1)
-        if not self._given or self._given[0] is not params or self._given[1] != given:
-            self._given, self._made = (), {}
-            self._given, self._made = (params, given), prepare(params, dtype, rows)
-        return self._made
-
-
-_PREPARED = _Prepared()
+    dtype = np.dtype(dtype or policy.params["embed"].dtype)
+    if tau is None:
+        tau = default_tau(dtype, kv_dtype or dtype, temperature)
+    encoded = policy.tokenizer.encode(prompt, thinking)
+    params = policy.prepared(dtype, rows=2)
+    return replay_tokens(params, policy.config, encoded, tokens_T, key_M, temperature=temperature, tau=tau)
 
 
 def _at_once(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray) -> Arrays:

@@ -114,7 +114,8 @@ def make_sampler(
       max_new_tokens: completions are cut off there.
       temperature: divides the logits; 0 is greedy decoding.
       how: truncation of the distribution, for evaluation: as behaviour of a policy that learns it would bias ratios.
-      rows: completions computed at a time, the others wait; 0 is all of the tile.
+      rows: completions computed at a time, the others wait; 0 is all of the tile. (Attention to the prompts is computed
+        for those that wait too: with long prompts let no more than a few wait for each row.)
       eos_token_ids: tokens that end a completion; the checkpoint's own by default.
       stop: ends a completion whose text holds one of its strings.
       kv_dtype: of the cache: float32, bfloat16 or int8 (scaled per token and head); that of `params` by default.
@@ -123,7 +124,7 @@ def make_sampler(
     eos = jnp.asarray(config.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids), jnp.int32)
     how = how or Draw()
     lift = (lambda f, axes: jax.vmap(f, in_axes=axes)) if over_nodes else (lambda f, axes: f)
-    stop_table_XV = None if stop is None else stop.next_XV
+    next_XV = None if stop is None else jnp.asarray(stop.next_XV)
 
     def prefill(params, tile: Tile) -> _Prefix:
         kv_type = kv_dtype or params["embed"].dtype
@@ -173,7 +174,7 @@ def make_sampler(
         keys_RM = tile.keys_PGM.reshape(total, 2)[jnp.minimum(loop.item_R, total - 1)]
         logits_RV = model.head(params, loop.states_RD)
         token_R, logprob_R = draw(logits_RV, randomness.wrap(keys_RM), loop.t_R, temperature, how)
-        stop_R = loop.stop_R if stop_table_XV is None else jnp.asarray(stop_table_XV)[loop.stop_R, token_R]
+        stop_R = loop.stop_R if next_XV is None else next_XV[loop.stop_R, token_R].astype(jnp.int32)
         ended_R = (token_R[:, None] == eos).any(axis=-1)
         if stop is not None:
             ended_R |= stop_R == stop.found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MAX_STOP_BYTES = 1024  # of all stop strings together: the table has a row for each
+MAX_STOP_BYTES = 256  # of all stop strings together: the table has a row for each, of 300 KB for Qwen's vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +21,12 @@ def stop_table(strings: Sequence[str], token_bytes: Sequence[bytes]) -> StopTabl
     """The Aho-Corasick automaton of the strings' UTF-8 bytes (doi:10.1145/360825.360855), run over each token's bytes.
 
     So a string is found wherever it begins and ends, inside a token or across several. Raises ValueError for an empty
-    string, or for more than 1024 bytes of them.
+    string, or for more than 256 bytes of them.
     """
     if not all(strings) or sum(len(s.encode()) for s in strings) > MAX_STOP_BYTES:
         raise ValueError(f"stop strings must not be empty, nor longer than {MAX_STOP_BYTES} bytes together.")
     by_byte, found = _automaton([s.encode() for s in strings])
-    states = np.repeat(np.arange(len(by_byte), dtype=np.int32)[:, None], len(token_bytes), axis=1)
+    states = np.repeat(np.arange(len(by_byte), dtype=np.uint16)[:, None], len(token_bytes), axis=1)
     lengths = np.array([len(raw) for raw in token_bytes])
     longest = int(lengths.max(initial=0))
     bytes_VT = np.zeros((len(token_bytes), longest), np.uint8)

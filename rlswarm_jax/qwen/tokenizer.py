@@ -86,8 +86,6 @@ class Tokenizer:
             piece = self.backend.id_to_token(index)
             if piece is None or (index in added and added[index].special):
                 return b""
-            if index in added:
-                return added[index].content.encode()
             if byte_level and _BYTE_OF.keys() >= set(piece):
                 return bytes(_BYTE_OF[character] for character in piece)
             return self.backend.decode([index], skip_special_tokens=True).encode()

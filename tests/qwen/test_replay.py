@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rlswarm_jax import qwen
 from rlswarm_jax.qwen import sampling
-from rlswarm_jax.qwen.replay import TAU, Verdict, make_replay, replay_tokens, verdicts
+from rlswarm_jax.qwen.verdict import TAU, Verdict, make_replay, replay_tokens, verdicts
 from tests.qwen import test_sampling as base
 
 SLOTS, NEW_TOKENS, GROUP, NUM_PROMPTS = 16, 12, 8, 3
@@ -115,7 +115,7 @@ class TestHonest:
         tokens_T = out.tokens_PGT[1, 0, : out.lengths_PG[1, 0]]
         found = qwen.replay(policy, prompts[1], tokens_T, out.keys_PGM[1, 0], **asked)
         assert found.verdict == Verdict.PRODUCED and found.verdicts_T == [Verdict.PRODUCED] * len(tokens_T)
-        assert found.tau == pytest.approx(TAU["float32"] / 0.7)
+        assert found.tau == pytest.approx(TAU["float32", "float32"] / 0.7)
         np.testing.assert_allclose(found.logprobs_T, out.logprobs_PGT[1, 0, : len(tokens_T)], rtol=0, atol=1e-4)
         siblings = qwen.replay(policy, prompts[1], tokens_T, out.keys_PGM[1, 1], **asked)
         assert siblings.verdict == Verdict.NOT_PRODUCED
@@ -159,7 +159,7 @@ def replay_honest(params=None, prompts=PROMPTS, tokens_RT=None, keys_PGM=KEYS_PG
 def tokens_until_found(margins_RT):
     """Mean number of tokens read until one is not produced; a completion that ends before counts as twice as long."""
     written_RT = base.written(honest())
-    refuted_RT = written_RT & (verdicts(margins_RT, TAU["float32"]) == Verdict.NOT_PRODUCED)
+    refuted_RT = written_RT & (verdicts(margins_RT, TAU["float32", "float32"]) == Verdict.NOT_PRODUCED)
     read_R = np.where(refuted_RT.any(axis=1), refuted_RT.argmax(axis=1) + 1, 2 * honest().lengths_R)
     return read_R.mean(), refuted_RT
 
@@ -267,3 +267,16 @@ class TestReplayOfOne:
             replay_tokens(
                 base.shallow().params, base.shallow().config, prompt, tokens, key_M, temperature=1.0, tau=1e-4
             )
+
+
+@pytest.mark.parametrize("options", [{"kv_dtype": "int8"}, {"kv_dtype": "bfloat16"}, {"dtype": "bfloat16"}], ids=str)
+def test_what_was_sampled_with_less_precision_is_given_the_benefit_of_the_doubt(options):
+    policy, prompts = base.shallow(), ["two plus two", "x"]
+    out = qwen.generate(policy, prompts, group_size=32, max_new_tokens=NEW_TOKENS, **options)
+    strict, kind = [], []
+    for p, g in itertools.product(range(2), range(32)):
+        claim = policy, prompts[p], out.tokens_PGT[p, g, : out.lengths_PG[p, g]], out.keys_PGM[p, g]
+        kind += qwen.replay(*claim, **options).verdicts_T
+        strict += qwen.replay(*claim).verdicts_T
+    assert Verdict.NOT_PRODUCED not in kind and Verdict.PRODUCED in kind
+    assert Verdict.NOT_PRODUCED in strict

@@ -17,9 +17,15 @@ from rlswarm_jax.qwen.config import QwenConfig
 from rlswarm_jax.qwen.sampling import bucket
 
 MAX_CHUNK_LOGITS = 1 << 24  # float32 logits held at once: 64 MB
-# Twice the largest difference of a log-prob between sampler and replay that `python -m benchmarks.replay` found, and
-# half as much again or more; by the weights' dtype, and that of the cache where it is another.
-TAU = {"float32": 1e-4, "float32/bfloat16": 0.5, "float32/int8": 1.0, "bfloat16": 0.5}
+# By dtype of weights and cache, at temperature 1: 1.5 to 4 times the most that a drawn token's margin was found to
+# differ between sampler and replay (2.8e-5, 0.21, 0.33, 1.0 and 1.3, of the embedded models on CPU).
+TAU = {
+    ("float32", "float32"): 1e-4,
+    ("float32", "bfloat16"): 0.5,
+    ("float32", "int8"): 1.0,
+    ("bfloat16", "bfloat16"): 1.5,
+    ("bfloat16", "int8"): 2.0,
+}
 
 
 class Verdict(enum.IntEnum):
@@ -46,6 +52,11 @@ class Replay:
     def verdict(self) -> Verdict:
         """Of the whole: not produced if any token is not, produced if all are."""
         return min(self.verdicts_T)
+
+
+def default_tau(dtype: Any, kv_dtype: Any, temperature: float) -> float:
+    """Margins are of logits that were divided by the temperature, and so is their error. Raises KeyError."""
+    return TAU[np.dtype(dtype).name, np.dtype(kv_dtype).name] / min(1.0, temperature or 1.0)
 
 
 def verdicts(margins_X: np.ndarray, tau: float) -> np.ndarray:
