@@ -151,10 +151,10 @@ def honest_rows(bench: Bench, params: qwen.Params) -> Iterator[dict[str, Any]]:
             yield row("differing completions", about | {"shape": name}, 100 * differ, "% of completions")
 
 
-def exposed_rows(bench: Bench, params: qwen.Params) -> Iterator[dict[str, Any]]:
+def exposed_rows(bench: Bench, params: qwen.Params, dtypes=("float32", "bfloat16")) -> Iterator[dict[str, Any]]:
     """Of samplers that did not do what they say."""
     one, many = bench.learn(UPDATES + 1), bench.learn(UPDATES + LATER)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes:
         cheats = {
             "nothing": bench.sample(params, dtype),
             "temperature 1.1": bench.sample(params, dtype, temperature=1.1),

@@ -60,6 +60,10 @@ class Checkpoints:
             found = self._manager.restore(step, args=items)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"cannot read checkpoint {step} in {self._directory}: {error}.") from None
+        for wanted, there in zip(jax.tree.leaves(abstract), jax.tree.leaves(found["states"]), strict=True):
+            if wanted.shape != there.shape:
+                wrong = f"an array of shape {there.shape} where {wanted.shape} is expected"
+                raise CheckpointError(f"checkpoint {step} in {self._directory} is of another model: it holds {wrong}.")
         return found["states"], np.asarray(found["extra"]["bytes"]).tobytes()
 
     def close(self) -> None:

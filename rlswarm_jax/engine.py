@@ -25,7 +25,6 @@ from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.tasks import Mixture
 
 LEAST_SLOTS = 64  # of a tile's prompts: below, padding costs less than compiling once more
-WAITING = 4  # prompts in a tile of held-out problems for each of its rows: few rows idle, and few prompts in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Engine:
 
         self._sample = make_sampler(config.temperature, Draw(), config.rows)
         self._evaluate = make_sampler(config.evaluation_temperature, config.evaluation, config.held_out_rows)
-        self._cast_params: dict[int, tuple[qwen.Params, qwen.Params]] = {}
+        self._cast_params: dict[int, qwen.Params] = {}  # of the weights that stand
         self._step = learner.make_train_step(policy.config, learner_config, *on, over_nodes=self.stacked)
         self._logprobs = learner.make_logprobs(policy.config, learner_config, *on)
         self._held_out = mixture.held_out(config.held_out_problems)
@@ -110,6 +109,7 @@ class Engine:
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
         self._states = [state if self._mesh is None else parallel.place(state, self._mesh) for state in states]
         self._stack = _stack(self._states) if self.stacked else None
+        self._cast_params.clear()
 
     def evaluate_params(self, params: qwen.Params) -> Metrics:
         """What `evaluate` would find for a node with these weights."""
@@ -119,6 +119,7 @@ class Engine:
             return self.evaluate([0])[0]
         finally:
             self._states, self._stack = own, own_stack
+            self._cast_params.clear()
 
     def compile(self, prompts: int) -> None:
         """Compiles what a round of so many prompts needs, ahead of the first one; changes nothing."""
@@ -130,6 +131,7 @@ class Engine:
         self.sample({node: Sample([typical] * prompts, keys_PGM) for node in nodes})
         self.learn({node: Learn([]) for node in nodes})
         self._states, self._stack = states, stack
+        self._cast_params.clear()
 
     def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
         """Completions of every node's prompts."""
@@ -171,10 +173,14 @@ class Engine:
         return totals
 
     def evaluate(self, nodes: Sequence[int]) -> dict[int, Metrics]:
-        """Held-out accuracy on problems common to all nodes, by greedy decoding unless the config says otherwise."""
+        """Held-out accuracy on problems common to all nodes, by greedy decoding unless the config says otherwise.
+
+        If it samples, then with the same noise each time: what differs between nodes and rounds are the weights.
+        """
         prompts = self._held_out_prompts
         keys_P1M = np.array([[randomness.key_data("eval", "held-out", p)] for p in range(len(prompts))])
-        size = min(len(prompts), self.config.held_out_rows * (1 if self.config.exact else WAITING)) * self._shards
+        waiting = 1 if self.config.exact else sampling.WAITING
+        size = min(len(prompts), self.config.held_out_rows * waiting) * self._shards
         size = size if self.config.exact else min(len(prompts), size)
         scores: dict[int, list[float]] = {node: [] for node in nodes}
         for start in range(0, len(prompts), size):
@@ -237,11 +243,11 @@ class Engine:
 
     def _sampling_params(self, node: int) -> qwen.Params:
         """A node's weights (all nodes' where they are stacked) in the dtype that is sampled with."""
-        params = self._stack.params if self.stacked else self._states[node].params
-        if self._cast_params.get(node, (None, None))[0] is not params:
+        if node not in self._cast_params:
+            params = self._stack.params if self.stacked else self._states[node].params
             rows = self.config.group_size  # at least, so that the layout is one for all
-            self._cast_params[node] = params, model.prepare(params, self.config.dtype, rows)
-        return self._cast_params[node][1]
+            self._cast_params[node] = model.prepare(params, self.config.dtype, rows)
+        return self._cast_params[node]
 
     def _run_tiles(self, sample, tiles: Mapping[int, sampling.Tile]) -> dict[int, sampling.Completions]:
         if not self.stacked:
@@ -253,6 +259,7 @@ class Engine:
         return {node: jax.tree.map(lambda x, n=node: x[n], out) for node in tiles}
 
     def _run_step(self, batches: Mapping[int, learner.Batch]) -> dict[int, learner.Metrics]:
+        self._cast_params.clear()
         if not self.stacked:
             found = {}
             for node, batch in batches.items():

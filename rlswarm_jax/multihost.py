@@ -22,6 +22,7 @@ from rlswarm_jax import parallel, qwen
 from rlswarm_jax.engine import Engine
 from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
 from rlswarm_jax.grpo.learner import TrainState
+from rlswarm_jax.qwen.sampling import PromptError
 
 JOIN = 300  # seconds for all processes of a node to come together
 HEARTBEAT = 20  # seconds after which a silent process is dead
@@ -85,7 +86,10 @@ class Channel:
         while message is None:  # now and then, for a signal to come through
             with contextlib.suppress(TimeoutError):
                 message = self._get()
-        self._client.wait_at_barrier("heard", HEARD * 1000)
+        try:
+            self._client.wait_at_barrier("heard", HEARD * 1000)
+        except jax.errors.JaxRuntimeError as error:
+            raise HostError(f"the first process of this node did not wait for all: {_first_line(error)}") from error
         self._count += 1
         what, body = msgspec.msgpack.decode(message, type=tuple[str, bytes])
         return what, msgspec.msgpack.decode(body, type=ARGUMENTS[what], dec_hook=_unpack)
@@ -150,7 +154,7 @@ def follow(engine: Engine, channel: Channel) -> int:
             argument = [engine.state(0)]  # the shapes of what is coming
         elif what == "evaluate_params":
             argument = engine.state(0).params
-        with contextlib.suppress(ValueError):  # of what it was asked: the leader gets it too, and decides
+        with contextlib.suppress(PromptError):  # the leader gets it too, and decides
             _call(engine, what, argument)
 
 
@@ -168,9 +172,9 @@ def _call(engine: Engine, method: str, argument: Any) -> Any:
 
 def _from_the_leader(x: Any) -> np.ndarray:
     """The leader's array on all processes, bit for bit (as numbers, -0 would come as 0)."""
-    own = np.empty(x.shape, x.dtype) if jax.process_index() else np.ascontiguousarray(x)
-    raw = multihost_utils.broadcast_one_to_all(own.reshape(-1).view(np.uint8))
-    return np.asarray(raw).view(own.dtype).reshape(own.shape)
+    own = np.empty(x.size, x.dtype) if jax.process_index() else np.ascontiguousarray(x).reshape(-1)
+    raw = multihost_utils.broadcast_one_to_all(own.view(np.uint8))
+    return np.asarray(raw).view(x.dtype).reshape(x.shape)
 
 
 def _pack(x: Any) -> Any:

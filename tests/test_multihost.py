@@ -289,6 +289,14 @@ def test_a_follower_hears_what_the_leader_says(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "x", [np.int32(3), np.float32([[-0.0, 1.0]]), np.zeros((0, 2), np.float32)], ids=["number", "matrix", "nothing"]
+)
+def test_arrays_from_the_leader_keep_their_bits_and_shape(x):
+    found = multihost._from_the_leader(np.asarray(x))
+    assert (found.shape, found.dtype, found.tobytes()) == (x.shape, x.dtype, x.tobytes())
+
+
+@pytest.mark.parametrize(
     ("changed", "wrong"),
     [
         ({"fsdp": 0}, "config.devices.fsdp is 0; it must be at least 1"),

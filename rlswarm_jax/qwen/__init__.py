@@ -49,18 +49,17 @@ class Policy:
     config: QwenConfig
     params: Params
     tokenizer: Tokenizer
-    _prepared: dict[tuple[np.dtype, bool], Params] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    _prepared: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def prepared(self, dtype: Any, rows: int) -> Params:
         """`model.prepare`, done once: the last copy that was made is kept, 2 GB for half a billion parameters."""
-        kind = np.dtype(dtype), rows == 1
-        if kind in self._prepared:
-            return self._prepared[kind]
-        made = prepare(self.params, dtype, rows)
-        if made is not self.params:
-            self._prepared.clear()
-            self._prepared[kind] = made
-        return made
+        given = [np.dtype(dtype), rows == 1, *map(id, jax.tree.leaves(self.params))]
+        if self._prepared.get("given") != given:
+            made = prepare(self.params, dtype, rows)
+            if made is self.params:
+                return made
+            self._prepared.update(given=given, leaves=jax.tree.leaves(self.params), made=made)  # leaves keep their ids
+        return self._prepared["made"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +143,10 @@ def generate(
             for p in range(len(prompts))
         ]
     )
+    if not all(0 <= token < policy.config.vocab_size for token in stop_token_ids):
+        raise ValueError(
+            f"stop_token_ids {stop_token_ids} are not all in the vocabulary of {policy.config.vocab_size}."
+        )
     end_tokens = tuple(dict.fromkeys([*policy.config.eos_token_ids, *stop_token_ids]))
     sample = _sampler(
         policy,
@@ -155,10 +158,13 @@ def generate(
         stop=tuple(stop),
         kv_dtype=None if kv_dtype is None else np.dtype(kv_dtype).name,
     )
-    run = _exactly if exact else _at_once
     at_once = EXACT_ROWS if exact else min(rows or keys_PGM[..., 0].size, keys_PGM[..., 0].size)
     params = policy.prepared(dtype or policy.params["embed"].dtype, at_once)
-    tokens_PGT, lengths_PG, logprobs_PGT, ended_PG = run(sample, params, encoded, keys_PGM)
+    if exact:
+        tokens_PGT, lengths_PG, logprobs_PGT, ended_PG = _exactly(sample, params, encoded, keys_PGM)
+    else:
+        size = -(-sampling.WAITING * rows // group_size) or len(prompts)
+        tokens_PGT, lengths_PG, logprobs_PGT, ended_PG = _in_tiles(sample, params, encoded, keys_PGM, size)
     text: list[list[str]] = []
     finish: list[list[Literal["eos", "stop", "length"]]] = []
     for tokens_GT, lengths_G, ended_G in zip(tokens_PGT, lengths_PG, ended_PG, strict=True):
@@ -188,7 +194,7 @@ def replay(
 ) -> Replay:
     """Log-prob, margin and verdict of every token of a completion that `key_M` (`[2]` uint32) is said to have drawn.
 
-    Of each token it says whether it was drawn there, not whether the completion should have ended before or after it.
+    It says of each token whether it was drawn there; a completion that stops before its end is not told from a whole.
 
     Args:
       temperature, dtype, kv_dtype, thinking: as they were given to `generate`. What top-k, top-p or min-p cut off
@@ -205,13 +211,17 @@ def replay(
     return replay_tokens(params, policy.config, encoded, tokens_T, key_M, temperature=temperature, tau=tau)
 
 
-def _at_once(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray) -> Arrays:
-    """As one tile, of one of few shapes."""
-    count = len(prompts)
+def _in_tiles(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray, size: int) -> Arrays:
+    """`size` prompts at a time, in tiles of one of few shapes."""
+    size = min(size, len(prompts))
     slots = sampling.bucket(max(map(len, prompts)))
-    tile = sampling.make_tile(prompts, keys_PGM, prompt_slots=slots, num_prompts=sampling.bucket(count))
-    out = jax.device_get(sample(params, tile))
-    return _arrays(out, slice(count))
+    pieces = []
+    for start in range(0, len(prompts), size):
+        part = slice(start, start + size)
+        some = prompts[part]
+        tile = sampling.make_tile(some, keys_PGM[part], prompt_slots=slots, num_prompts=sampling.bucket(size))
+        pieces.append(_arrays(jax.device_get(sample(params, tile)), slice(len(some))))
+    return tuple(map(np.concatenate, zip(*pieces, strict=True)))
 
 
 def _exactly(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray) -> Arrays:

@@ -153,9 +153,12 @@ def attend_causally(index: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> 
 
 
 def flash_applies(q_BTNH: Array) -> bool:
-    """cuDNN's kernel wants a GPU, half precision and heads of at most 128 in steps of 8."""
+    """cuDNN's kernel wants an NVIDIA GPU of compute capability 8 or more, half precision, and heads of 8, 16 .. 128."""
     size = q_BTNH.shape[-1]
-    return jax.default_backend() == "gpu" and q_BTNH.dtype.itemsize == 2 and size <= 128 and size % 8 == 0
+    if jax.default_backend() != "gpu" or q_BTNH.dtype.itemsize != 2 or size > 128 or size % 8:
+        return False
+    major = str(getattr(jax.local_devices()[0], "compute_capability", "")).partition(".")[0]
+    return major.isdigit() and int(major) >= 8
 
 
 def keys_of(k_BTKH: Array) -> Array:

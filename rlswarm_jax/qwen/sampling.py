@@ -28,6 +28,7 @@ from rlswarm_jax.qwen.draw import Draw, draw
 from rlswarm_jax.qwen.stopping import StopTable
 
 PREFILL_TOKENS = 4096  # of all prompts that are prefilled together, padding included
+WAITING = 4  # completions in a tile for each of its rows, where rows are limited: few idle rows, and few prompts kept
 
 
 class PromptError(ValueError):

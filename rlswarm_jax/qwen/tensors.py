@@ -19,6 +19,7 @@ import numpy as np
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+MAX_AXES = 8
 MAX_HEADER_BYTES = 10_000_000  # a tensor takes about 120
 MAX_LISTED = 4_000  # characters; all tensors of 64 layers are 3,000
 
@@ -112,10 +113,11 @@ def _entry(path: Path, name: str, entry: Any, origin: int) -> Stored:
     if dtype not in DTYPES:
         raise ValueError(f"tensor {name!r} has dtype {dtype!r}, expected one of {list(DTYPES)}")
     for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError(
-                f"tensor {name!r} has shape {shape} at {offsets}: those must be whole numbers, none below 0"
-            )
+        whole = isinstance(numbers, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
+        if not whole or len(numbers) > MAX_AXES:
+            shown = f"{shape} at {offsets}"[:200]
+            wanted = f"those must be at most {MAX_AXES} whole numbers, none below 0"
+            raise ValueError(f"tensor {name[:200]!r} has shape {shown}: {wanted}")
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"tensor {name!r} of shape {shape} and dtype {dtype} cannot lie at {offsets}")
     return Stored(path, DTYPES[dtype], tuple(shape), origin + offsets[0], origin + offsets[1])

@@ -55,8 +55,14 @@ class Replay:
 
 
 def default_tau(dtype: Any, kv_dtype: Any, temperature: float) -> float:
-    """Margins are of logits that were divided by the temperature, and so is their error. Raises KeyError."""
-    return TAU[np.dtype(dtype).name, np.dtype(kv_dtype).name] / min(1.0, temperature or 1.0)
+    """Margins are of logits that were divided by the temperature, and so is their error.
+
+    Raises ValueError for dtypes whose error was not measured.
+    """
+    names = np.dtype(dtype).name, np.dtype(kv_dtype).name
+    if names not in TAU:
+        raise ValueError(f"no tau was measured for {names[0]} weights and a {names[1]} cache: give one.")
+    return TAU[names] / min(1.0, temperature or 1.0)
 
 
 def verdicts(margins_X: np.ndarray, tau: float) -> np.ndarray:
@@ -108,7 +114,10 @@ def replay_tokens(
     temperature: float,
     tau: float,
 ) -> Replay:
-    """Replays one completion. Raises ValueError if it or its prompt is empty, or a token is not in the vocabulary."""
+    """Replays one completion; what follows an end of sequence was not drawn.
+
+    Raises ValueError if it or its prompt is empty, or a token is not in the vocabulary.
+    """
     tokens = np.asarray(tokens_T, np.int64)
     if not len(prompt) or tokens.ndim != 1 or not len(tokens):
         raise ValueError("a replay needs a prompt and a completion of at least one token each.")
@@ -121,4 +130,6 @@ def replay_tokens(
     run = make_replay(config, max_new_tokens=new, temperature=float(temperature))
     found = run(params, padded_1T, np.array([len(prompt)], np.int32), np.asarray(key_M, np.uint32)[None])
     logprobs_T, margins_T = (np.asarray(x)[0, : len(tokens)] for x in found)
+    after_T = np.cumsum(np.isin(tokens, config.eos_token_ids)) - np.isin(tokens, config.eos_token_ids) > 0
+    margins_T = np.where(after_T, -np.inf, margins_T)  # nothing is drawn after the end
     return Replay(logprobs_T, margins_T, tau)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 
@@ -280,3 +281,32 @@ def test_what_was_sampled_with_less_precision_is_given_the_benefit_of_the_doubt(
         strict += qwen.replay(*claim).verdicts_T
     assert Verdict.NOT_PRODUCED not in kind and Verdict.PRODUCED in kind
     assert Verdict.NOT_PRODUCED in strict
+
+
+def test_nothing_is_drawn_after_the_end():
+    policy = base.shallow()
+    config = dataclasses.replace(policy.config, eos_token_ids=base.EOS)
+    out = qwen.generate(policy, ["two"], max_new_tokens=NEW_TOKENS, group_size=GROUP)
+    for tokens_T, key_M in zip(out.tokens_PGT[0], out.keys_PGM[0], strict=True):  # none of which knows of these ends
+        ends = np.isin(tokens_T, base.EOS)
+        found = replay_tokens(
+            policy.params, config, policy.tokenizer.encode("two"), tokens_T, key_M, temperature=1.0, tau=1e-4
+        )
+        last = ends.argmax() if ends.any() else NEW_TOKENS
+        assert found.verdicts_T == [Verdict.PRODUCED if t <= last else Verdict.NOT_PRODUCED for t in range(NEW_TOKENS)]
+
+
+def test_weights_that_are_replaced_are_not_taken_for_those_that_were_prepared():
+    policy = dataclasses.replace(base.shallow(), params=dict(base.shallow().params))
+    ask = functools.partial(qwen.generate, prompts=["one"], max_new_tokens=NEW_TOKENS)  # a row: it is prepared
+    before = ask(policy).tokens_PGT
+    policy.params["norm"] = -policy.params["norm"]
+    again = dataclasses.replace(policy, params=dict(policy.params), _prepared={})
+    np.testing.assert_array_equal(ask(policy).tokens_PGT, ask(again).tokens_PGT)
+    assert (ask(policy).tokens_PGT != before).any()
+
+
+def test_dtypes_whose_error_was_not_measured_are_named():
+    policy = base.shallow()
+    with pytest.raises(ValueError, match="no tau was measured for float16 weights and a int8 cache"):
+        qwen.replay(policy, "a", [1], np.zeros(2), dtype="float16", kv_dtype="int8")
