@@ -180,6 +180,8 @@ def lines(row: Row, found: dict[str, Figures], config: QwenConfig, dtype: str, r
         rate = step_bytes(config, row, BYTES[kept]) / step / 1e9
         limits = {"roofline": best(rates, "read"), "matvec": best(rates, "matvec")}
         measured = {name: rate / limit for name, limit in limits.items() if limit} | {"step_ms": 1e3 * step}
+        if step <= 0:  # lost in the noise of the first token
+            measured = {}
         measured |= {"first_token_s": one, "peak_mb": figures.peak_mb}
         if side in COMPILING:
             measured["first_call_s"] = figures.first_call - whole

@@ -164,12 +164,20 @@ def decode_block(found: Sequence[Benchmark]) -> Block:
             continue
         of, m = b.config, b.measured
         shape = [of["model"], f"{of['questions']} × {of['completions']}", str(of["prompt"])]
-        speed = [number(b.value), "" if b.ratio is None else f"{b.ratio:.2f}", f"{100 * m['roofline']:.0f}"]
-        compiles = number(m["first_call_s"]) if "first_call_s" in m else ""
-        rows.append([*shape, of["side"], *speed, number(m["step_ms"]), number(m["first_token_s"]), compiles])
+        speed = [
+            number(b.value),
+            "" if b.ratio is None else f"{b.ratio:.2f}",
+            f"{100 * m['roofline']:.0f}" if "roofline" in m else "",
+        ]
+        seconds = [number(m[name]) if name in m else "" for name in ("step_ms", "first_token_s", "first_call_s")]
+        rows.append([*shape, of["side"], *speed, *seconds])
         rows[-1].append(f"{m['peak_mb']:,.0f}")
-    rates = {f"{b.benchmark} by {b.config['method']}": b.value for b in found if b.benchmark != "decode"}
-    limits = ", ".join(f"{name} {number(rate)} GB/s" for name, rate in rates.items())
+    rates: dict[str, list[float]] = {}
+    for b in found:
+        if b.benchmark != "decode":
+            rates.setdefault(f"{b.benchmark} by {b.config['method']}", []).append(b.value)
+    spans = {name: "–".join(dict.fromkeys(number(f(of)) for f in (min, max))) for name, of in rates.items()}
+    limits = ", ".join(f"{name} {span} GB/s" for name, span in spans.items())
     lines = [" ".join(row) for row in rows[1:]]
     threads = {str(b.config.get("threads")) for b in found}
     return Block(rows, f"{found[0].hardware}, {'/'.join(sorted(threads))} threads: {limits}.", lines)

@@ -287,13 +287,15 @@ def test_nothing_is_drawn_after_the_end():
     policy = base.shallow()
     config = dataclasses.replace(policy.config, eos_token_ids=base.EOS)
     out = qwen.generate(policy, ["two"], max_new_tokens=NEW_TOKENS, group_size=GROUP)
-    for tokens_T, key_M in zip(out.tokens_PGT[0], out.keys_PGM[0], strict=True):  # none of which knows of these ends
+    for g, key_M in enumerate(out.keys_PGM[0]):  # the sampler did not know of these ends
+        tokens_T = out.tokens_PGT[0, g, : out.lengths_PG[0, g]]
         ends = np.isin(tokens_T, base.EOS)
         found = replay_tokens(
             policy.params, config, policy.tokenizer.encode("two"), tokens_T, key_M, temperature=1.0, tau=1e-4
         )
-        last = ends.argmax() if ends.any() else NEW_TOKENS
-        assert found.verdicts_T == [Verdict.PRODUCED if t <= last else Verdict.NOT_PRODUCED for t in range(NEW_TOKENS)]
+        last = ends.argmax() if ends.any() else len(ends)
+        expected = [Verdict.PRODUCED if t <= last else Verdict.NOT_PRODUCED for t in range(len(ends))]
+        assert found.verdicts_T == expected
 
 
 def test_weights_that_are_replaced_are_not_taken_for_those_that_were_prepared():
