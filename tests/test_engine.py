@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from rlswarm_jax.game.effects import Learn, Sample
 from rlswarm_jax.game.prompts import FORMATS
 from rlswarm_jax.grpo.learner import LearnerConfig
 from rlswarm_jax.parallel import DeviceConfig
+from rlswarm_jax.qwen import model
 from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.tasks import Mixture, Problem
 from tests import test_parallel
@@ -265,6 +267,28 @@ class TestSample:
             assert sampled.ended == (sampled.tokens[-1] == 0) and 0 not in sampled.tokens[:-1]
             ended += sampled.ended
         assert ended > 0
+
+
+class TestDtypes:
+    def test_weights_are_cast_once_for_each_policy(self, monkeypatch):
+        narrow = build(dtype="bfloat16", kv_dtype="int8")
+        made, prepare, ask, taught = [], model.prepare, {0: request(0)}, {0: lesson(0)}
+        monkeypatch.setattr(model, "prepare", lambda *given: made.append(prepare(*given)) or made[-1])
+        ours = narrow.sample(ask)
+        assert narrow.sample(ask) == ours and len(made) == 1
+        assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("bfloat16")}
+        wide = engine().sample(ask)
+        close = [
+            abs(a.logprobs[0] - b.logprobs[0]) < 0.3
+            for group, other in zip(ours[0], wide[0], strict=True)
+            for a, b in zip(group, other, strict=True)
+            if a.tokens[0] == b.tokens[0]
+        ]
+        assert len(close) > 4 and all(close) and ours != wide
+        made.clear()
+        narrow.learn(taught)
+        narrow.sample(ask)
+        assert len(made) == 1
 
 
 class TestLearn:
