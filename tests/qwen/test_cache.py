@@ -1,4 +1,5 @@
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -220,17 +221,22 @@ class TestCausalAttention:
         assert asked == ["cudnn"] * policy.config.num_layers
 
     @pytest.mark.parametrize(
-        ("backend", "dtype", "size", "applies"),
+        ("backend", "capability", "dtype", "size", "applies"),
         [
-            ("gpu", "bfloat16", 64, True),
-            ("gpu", "float16", 128, True),
-            ("gpu", "float32", 64, False),
-            ("gpu", "bfloat16", 136, False),
-            ("gpu", "bfloat16", 12, False),
-            ("cpu", "bfloat16", 64, False),
-            ("tpu", "bfloat16", 64, False),
+            ("gpu", "8.0", "bfloat16", 64, True),
+            ("gpu", "10.0", "float16", 128, True),
+            ("gpu", "7.5", "float16", 64, False),
+            ("gpu", "gfx90a", "bfloat16", 64, False),
+            ("gpu", "9.0", "float32", 64, False),
+            ("gpu", "9.0", "bfloat16", 136, False),
+            ("gpu", "9.0", "bfloat16", 12, False),
+            ("cpu", "", "bfloat16", 64, False),
+            ("tpu", "", "bfloat16", 64, False),
         ],
     )
-    def test_flash_attention_is_for_half_precision_on_gpus(self, monkeypatch, backend, dtype, size, applies):
+    def test_flash_attention_is_for_half_precision_on_newer_gpus(
+        self, monkeypatch, backend, capability, dtype, size, applies
+    ):
         monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
         assert model.flash_applies(jnp.zeros((1, 1, 2, size), dtype)) is applies
