@@ -6,10 +6,12 @@ fields, so a peer that knows the fields can recompute the draw, and no two draws
 
 import hashlib
 import struct
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import jax
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax
 
 VERSION = 1
 Domain = Literal["problem", "sample", "eval", "pool", "network"]
@@ -42,8 +44,10 @@ def key_data(domain: Domain, *fields: Field) -> np.ndarray:
     return np.frombuffer(digest(domain, *fields)[:8], "<u4").astype(np.uint32)
 
 
-def wrap(key_data_M: jax.Array) -> jax.Array:
+def wrap(key_data_M: "jax.Array") -> "jax.Array":
     """Key data `[..., 2]` uint32 as typed Threefry keys `[...]` (never `jax.random.key(int)`: it cuts to 32 bits)."""
+    import jax  # here: tasks need seeds, not arrays
+
     return jax.random.wrap_key_data(key_data_M, impl="threefry2x32")
 
 

@@ -1,8 +1,9 @@
 """Tasks of a swarm: a weighted mixture, from which a seed picks a task and the task makes a problem."""
 
 import hashlib
+import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlswarm_jax import randomness
@@ -38,6 +39,10 @@ class Mixture:
     def score(self, problem: Problem, answer_text: str) -> float:
         return self.tasks[problem.task].score(problem, answer_text)
 
+    def canonical(self, problem: Problem, answer_text: str) -> str:
+        """The same text for answers that say the same."""
+        return self.tasks[problem.task].canonical(answer_text)
+
     def held_out(self, count: int) -> list[Problem]:
         """The first `count` distinct held-out problems, the same for every node and run of this mixture.
 
@@ -52,8 +57,29 @@ class Mixture:
         raise TaskError(f"the tasks have only {len(found)} distinct held-out problems, {count} are asked for.")
 
 
+KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], Task]] = {"reasoning": ReasoningTask}
+
+
 def make_mixture(tasks: Mapping[str, Mapping[str, Any]]) -> Mixture:
-    """From `{task name: {"weight": w, option: value, ...}}`; the weight is 1 where it is left out."""
-    options = {name: {k: v for k, v in fields.items() if k != "weight"} for name, fields in tasks.items()}
-    weights = {name: float(fields.get("weight", 1.0)) for name, fields in tasks.items()}
-    return Mixture({name: ReasoningTask(name, options[name]) for name in tasks}, weights)
+    """From `{task name: {"kind": k, "weight": w, option: value, ...}}`.
+
+    kind: one of `KINDS`, "reasoning" where it is left out, or `module:function` of your own, which takes the name and
+    the options. The weight is 1 where it is left out. Raises TaskError.
+    """
+    made, weights = {}, {}
+    for name, fields in tasks.items():
+        options = dict(fields)
+        weights[name] = float(options.pop("weight", 1.0))
+        made[name] = _maker(name, str(options.pop("kind", "reasoning")))(name, options)
+    return Mixture(made, weights)
+
+
+def _maker(name: str, kind: str) -> Callable[[str, Mapping[str, Any]], Task]:
+    if kind in KINDS:
+        return KINDS[kind]
+    module, _, function = kind.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        known = f"{', '.join(KINDS)} or module:function"
+        raise TaskError(f"task {name!r} is of kind {kind!r}, expected {known}: {error}.") from None

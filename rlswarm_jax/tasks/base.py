@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from typing import Literal, Protocol
+import re
+from typing import Any, Literal, Protocol
 
 Split = Literal["train", "held_out"]
 HELD_OUT_ONE_IN = 8
@@ -16,7 +17,8 @@ class TaskError(ValueError):
 class Problem:
     """question: for a person or a chat model. compact: the same for a tiny character model.
 
-    answers: every accepted answer, the first one canonical; it never leaves the node.
+    answers: accepted answers, the canonical one first. data: what else the task needs to score it. Neither ever
+    leaves the node. verifiable: whether there is anything to score an answer by.
     """
 
     task: str
@@ -24,24 +26,41 @@ class Problem:
     question: str
     compact: str
     answers: tuple[str, ...]
+    split: Split = "train"
+    verifiable: bool = True
+    data: Any = dataclasses.field(default=None, compare=False, repr=False)
 
-    @property
-    def split(self) -> Split:
-        """Held-out problems are disjoint from training ones by content: the question's hash decides, not the seed."""
-        first = hashlib.sha256(f"{self.task}\0{self.compact}".encode()).digest()[0]
-        return "held_out" if first % HELD_OUT_ONE_IN == 0 else "train"
+
+def split_of(task: str, content: str) -> Split:
+    """Held-out problems are disjoint from training ones by content: the question's hash decides, not the seed."""
+    first = hashlib.sha256(f"{task}\0{content}".encode()).digest()[0]
+    return "held_out" if first % HELD_OUT_ONE_IN == 0 else "train"
+
+
+def fold(text: str) -> str:
+    """Text with white space and case folded: what two answers that say the same have in common."""
+    return re.sub(r"\s+", " ", text).strip().lower()
 
 
 class Task(Protocol):
-    """Deterministic in its arguments. `fingerprint` changes when any problem or score could."""
+    """Deterministic in its arguments. `fingerprint` changes when any problem or score could.
+
+    seconds: most that scoring one answer may take, in a process of its own; 0 for a score that is quick and runs
+    nothing but this project's own code, which is called where it is needed.
+    """
 
     name: str
     fingerprint: str
+    seconds: float
 
     def problem(self, seed: int, split: Split = "train") -> Problem:
         """The problem of a 63-bit seed; two seeds may give the same problem."""
         ...
 
     def score(self, problem: Problem, answer_text: str) -> float:
-        """In [0, 1]. Total: any text at all gets a score."""
+        """In [0, 1], 1 for a right answer. Any text at all gets a score; what raises or hangs is a counted failure."""
+        ...
+
+    def canonical(self, answer_text: str) -> str:
+        """The same text for answers that say the same, as votes are counted; quick and total."""
         ...

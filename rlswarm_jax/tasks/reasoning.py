@@ -8,14 +8,13 @@ datasets whose answer is unique are offered.
 import functools
 import hashlib
 import importlib.metadata
-import re
 import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlswarm_jax import randomness
-from rlswarm_jax.tasks.base import Problem, Split, TaskError
+from rlswarm_jax.tasks.base import Problem, Split, TaskError, fold, split_of
 
 VERSION = 1
 MAX_ANSWER_CHARACTERS = 10_000
@@ -68,6 +67,8 @@ class ReasoningTask:
     Raises TaskError for a dataset that is not offered, or options the dataset refuses.
     """
 
+    seconds = 0.0
+
     def __init__(self, name: str, options: Mapping[str, Any]):
         if name not in COMPACT:
             raise TaskError(f"task {name!r} is not offered; expected one of {', '.join(sorted(COMPACT))}.")
@@ -90,25 +91,24 @@ class ReasoningTask:
         reason = "it is too small, widen its options"
         for attempt in range(_TRIES):
             try:
-                problem = self._draw(seed, randomness.seed("problem", self.name, seed, attempt))
+                problem = self._draw(seed, randomness.seed("problem", self.name, seed, attempt), split)
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # some options make it raise
                 reason = f"{type(error).__name__}: {error}"
                 continue
-            if problem.split == split:
+            if split_of(self.name, problem.compact) == split:
                 return problem
         raise TaskError(f"task {self.name!r} has no {split} problems: {reason}.")
 
-    def _draw(self, seed: int, index: int) -> Problem:
+    def _draw(self, seed: int, index: int, split: Split) -> Problem:
         entry = self._dataset[index >> 2]
         compact, short_answer = COMPACT[self.name](entry)
         answers = tuple(dict.fromkeys((short_answer, str(entry["answer"]))))
-        return Problem(self.name, seed, entry["question"], compact, answers)
+        return Problem(self.name, seed, entry["question"], compact, answers, split)
 
     def score(self, problem: Problem, answer_text: str) -> float:
         if len(answer_text) > MAX_ANSWER_CHARACTERS:
             return 0.0
-        return float(_fold(answer_text) in {_fold(answer) for answer in problem.answers})
+        return float(fold(answer_text) in {fold(answer) for answer in problem.answers})
 
-
-def _fold(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip().lower()
+    def canonical(self, answer_text: str) -> str:
+        return fold(answer_text)
