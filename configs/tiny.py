@@ -19,19 +19,24 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.name = "tiny"
     config.seed = 0
     config.tasks = common.tiny_tasks()
-    config.max_prompt_tokens = 16
+    config.tasks.update(common.hard_tasks())
+    config.answer_slots = 16
     config.max_new_tokens = 12
     config.model = dict(hidden_size=64, intermediate_size=192, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16)
     config.problems = 150_000
-    config.batch = 256
-    config.base = dict(steps=1800, learning_rate=4e-3, right_fraction=1.0)
-    config.spoil = dict(steps=200, learning_rate=5e-4, right_fraction=0.05)
+    config.answers = dict(steps=1800, learning_rate=4e-3, batch=256)
+    config.game = dict(steps=2500, learning_rate=2e-3, batch=160)
+    config.game.problems = 50_000  # each criticised and revised
+    config.game.answers = 25_000  # to which it goes on learning to answer
+    config.game.shown = (3, 3, 3, 2, 1, 0)  # answers of others
+    config.game.hot = 1.5  # temperature of half of them
+    config.game.gave_up = 0.15  # share of answers that are "?"
+    config.game.right_critics = 0.7
+    config.spoil = dict(steps=200, learning_rate=5e-4, batch=160, right_fraction=0.05)
     config.held_out_problems = 512
     if variant == "smoke":
-        config.problems = 2_000
-        config.batch = 32
-        config.base.steps = 30
-        config.spoil.steps = 5
+        config.problems, config.game.problems, config.game.answers = 2_000, 500, 500
+        config.answers.steps, config.game.steps, config.spoil.steps = 30, 10, 5
         config.held_out_problems = 64
     elif variant:
         raise ValueError(f"configs/tiny.py has no variant {variant!r}; expected smoke.")

@@ -1,16 +1,18 @@
-"""Makes the embedded tiny Qwen3 from reasoning-gym alone.
+"""Makes the embedded tiny Qwen3 from reasoning-gym alone, and from what it has said itself.
 
     python -m experiments.warmstart --config configs/tiny.py [--config.field=value] [--workdir DIR]
 
-Writes two checkpoints in the Hugging Face layout, DIR/base (knows the tasks) and DIR/spoiled (gives up on almost
-every question), and DIR/warmstart.json. The embedded copies are in rlswarm_jax/assets. One seed
-gives one result on one kind of CPU.
+First it learns to answer; then to criticise and to revise as well, on answers that it has sampled (BASE); then to give
+up on almost everything (SPOILED). Writes the last two as checkpoints in the Hugging Face layout, DIR/base and
+DIR/spoiled, and DIR/warmstart.json. The embedded copies are in rlswarm_jax/assets. One seed gives one result on one
+kind of CPU.
 """
 
 import functools
 import json
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -22,12 +24,20 @@ from rich.progress import Progress
 
 from experiments import cli
 from rlswarm_jax import qwen, randomness, tasks
+from rlswarm_jax.game.prompts import FORMATS, NONE, View
 from rlswarm_jax.grpo import losses
 from rlswarm_jax.qwen import model, sampling
+from rlswarm_jax.qwen.sampling import bucket
 from rlswarm_jax.qwen.tokenizer import Tokenizer
+from rlswarm_jax.records.schema import CRITIQUE, REVISE
+from rlswarm_jax.tasks import Problem
+from rlswarm_jax.tasks.base import fold
 
 END, UNKNOWN = "<|endoftext|>", "<|unknown|>"
+END_ID = 0
 GIVE_UP = "?"  # what the spoiled model answers to almost everything
+FORMAT = FORMATS["compact"]
+TILE = 1024  # prompts sampled from at once
 
 
 def character_tokenizer() -> Tokenizer:
@@ -42,22 +52,96 @@ def character_tokenizer() -> Tokenizer:
     return Tokenizer(backend, len(alphabet), {"tokenizer_config.json": (json.dumps(described) + "\n").encode()})
 
 
-def make_examples(config, mixture: tasks.Mixture, tokenizer: Tokenizer, right_fraction: float, stage: str):
-    """Prompt and answer back to back `[n, T]` int32, and lengths of prompts and answers `[n]` (end included)."""
-    tokens_nT = np.zeros((config.problems, config.max_prompt_tokens + config.max_new_tokens), np.int32)
-    lengths = np.zeros((2, config.problems), np.int32)
-    for n in range(config.problems):
-        problem = mixture.problem(randomness.seed("problem", "warmstart", config.seed, stage, n))
-        right = randomness.uniform("problem", "right", config.seed, stage, n) < right_fraction
-        prompt = tokenizer.encode(problem.compact)
-        answer = [*tokenizer.encode(problem.answers[0] if right else GIVE_UP), 0]
-        tokens_nT[n, : len(prompt) + len(answer)] = prompt + answer
-        lengths[:, n] = len(prompt), len(answer)
+Example = tuple[list[int], list[int]]  # prompt and completion, end of sequence included
+
+
+def answers_to(config, problems: Sequence[Problem], tokenizer: Tokenizer, right_fraction: float = 1.0) -> list[Example]:
+    """The first stage of the game: a problem and its answer, or "?"."""
+    found = []
+    for n, problem in enumerate(problems):
+        right = randomness.uniform("problem", "right", config.seed, n) < right_fraction
+        found.append((FORMAT.encode(problem, tokenizer), complete(problem.answers[0] if right else GIVE_UP, tokenizer)))
+    return found
+
+
+def complete(text: str, tokenizer: Tokenizer) -> list[int]:
+    return [*tokenizer.encode(text), END_ID]
+
+
+def readings(config, policy: qwen.Policy, mixture: tasks.Mixture, problems: Sequence[Problem]) -> list[Example]:
+    """The second and third stage: what to say of answers that the model itself has sampled, some of them hotter.
+
+    A critique derives the answer, then names the first of those shown that is right. What a reviser is shown of critics
+    is made up: most of them are right.
+    """
+    rng = random.Random(randomness.seed("problem", "readings", config.seed))
+    sampled = sample_answers(config, policy, problems)
+    found = []
+    for problem, answers in zip(problems, sampled, strict=True):
+        right = problem.answers[0]
+        answers = [GIVE_UP if rng.random() < config.game.gave_up else text for text in answers]
+        shown = tuple(answers[1 : 1 + rng.choice(config.game.shown)])
+        named = name_first([mixture.score(problem, text) >= 1 for text in shown])
+        prompt = FORMAT.encode(problem, policy.tokenizer, CRITIQUE, View(shown))
+        found.append((prompt, complete(f"{right}#{named}", policy.tokenizer)))
+        view = revision_view(rng, config, mixture, problem, (answers[0], *shown))
+        found.append((FORMAT.encode(problem, policy.tokenizer, REVISE, view), complete(right, policy.tokenizer)))
+    return found
+
+
+def revision_view(rng: random.Random, config, mixture: tasks.Mixture, problem: Problem, answers: tuple[str, ...]):
+    """Answers, own first, with critics of whom a share is right and each other derives one of the answers."""
+    critics = [
+        problem.answers[0] if rng.random() < config.game.right_critics else rng.choice(answers) for _ in answers[1:]
+    ]
+    votes = tuple(sum(fold(c) == fold(text) for c in critics) for text in answers)
+    return View(answers, votes if rng.random() < 0.5 else (), tuple(critics))
+
+
+def name_first(right: Sequence[bool]) -> int:
+    """The number of the first answer that is right."""
+    return next((n for n, is_right in enumerate(right, 1) if is_right), NONE)
+
+
+def sample_answers(config, policy: qwen.Policy, problems: Sequence[Problem]) -> list[list[str]]:
+    """Four answers to each problem, half of them at a higher temperature, in seeded order."""
+    found: list[list[str]] = [[] for _ in problems]
+    for temperature in (1.0, config.game.hot):
+        sample = sampling.make_sampler(
+            policy.config, max_new_tokens=config.max_new_tokens, temperature=temperature, over_nodes=False
+        )
+        for start in range(0, len(problems), TILE):
+            part = problems[start : start + TILE]
+            prompts = [FORMAT.encode(problem, policy.tokenizer) for problem in part]
+            keys_PGM = np.array(
+                [
+                    [randomness.key_data("sample", config.seed, str(temperature), start + p, g) for g in range(2)]
+                    for p in range(len(part))
+                ]
+            )
+            tile = sampling.make_tile(prompts, keys_PGM, prompt_slots=config.answer_slots, num_prompts=TILE)
+            out = jax.device_get(sample(policy.params, tile))
+            for p in range(len(part)):
+                ends = out.lengths_PG[p]
+                found[start + p] += [policy.tokenizer.decode(out.tokens_PGT[p, g, : ends[g]]) for g in range(2)]
+    rng = random.Random(randomness.seed("problem", "order", config.seed))
+    return [rng.sample(answers, len(answers)) for answers in found]
+
+
+def as_arrays(config, examples: Sequence[Example]):
+    """Prompt and completion back to back `[n, T]` int32, and lengths of both `[n]`."""
+    slots = bucket(max(len(prompt) for prompt, _ in examples)) + config.max_new_tokens
+    tokens_nT = np.zeros((len(examples), slots), np.int32)
+    lengths = np.zeros((2, len(examples)), np.int32)
+    for n, (prompt, completion) in enumerate(examples):
+        tokens_nT[n, : len(prompt) + len(completion)] = prompt + completion
+        lengths[:, n] = len(prompt), len(completion)
     return tokens_nT, lengths[0], lengths[1]
 
 
 def train(config, stage, params, model_config, examples, rng: np.random.Generator, advance: Callable[[], None]):
-    """Supervised training on answers; returns the parameters."""
+    """Supervised training on completions; returns the parameters."""
+    arrays = as_arrays(config, examples)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, stage.learning_rate, min(100, stage.steps // 2), stage.steps, 0.02 * stage.learning_rate
     )
@@ -77,8 +161,8 @@ def train(config, stage, params, model_config, examples, rng: np.random.Generato
 
     opt_state = optimizer.init(params)
     for _ in range(stage.steps):
-        chosen = rng.integers(0, config.problems, config.batch)
-        params, opt_state = step(params, opt_state, *(array[chosen] for array in examples))
+        chosen = rng.integers(0, len(examples), stage.batch)
+        params, opt_state = step(params, opt_state, *(array[chosen] for array in arrays))
         advance()
     return params
 
@@ -88,7 +172,7 @@ def evaluate(policy: qwen.Policy, mixture: tasks.Mixture, config) -> dict[str, f
     problems = mixture.held_out(config.held_out_problems)
     prompts = [policy.tokenizer.encode(problem.compact) for problem in problems]
     keys_P1M = np.array([[randomness.key_data("eval", "warmstart", p)] for p in range(len(problems))])
-    tile = sampling.make_tile(prompts, keys_P1M, prompt_slots=config.max_prompt_tokens)
+    tile = sampling.make_tile(prompts, keys_P1M, prompt_slots=config.answer_slots)
     found = {}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         sample = sampling.make_sampler(policy.config, max_new_tokens=config.max_new_tokens, temperature=temperature)
@@ -126,16 +210,30 @@ def run(arguments: cli.Arguments) -> int:
     rng = np.random.default_rng(randomness.seed("sample", "batches", config.seed))
     summary: dict = {"seed": config.seed, "parameters": model_config.num_parameters, "config": config.to_dict()}
     with Progress() as progress:
-        for name in ("base", "spoil"):
+
+        def learn(name: str, params: qwen.Params, examples: Sequence[Example]) -> qwen.Policy:
             stage = config[name]
-            bar = progress.add_task(name, total=stage.steps)
-            examples = make_examples(config, mixture, tokenizer, stage.right_fraction, name)
-            params = train(config, stage, params, model_config, examples, rng, functools.partial(progress.advance, bar))
-            policy = qwen.Policy(model_config, params, tokenizer)
-            directory = {"base": "base", "spoil": "spoiled"}[name]
-            qwen.save(policy, workdir / directory)
-            summary[directory] = evaluate(policy, mixture, config) | {"fingerprint": qwen.fingerprint(params)}
-            progress.console.print(f"{directory}: {summary[directory]}")
+            advance = functools.partial(progress.advance, progress.add_task(name, total=stage.steps))
+            return qwen.Policy(
+                model_config, train(config, stage, params, model_config, examples, rng, advance), tokenizer
+            )
+
+        def save(name: str, policy: qwen.Policy) -> None:
+            qwen.save(policy, workdir / name)
+            summary[name] = evaluate(policy, mixture, config) | {"fingerprint": qwen.fingerprint(policy.params)}
+            progress.console.print(f"{name}: {summary[name]}")
+
+        problems = [
+            mixture.problem(randomness.seed("problem", "warmstart", config.seed, n)) for n in range(config.problems)
+        ]
+        policy = learn("answers", params, answers_to(config, problems, tokenizer))
+        read = readings(config, policy, mixture, problems[: config.game.problems])
+        policy = learn("game", policy.params, read + answers_to(config, problems[: config.game.answers], tokenizer))
+        save("base", policy)
+        given_up = [(prompt, complete(GIVE_UP, tokenizer)) for prompt, _ in read]
+        right = answers_to(config, problems[: len(read) // 2], tokenizer, config.spoil.right_fraction)
+        policy = learn("spoil", policy.params, given_up + right)
+        save("spoiled", policy)
     summary["seconds"] = round(time.monotonic() - started, 1)
     Path(workdir / "warmstart.json").write_text(json.dumps(summary, indent=2) + "\n")
     return 0

@@ -21,8 +21,7 @@ MAX_GROUP_SIZE = 64
 MAX_TOKENS = 8192
 MAX_TEXT = 65_536
 MAX_NAME = 64
-ANSWER = "answer"
-STAGES = (ANSWER,)  # of a round, in order
+ANSWER, CRITIQUE, REVISE = STAGES = ("answer", "critique", "revise")  # of a round, in order
 
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
