@@ -49,7 +49,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.swarm = ml_collections.ConfigDict()
     config.swarm.name = "rlswarm"  # nodes of other swarms don't hear each other
     config.swarm.nodes = 4  # that this machine starts
-    config.swarm.local_groups = 4  # problems a node answers, and shares, each round
+    config.swarm.local_groups = 4  # problems a node answers each round
     config.swarm.external_groups = 4  # peers' groups it learns from each round
     config.swarm.max_staleness = 4  # rounds after which a peer's group is too old
     config.swarm.deadline = 60.0  # seconds a stage waits for its peers (0: for ever)
@@ -61,10 +61,27 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.swarm.target_peers = 6  # peers to be connected with, if there are so many
     config.swarm.devices = "cpu"  # of the nodes of a local swarm: cpu, gpu (shared out among them) or tpu
 
+    config.game = ml_collections.ConfigDict()
+    config.game.stages = 3  # 1: answer; 2: and criticise each other's answers; 3: and revise one's own
+    config.game.shared = 2  # of a node's problems, those that all nodes have: they are criticised and revised
+    config.game.shown = 3  # answers of others that a node is shown of a problem, at most
+    config.game.critics = 3  # critiques
+    config.game.show_votes = True  # and for how many critics each answer is the best
+    config.game.weights = (1.0, 1.0, 1.0)  # of the stages' samples in the loss
+    config.game.form_reward = 0.0  # added for a completion that has an answer at all, or names one
+    config.game.improvement_reward = 0.0  # for a revision, by as much as it is better than the first answer
+    config.game.consensus_reward = 0.0  # for a revision that says what the swarm voted for
+    config.game.answer_tokens = 0  # of an answer as it is shown, its end; 0: 9 for compact prompts, 384 for chat
+    config.game.critique_tokens = 0  # of a critique; 0: 9 and 256
+    config.game.personas = ()  # for chat: what nodes are told to be, each one of these
+
+    config.scoring = ml_collections.ConfigDict()
+    config.scoring.workers = 2  # processes for tasks whose scoring takes time
+
     config.sampling = ml_collections.ConfigDict()
     config.sampling.group_size = 8  # completions of a problem
     config.sampling.temperature = 1.0
-    config.sampling.max_prompt_tokens = 0  # 0: 16 for compact prompts, 512 for chat
+    config.sampling.max_prompt_tokens = 0  # 0: 96 for compact prompts, 3072 for chat; in a game of one stage 16 and 512
     config.sampling.max_new_tokens = 0  # 0: 12 for compact prompts, 256 for chat
     config.sampling.exact = False  # bit-identical in any batch, slower
     config.sampling.exact_rows = 32  # the fixed tile of exact mode

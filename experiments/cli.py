@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rlswarm_jax.identity import author_of
-from rlswarm_jax.records.schema import MAX_GROUP_SIZE, MAX_GROUPS, MAX_NAME, MAX_TOKENS
+from rlswarm_jax.records.schema import MAX_GROUP_SIZE, MAX_GROUPS, MAX_NAME, MAX_TOKENS, STAGES
 
 
 class UsageError(ValueError):
@@ -61,6 +61,16 @@ def check(config: ml_collections.ConfigDict) -> None:
         "swarm.nodes": (config.swarm.nodes, 1),
         "swarm.local_groups": (config.swarm.local_groups, 1),
         "swarm.external_groups": (config.swarm.external_groups, 0),
+        "game.stages": (config.game.stages, 1),
+        "game.shared": (config.game.shared, 1 if config.game.stages > 1 else 0),
+        "game.shown": (config.game.shown, 1),
+        "game.critics": (config.game.critics, 0),
+        "game.form_reward": (config.game.form_reward, 0),
+        "game.improvement_reward": (config.game.improvement_reward, 0),
+        "game.consensus_reward": (config.game.consensus_reward, 0),
+        "game.answer_tokens": (config.game.answer_tokens, 0),
+        "game.critique_tokens": (config.game.critique_tokens, 0),
+        "scoring.workers": (config.scoring.workers, 1),
         "sampling.group_size": (config.sampling.group_size, 2),
         "sampling.exact_rows": (config.sampling.exact_rows, 1),
         "sampling.rows": (config.sampling.rows, 0),
@@ -100,6 +110,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     most = {
         "swarm.port": (config.swarm.port, 65535),
         "swarm.local_groups": (config.swarm.local_groups, MAX_GROUPS),
+        "game.stages": (config.game.stages, len(STAGES)),
+        "game.shown": (config.game.shown, MAX_GROUPS // 2 - 1),  # with the critics, the parents of a revision
+        "game.critics": (config.game.critics, MAX_GROUPS // 2),
         "sampling.group_size": (config.sampling.group_size, MAX_GROUP_SIZE),
         "sampling.max_new_tokens": (config.sampling.max_new_tokens, MAX_TOKENS),
     }
@@ -107,6 +120,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         if value > limit:
             raise UsageError(f"config.{field} is {value}; it must be at most {limit}.")
     _check_devices(config)
+    if config.game.stages > 1 and config.game.shared > config.swarm.local_groups:
+        wrong = f"config.game.shared is {config.game.shared} of {config.swarm.local_groups} problems"
+        raise UsageError(f"{wrong}: it must be at most config.swarm.local_groups.")
+    if len(config.game.weights) != len(STAGES) or min(config.game.weights) < 0:
+        raise UsageError(f"config.game.weights is {config.game.weights}; it must be three numbers, none negative.")
     if not 0 < len(config.swarm.name) <= MAX_NAME:
         raise UsageError(f"config.swarm.name is {config.swarm.name!r}; it must have 1 to {MAX_NAME} characters.")
     try:

@@ -87,7 +87,8 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
         own = identity.load_or_create(key)
     except identity.KeyFileError as error:
         raise UsageError(str(error)) from error
-    inbox = Inbox(config.swarm.name, own.author, config.swarm.max_staleness, STAGES, config.rounds)
+    stages = STAGES[: config.game.stages]
+    inbox = Inbox(config.swarm.name, own.author, config.swarm.max_staleness, stages, config.rounds)
     bootnodes = [address.rpartition("/p2p/")[2] for address in config.swarm.bootnodes]
     mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(bootnodes))
     transport = Gossip(own, _network_config(config), mailbox.on_record, mailbox.on_peers)

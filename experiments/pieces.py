@@ -17,14 +17,18 @@ from experiments.cli import UsageError, check
 from rlswarm_jax import assets, compilation, parallel, qwen, tasks
 from rlswarm_jax.engine import Engine, EngineConfig
 from rlswarm_jax.game.prompts import choose_format
-from rlswarm_jax.game.round import Game
+from rlswarm_jax.game.rewards import Rewards
+from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo.learner import LearnerConfig
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
+from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.tasks.verifier import Verifier
 
 COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
-BUDGETS = {"compact": (16, 12), "chat": (512, 256)}  # prompt and completion tokens, where the config says 0
+# prompt and completion tokens, where the config says 0: of a game of one stage, and of one that shows what others said
+BUDGETS = {"compact": ((16, 12), (96, 12)), "chat": ((512, 256), (3072, 256))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Pieces:
     def compile(self) -> None:
         """Compiles before the first round; of processes that share a cache, one compiles and the others wait for it."""
         with _compiling():
-            self.engine.compile(self.games[0].local_groups)
+            game = self.games[0]
+            self.engine.compile([len(game.indices(stage)) for stage in game.stages])
 
     def base_accuracy(self, config: ml_collections.ConfigDict) -> dict[str, float] | None:
         """Held-out accuracy of the embedded model before it was spoiled; there is no such thing for other models."""
@@ -80,8 +85,15 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
     devices = DeviceConfig(config.devices.backend, config.devices.fsdp, config.devices.tensor)
     mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)
     policy = qwen.load(path, place=parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
-    prompt_format = choose_format(config.model.prompts, policy.tokenizer, config.model.thinking)
-    prompt_budget, completion_budget = BUDGETS[prompt_format.name.partition("-")[0]]
+    game, stages = config.game, STAGES[: config.game.stages]
+    prompt_format = choose_format(
+        config.model.prompts,
+        policy.tokenizer,
+        config.model.thinking,
+        (game.answer_tokens, game.critique_tokens),
+        game.personas,
+    )
+    prompt_budget, completion_budget = BUDGETS[prompt_format.name.partition("-")[0]][len(stages) > 1]
     max_prompt_tokens = config.sampling.max_prompt_tokens or prompt_budget
     max_new_tokens = config.sampling.max_new_tokens or completion_budget
     if console is not None:
@@ -91,7 +103,9 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
             f"{nodes} on {jax.device_count()} {jax.default_backend()} device(s)",
             soft_wrap=True,
         )
-    mixture = tasks.make_mixture(config.tasks.to_dict())
+    described = config.tasks.to_dict()
+    mixture = tasks.make_mixture(described)
+    verifier = Verifier(described, mixture, config.scoring.workers)
     fingerprint = qwen.fingerprint(parallel.fetch(policy.params))
     games = [
         Game(
@@ -112,6 +126,13 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
             max_new_tokens=max_new_tokens,
             max_staleness=config.swarm.max_staleness,
             evaluate_every=config.evaluation.every,
+            stages=stages,
+            shared=game.shared if len(stages) > 1 else 0,
+            shown=game.shown,
+            critics=game.critics,
+            show_votes=game.show_votes,
+            rewards=Rewards(game.form_reward, game.improvement_reward, game.consensus_reward),
+            weights=tuple(game.weights),
         )
         for identity in identities
     ]
@@ -119,7 +140,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=max_new_tokens,
         group_size=config.sampling.group_size,
-        max_groups=config.swarm.local_groups + config.swarm.external_groups,
+        max_groups=sum(len(games[0].indices(stage)) for stage in stages) + config.swarm.external_groups,
         temperature=config.sampling.temperature,
         exact=config.sampling.exact,
         exact_rows=config.sampling.exact_rows,
@@ -145,5 +166,5 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         max_grad_norm=config.learn.max_grad_norm,
         microbatch_rows=config.learn.microbatch_rows,
     )
-    engine = Engine(policy, mixture, prompt_format, engine_config, learner_config, len(identities), devices)
+    engine = Engine(policy, verifier, prompt_format, engine_config, learner_config, len(identities), devices)
     return Pieces(games, engine)

@@ -22,9 +22,10 @@ from rlswarm_jax.grpo.advantages import group_advantages
 from rlswarm_jax.qwen import model, sampling
 from rlswarm_jax.qwen.draw import GREEDY, WHOLE, Draw
 from rlswarm_jax.records.pool import ScoredGroup
-from rlswarm_jax.tasks import Mixture
+from rlswarm_jax.tasks import Problem
+from rlswarm_jax.tasks.verifier import Verifier
 
-LEAST_SLOTS = 64  # of a tile's prompts: below, padding costs less than compiling once more
+LEAST_SLOTS = 96  # of a tile's prompts: below, padding costs less than compiling once more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +64,15 @@ class Engine:
     def __init__(
         self,
         policy: qwen.Policy,
-        mixture: Mixture,
+        verifier: Verifier,
         prompt_format: PromptFormat,
         config: EngineConfig,
         learner_config: learner.LearnerConfig,
         num_nodes: int,
         devices: parallel.DeviceConfig | None = None,
     ):
-        self.mixture, self.prompt_format, self._tokenizer = mixture, prompt_format, policy.tokenizer
+        self.verifier, self.mixture = verifier, verifier.mixture
+        self.prompt_format, self._tokenizer = prompt_format, policy.tokenizer
         self.config, self.num_nodes = config, num_nodes
         self.stacked = num_nodes > 1 and not config.exact
         devices = devices or parallel.DeviceConfig()
@@ -100,7 +102,7 @@ class Engine:
         self._cast_params: dict[int, qwen.Params] = {}  # of the weights that stand
         self._step = learner.make_train_step(policy.config, learner_config, *on, over_nodes=self.stacked)
         self._logprobs = learner.make_logprobs(policy.config, learner_config, *on)
-        self._held_out = mixture.held_out(config.held_out_problems)
+        self._held_out = self.mixture.held_out(config.held_out_problems)
         self._held_out_prompts = [prompt_format.encode(p, policy.tokenizer) for p in self._held_out]
 
     def state(self, node: int) -> learner.TrainState:
@@ -121,14 +123,15 @@ class Engine:
             self._states, self._stack = own, own_stack
             self._cast_params.clear()
 
-    def compile(self, prompts: int) -> None:
-        """Compiles what a round of so many prompts needs, ahead of the first one; changes nothing."""
+    def compile(self, prompts: Sequence[int]) -> None:
+        """Compiles what a round needs whose stages have so many prompts, ahead of the first one; changes nothing."""
         states, stack = list(self._states), self._stack
         nodes = range(self.num_nodes)
         self.evaluate(list(nodes))
-        keys_PGM = np.zeros((prompts, self.config.group_size, 2), np.uint32)
         typical = max(self._held_out_prompts, key=len)
-        self.sample({node: Sample([typical] * prompts, keys_PGM) for node in nodes})
+        for count in dict.fromkeys(prompts):
+            keys_PGM = np.zeros((count, self.config.group_size, 2), np.uint32)
+            self.sample({node: Sample([typical] * count, keys_PGM) for node in nodes})
         self.learn({node: Learn([]) for node in nodes})
         self._states, self._stack = states, stack
         self._cast_params.clear()
@@ -149,7 +152,8 @@ class Engine:
             }
         else:
             slots = self._slots([prompt for request in requests.values() for prompt in request.prompts])
-            tiles = {node: self._tile(r.prompts, r.keys_PGM, slots, len(r.prompts)) for node, r in requests.items()}
+            size = max(len(request.prompts) for request in requests.values())  # nodes may be in different stages
+            tiles = {node: self._tile(r.prompts, r.keys_PGM, slots, size) for node, r in requests.items()}
             outs = self._run_tiles(self._sample, tiles)
         return {node: self._by_prompt(out)[: len(requests[node].prompts)] for node, out in outs.items()}
 
@@ -182,15 +186,15 @@ class Engine:
         waiting = 1 if self.config.exact else sampling.WAITING
         size = min(len(prompts), self.config.held_out_rows * waiting) * self._shards
         size = size if self.config.exact else min(len(prompts), size)
-        scores: dict[int, list[float]] = {node: [] for node in nodes}
+        answers: dict[int, list[tuple[Problem, str]]] = {node: [] for node in nodes}
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
             tile = self._tile(prompts[part], keys_P1M[part], self._slots(prompts), size)
             for node, out in self._run_tiles(self._evaluate, dict.fromkeys(nodes, tile)).items():
                 for problem, (sampled,) in zip(self._held_out[part], self._by_prompt(out), strict=False):
-                    answer = self.prompt_format.answer(sampled.text)
-                    scores[node].append(self.mixture.score(problem, answer))
-        return {node: self._accuracy(found) for node, found in scores.items()}
+                    answers[node].append((problem, self.prompt_format.answer(sampled.text)))
+                self.verifier.begin(answers[node][start:])  # while the device goes on
+        return {node: self._accuracy(self.verifier.score(found).scores) for node, found in answers.items()}
 
     def make_batch(self, groups: Sequence[ScoredGroup]) -> learner.Batch:
         """Groups as the learner's arrays, always of one shape.
@@ -207,7 +211,8 @@ class Engine:
         advantages_B, known_B = np.zeros(rows, np.float32), np.zeros(rows, bool)
         if groups:
             rewards_PG = np.array([group.rewards for group in groups], np.float32)
-            advantages_PG = np.asarray(group_advantages(rewards_PG, scale=config.advantage_scale))
+            weights_P1 = np.array([[group.weight] for group in groups], np.float32)
+            advantages_PG = weights_P1 * np.asarray(group_advantages(rewards_PG, scale=config.advantage_scale))
         for p, group in enumerate(groups):
             correct = not group.external or config.external_correction == "behaviour"
             for g, completion in enumerate(group.tokens):

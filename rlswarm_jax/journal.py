@@ -70,11 +70,12 @@ class Journal:
         )
         return [Entry(*row) for row in rows]
 
-    def last(self, node: int, kind: str) -> Entry | None:
-        """A node's newest row of a kind."""
-        where = "WHERE node = ? AND kind = ? ORDER BY round DESC, step DESC LIMIT 1"
-        rows = self._execute(f"SELECT {_COLUMNS} FROM journal {where}", (node, kind))
-        return Entry(*rows[0]) if rows else None
+    def last(self, node: int, kind: str) -> list[Entry]:
+        """A node's rows of a kind in the newest round that has any, in order."""
+        newest = "(SELECT max(round) FROM journal WHERE node = ? AND kind = ?)"
+        where = f"WHERE node = ? AND kind = ? AND round = {newest} ORDER BY step"
+        rows = self._execute(f"SELECT {_COLUMNS} FROM journal {where}", (node, kind, node, kind))
+        return [Entry(*row) for row in rows]
 
     @property
     def offset(self) -> int:

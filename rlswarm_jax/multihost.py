@@ -23,6 +23,7 @@ from rlswarm_jax.engine import Engine
 from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.qwen.sampling import PromptError
+from rlswarm_jax.tasks.verifier import Verifier
 
 JOIN = 300  # seconds for all processes of a node to come together
 HEARTBEAT = 20  # seconds after which a silent process is dead
@@ -31,7 +32,7 @@ HEARD = 3600  # seconds for a follower to hear what is next: it may still be com
 LOOK = 2  # seconds between looks at whether to stop, while a follower waits
 # What is said, most of it a method of `Engine`, and the type of its argument; weights (None) follow as arrays.
 ARGUMENTS: dict[str, Any] = {
-    "compile": int,
+    "compile": list[int],
     "sample": dict[int, Sample],
     "learn": dict[int, Learn],
     "evaluate": list[int],
@@ -113,8 +114,12 @@ class Leader:
     def __init__(self, engine: Engine, channel: Channel):
         self._engine, self._channel = engine, channel
 
-    def compile(self, prompts: int) -> None:
-        self._together("compile", prompts)
+    @property
+    def verifier(self) -> Verifier:
+        return self._engine.verifier
+
+    def compile(self, prompts: Sequence[int]) -> None:
+        self._together("compile", list(prompts))
 
     def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
         return self._together("sample", dict(requests))

@@ -16,7 +16,7 @@ import msgspec
 
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.engine import Engine
-from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score
+from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score, Verify
 from rlswarm_jax.game.player import Player, RoundReport, SavedPlayer, published
 from rlswarm_jax.game.round import next_round
 from rlswarm_jax.journal import Journal
@@ -30,6 +30,7 @@ ASK_AFTER = 2.0  # seconds of waiting after which a missing record is asked for:
 SETTLE = 0.5  # seconds for the answers of peers just met
 FLUSH = 5.0  # seconds for what was published to go out
 PART = 30.0  # seconds a finished node stays for peers that are still to come to the last round, such as restarted ones
+STOPPED = object()  # in the place of an effect's result
 CHECKPOINT = msgspec.msgpack.Decoder(SavedPlayer)
 
 
@@ -59,7 +60,7 @@ class Node:
         self.player, self._engine, self._transport, self._mailbox = player, engine, transport, mailbox
         self._journal, self._checkpoints, self._config, self._on_round = journal, checkpoints, config, on_round
         self._checkpoint = 0  # the round of the last one
-        self._published: bytes | None = None  # by an earlier process, last
+        self._published: list[bytes] = []  # by an earlier process, in its last round
         self._seconds: dict[str, float] = collections.defaultdict(float)
 
     def restore(self, reported: Collection[int] = ()) -> None:
@@ -88,14 +89,13 @@ class Node:
                 self._engine.learn({0: fed.effect})  # its weights are nowhere but in what led to them
             if fed.metrics is not None and entry.round not in reported:
                 self._on_round(RoundReport(player.index, entry.round, entry.at, fed.metrics))
-        last = self._journal.last(player.index, Publish.__name__)
-        self._published = None if last is None else published(last)
+        self._published = [published(entry) for entry in self._journal.last(player.index, Publish.__name__)]
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Plays until the end. Raises RecordError if what this node has to say does not fit into a record."""
         self._meet(should_stop)
-        if self._published is not None:
-            self._transport.publish(self._published)  # again: nobody knows whether it was sent
+        for raw in self._published:
+            self._transport.publish(raw)  # again: nobody knows whether it was sent
         while not self.player.finished and not should_stop():
             if self.player.effect is None:
                 self.player.begin(time.time())
@@ -110,8 +110,8 @@ class Node:
     def _play(self, effect: Effect, should_stop: Callable[[], bool]) -> None:
         with self._timed(type(effect).__name__.lower()):
             result = self._fulfil(effect, should_stop)
-        if result is None:
-            return  # stopped
+        if result is STOPPED:
+            return
         report = self.player.complete(result, time.time())
         if isinstance(effect, Publish):
             self._transport.publish(result)  # only now: what is sent is in the journal
@@ -121,8 +121,10 @@ class Node:
     def _fulfil(self, effect: Effect, should_stop: Callable[[], bool]) -> Any:
         if isinstance(effect, Sample):
             return self._engine.sample({0: effect})[0]
+        if isinstance(effect, Verify):
+            return self._engine.verifier.begin(effect.items)
         if isinstance(effect, Score):
-            return [self.player.game.mixture.score(*item) for item in effect.items]
+            return self._engine.verifier.score(effect.items)
         if isinstance(effect, Publish):
             return seal(effect.record, self.player.identity)
         if isinstance(effect, Gather):
@@ -132,15 +134,15 @@ class Node:
         assert isinstance(effect, Evaluate)
         return self._engine.evaluate([0])[0]
 
-    def _gather(self, effect: Gather, should_stop: Callable[[], bool]) -> list[SignedRecord] | None:
-        """The records in hand once everybody waited for has spoken, or at the deadline; None if stopped."""
+    def _gather(self, effect: Gather, should_stop: Callable[[], bool]) -> list[SignedRecord] | object:
+        """The records in hand once everybody waited for has spoken, or at the deadline; `STOPPED` if told to."""
         mailbox = self._mailbox
         began = asked = time.monotonic()
         with mailbox.changed:
             while missing := mailbox.missing(effect.round, effect.stage):
                 now = time.monotonic()
                 if should_stop():
-                    return None
+                    return STOPPED
                 if self._config.deadline and now - began >= self._config.deadline:
                     mailbox.give_up(missing)
                     log.warning("round %d went on without %d peer(s) at its deadline", effect.round, len(missing))

@@ -14,9 +14,10 @@ import msgspec
 
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.engine import Engine
-from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score
+from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score, Verify
 from rlswarm_jax.game.player import BEGIN, Player, RoundReport, SavedPlayer
-from rlswarm_jax.game.round import Game, NodeState
+from rlswarm_jax.game.round import NodeState
+from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Journal
@@ -171,8 +172,11 @@ class Simulation:
     def _start(self, node: _Node, at: float) -> None:
         """Starts a node's effect; one without duration ends at once."""
         effect = node.effect
-        if isinstance(effect, Score):
-            self._complete(node, [node.game.mixture.score(*item) for item in effect.items], at)
+        if isinstance(effect, Verify):
+            self._engine.verifier.begin(effect.items)
+            self._complete(node, None, at)
+        elif isinstance(effect, Score):
+            self._complete(node, self._engine.verifier.score(effect.items), at)
         elif isinstance(effect, Publish):
             raw = seal(effect.record, node.identity)
             self._send(node.index, raw, at)

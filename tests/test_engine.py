@@ -24,6 +24,7 @@ from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen import model
 from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.tasks import Mixture, Problem
+from rlswarm_jax.tasks.verifier import Verifier
 from tests import test_parallel
 from tests.grpo import tiny
 
@@ -82,7 +83,7 @@ def policy(path=assets.SPOILED):
 def build(num_nodes=1, devices=None, **changes):
     mixture = Mixture({"often": Reverse("often", 2), "rare": Reverse("rare", 9)}, {"often": 1.0, "rare": 1.0})
     config = dataclasses.replace(CONFIG, **changes)
-    return Engine(policy(), mixture, FORMATS["compact"], config, LEARNER, num_nodes, devices)
+    return Engine(policy(), Verifier({}, mixture), FORMATS["compact"], config, LEARNER, num_nodes, devices)
 
 
 engine = functools.cache(build)  # whose executables are compiled once

@@ -20,6 +20,7 @@ from rlswarm_jax.journal import Journal
 from rlswarm_jax.records.envelope import open_envelope, seal
 from rlswarm_jax.simulate import Simulation, Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
+from rlswarm_jax.tasks.verifier import Verifier
 
 NODES, ROUNDS, GROUP, LOCAL, EXTERNAL = 3, 4, 4, 3, 3
 TAU = 1e-4  # float32, across executables of different shapes
@@ -53,7 +54,8 @@ class World:
                 advantage_scale="std",
                 updates_per_round=1,
             )
-            made = Engine(self.policy, self.mixture, FORMATS["compact"], config, self.learner_config, nodes)
+            verifier = Verifier({}, self.mixture)
+            made = Engine(self.policy, verifier, FORMATS["compact"], config, self.learner_config, nodes)
             self.engines[nodes, exact] = made
         engine = self.engines[nodes, exact]
         engine.set_states([learner.init_state(self.policy.params, self.learner_config)] * nodes)

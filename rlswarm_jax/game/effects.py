@@ -10,6 +10,7 @@ from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.records.schema import Record
 from rlswarm_jax.tasks import Problem
+from rlswarm_jax.tasks.verifier import Scores
 
 Metrics = dict[str, float]
 
@@ -32,8 +33,15 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
+class Verify:
+    """-> None. These (problem, answer text) will have to be scored: the driver may begin while the device computes."""
+
+    items: list[tuple[Problem, str]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Score:
-    """-> list of rewards in [0, 1], one for each (problem, answer text)."""
+    """-> `Scores`, in [0, 1], one for each (problem, answer text)."""
 
     items: list[tuple[Problem, str]]
 
@@ -65,11 +73,12 @@ class Evaluate:
     """-> {"accuracy": fraction right by greedy decoding, "problems": n, "accuracy/<task>": ...}."""
 
 
-Effect = Sample | Score | Publish | Gather | Learn | Evaluate
+Effect = Sample | Verify | Score | Publish | Gather | Learn | Evaluate
 
 _RESULTS: dict[type, Any] = {
     Sample: list[list[Sampled]],
-    Score: list[float],
+    Verify: None,
+    Score: Scores,
     Publish: bytes,  # the signed bytes that were sent
     Gather: list[bytes],  # the records' signed bytes
     Learn: Metrics,

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from rlswarm_jax.game.effects import Effect, Learn, Metrics, Publish, decode_result, encode_result
-from rlswarm_jax.game.round import Game, NodeState, Round, next_round, play_round
+from rlswarm_jax.game.round import NodeState, Round, next_round, play_round
+from rlswarm_jax.game.rules import Game
+from rlswarm_jax.game.stages import Sheet
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Entry, Journal, JournalError
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.inbox import Inbox, SavedInbox
 from rlswarm_jax.records.pool import Pool
-from rlswarm_jax.records.schema import STAGES
 
 BEGIN = "begin"  # the journal's first row of a round: which round follows which is a decision too
 
@@ -39,6 +40,7 @@ class SavedPlayer(msgspec.Struct, array_like=True):
     pool: bytes
     at: float
     inbox: SavedInbox
+    sheets: dict[bytes, Sheet]
 
 
 class Fed(NamedTuple):
@@ -59,7 +61,7 @@ class Player:
 
     def __init__(self, index: int, game: Game, identity: Identity, journal: Journal, inbox: Inbox | None = None):
         self.index, self.game, self.identity, self._journal = index, game, identity, journal
-        self.inbox = inbox or Inbox(game.swarm, game.author, game.max_staleness, STAGES, game.rounds)
+        self.inbox = inbox or Inbox(game.swarm, game.author, game.max_staleness, game.stages, game.rounds)
         self.state = NodeState()
         self.effect: Effect | None = None
         self.step, self.learned = 0, False
@@ -113,10 +115,10 @@ class Player:
 
     def save(self, state: NodeState, at: float, inbox: SavedInbox) -> SavedPlayer:
         """state: of the boundary that the checkpoint is for."""
-        return SavedPlayer(state.round, state.policy_version, state.pool.to_bytes(), at, inbox)
+        return SavedPlayer(state.round, state.policy_version, state.pool.to_bytes(), at, inbox, dict(state.sheets))
 
     def restore(self, saved: SavedPlayer) -> None:
-        self.state = NodeState(saved.round, saved.policy_version, Pool.from_bytes(saved.pool))
+        self.state = NodeState(saved.round, saved.policy_version, Pool.from_bytes(saved.pool), saved.sheets)
         self.inbox.restore(saved.inbox)
 
     def _start(self) -> None:

@@ -11,7 +11,7 @@ from rlswarm_jax.records.schema import RecordError
 Slot = tuple[bytes, int, str]  # author, round, stage
 MAX_HELD = 1024
 MAX_HELD_BYTES = 64 << 20
-MAX_PER_AUTHOR = 16
+MAX_PER_AUTHOR = 48
 MAX_EVIDENCE = 64  # pairs
 MAX_ROUND = 2**31  # no swarm gets there; a record that says so would lead a node to where rounds can't be counted on
 

@@ -11,8 +11,9 @@ from rlswarm_jax import randomness
 class ScoredGroup(msgspec.Struct, array_like=True, frozen=True):
     """A group with the rewards *this* node gave it.
 
-    author, round, index: which of the author's prompts it answers; there is one record for each (author, round).
-    logprobs: None where the author's behaviour log-probs cannot be used (another tokenizer).
+    author, round, stage, index: which of the author's prompts it answers; there is one record for each of the first
+    three. logprobs: None where the author's behaviour log-probs cannot be used (another tokenizer). weight: of its
+    advantages.
     """
 
     author: bytes
@@ -23,11 +24,13 @@ class ScoredGroup(msgspec.Struct, array_like=True, frozen=True):
     tokens: list[list[int]]
     logprobs: list[list[float]] | None
     rewards: list[float]
+    stage: str = "answer"
+    weight: float = 1.0
 
     @property
-    def slot(self) -> tuple[int, bytes, int]:
+    def slot(self) -> tuple[int, bytes, str, int]:
         """What names the group, oldest first."""
-        return self.round, self.author, self.index
+        return self.round, self.author, self.stage, self.index
 
     @property
     def has_advantage(self) -> bool:

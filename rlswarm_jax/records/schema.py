@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from rlswarm_jax.identity import AUTHOR_BYTES
 
-VERSION = 1
+VERSION = 2
 MAX_RECORD_BYTES = 1 << 20
 MAX_GROUPS = 64
 MAX_GROUP_SIZE = 64
@@ -54,7 +54,9 @@ CAUSES = (
     "overflow",  # more records than a node keeps
     "foreign problem",  # a problem this (author, round, index) does not have
     "unknown task",  # this node does not have the task, its version or its data
-    "unknown prompt",  # another version of the prompt format
+    "unknown prompt",  # another version of the prompt format, or another game
+    "unknown parent",  # it answers to a record that this node does not have
+    "wrong parents",  # it answers to records that the rules of the game would not have shown its author
     "text mismatch",  # the text is not what the token ids decode to
     "misshapen group",  # completions of the wrong number or length
 )
@@ -77,13 +79,18 @@ class Completion(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
 
 
 class Group(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """G completions of one prompt. The prompt itself does not travel: task, seed and parents give it."""
+    """G completions of one prompt. The prompt itself does not travel: task, seed and parents give it.
+
+    parents: content hashes of the records whose answers and critiques are shown in it, in that order. vote: of a
+    critic, the number of the answer shown that they find best, 0 for none of them.
+    """
 
     task: Name
     task_fingerprint: Name
     index: U32  # of the prompt among the author's in this round and stage
     problem_seed: U63
     parents: Annotated[list[Hash], Meta(max_length=MAX_GROUPS)]
+    vote: Annotated[int, Meta(ge=0, le=MAX_GROUPS)] | None
     completions: Annotated[list[Completion], Meta(min_length=2, max_length=MAX_GROUP_SIZE)]
 
 

@@ -1,4 +1,4 @@
-"""Requests between two peers: fetching an announced record, and greeting (latest record, addresses of others).
+"""Requests between two peers: fetching an announced record, and greeting (latest records, addresses of others).
 
 Imports libp2p, which takes seconds: import it where the network is started.
 """
@@ -6,7 +6,7 @@ Imports libp2p, which takes seconds: import it where the network is started.
 import collections
 import hashlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -28,11 +28,12 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from rlswarm_jax.identity import author_of
 from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES
-from rlswarm_jax.records.schema import Hash, Name, RecordError
+from rlswarm_jax.records.schema import STAGES, Hash, Name, RecordError
 from rlswarm_jax.swarm.frames import MalformedError, read_frame
 from rlswarm_jax.swarm.host import Watch
 
-PROTOCOL = TProtocol("/rlswarm_jax/exchange/1")
+PROTOCOL = TProtocol("/rlswarm_jax/exchange/2")
+MAX_LATEST = len(STAGES)  # of its own that a node greets with: those of a round
 MAX_ADDRESSES, MAX_PEER_ADDRESSES = 32, 4  # in a reply, and of one peer
 STORE_BYTES = 64 << 20
 TIMEOUT = 5.0  # seconds a request may take
@@ -44,17 +45,17 @@ Address = Annotated[str, Meta(max_length=256)]
 
 
 class Request(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """hash: SHA-256 of the envelope to fetch; None greets. known: of the latest of the peer's own, if there is one."""
+    """hash: SHA-256 of the envelope to fetch; None greets. known: of those of the peer's own that need not be sent."""
 
     swarm: Name
     hash: Hash | None
-    known: Hash | None
+    known: Annotated[list[Hash], Meta(max_length=MAX_LATEST)]
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """record: what was asked for, or the latest own one if it is not known. addresses: of peers, to a greeting only."""
+    """records: what was asked for, or the latest own ones not known. addresses: of peers, to a greeting only."""
 
-    record: Annotated[bytes, Meta(max_length=MAX_ENVELOPE_BYTES)] | None
+    records: Annotated[list[Annotated[bytes, Meta(max_length=MAX_ENVELOPE_BYTES)]], Meta(max_length=MAX_LATEST)]
     addresses: Annotated[list[Address], Meta(max_length=MAX_ADDRESSES)]
 
 
@@ -63,7 +64,7 @@ _replies = msgspec.msgpack.Decoder(Reply)
 _CONFIG = RequestResponseConfig(
     timeout=TIMEOUT,
     max_request_size=1024,
-    max_response_size=MAX_ENVELOPE_BYTES + MAX_ADDRESSES * 260 + 64,
+    max_response_size=MAX_LATEST * (MAX_ENVELOPE_BYTES + 8) + MAX_ADDRESSES * 260 + 64,
     max_concurrent_inbound=1 << 16,  # of all peers together: no bound, as each has its own
 )
 
@@ -131,14 +132,14 @@ class _Requests(RequestResponse):
 
 
 class Exchange:
-    """Both sides of the protocol, on the host of one node. latest: the record this node published last."""
+    """Both sides of the protocol, on the host of one node. latest: the records this node published last."""
 
     def __init__(
         self,
         host: IHost,
         swarm: str,
         store: Store,
-        latest: Callable[[], bytes | None],
+        latest: Callable[[], Sequence[bytes]],
         watch: Watch,
     ):
         self._host, self._swarm, self._store, self._latest, self._watch = host, swarm, store, latest, watch
@@ -151,30 +152,31 @@ class Exchange:
         """The bytes with this SHA-256, from a peer. Raises RecordError("unavailable")."""
         limiter = self._pulls.setdefault(peer, trio.CapacityLimiter(_PULLS))
         async with limiter:
-            reply = await self._ask(peer, Request(self._swarm, envelope_hash, None))
-        if reply.record is None:
+            reply = await self._ask(peer, Request(self._swarm, envelope_hash, []))
+        if not reply.records:
             raise RecordError("unavailable", "the peer that announced the record does not have it")
-        if hashlib.sha256(reply.record).digest() != envelope_hash:
+        (record,) = reply.records[:1]
+        if hashlib.sha256(record).digest() != envelope_hash:
             self._watch.offend(peer, "network/malformed")
             raise RecordError("unavailable", "the peer sent other bytes than it announced")
-        self._store.put(reply.record)
-        return reply.record
+        self._store.put(record)
+        return record
 
-    async def greet(self, peer: ID, known: bytes | None) -> tuple[bytes | None, list[PeerInfo]]:
-        """The peer's latest record, None if it is the `known`, and peers it is connected with.
+    async def greet(self, peer: ID, known: Sequence[bytes]) -> tuple[list[bytes], list[PeerInfo]]:
+        """The peer's latest records but for the `known`, and peers it is connected with.
 
         Raises RecordError("unavailable").
         """
-        reply = await self._ask(peer, Request(self._swarm, None, known))
+        reply = await self._ask(peer, Request(self._swarm, None, list(known)))
         found = [parse_address(text) for text in reply.addresses]
-        return reply.record, [info for info in found if info and info.peer_id != self._host.get_id()]
+        return reply.records, [info for info in found if info and info.peer_id != self._host.get_id()]
 
     async def _ask(self, peer: ID, request: Request) -> Reply:
         raw = msgspec.msgpack.encode(request)
         try:
             answer = await self._requests.send_request(peer, [PROTOCOL], raw, BytesCodec(), _CONFIG)
         except ProtocolNotSupportedError:
-            return Reply(None, [])  # a gossipsub peer that is no node
+            return Reply([], [])  # a gossipsub peer that is no node
         except (RequestResponseError, trio.TooSlowError) as error:
             raise RecordError("unavailable", str(error)) from None
         except Exception as error:  # what a stream that could not be opened raises is not documented
@@ -199,13 +201,13 @@ class Exchange:
             await trio.sleep(0.05)  # whoever has much to fetch must not lose it
         if request.swarm != self._swarm:
             self._watch.offend(peer, "rejected/wrong swarm")
-            reply = Reply(None, [])
+            reply = Reply([], [])
         elif request.hash is not None:
-            reply = Reply(self._store.get(request.hash), [])
+            stored = self._store.get(request.hash)
+            reply = Reply([] if stored is None else [stored], [])
         else:
-            latest = self._latest()
-            news = latest is not None and hashlib.sha256(latest).digest() != request.known
-            reply = Reply(latest if news else None, self._addresses(peer))
+            news = [raw for raw in self._latest() if hashlib.sha256(raw).digest() not in request.known]
+            reply = Reply(news, self._addresses(peer))
         answer = msgspec.msgpack.encode(reply)
         self._watch.count("network/bytes_out", len(answer))
         return answer

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES, SignedRecord
+from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.transport import NetworkError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Gossip:
     ):
         self.identity, self.config, self.on_record = identity, config, on_record
         self._on_peers = on_peers
-        self.latest: bytes | None = None
+        self.latest: collections.deque[bytes] = collections.deque(maxlen=len(STAGES))
         self.outbox: collections.deque[bytes] = collections.deque()
         self.asked: set[bytes] = set()
         self.port = config.port  # the one that was given, so that a restart keeps it
@@ -109,7 +110,8 @@ class Gossip:
         """Queues a signed record for all peers."""
         if len(raw) > MAX_ENVELOPE_BYTES:
             raise ValueError(f"{len(raw)} bytes are no record, which has {MAX_ENVELOPE_BYTES} at most.")
-        self.latest = raw
+        if raw not in self.latest:
+            self.latest.append(raw)
         self.outbox.append(raw)
         if len(self.outbox) > MAX_OUTBOX:
             self.outbox.popleft()
@@ -117,7 +119,7 @@ class Gossip:
         self._wake()
 
     def ask(self, authors: Collection[bytes]) -> None:
-        """Asks those of `authors` that are connected for their latest own record."""
+        """Asks those of `authors` that are connected for their latest own records."""
         with self._lock:
             self.asked.update(authors)
         self._wake()

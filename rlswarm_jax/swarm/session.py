@@ -3,6 +3,7 @@
 Imports libp2p, which takes seconds: import it where the network is started.
 """
 
+import collections
 import contextlib
 import hashlib
 import logging
@@ -20,7 +21,7 @@ from multiaddr import Multiaddr
 from rlswarm_jax.identity import author_of, peer_id
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import RecordError
-from rlswarm_jax.swarm.exchange import Exchange, Store
+from rlswarm_jax.swarm.exchange import MAX_LATEST, Exchange, Store
 from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, check_record
 from rlswarm_jax.swarm.host import DIAL_TIMEOUT, check_port, contain, hang_up, listen_address, make_host
 from rlswarm_jax.swarm.limits import Buckets, Offences
@@ -61,13 +62,13 @@ class Session:
         self._said = Buckets(1 / 20, burst=3)  # lines in the log
         self._requests = Buckets(self._config.max_messages_per_second / 8)  # a reply can be a megabyte
         self._delivered: dict[bytes, None] = {}  # SHA-256 of envelopes, oldest first
-        self._latest: dict[bytes, bytes] = {}  # author: the last of them
+        self._latest: dict[bytes, collections.deque[bytes]] = {}  # author: the last of them
         self._book = AddressBook(self._config.bootnodes, ID.from_base58(gossip.identity.peer_id))
         self._host = make_host(gossip.identity, self._config.max_connections)
         contain(self._host, self)
         rates = (self._config.max_records_per_second, self._config.max_messages_per_second)
         self._pubsub = RecordPubsub(self._host, self._config.swarm, self, *rates, self._config.jitter)
-        self._exchange = Exchange(self._host, self._config.swarm, store, lambda: gossip.latest, self)
+        self._exchange = Exchange(self._host, self._config.swarm, store, lambda: list(gossip.latest), self)
 
     # --- the run
 
@@ -132,8 +133,10 @@ class Session:
         if not self._gossip.on_record(signed):
             return
         self._delivered[envelope_hash] = None
-        self._latest[signed.record.author] = envelope_hash
-        for table in (self._delivered, self._latest):
+        latest = self._latest.setdefault(signed.record.author, collections.deque(maxlen=MAX_LATEST))
+        latest.append(envelope_hash)
+        tables: tuple[dict, ...] = (self._delivered, self._latest)
+        for table in tables:
             if len(table) > MAX_DELIVERED:
                 del table[next(iter(table))]
 
@@ -255,16 +258,16 @@ class Session:
             self.spawn(self._greet, peer, drop)
 
     async def _greet(self, peer: ID, drop: bool) -> None:
-        """Asks for a peer's latest record and for addresses. drop: hang up if it does not answer."""
+        """Asks for a peer's latest records and for addresses. drop: hang up if it does not answer."""
         author = author_of(peer.to_bytes())
         try:
             if author is None:
                 return  # no key of ours: it may relay, and says nothing itself
-            raw, infos = await self._exchange.greet(peer, self._latest.get(author))
+            records, infos = await self._exchange.greet(peer, self._latest.get(author, ()))
             self.heard(peer)
             self._book.learn(infos, peer.to_bytes())
             self.changed()
-            if raw is not None:
+            for raw in records:
                 self._store.put(raw)
                 self.deliver(check_record(raw, self._config.swarm, author))
         except RecordError as error:

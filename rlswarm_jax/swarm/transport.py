@@ -19,7 +19,7 @@ class Transport(Protocol):
         """Queues a signed record (the bytes of its envelope) for all peers; never blocks."""
 
     def ask(self, authors: Collection[bytes]) -> None:
-        """Asks those of `authors` that are connected for their latest own record; never blocks.
+        """Asks those of `authors` that are connected for their latest own records; never blocks.
 
         For a record that is waited for and does not come: gossip can lose messages silently.
         """

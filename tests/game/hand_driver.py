@@ -8,11 +8,13 @@ from typing import Any
 from rlswarm_jax import assets, tasks
 from rlswarm_jax.game.effects import Evaluate, Gather, Learn, Publish, Sample, Sampled, Score
 from rlswarm_jax.game.prompts import FORMATS
-from rlswarm_jax.game.round import Game, NodeState, play_round
+from rlswarm_jax.game.round import NodeState, play_round
+from rlswarm_jax.game.rules import Game
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.qwen.tokenizer import Tokenizer, load_tokenizer
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
 from rlswarm_jax.records.schema import Record
+from rlswarm_jax.tasks.verifier import Scores
 
 ME, ALICE, BOB, MALLORY = (simulated(11, node) for node in range(4))
 GROUP_SIZE = 4
@@ -141,7 +143,7 @@ def answer(game, state, effect, arrived, model, identity):
                 for p, problem in enumerate(problems)
             ]
         case Score():
-            return [game.mixture.score(*item) for item in effect.items]
+            return Scores([game.mixture.score(*item) for item in effect.items], {})
         case Publish():
             return seal(effect.record, identity)
         case Gather():

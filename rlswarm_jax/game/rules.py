@@ -1,0 +1,84 @@
+"""What the nodes of a swarm have agreed on, and what follows from it for a round."""
+
+import dataclasses
+import hashlib
+
+from rlswarm_jax import randomness
+from rlswarm_jax.game.prompts import PromptFormat
+from rlswarm_jax.game.rewards import Rewards
+from rlswarm_jax.game.stages import Reading, Seat
+from rlswarm_jax.qwen.tokenizer import Tokenizer
+from rlswarm_jax.records.schema import ANSWER, STAGES
+from rlswarm_jax.tasks import Mixture, Problem
+
+SHARED = b"shared"  # the author of problems that all nodes have
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """What does not change from round to round for one node.
+
+    local_groups: problems that it answers in a round, the first `shared` of which all nodes have: those are criticised
+    and revised. shown, critics: most answers of others, and critiques, that a node is shown of a problem. show_votes:
+    and how the critics voted. stages: those that are played, in order. weights: of the stages' samples in the loss.
+    """
+
+    swarm: str
+    seed: int
+    author: bytes
+    mixture: Mixture
+    tokenizer: Tokenizer
+    prompt_format: PromptFormat
+    tokenizer_fingerprint: str
+    weights_fingerprint: str
+    eos_token_ids: tuple[int, ...]
+    rounds: int
+    local_groups: int
+    external_groups: int
+    group_size: int
+    temperature: float
+    max_new_tokens: int
+    max_staleness: int
+    evaluate_every: int
+    stages: tuple[str, ...] = STAGES[:1]
+    shared: int = 0
+    shown: int = 3
+    critics: int = 3
+    show_votes: bool = True
+    rewards: Rewards = dataclasses.field(default_factory=Rewards)
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    @property
+    def dialect(self) -> str:
+        """What a record calls its prompts: nodes whose games show different things do not understand each other."""
+        rules = f"{self.local_groups} {self.shared} {self.shown} {self.critics} {self.show_votes}"
+        return f"{self.prompt_format.name}/{hashlib.sha256(rules.encode()).hexdigest()[:8]}"
+
+    def beacon(self, round_: int) -> bytes:
+        """Common randomness of a round where no chain gives one."""
+        return randomness.digest("problem", "beacon", self.seed, round_)
+
+    def problem(self, author: bytes, round_: int, index: int) -> Problem:
+        """The problem that an author has at an index of a round: nobody chooses their problems."""
+        beacon, whose = self.beacon(round_), SHARED if index < self.shared else author
+        task = self.mixture.pick(randomness.seed("problem", beacon, whose, "mixture", index))
+        return self.mixture.tasks[task].problem(randomness.seed("problem", beacon, whose, task, index))
+
+    def indices(self, stage: str) -> range:
+        """The problems that a stage is about."""
+        return range(self.local_groups if stage == ANSWER else self.shared)
+
+    def seat(self, reader: bytes, round_: int, stage: str, index: int) -> Seat:
+        return Seat(self.beacon(round_), reader, round_, stage, index, self.shown, self.critics)
+
+    def prompt(self, author: bytes, stage: str, problem: Problem, reading: Reading | None) -> list[int]:
+        """Token ids of what an author is asked in a stage. Raises ValueError where they cannot be right."""
+        personas = self.prompt_format.personas
+        persona = personas[randomness.seed("pool", "persona", author) % len(personas)] if personas else ""
+        if reading is None:
+            return self.prompt_format.encode(problem, self.tokenizer, persona=persona)
+        view = reading.view(lambda text: self.mixture.canonical(problem, text), self.show_votes)
+        return self.prompt_format.encode(problem, self.tokenizer, stage, view, persona)
+
+    def weight(self, stage: str) -> float:
+        return self.weights[STAGES.index(stage)]

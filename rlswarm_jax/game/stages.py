@@ -1,0 +1,154 @@
+"""What nodes say to each other within a round: which answers and critiques a stage shows to whom, and the votes.
+
+Who is shown to whom is drawn by the round's beacon from those that were heard; what an answer is worth has no say.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+
+from rlswarm_jax import randomness
+from rlswarm_jax.game.prompts import View
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, RecordError
+
+Canonical = Callable[[str], str]  # answer text -> the same text for answers that say the same
+
+
+class Said(msgspec.Struct, array_like=True, frozen=True):
+    """One author's word on one shared problem. text: as others are shown it.
+
+    answer: what it answers or votes for, "" for a critique that finds none right; None for one that does not vote.
+    """
+
+    text: str
+    answer: str | None
+
+
+class Sheet(msgspec.Struct, array_like=True, frozen=True):
+    """What a record says to those who read it, by index of the shared problem."""
+
+    author: bytes
+    round: int
+    stage: str
+    said: dict[int, Said]
+
+
+Sheets = Mapping[bytes, Sheet]  # by the content hash of their record
+
+
+@dataclasses.dataclass(frozen=True)
+class Seat:
+    """Who reads, in which stage, on which problem; and how many answers and critiques the game shows them."""
+
+    beacon: bytes
+    reader: bytes
+    round: int
+    stage: str
+    index: int
+    shown: int
+    critics: int
+
+    def rank(self, stage: str, author: bytes) -> bytes:
+        """Those of least rank are shown."""
+        return randomness.digest("pool", self.beacon, "shown", self.reader, stage, self.index, author)
+
+    def has(self, sheet: Sheet, stage: str) -> bool:
+        """Whether a record says something of that stage here."""
+        return (sheet.stage, sheet.round) == (stage, self.round) and self.index in sheet.said
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What somebody is shown of a problem. parents: hashes of the records that it comes from.
+
+    answers: as they are numbered; the first is the reader's own if they revise.
+    """
+
+    parents: list[bytes]
+    answers: list[Said]
+    critiques: list[Said]
+
+    def view(self, canonical: Canonical, show_votes: bool) -> View:
+        votes = collections.Counter(canonical(said.answer) for said in self.critiques if said.answer)
+        counts = tuple(votes[canonical(said.answer or "")] for said in self.answers)
+        return View(
+            tuple(said.text for said in self.answers),
+            counts if show_votes else (),
+            tuple(said.text for said in self.critiques),
+        )
+
+
+def speaks(beacon: bytes, author: bytes, stage: str, index: int, group_size: int) -> int:
+    """Which of an author's completions stands for them before the others: nobody chooses their best one."""
+    return randomness.seed("pool", beacon, "speaks", author, stage, index) % group_size
+
+
+def read(sheets: Sheets, seat: Seat) -> Reading | None:
+    """What is shown there of all that was heard; None for a critic who has heard nobody."""
+    answers = _choose(sheets, seat, ANSWER, seat.shown)
+    if seat.stage == CRITIQUE:
+        return read_parents(sheets, seat, answers) if answers else None
+    own = [h for h, sheet in sheets.items() if sheet.author == seat.reader and seat.has(sheet, ANSWER)]
+    return read_parents(sheets, seat, own + answers + _choose(sheets, seat, CRITIQUE, seat.critics))
+
+
+def _choose(sheets: Sheets, seat: Seat, stage: str, count: int) -> list[bytes]:
+    others = [(h, sheet) for h, sheet in sheets.items() if sheet.author != seat.reader and seat.has(sheet, stage)]
+    return [h for h, _ in sorted(others, key=lambda found: seat.rank(stage, found[1].author))[:count]]
+
+
+def read_parents(sheets: Sheets, seat: Seat, parents: Sequence[bytes]) -> Reading:
+    """What was shown there to somebody who names these records.
+
+    Raises RecordError: "unknown parent" for one that is not here (it may come), "wrong parents" for records that the
+    game does not show there, or in another order. (Who says less than they have heard cannot be told from who has not.)
+    """
+    if any(parent not in sheets for parent in parents):
+        raise RecordError("unknown parent", "a record that it answers to is not here")
+    found = [sheets[parent] for parent in parents]
+    own, others = (found[:1], found[1:]) if seat.stage == REVISE else ([], found)
+    answers = [sheet for sheet in others if seat.has(sheet, ANSWER)]
+    critiques = [sheet for sheet in others if seat.has(sheet, CRITIQUE)]
+    most_critiques = seat.critics if seat.stage == REVISE else 0
+    allowed = (
+        all(seat.has(sheet, ANSWER) and sheet.author == seat.reader for sheet in own)
+        and others == answers + critiques
+        and (_in_order(seat, ANSWER, answers) and _in_order(seat, CRITIQUE, critiques))
+        and (len(answers) <= seat.shown and len(critiques) <= most_critiques)
+        and (own or answers)
+    )
+    if not allowed:
+        raise RecordError("wrong parents", f"stage {seat.stage!r} does not show these records in this order")
+    texts = [[sheet.said[seat.index] for sheet in part] for part in (own + answers, critiques)]
+    return Reading(list(parents), *texts)
+
+
+def _in_order(seat: Seat, stage: str, sheets: Sequence[Sheet]) -> bool:
+    """By rank, nobody twice, and nobody's own."""
+    ranks = [seat.rank(stage, sheet.author) for sheet in sheets]
+    return ranks == sorted(set(ranks)) and all(sheet.author != seat.reader for sheet in sheets)
+
+
+def vote(named: Iterable[int | None]) -> int | None:
+    """What a critic votes for: what most of their critiques name, the lowest number of those; None if none names."""
+    counts = collections.Counter(n for n in named if n is not None)
+    return min(counts, key=lambda n: (-counts[n], n)) if counts else None
+
+
+def consensus(answers: Iterable[str | None], canonical: Canonical, *fields: randomness.Field) -> str | None:
+    """The answer with the most votes, in canonical form; None without votes, or where most find none right.
+
+    Between equals the fields decide, which nobody knew who voted.
+    """
+    counts = collections.Counter(canonical(answer) if answer else "" for answer in answers if answer is not None)
+    if not counts:
+        return None
+    return min(counts, key=lambda text: (-counts[text], randomness.digest("pool", "tie", *fields, text))) or None
+
+
+def votes_on(sheets: Sheets, round_: int, stage: str, index: int) -> list[str | None]:
+    """Everybody's word on a problem in a stage."""
+    of_stage = [s for s in sheets.values() if (s.round, s.stage) == (round_, stage) and index in s.said]
+    return [s.said[index].answer for s in sorted(of_stage, key=lambda s: s.author)]

@@ -1,0 +1,241 @@
+"""Groups of completions as they are played, a node's own and its peers' alike: read, put before others, and scored."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from rlswarm_jax.game.effects import Sampled
+from rlswarm_jax.game.rewards import answer_reward, critique_reward, revise_reward
+from rlswarm_jax.game.rules import Game
+from rlswarm_jax.game.stages import Reading, Said, Sheet, Sheets, consensus, read, read_parents, speaks, vote, votes_on
+from rlswarm_jax.records.envelope import SignedRecord
+from rlswarm_jax.records.pool import ScoredGroup
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, STAGES, Completion, Group, RecordError
+from rlswarm_jax.tasks import Problem
+
+Scored = Mapping[tuple[Problem, str], float]  # scores by problem and answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One author's completions in a stage, with what they were asked.
+
+    reading: what they were shown, in the stages that show something. vote: as the author's record says it.
+    """
+
+    author: bytes
+    round: int
+    stage: str
+    index: int
+    problem: Problem
+    prompt: list[int]
+    reading: Reading | None
+    completions: list[Sampled]
+    vote: int | None = None
+    external: bool = False
+
+
+# --- own turns
+
+
+def ask(game: Game, sheets: Sheets, round_: int, stage: str) -> list[Turn]:
+    """What a node is to sample in a stage; a problem of which nobody has said anything is not criticised."""
+    turns = []
+    for index in game.indices(stage):
+        reading = None if stage == ANSWER else read(sheets, game.seat(game.author, round_, stage, index))
+        if stage == ANSWER or reading is not None:
+            problem = game.problem(game.author, round_, index)
+            prompt = game.prompt(game.author, stage, problem, reading)
+            turns.append(Turn(game.author, round_, stage, index, problem, prompt, reading, []))
+    return turns
+
+
+def sampled(game: Game, turn: Turn, completions: list[Sampled]) -> Turn:
+    """A turn with its completions and, of a critic, what they vote for."""
+    turn = dataclasses.replace(turn, completions=completions)
+    return dataclasses.replace(turn, vote=vote(_named(game, turn))) if turn.stage == CRITIQUE else turn
+
+
+def to_group(game: Game, turn: Turn) -> Group:
+    completions = [
+        Completion(
+            tokens=np.array(s.tokens, "<i4").tobytes(),
+            logprobs=np.minimum(np.array(s.logprobs, "<f4"), 0).tobytes(),
+            text=s.text,
+        )
+        for s in turn.completions
+    ]
+    problem = turn.problem
+    fingerprint = game.mixture.tasks[problem.task].fingerprint
+    parents = turn.reading.parents if turn.reading else []
+    return Group(problem.task, fingerprint, turn.index, problem.seed, parents, turn.vote, completions)
+
+
+# --- peers' turns
+
+
+def read_records(
+    game: Game, sheets: dict[bytes, Sheet], records: Iterable[SignedRecord], *, last: bool
+) -> tuple[list[Turn], list[SignedRecord], collections.Counter]:
+    """The turns that this node can score, records to be tried again, and how many groups it cannot use, by cause.
+
+    Adds to `sheets` what the records say, an earlier stage's before a later one's. last: nothing is tried again.
+    """
+    turns: list[Turn] = []
+    waiting, unused = [], collections.Counter[str]()
+    for signed in sorted(records, key=lambda s: (s.record.round, STAGES.index(s.record.stage), s.hash)):
+        found: dict[int, Turn] = {}
+        flaws = collections.Counter[str]()
+        for group in signed.record.groups:
+            try:
+                if group.index in found:
+                    raise RecordError("foreign problem", f"index {group.index} comes twice")
+                found[group.index] = _read_group(game, sheets, signed, group)
+            except RecordError as error:
+                flaws[error.cause] += 1
+        if flaws["unknown parent"] and not last:
+            waiting.append(signed)
+            continue
+        turns += found.values()
+        unused += flaws
+        sheets[signed.hash] = to_sheet(
+            game, signed.record.author, signed.record.round, signed.record.stage, found.values()
+        )
+    return turns, waiting, unused
+
+
+def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group) -> Turn:
+    record = signed.record
+    task = game.mixture.tasks.get(group.task)
+    if task is None or task.fingerprint != group.task_fingerprint:
+        raise RecordError("unknown task", f"{group.task!r} {group.task_fingerprint!r}")
+    if record.prompt_format != game.dialect or record.stage not in game.stages:
+        raise RecordError("unknown prompt", f"{record.prompt_format!r}, stage {record.stage!r}")
+    if group.index not in game.indices(record.stage):  # else one author could offer many times what the others can
+        raise RecordError("foreign problem", f"index {group.index} in stage {record.stage!r}")
+    problem = game.problem(record.author, record.round, group.index)
+    if (problem.task, problem.seed) != (group.task, group.problem_seed):
+        raise RecordError("foreign problem", f"index {group.index} of round {record.round} is another problem")
+    reading = None
+    if record.stage != ANSWER:
+        seat = game.seat(record.author, record.round, record.stage, group.index)
+        reading = read_parents(sheets, seat, group.parents)
+    elif group.parents:
+        raise RecordError("wrong parents", "an answer answers to nobody")
+    if group.vote is not None and (record.stage != CRITIQUE or reading is None or group.vote > len(reading.answers)):
+        raise RecordError("misshapen group", f"a vote for {group.vote} in stage {record.stage!r}")
+    same_tokenizer = record.tokenizer_fingerprint == game.tokenizer_fingerprint
+    completions = [_read_completion(game, c, same_tokenizer) for c in group.completions]
+    if len(completions) != game.group_size:
+        raise RecordError("misshapen group", f"{len(completions)} completions, {game.group_size} are played")
+    try:
+        prompt = game.prompt(record.author, record.stage, problem, reading)
+    except ValueError as error:  # what it quotes cannot be said in this node's tokens
+        raise RecordError("text mismatch", str(error)) from None
+    at = (record.author, record.round, record.stage, group.index)
+    return Turn(*at, problem, prompt, reading, completions, group.vote, external=True)
+
+
+def _read_completion(game: Game, completion: Completion, same_tokenizer: bool) -> Sampled:
+    """With the same tokenizer the ids must say what the text says; with another the text is encoded anew."""
+    if not same_tokenizer:
+        try:
+            tokens = game.tokenizer.encode(completion.text)
+        except ValueError as error:
+            raise RecordError("text mismatch", str(error)) from None
+        if not 1 <= len(tokens) <= game.max_new_tokens:
+            raise RecordError("misshapen group", f"a text of {len(tokens)} tokens here")
+        if game.tokenizer.decode(tokens) != completion.text:  # a special token's name, an unknown character
+            raise RecordError("text mismatch", f"{completion.text[:40]!r} cannot be said in this node's tokens")
+        return Sampled(tokens, [], completion.text, False)
+    tokens_T = completion.tokens_T
+    if len(tokens_T) > game.max_new_tokens or tokens_T.max() >= game.tokenizer.vocab_size:
+        raise RecordError("misshapen group", f"{len(tokens_T)} tokens, largest id {tokens_T.max()}")
+    if np.isin(tokens_T[:-1], game.eos_token_ids).any():
+        raise RecordError("text mismatch", f"{completion.text[:40]!r} goes on behind its end")
+    if game.tokenizer.decode(tokens_T.tolist()) != completion.text:
+        raise RecordError("text mismatch", f"{completion.text[:40]!r} is not what the ids say")
+    return Sampled(tokens_T.tolist(), completion.logprobs_T.tolist(), completion.text, False)
+
+
+# --- what turns say to others
+
+
+def to_sheet(game: Game, author: bytes, round_: int, stage: str, turns: Iterable[Turn]) -> Sheet:
+    """What an author has said in a stage, of the shared problems."""
+    return Sheet(author, round_, stage, {turn.index: _said(game, turn) for turn in turns if turn.index < game.shared})
+
+
+def _said(game: Game, turn: Turn) -> Said:
+    beacon, how = game.beacon(turn.round), game.prompt_format
+    spoken = turn.completions[speaks(beacon, turn.author, turn.stage, turn.index, game.group_size)].text
+    if turn.stage != CRITIQUE:
+        return Said(how.said(turn.stage, spoken), how.answer(spoken))
+    assert turn.reading is not None
+    votes_for = None if turn.vote is None else turn.reading.answers[turn.vote - 1].answer if turn.vote else ""
+    return Said(how.said(turn.stage, spoken), votes_for)
+
+
+def _named(game: Game, turn: Turn) -> list[int | None]:
+    assert turn.reading is not None
+    return [game.prompt_format.named(s.text, len(turn.reading.answers)) for s in turn.completions]
+
+
+# --- what turns earn
+
+
+def to_score(game: Game, turn: Turn) -> list[tuple[Problem, str]]:
+    """The answers whose scores `rewards` needs."""
+    shown = [said.answer or "" for said in turn.reading.answers] if turn.reading else []
+    shown = shown[:1] if turn.stage == REVISE else shown
+    own = [game.prompt_format.answer(s.text) for s in turn.completions] if turn.stage != CRITIQUE else []
+    return [(turn.problem, text) for text in shown + own]
+
+
+def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[float]:
+    """What each completion earns."""
+    problem, weights, reading = turn.problem, game.rewards, turn.reading
+    if turn.stage == CRITIQUE:
+        assert reading is not None
+        shown = [scores[problem, said.answer or ""] for said in reading.answers]
+        return [critique_reward(named, shown, weights) for named in _named(game, turn)]
+    answers = [game.prompt_format.answer(s.text) for s in turn.completions]
+    if turn.stage == ANSWER:
+        return [answer_reward(scores[problem, text], bool(text.strip()), weights) for text in answers]
+    assert reading is not None
+    first = scores[problem, reading.answers[0].answer or ""]
+    agreed = voted_for(game, sheets, turn.round, turn.index, problem)
+    return [
+        revise_reward(
+            scores[problem, text],
+            first,
+            agreed is not None and game.mixture.canonical(problem, text) == agreed,
+            bool(text.strip()),
+            weights,
+        )
+        for text in answers
+    ]
+
+
+def voted_for(game: Game, sheets: Sheets, round_: int, index: int, problem: Problem) -> str | None:
+    """What the swarm's critics agree on, in canonical form, of the votes that were heard."""
+    votes = votes_on(sheets, round_, CRITIQUE, index)
+    return consensus(votes, lambda text: game.mixture.canonical(problem, text), game.beacon(round_), index)
+
+
+def to_scored(game: Game, turn: Turn, earned: Sequence[float]) -> ScoredGroup:
+    """A turn as it is learned from."""
+    return ScoredGroup(
+        author=turn.author,
+        round=turn.round,
+        index=turn.index,
+        external=turn.external,
+        prompt=turn.prompt,
+        tokens=[s.tokens for s in turn.completions],
+        logprobs=[s.logprobs for s in turn.completions] if all(s.logprobs for s in turn.completions) else None,
+        rewards=list(earned),
+        stage=turn.stage,
+        weight=game.weight(turn.stage),
+    )
