@@ -40,7 +40,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.rounds = 200
 
     config.model = ml_collections.ConfigDict()
-    config.model.path = "embedded"  # a Hugging Face directory or hub id, or the embedded tiny Qwen
+    config.model.path = "embedded"  # or "embedded:base": before it was spoiled; or a Hugging Face directory or hub id
     config.model.prompts = "auto"  # chat where the checkpoint has a chat template, else compact
     config.model.thinking = ""  # "on" or "off": Qwen3's thoughts before an answer ("": as the chat template has it)
 

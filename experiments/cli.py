@@ -25,15 +25,19 @@ class TransientError(UsageError):
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """config: locked, with the overrides applied. workdir: where the run writes. resume: go on with what is there."""
+    """config: locked, with the overrides applied. workdir: where the run writes. resume: go on with what is there.
+
+    checkpoint: the folder of a run, for an experiment that looks at one.
+    """
 
     config: ml_collections.ConfigDict
     workdir: Path
     resume: bool
+    checkpoint: Path | None = None
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Reads `--config FILE[:variant] [--config.field=value ...] [--workdir DIR] [--resume]`.
+    """Reads `--config FILE[:variant] [--config.field=value ...] [--workdir DIR] [--resume] [--checkpoint DIR]`.
 
     Raises UsageError that names the wrong argument, and for an unknown config field its nearest neighbour.
     """
@@ -42,6 +46,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=["experiment", *argv])
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_bool("resume", False, "", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "", flag_values=values)
     try:
         rest = values(["experiment", *argv])
         if rest[1:]:
@@ -51,7 +56,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         workdir = Path(values.workdir or Path("runs") / values.config.name)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UsageError(_sentence(error)) from None
-    return Arguments(values.config, workdir, values.resume)
+    return Arguments(values.config, workdir, values.resume, Path(values.checkpoint) if values.checkpoint else None)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -26,6 +26,7 @@ from rlswarm_jax.qwen.draw import Draw
 from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.tasks.verifier import Verifier
 
+EMBEDDED = {"embedded": assets.SPOILED, "embedded:base": assets.BASE}
 COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
 # prompt and completion tokens, where the config says 0: of a game of one stage, and of one that shows what others said
 BUDGETS = {"compact": ((16, 12), (96, 12)), "chat": ((512, 256), (3072, 256))}
@@ -81,7 +82,7 @@ def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], con
 
 
 def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None) -> Pieces:
-    path = assets.SPOILED if config.model.path == "embedded" else config.model.path
+    path = EMBEDDED.get(config.model.path, config.model.path)
     devices = DeviceConfig(config.devices.backend, config.devices.fsdp, config.devices.tensor)
     mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)
     policy = qwen.load(path, place=parallel.placer(mesh) if parallel.is_sharded(mesh) else None)

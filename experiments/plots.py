@@ -12,13 +12,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 
 
 def plot(run: Run) -> None:
-    """Writes held_out.png, reward.png and, for a swarm, learned_from.png."""
+    """Writes held_out.png, reward.png and, for a swarm, game.png and learned_from.png."""
     import matplotlib  # half a second: only where it is used
 
     with matplotlib.rc_context(STYLE):
         if run.rows:
             _plot_held_out(run)
             _plot_reward(run)
+            if run.summary.game:
+                _plot_game(run)
         if len(run.authors) > 1:
             _plot_learned_from(run)
 
@@ -72,6 +74,34 @@ def _plot_reward(run: Run) -> None:
         axes.plot(rounds, rewards, color=colour, linewidth=0.6, alpha=0.25)
         axes.plot(rounds, smooth, line, color=colour, linewidth=1.8, label=name)
     _save(figure, axes, run.workdir / "reward.png")
+
+
+def _plot_game(run: Run) -> None:
+    import numpy as np
+
+    shown = {
+        "game/first": "first answer",
+        "game/vote": "critics' vote",
+        "game/revised": "revised answer",
+        "critique/reward/mean": "critic names a best",
+        "critique/chance": "critic at random",
+    }
+    figure, axes = _axes("What is right, stage by stage", "%, mean over nodes", 100)
+    for i, (name, label) in enumerate(shown.items()):
+        by_round: dict[int, list[float]] = {}
+        for own in run.rows.values():
+            for row in own:
+                if name in row:
+                    by_round.setdefault(row["round"], []).append(100 * row[name])
+        if not by_round:
+            continue
+        rounds = sorted(by_round)
+        values = np.array([np.mean(by_round[r]) for r in rounds])
+        window = np.ones(2 * (len(values) // 20) + 1)
+        smooth = np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+        line = "--" if name == "critique/chance" else "-"
+        axes.plot(rounds, smooth, line, color=COLOURS[i], linewidth=1.8, label=label)
+    _save(figure, axes, run.workdir / "game.png")
 
 
 def _plot_learned_from(run: Run) -> None:

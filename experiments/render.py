@@ -4,6 +4,8 @@
     python -m experiments.render --check             changes nothing; exit code 1 if a block is stale
     python -m experiments.render --collect quickstart runs/seed-0 runs/seed-1 ...
                                                      merges finished runs into results/quickstart.json
+    python -m experiments.render --evaluations game runs/game-0 runs/game-control-0 ...
+                                                     merges their evaluation.json into results/game.json
 
 In Markdown a block stands between `<!-- rendered: NAME -->` and `<!-- /rendered -->`. In a config's docstring
 it is the indented lines after `Measured (rendered: NAME):`. NAME is warmstart, benchmarks/decode, benchmarks/replay,
@@ -20,7 +22,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import msgspec
@@ -45,6 +47,31 @@ class Runs(msgspec.Struct, frozen=True):
     """results/NAME.json of an experiment: its finished runs, one for each seed."""
 
     runs: list[Summary]
+    commit: str
+    hardware: str
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """One measure of an evaluation: a mean over problems and its standard error."""
+
+    mean: float
+    error: float | None
+    problems: int
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """evaluation.json of a run: measures by name, by task."""
+
+    name: str
+    seed: int
+    before: dict[str, dict[str, Measured]]
+    after: dict[str, dict[str, Measured]]
+
+
+class Evaluations(msgspec.Struct, frozen=True):
+    """results/NAME.json of a study: of configs/NAME.py and its variants, one for each seed."""
+
+    evaluations: list[Evaluation]
     commit: str
     hardware: str
 
@@ -123,6 +150,33 @@ def _changed(run: Summary) -> set[str]:
     """Fields that say what was learned, in which a run differs from its config file."""
     fields = results.overrides(run) or {}
     return {f for f in fields if f != "seed" and f.split(".")[0] not in results.UNIMPORTANT}
+
+
+def evaluations_block(found: Evaluations) -> Block:
+    """A row for each measure, a column for each variant after training: means over seeds, and their standard errors."""
+    variants = list(dict.fromkeys(e.name for e in found.evaluations))
+    every = [e.before for e in found.evaluations[:1]] + [e.after for e in found.evaluations]
+    names = list(dict.fromkeys(name for tasks in every for name in tasks["all tasks"]))
+    columns = {"before": [e.before for e in found.evaluations if e.name == variants[0]]}
+    columns |= {v: [e.after for e in found.evaluations if e.name == v] for v in variants}
+
+    def cell(of: Sequence[dict[str, dict[str, Measured]]], name: str) -> str:
+        values = [100 * tasks["all tasks"][name].mean for tasks in of if name in tasks["all tasks"]]
+        if not values:
+            return ""
+        error = f" ± {stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else ""
+        return f"{fmean(values):.1f}{error}"
+
+    rows = [["held-out problems, % right", *columns]]
+    rows += [[name, *(cell(of, name) for of in columns.values())] for name in names]
+    seeds = len(columns[variants[0]])
+    first = found.evaluations[0].before["all tasks"]
+    problems = max(measured.problems for measured in first.values())
+    note = f"{problems} problems, mean over nodes, ± standard error over {seeds} seeds. {found.hardware}; "
+    lines = [f"{row[0]}: {row[1]} -> {row[2]} %" for row in rows[1:] if row[1] and row[2]]
+    return Block(
+        rows, f"{note}commit {found.commit}.", [*lines, f"± standard error over {seeds} seeds; {found.commit}"]
+    )
 
 
 def warmstart_block(found: Warmstart) -> Block:
@@ -225,6 +279,8 @@ def find_block(root: Path, name: str) -> Block:
         return benchmarks_block([b for path in paths for b in _read(path, list[Benchmark])])
     if not (root / "configs" / f"{name}.py").exists():
         raise UsageError(f"unknown block {name!r}; expected warmstart, benchmarks, or NAME of configs/NAME.py.")
+    if "evaluations" in _read(path, dict[str, Any]):
+        return evaluations_block(_read(path, Evaluations))
     return runs_block(name, _read(path, Runs))
 
 
@@ -313,6 +369,32 @@ def collect(root: Path, name: str, workdirs: Sequence[Path]) -> Path:
     return path
 
 
+def collect_evaluations(root: Path, name: str, workdirs: Sequence[Path]) -> Path:
+    """Merges the evaluations of runs of configs/NAME.py and its variants into results/NAME.json."""
+    found, hardware = [], []
+    for workdir in workdirs:
+        summary = results.load_summary(workdir)
+        try:
+            evaluation = json.loads((workdir / "evaluation.json").read_bytes())
+            msgspec.convert(evaluation, Evaluation)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{workdir} has no evaluation after training ({error}): run experiments.evaluate."
+            ) from None
+        if summary.name.partition("-")[0] != name or summary.status != "finished":
+            raise UsageError(f"{workdir} is a {summary.status} run of {summary.name}, not a finished {name}.")
+        if changed := _changed(summary):
+            fields = ", ".join(sorted(changed))
+            raise UsageError(f"{workdir} is not configs/{name}.py as it stands: it has another {fields}.")
+        found.append({key: evaluation[key] for key in ("name", "seed", "before", "after")})
+        hardware.append(summary.hardware)
+    found.sort(key=lambda e: (e["name"], e["seed"]))
+    merged = {"evaluations": found, "commit": commit(root), "hardware": "; ".join(dict.fromkeys(hardware))}
+    path = root / "results" / f"{name}.json"
+    path.write_text(json.dumps(merged, indent=1) + "\n")
+    return path
+
+
 def commit(root: Path) -> str:
     """The git commit of the code, and whether it has local changes."""
 
@@ -333,10 +415,14 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--check", action="store_true", help="only say whether a block is stale")
     parser.add_argument("--collect", metavar="NAME", help="merge finished runs into results/NAME.json")
     parser.add_argument("workdirs", metavar="DIR", type=Path, nargs="*", help="folders of the runs to collect")
+    parser.add_argument("--evaluations", metavar="NAME", help="merge evaluations of runs into results/NAME.json")
     arguments = parser.parse_args(argv)
-    if bool(arguments.collect) != bool(arguments.workdirs):
+    if bool(arguments.collect or arguments.evaluations) != bool(arguments.workdirs):
         parser.error("--collect NAME goes with the folders of its runs: --collect quickstart runs/seed-0 ...")
     try:
+        if arguments.evaluations:
+            print(f"wrote {collect_evaluations(root, arguments.evaluations, arguments.workdirs)}")
+            return 0
         if arguments.collect:
             print(f"wrote {collect(root, arguments.collect, arguments.workdirs)}")
             return 0

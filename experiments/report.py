@@ -71,7 +71,14 @@ def title(summary: Summary) -> str:
 def sections(run: Run) -> list[Section]:
     """The report's contents, in order."""
     exchange = [_exchange(run), _received(run), _records(run)] if len(run.authors) > 1 else []
-    return [_learned(run), _tasks(run), *exchange, _cost(run), _reproduce(run)]
+    return [
+        _learned(run),
+        _tasks(run),
+        *([_game(run)] if run.summary.game else []),
+        *exchange,
+        _cost(run),
+        _reproduce(run),
+    ]
 
 
 def _learned(run: Run) -> Section:
@@ -107,6 +114,26 @@ def _tasks(run: Run) -> Section:
         rows.append([task, percent(before), percent(after), points(before, after), *base])
     text = "Held-out greedy accuracy" + (", mean over nodes." if run.summary.nodes > 1 else ".")
     return Section("By task", text, rows)
+
+
+GAME = {
+    "game/first": "first answers that are right",
+    "game/vote": "votes of the critics that are right",
+    "game/revised": "revised answers that are right",
+    "critique/reward/mean": "critiques that name a best answer",
+    "critique/chance": "what critiques at random would name",
+}
+
+
+def _game(run: Run) -> Section:
+    rows = [["on the problems that all nodes share", "first tenth", "last tenth", "gain"]]
+    for name, (start, end) in run.summary.game.items():
+        rows.append([GAME.get(name, name), percent(start), percent(end), points(start, end)])
+    text = (
+        "Nodes answer, criticise what others answered, and revise. Sampled in training, mean over nodes and rounds; "
+        "experiments.evaluate measures the same on held-out problems."
+    )
+    return Section("The game", text, rows, ["game.png"] if run.rows else [])
 
 
 def _exchange(run: Run) -> Section:

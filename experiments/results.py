@@ -48,7 +48,7 @@ class Records(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """summary.json of a run."""
+    """summary.json of a run. game: of its metrics, the means of the first and of the last tenth of the rounds."""
 
     name: str
     status: Literal["finished", "stopped"]
@@ -65,6 +65,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     network: dict[str, float] = {}
     received_from: dict[str, dict[str, float]] = {}
     learned_from: dict[str, dict[str, float]] = {}
+    game: dict[str, tuple[float, float]] = {}
     samples: dict[str, float] = {}
     config: dict[str, Any] = {}
     versions: dict[str, str] = {}

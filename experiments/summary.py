@@ -17,6 +17,9 @@ import numpy as np
 from experiments.folder import SUMMARY_FILE, write_whole
 from rlswarm_jax.identity import friendly_name
 
+# measured on the shared problems of every round
+GAME = ("game/first", "game/vote", "game/revised", "critique/reward/mean", "critique/chance")
+
 
 def summarise(
     config: ml_collections.ConfigDict,
@@ -57,6 +60,11 @@ def summarise(
         known = [v for v in values.values() if v is not None]
         return float(np.mean(known)) if known else None
 
+    def course(name: str) -> list[float] | None:
+        """Means over all nodes of the first and of the last tenth of the rounds."""
+        tenths = [[row[name] for row in part if name in row] for part in (_tenth(rows, 0), _tenth(rows, 9))]
+        return [float(np.mean(values)) for values in tenths] if all(tenths) else None
+
     local, external = total("learn/rows_local"), total("learn/rows_external")
     task_names = sorted(config.tasks)
     return {
@@ -82,8 +90,9 @@ def summarise(
         },
         "weights": weights,
         "external_fraction": round(external / max(local + external, 1.0), 4),
+        "game": {name: found for name in GAME if (found := course(name))},
         "samples": {
-            "generated": len(rows) * config.swarm.local_groups * config.sampling.group_size,
+            "generated": int(total("sample/completions")),
             "trained_local": int(local),
             "trained_external": int(external),
         },
@@ -101,6 +110,12 @@ def summarise(
         | {package: metadata.version(package) for package in ("jax", "flax", "optax", "reasoning-gym")},
         "hardware": hardware,
     }
+
+
+def _tenth(rows: Sequence[dict[str, Any]], which: int) -> list[dict[str, Any]]:
+    """The rows of the rounds in a tenth of those that were played."""
+    last = max((row["round"] for row in rows), default=0)
+    return [row for row in rows if row["round"] * 10 // (last + 1) == which]
 
 
 def write_summary(workdir: Path, summary: dict[str, Any]) -> None:

@@ -102,6 +102,7 @@ def play_round(game: Game, state: NodeState) -> Round:
     external_groups = [group for group in groups if group.external]
     metrics |= _exchange_metrics(round_, arrived, external_groups, unused, local, drawn)
     metrics["records/published"] = float(len(game.stages))
+    metrics["sample/completions"] = float(sum(len(turn.completions) for turn in own))
     if round_ + 1 == game.rounds:
         metrics |= _prefixed("final/", (yield Evaluate()))
     version = state.policy_version + int(learned.get("updates", 0))

@@ -1,0 +1,47 @@
+"""Does it help to hear others? Four nodes answer, criticise and revise; then the game is played on held-out problems.
+
+    python -m experiments.run --config configs/game.py [--config.seed=1]
+    python -m experiments.evaluate --config configs/game.py --checkpoint runs/game
+    python -m experiments.run --config configs/game.py:novotes     the reviser is not shown how critics voted
+    python -m experiments.run --config configs/game.py:control     only answers, with as many samples to learn from
+    python -m experiments.run --config configs/game.py:live        a process for each node (smoke: a minute, for tests)
+
+Hardware: 2 CPU cores, no GPU.
+Measured (rendered: game):
+  not measured yet
+
+It starts from the embedded model before it was spoiled, on problems that it gets right some of the time only, so that
+answers differ and there is something to learn from others.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def control(config: ml_collections.ConfigDict) -> None:
+    """All that the other stages would learn from are answers here."""
+    config.game.stages = 1
+    config.swarm.local_groups += 2 * config.game.shared
+
+
+def novotes(config: ml_collections.ConfigDict) -> None:
+    config.game.show_votes = False
+
+
+def live(config: ml_collections.ConfigDict) -> None:
+    config.driver = "live"
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = common.swarm("game")
+    common.simulate(config)
+    config.model.path = "embedded:base"
+    config.tasks = common.hard_tasks()
+    config.tasks.chain_sum = common.tiny_tasks().chain_sum
+    config.rounds = 150
+    config.swarm.local_groups, config.game.shared = 4, 4
+    config.learn.learning_rate = 1e-4
+    config.evaluation.every = 50
+    common.apply(config, variant, control, novotes, live, common.smoke)
+    return config
