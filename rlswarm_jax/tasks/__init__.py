@@ -8,7 +8,9 @@ from typing import Any
 
 from rlswarm_jax import randomness
 from rlswarm_jax.tasks.base import Problem, Split, Task, TaskError
+from rlswarm_jax.tasks.dataset import DatasetTask
 from rlswarm_jax.tasks.reasoning import ReasoningTask
+from rlswarm_jax.tasks.rewards import RewardTask
 
 __all__ = ["Mixture", "Problem", "Split", "Task", "TaskError", "make_mixture"]
 
@@ -57,7 +59,11 @@ class Mixture:
         raise TaskError(f"the tasks have only {len(found)} distinct held-out problems, {count} are asked for.")
 
 
-KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], Task]] = {"reasoning": ReasoningTask}
+KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], Task]] = {
+    "reasoning": ReasoningTask,
+    "dataset": DatasetTask,
+    "trl": RewardTask,
+}
 
 
 def make_mixture(tasks: Mapping[str, Mapping[str, Any]]) -> Mixture:
