@@ -1,0 +1,280 @@
+"""Scores answers: in place where that is quick, else in worker processes, in parallel and bounded in time.
+
+A scorer that raises, hangs or kills its worker costs its item a counted failure and score 0, and nothing else. But
+what runs inside a worker could say any score for the item it is asked for: a scorer that runs programs of strangers
+must do so in a sandbox.
+"""
+
+import ast
+import collections
+import contextlib
+import hashlib
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+import msgspec
+
+from rlswarm_jax.tasks import Mixture, Problem
+from rlswarm_jax.tasks.process import WorkerProcess
+from rlswarm_jax.tasks.worker import Setup, as_score, reason
+
+log = logging.getLogger("rlswarm_jax.tasks")
+MAX_ANSWER_CHARACTERS = 65_536
+MEMO = 65_536  # outcomes
+QUEUE = 4_096  # items that were begun and nobody waits for
+GRACE = 2.0  # seconds for an item beyond its task's, on a busy machine
+START_TRIES = 3
+
+Item = tuple[Problem, str]
+Key = tuple[str, int, str, bytes]
+
+
+class VerifierError(RuntimeError):
+    """Nothing can be scored: workers do not start, or the verifier was closed; the message says which."""
+
+
+class Scores(msgspec.Struct, array_like=True, frozen=True):
+    """scores: in the order of the items. failures: how many of these items failed, by cause.
+
+    "error": the scorer raised, or returned no number in [0, 1]. "timeout": it took too long. "crash": its process
+    ended, ran out of memory, or said nonsense.
+    """
+
+    scores: list[float]
+    failures: dict[str, int]
+
+
+class Outcome(NamedTuple):
+    """failure: its cause, empty if there is none. wrong: the same for people."""
+
+    score: float
+    failure: str = ""
+    wrong: str = ""
+
+
+@dataclass(eq=False)
+class _Job:
+    key: Key
+    problem: Problem
+    answer_text: str
+    outcome: Future[Outcome] = field(default_factory=Future)
+
+
+class Verifier:
+    """Scores the problems of a mixture. `score` and `begin` may be called by any thread.
+
+    tasks: the config that `make_mixture` made the mixture from. workers: processes; the first item that needs one
+    starts it. The outcome for an answer to a problem is remembered, failures too: it is paid for once.
+    Raises VerifierError for a config that workers cannot be told.
+    """
+
+    def __init__(self, tasks: Mapping[str, Mapping[str, Any]], mixture: Mixture, workers: int = 2):
+        if workers < 1:
+            raise VerifierError(f"a verifier needs at least one worker, got {workers}.")
+        self._mixture, self._workers = mixture, workers
+        self._setup = Setup(repr({name: dict(fields) for name, fields in tasks.items()}), mixture.fingerprint)
+        if any(task.seconds for task in mixture.tasks.values()):
+            try:
+                ast.literal_eval(self._setup.tasks)
+            except (ValueError, SyntaxError) as error:
+                raise VerifierError(f"the options of tasks must be plain numbers, texts and lists: {error}.") from None
+        self._changed = threading.Condition()  # guards all that follows
+        self._over: VerifierError | None = None
+        self._threads: list[threading.Thread] = []
+        self._processes: set[WorkerProcess] = set()
+        self._memo: collections.OrderedDict[Key, Outcome] = collections.OrderedDict()
+        self._jobs: dict[Key, _Job] = {}  # without an outcome: in one of the queues, or with a worker
+        self._wanted: collections.OrderedDict[Key, _Job] = collections.OrderedDict()
+        self._begun: collections.OrderedDict[Key, _Job] = collections.OrderedDict()
+        self._told: set[tuple[str, str]] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def begin(self, items: Sequence[Item]) -> None:
+        """Scores in the background what is not known yet and needs a worker; returns at once.
+
+        Of more than `QUEUE` items that nobody waits for the oldest are forgotten: `score` asks for them again.
+        """
+        for problem, answer_text in items:
+            if self._needs_worker(problem, answer_text):
+                self._ask(problem, answer_text, wanted=False)
+
+    def score(self, items: Sequence[Item]) -> Scores:
+        """Waits for the scores of these items. Raises VerifierError, but for nothing that a scorer did."""
+        asked = [
+            self._ask(problem, answer_text, wanted=True) if self._needs_worker(problem, answer_text) else None
+            for problem, answer_text in items
+        ]
+        found = [
+            outcome.result() if outcome else self._in_place(problem, answer_text)
+            for (problem, answer_text), outcome in zip(items, asked, strict=True)
+        ]
+        failures = collections.Counter(outcome.failure for outcome in found if outcome.failure)
+        return Scores([outcome.score for outcome in found], dict(sorted(failures.items())))
+
+    def close(self) -> None:
+        """Kills the workers and what they started; whoever waits for a score gets a VerifierError."""
+        self._end(VerifierError("the verifier was closed; make another one to score."))
+        for thread in self._threads:
+            thread.join()
+
+    def _needs_worker(self, problem: Problem, answer_text: str) -> bool:
+        return self._mixture.tasks[problem.task].seconds > 0 and len(answer_text) <= MAX_ANSWER_CHARACTERS
+
+    def _in_place(self, problem: Problem, answer_text: str) -> Outcome:
+        if len(answer_text) > MAX_ANSWER_CHARACTERS:
+            return Outcome(0.0)
+        try:
+            return Outcome(as_score(self._mixture.score(problem, answer_text)))
+        except Exception as error:  # a scorer's, as in a worker: it costs this item, not the run
+            outcome = Outcome(0.0, "error", reason(error))
+        self._tell(problem, outcome)
+        return outcome
+
+    def _ask(self, problem: Problem, answer_text: str, *, wanted: bool) -> Future[Outcome]:
+        """What is known, or will be, of an item. wanted: somebody waits for it, so it goes first."""
+        digest = hashlib.sha256(answer_text.encode("utf-8", "surrogatepass")).digest()
+        key = (problem.task, problem.seed, problem.split, digest)  # the fingerprint is the same for a whole mixture
+        with self._changed:
+            job = self._jobs.get(key) or _Job(key, problem, answer_text)
+            if known := self._memo.get(key):
+                self._memo.move_to_end(key)
+                job.outcome.set_result(known)
+            elif self._over:
+                job.outcome.set_exception(self._over)
+            elif key not in self._jobs:
+                self._jobs[key] = job
+                (self._wanted if wanted else self._begun)[key] = job
+                self._changed.notify()
+                self._start_threads()
+            elif wanted and key in self._begun:
+                self._wanted[key] = self._begun.pop(key)
+            if len(self._begun) > QUEUE:
+                dropped, _ = self._begun.popitem(last=False)
+                del self._jobs[dropped]
+        return job.outcome
+
+    def _start_threads(self) -> None:
+        """One for each worker; it starts the worker when it has a job for it."""
+        while len(self._threads) < self._workers:
+            thread = threading.Thread(target=self._dispatch, name=f"verifier {len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _dispatch(self) -> None:
+        """Hands jobs to a worker, and to the next one when that is of no more use, until all is over."""
+        job, process = None, None
+        try:
+            while job := self._take():
+                outcome, process = self._carry_out(job, process)
+                self._finish(job, outcome)
+        except VerifierError as error:
+            self._end(error)
+        finally:  # nobody waits for a thread that is gone, whatever ended it
+            self._end(VerifierError("a thread of the verifier failed; its traceback says why."))
+            if job and not job.outcome.done():
+                job.outcome.set_exception(self._over)
+            if process:
+                self._discard(process)
+
+    def _take(self) -> _Job | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or self._wanted or self._begun)
+            return None if self._over else (self._wanted or self._begun).popitem(last=False)[1]
+
+    def _carry_out(self, job: _Job, process: WorkerProcess | None) -> tuple[Outcome, WorkerProcess | None]:
+        """The outcome, and the process if it can take another job. Raises VerifierError."""
+        seconds = self._mixture.tasks[job.problem.task].seconds + GRACE
+        while True:
+            fresh, process = process is None, process or self._start()
+            try:
+                scored = process.score(job.problem, job.answer_text, seconds)
+            except TimeoutError:
+                outcome = Outcome(0.0, "timeout", f"it took more than {seconds:g} s")
+            except (OSError, msgspec.MsgspecError) as error:
+                outcome = Outcome(0.0, "crash", reason(error))
+            else:
+                failed = scored.score is None
+                return Outcome(scored.score or 0.0, "error" if failed else "", scored.wrong if failed else ""), process
+            self._discard(process)
+            if self._over:
+                raise self._over
+            if fresh or outcome.failure == "timeout":
+                return outcome, None
+            process = None  # an earlier item may have ruined the other: a new one tells what this item does by itself
+
+    def _finish(self, job: _Job, outcome: Outcome) -> None:
+        with self._changed:
+            self._jobs.pop(job.key, None)
+            self._memo[job.key] = outcome._replace(wrong="")
+            if len(self._memo) > MEMO:
+                self._memo.popitem(last=False)
+        if outcome.failure:
+            self._tell(job.problem, outcome)
+        job.outcome.set_result(outcome)
+
+    def _tell(self, problem: Problem, outcome: Outcome) -> None:
+        """Logs the first failure of a kind."""
+        with self._changed:
+            known = (problem.task, outcome.failure) in self._told
+            self._told.add((problem.task, outcome.failure))
+        if not known:
+            log.warning(
+                "scoring an answer to task %r, problem %d, failed (%s): %s; more of this are only counted.",
+                *(problem.task, problem.seed, outcome.failure, outcome.wrong),
+            )
+
+    def _start(self) -> WorkerProcess:
+        """A process that is ready. Raises VerifierError."""
+        wrong = ""
+        for attempt in range(START_TRIES):
+            with self._changed:  # where there was no process for a passing reason, another try may get one
+                self._changed.wait_for(lambda: self._over, timeout=attempt)
+            with contextlib.ExitStack() as undo:
+                try:
+                    process = WorkerProcess()
+                    undo.callback(self._discard, process)
+                    self._add(process)
+                    unfit = process.start(self._setup)
+                except OSError as error:
+                    wrong = reason(error)
+                    continue
+                if unfit:
+                    raise VerifierError(f"answers cannot be scored, a worker cannot make the tasks: {unfit}")
+                undo.pop_all()
+                return process
+        raise VerifierError(f"answers cannot be scored, no worker starts: {wrong}")
+
+    def _add(self, process: WorkerProcess) -> None:
+        with self._changed:
+            if self._over:
+                raise self._over
+            self._processes.add(process)  # from now on `_end` reaches it
+
+    def _discard(self, process: WorkerProcess) -> None:
+        with self._changed:
+            self._processes.discard(process)
+        process.end()
+        process.reap()
+
+    def _end(self, error: VerifierError) -> None:
+        """The first reason counts."""
+        with self._changed:
+            self._over = self._over or error
+            waiting = [*self._wanted.values(), *self._begun.values()]
+            self._wanted.clear()
+            self._begun.clear()
+            self._jobs.clear()
+            for process in self._processes:
+                process.end()
+            self._changed.notify_all()
+        for job in waiting:
+            job.outcome.set_exception(self._over)
