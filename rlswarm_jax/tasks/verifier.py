@@ -153,7 +153,7 @@ class Verifier:
             elif key not in self._jobs:
                 self._jobs[key] = job
                 (self._wanted if wanted else self._begun)[key] = job
-                self._changed.notify()
+                self._changed.notify_all()
                 self._start_threads()
             elif wanted and key in self._begun:
                 self._wanted[key] = self._begun.pop(key)
@@ -166,8 +166,8 @@ class Verifier:
         """One for each worker; it starts the worker when it has a job for it."""
         while len(self._threads) < self._workers:
             thread = threading.Thread(target=self._dispatch, name=f"verifier {len(self._threads)}", daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
 
     def _dispatch(self) -> None:
         """Hands jobs to a worker, and to the next one when that is of no more use, until all is over."""
@@ -196,14 +196,13 @@ class Verifier:
         while True:
             fresh, process = process is None, process or self._start()
             try:
-                scored = process.score(job.problem, job.answer_text, seconds)
+                score, wrong = process.score(job.problem, job.answer_text, seconds)
             except TimeoutError:
                 outcome = Outcome(0.0, "timeout", f"it took more than {seconds:g} s")
             except (OSError, msgspec.MsgspecError) as error:
                 outcome = Outcome(0.0, "crash", reason(error))
             else:
-                failed = scored.score is None
-                return Outcome(scored.score or 0.0, "error" if failed else "", scored.wrong if failed else ""), process
+                return Outcome(0.0, "error", wrong) if score is None else Outcome(score), process
             self._discard(process)
             if self._over:
                 raise self._over

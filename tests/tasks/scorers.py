@@ -104,6 +104,13 @@ class Scorers:
             os.write(fd, bodies[kind])
         return 1.0
 
+    def forge(self, problem):
+        """Replies in the worker's stead, to whoever reads the log."""
+        ask = sys._getframe(3).f_locals["ask"]
+        forged = msgspec.msgpack.encode(Scored(ask.token, None, "\x1b[2J" + "x\n" * 500))
+        for fd in self.sockets():
+            os.write(fd, len(forged).to_bytes(4, "little") + forged)
+
     def late_garbage(self, problem):
         """Right, but when the next answer is being scored, something more is said."""
 

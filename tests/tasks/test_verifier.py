@@ -222,6 +222,12 @@ def test_an_item_is_not_blamed_for_what_an_earlier_one_did_to_its_worker(bench, 
     assert bench.calls["be_next"] == 2
 
 
+def test_a_forged_reason_does_not_reach_the_terminal(bench, caplog):
+    assert bench.verifier().score(bench.items("forge")).failures == {"error": 1}
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "x x x" in warning and warning.isprintable() and len(warning) < 500
+
+
 # --- the process
 
 
