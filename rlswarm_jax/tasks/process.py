@@ -73,6 +73,7 @@ class WorkerProcess:
     def end(self) -> None:
         """Has it killed, and wakes up the thread that waits for it."""
         assert self._process.stdin
+        self._process.send_signal(signal.SIGCONT)  # a guard that was stopped has work to do
         with contextlib.suppress(OSError):
             self._process.stdin.close()  # its life line
         with contextlib.suppress(OSError):
@@ -82,7 +83,7 @@ class WorkerProcess:
         """Returns when it is dead, after `end`; may be called again."""
         try:
             self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:  # the guard was stopped, or cannot kill somebody
+        except subprocess.TimeoutExpired:  # the guard is stuck: what left its group is out of reach
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

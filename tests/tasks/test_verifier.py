@@ -1,6 +1,7 @@
 """What scorers do to themselves they do to nobody else: parallel, bounded, counted, once."""
 
 import collections
+import contextlib
 import json
 import os
 import random
@@ -291,16 +292,23 @@ def test_a_parent_that_is_gone_leaves_nothing_behind(tmp_path, how):
     wait_until_gone(pids if sys.platform == "linux" else pids[:2])
 
 
-@pytest.mark.parametrize("victim", ["guard", "stopped guard"])
-def test_a_guard_that_is_killed_or_stopped_keeps_nothing_alive(bench, victim, monkeypatch):
-    monkeypatch.setattr(process, "END_SECONDS", 0.2)
+@pytest.mark.parametrize("fate", ["killed", "stopped", "kept stopped"])
+def test_a_guard_that_is_killed_or_stopped_keeps_no_scorer_alive(bench, fate, monkeypatch):
+    monkeypatch.setattr(process, "END_SECONDS", 0.2 if fate == "kept stopped" else WAIT)
     made = bench.verifier()
     made.begin(bench.items("hang"))
     bench.wait("pids")
-    scorer, guard, *_ = json.loads((bench.folder / "pids").read_text())
-    os.kill(guard, signal.SIGKILL if victim == "guard" else signal.SIGSTOP)
+    scorer, guard, *started = json.loads((bench.folder / "pids").read_text())
+    os.kill(guard, signal.SIGKILL if fate == "killed" else signal.SIGSTOP)
+    if fate == "kept stopped":
+        monkeypatch.setattr(subprocess.Popen, "send_signal", lambda *_: None)
     made.close()
-    wait_until_gone([scorer, guard] if sys.platform == "linux" else [guard])
+    if sys.platform == "linux":
+        wait_until_gone([scorer, guard, *(started if fate == "stopped" else [])])
+    for pid in started:  # nobody is left to do it
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
+    wait_until_gone([guard])
 
 
 # --- the end
