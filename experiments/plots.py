@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from experiments.results import Run, wilson
+from experiments.results import Run
+from rlswarm_jax.evaluation import wilson
 
 STYLE = {"axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlesize": 11, "font.size": 9.5}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888"}

@@ -3,7 +3,6 @@
 import collections
 import importlib
 import json
-import math
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from experiments.cli import UsageError
+from rlswarm_jax.evaluation import wilson
 
 Accuracy = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Scores = dict[str, Accuracy | None]
@@ -168,13 +168,6 @@ def mean_sd(values: Sequence[float], form: str = "+.1f") -> str:
     """Mean, and the sample's standard deviation where there is more than one value."""
     spread = f" ± {statistics.stdev(values):{form.lstrip('+')}}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{form}}{spread}"
-
-
-def wilson(accuracy: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Score interval (Wilson 1927) of a proportion measured on n problems; z for 95 %."""
-    centre = (accuracy + z * z / (2 * n)) / (1 + z * z / n)
-    spread = z * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(centre - spread, 0.0), min(centre + spread, 1.0)
 
 
 def percent(value: float | None) -> str:

@@ -15,10 +15,10 @@ from typing import TypeVar
 import msgspec
 
 from rlswarm_jax.tasks.base import Problem
-from rlswarm_jax.tasks.worker import REASON, Ask, Scored, Setup, Started, reason, receive, send
+from rlswarm_jax.tasks.worker import Ask, Scored, Setup, Started, printable, reason, receive, send
 
 MAX_REPLY = 4_096  # bytes
-START_SECONDS = 180.0  # to import and to make the tasks, on a busy machine
+START_SECONDS = 120.0  # to import and to make the tasks, on a busy machine
 END_SECONDS = 5.0  # after which a guard that does not end is killed itself
 # what a worker may know of its parent's environment: no keys, no tokens
 SYSTEM = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
@@ -56,20 +56,24 @@ class WorkerProcess:
             started = self._exchange(setup, Started, START_SECONDS)
         except (OSError, msgspec.MsgspecError) as error:
             raise ConnectionError(self._said() or reason(error)) from None
-        return started.wrong
+        return printable(started.wrong)
 
-    def score(self, problem: Problem, answer_text: str, seconds: float) -> Scored:
-        """Raises TimeoutError; OSError or MsgspecError where it ended or said nonsense. Then it is of no more use."""
+    def score(self, problem: Problem, answer_text: str, seconds: float) -> tuple[float | None, str]:
+        """The score or, where there is none, None and why.
+
+        Raises TimeoutError; OSError or MsgspecError where it ended or said nonsense. Then it is of no more use.
+        """
         token = secrets.token_bytes(8)  # nothing that was said earlier passes for the reply
         answer = answer_text.encode("utf-8", "surrogatepass")
         scored = self._exchange(Ask(token, problem.task, problem.seed, problem.split, answer), Scored, seconds)
         if scored.token != token or not (scored.score is None or 0 <= scored.score <= 1):
             raise ConnectionError("it said what it was not asked")
-        return scored
+        return scored.score, printable(scored.wrong)
 
     def end(self) -> None:
         """Has it killed, and wakes up the thread that waits for it."""
         assert self._process.stdin
+        self._process.send_signal(signal.SIGCONT)  # a guard that was stopped has work to do
         with contextlib.suppress(OSError):
             self._process.stdin.close()  # its life line
         with contextlib.suppress(OSError):
@@ -79,7 +83,7 @@ class WorkerProcess:
         """Returns when it is dead, after `end`; may be called again."""
         try:
             self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:  # the guard was stopped, or cannot kill somebody
+        except subprocess.TimeoutExpired:  # the guard is stuck: what left its group is out of reach
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -95,8 +99,7 @@ class WorkerProcess:
         """The last line that it wrote."""
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 4096))
         lines = self._errors.read().decode(errors="replace").splitlines()
-        printable = ("".join(filter(str.isprintable, line)).strip() for line in reversed(lines))
-        return next(filter(None, printable), "")[:REASON]
+        return next(filter(None, map(printable, reversed(lines))), "")
 
 
 def _environment() -> dict[str, str]:

@@ -75,7 +75,7 @@ class Verifier:
     def __init__(self, tasks: Mapping[str, Mapping[str, Any]], mixture: Mixture, workers: int = 2):
         if workers < 1:
             raise VerifierError(f"a verifier needs at least one worker, got {workers}.")
-        self.mixture, self._workers = mixture, workers
+        self._mixture, self._workers = mixture, workers
         self._setup = Setup(repr({name: dict(fields) for name, fields in tasks.items()}), mixture.fingerprint)
         if any(task.seconds for task in mixture.tasks.values()):
             try:
@@ -127,13 +127,13 @@ class Verifier:
             thread.join()
 
     def _needs_worker(self, problem: Problem, answer_text: str) -> bool:
-        return self.mixture.tasks[problem.task].seconds > 0 and len(answer_text) <= MAX_ANSWER_CHARACTERS
+        return self._mixture.tasks[problem.task].seconds > 0 and len(answer_text) <= MAX_ANSWER_CHARACTERS
 
     def _in_place(self, problem: Problem, answer_text: str) -> Outcome:
         if len(answer_text) > MAX_ANSWER_CHARACTERS:
             return Outcome(0.0)
         try:
-            return Outcome(as_score(self.mixture.score(problem, answer_text)))
+            return Outcome(as_score(self._mixture.score(problem, answer_text)))
         except Exception as error:  # a scorer's, as in a worker: it costs this item, not the run
             outcome = Outcome(0.0, "error", reason(error))
         self._tell(problem, outcome)
@@ -153,7 +153,7 @@ class Verifier:
             elif key not in self._jobs:
                 self._jobs[key] = job
                 (self._wanted if wanted else self._begun)[key] = job
-                self._changed.notify()
+                self._changed.notify_all()
                 self._start_threads()
             elif wanted and key in self._begun:
                 self._wanted[key] = self._begun.pop(key)
@@ -166,8 +166,8 @@ class Verifier:
         """One for each worker; it starts the worker when it has a job for it."""
         while len(self._threads) < self._workers:
             thread = threading.Thread(target=self._dispatch, name=f"verifier {len(self._threads)}", daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
 
     def _dispatch(self) -> None:
         """Hands jobs to a worker, and to the next one when that is of no more use, until all is over."""
@@ -192,18 +192,17 @@ class Verifier:
 
     def _carry_out(self, job: _Job, process: WorkerProcess | None) -> tuple[Outcome, WorkerProcess | None]:
         """The outcome, and the process if it can take another job. Raises VerifierError."""
-        seconds = self.mixture.tasks[job.problem.task].seconds + GRACE
+        seconds = self._mixture.tasks[job.problem.task].seconds + GRACE
         while True:
             fresh, process = process is None, process or self._start()
             try:
-                scored = process.score(job.problem, job.answer_text, seconds)
+                score, wrong = process.score(job.problem, job.answer_text, seconds)
             except TimeoutError:
                 outcome = Outcome(0.0, "timeout", f"it took more than {seconds:g} s")
             except (OSError, msgspec.MsgspecError) as error:
                 outcome = Outcome(0.0, "crash", reason(error))
             else:
-                failed = scored.score is None
-                return Outcome(scored.score or 0.0, "error" if failed else "", scored.wrong if failed else ""), process
+                return Outcome(0.0, "error", wrong) if score is None else Outcome(score), process
             self._discard(process)
             if self._over:
                 raise self._over
@@ -213,7 +212,7 @@ class Verifier:
 
     def _finish(self, job: _Job, outcome: Outcome) -> None:
         with self._changed:
-            del self._jobs[job.key]
+            self._jobs.pop(job.key, None)
             self._memo[job.key] = outcome._replace(wrong="")
             if len(self._memo) > MEMO:
                 self._memo.popitem(last=False)
@@ -272,6 +271,7 @@ class Verifier:
             waiting = [*self._wanted.values(), *self._begun.values()]
             self._wanted.clear()
             self._begun.clear()
+            self._jobs.clear()
             for process in self._processes:
                 process.end()
             self._changed.notify_all()

@@ -103,9 +103,13 @@ def as_score(value: Any) -> float:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, in one short line that can be printed, even if it was made to defy that."""
-    said = " ".join(traceback.format_exception_only(error)).strip()[: 4 * REASON]
-    return "".join(filter(str.isprintable, said.replace("\n", " ")))[:REASON]
+    """What an exception says, as `printable`, even if it was made to defy that."""
+    return printable("".join(traceback.format_exception_only(error)))
+
+
+def printable(text: str) -> str:
+    """One short line that cannot disturb a terminal."""
+    return "".join(filter(str.isprintable, " ".join(text[: 4 * REASON].split())))[:REASON]
 
 
 def main(fd: int) -> None:

@@ -5,8 +5,6 @@ import statistics
 
 import pytest
 import scipy.stats
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from configs import quickstart
@@ -87,14 +85,6 @@ def cells(text, first):
     """The cells of the table's row that starts so, in Markdown."""
     line = next(line for line in text.splitlines() if line.startswith(f"| {first} |"))
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
-
-
-@given(st.data())
-def test_wilson_interval_is_scipys(data):
-    n = data.draw(st.integers(1, 5000))
-    right = data.draw(st.integers(0, n))
-    expected = scipy.stats.binomtest(right, n).proportion_ci(confidence_level=0.95, method="wilson")
-    assert results.wilson(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_a_report_has_the_runs_figures(tmp_path):
