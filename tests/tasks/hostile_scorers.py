@@ -1,0 +1,160 @@
+"""Sends code to the scorer of every dataset under an audit hook, in a process of its own.
+
+    python -m tests.tasks.hostile_scorers FILE
+
+Prints JSON: the datasets, what the interpreter was asked to do while answers were scored, which answers were right,
+how many a scorer refused by raising, and the most memory in MiB. FILE must not come into being.
+"""
+
+import contextlib
+import json
+import resource
+import sys
+from collections.abc import Iterator
+
+from rlswarm_jax.tasks import make_mixture
+from rlswarm_jax.tasks.reasoning import ReasoningTask, _reasoning_gym
+
+# Of the generators that take seconds, a smaller problem.
+SMALL = {
+    "futoshiki": {"min_board_size": 4, "max_board_size": 4, "max_difficulty": 1},
+    "knight_swap": {"max_nodes": 7, "max_steps": 8},
+    "sokoban": {"max_boxes": 4},
+    "zebra_puzzles": {"num_people": 2, "num_characteristics": 2},
+}
+
+
+def code(marker: str) -> list[str]:
+    """Texts that do something if they are evaluated, and texts that take for ever if they are worked out."""
+    call = f"open({marker!r}, 'w')"
+    system = f"__import__('os').system('touch {marker}')"
+    harmful = [
+        call,
+        system,
+        f"[{system}]",
+        f"({system},)",
+        f"[[{system}, 1], [0, 1]]",
+        f"[['Q', {call}], ['_', '_']]",
+        f"[{call} for _ in (1,)]",
+        f"(lambda: {call})()",
+        f"lambda x: {call}",
+        f"f'{{{call}}}'",
+        f"{{{call}: 1}}",
+        f'{{"0": "{call}"}}',
+        f'["{call}"]',
+        f"exec({call!r})",
+        f"S('{call}')",
+        f"sympify({call!r})",
+        f"exp({call})",
+        f"x + {call}",
+        f"1 + {call} * 0",
+        "Symbol.__init__.__globals__",
+        f"Symbol.__init__.__globals__['__builtins__']['open']({marker!r}, 'w')",
+        "[].__class__.__base__.__subclasses__()",
+        "x.__class__.__mro__[1].__subclasses__()",
+        f"!!python/object/apply:builtins.open [{marker}, w]",
+        f"import os; os.system('touch {marker}')",
+        f"$(touch {marker})",
+        "{0.__class__.__init__.__globals__}",
+        "%(x)s %n %s" * 50,
+        f"square[1.0, 1.0]; move(box_red, {call})",
+    ]
+    endless = [
+        "9**9**9**9",
+        "10**10**10",
+        "((((2**99)**99)**99)**99)**99",
+        "2**" * 90 + "2",
+        "factorial(10**9)",
+        "(1/3)**(10**9)",
+        "exp(exp(exp(exp(exp(9**99)))))",
+        "1e999999999",
+        "-1e-999999999",
+        "1/3e999999999",
+        "0x" + "f" * 9_000,
+        "9" * 9_999,
+        "9" * 4_000 + "/7",
+        "nan",
+        "inf",
+        "-infinity + nanj",
+        "A+" + "9" * 9_000,
+        "A+999999999 B-999999999",
+        "R999999999 U999999999",
+        "F" + "9" * 9_000,
+        "2 × " * 2_000 + "2",
+        "9" * 5_000 + " × 3",
+        "¬" * 9_000 + "P",
+        "P ∨ " * 2_000 + "P",
+        "∨".join(f"p{i}" for i in range(40)),
+        "∧".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+        "(P→" * 2_000 + "P" + ")" * 2_000,
+        "'x' * 10**12",
+        "[0] * 10**12",
+        "UDLR" * 2_400,
+        "move(" + ", " * 4_900,
+        "x" * 9_999,
+        "(" * 4_999 + "1" + ")" * 4_999,
+        "[" * 9_999,
+        "[" * 4_999 + "]" * 4_999,
+        '{"a":' * 1_900 + "1" + "}" * 1_900,
+        "-" * 9_999,
+        "1," * 4_999,
+        "\n".join("0" * 99 for _ in range(99)),
+        "(" * 50_000 + ")" * 50_000,
+        "\0",
+        "\ud800",
+        "\u202e\ufeff",
+    ]
+    return harmful + endless
+
+
+def tasks() -> Iterator[ReasoningTask]:
+    """Every dataset as it is scored by default and, so that its own scorer is reached, graded."""
+    for dataset in sorted(_reasoning_gym().DATASETS.keys() - {"composite"}):
+        for how in ("threshold", "graded"):
+            fields = {"dataset": dataset, "score": how, **SMALL.get(dataset, {})}
+            yield make_mixture({f"{dataset} {how}": fields}).tasks[f"{dataset} {how}"]
+
+
+def main(marker: str) -> None:
+    watching, sent = False, ""
+    events: list[list[str]] = []
+
+    def note(event: str, _: object) -> None:
+        if watching and event != "builtins.id":  # copy.deepcopy asks for that
+            events.append([event, ascii(sent[:60])])
+
+    sys.addaudithook(note)
+    watching = True
+    eval("1 + 1")
+    open("/dev/null").close()
+    watching = False
+    control = sorted({event for event, _ in events})
+    events.clear()
+
+    seen, right, raised = set(), [], 0
+    for task in tasks():
+        seen.add(task.dataset)
+        problem = task.problem(1)
+        known = problem.answers[0] if problem.answers else "1"
+        for text in (known, "1", "x", "[1]", '{"1": 1}', "nan", "(1, 2)"):  # what a scorer imports, it imports now
+            with contextlib.suppress(Exception):
+                task.score(problem, text)
+        with_it = [f"{known} # {marker}", f"[{known}, open({marker!r}, 'w')]", f"({known}) if open({marker!r}) else 0"]
+        payloads = code(marker)
+        for sent in payloads + with_it:
+            watching = True
+            try:
+                score = task.score(problem, sent)
+            except Exception:  # the scorer of another's library: what raises counts as a failure of the answer
+                score, raised = 0.0, raised + 1
+            finally:
+                watching = False
+            if not (0 <= score < 1 if sent in payloads else 0 <= score <= 1):
+                right.append([task.name, ascii(sent[:60]), score])
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    found = {"control": control, "events": events, "right": right, "raised": raised, "memory": memory}
+    print(json.dumps({"datasets": sorted(seen), **found}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
