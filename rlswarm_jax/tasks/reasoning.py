@@ -7,23 +7,15 @@ What an answer is worth, and what scoring it may run, is in `reasoning_scores`; 
 each dataset's scorer.
 """
 
-import contextlib
-import copy
-import dataclasses
-import decimal
 import functools
 import hashlib
-import importlib
 import importlib.metadata
-import io
 import json
-import sys
-import threading
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlswarm_jax import randomness
+from rlswarm_jax.tasks import reasoning_library as library
 from rlswarm_jax.tasks import reasoning_scores as scores
 from rlswarm_jax.tasks.base import Problem, Split, TaskError, fold, split_of
 
@@ -72,48 +64,8 @@ COMPACT: Mapping[str, Compact] = {
     "spell_backward": _spell_backward,
 }
 
-# They plan all their items when they are made, so a small dataset is made for each problem. In acre six, two and two
-# of ten items are of its three kinds.
-PLANNED = frozenset({"acre", "gsm_symbolic", "list_functions"})
-_PLANNED_ITEMS = 10
-
 # Where datasets whose `answer` is None, as there are many right ones, keep an example of one.
 _EXAMPLES = ("example_answer", "example_correct_answer", "possible_answer")
-
-_QUIET = threading.Lock()
-
-
-@functools.cache
-def _reasoning_gym() -> Any:
-    """Its factory. Two seconds: only a node that plays needs it."""
-    # It imports pycosat at once, a C extension without wheels, for zebra_puzzles alone: there sympy's solver does.
-    stand_in = types.ModuleType("pycosat")
-    stand_in.itersolve = _itersolve  # type: ignore[attr-defined]
-    if sys.modules.setdefault("pycosat", stand_in) is not stand_in:
-        return importlib.import_module("reasoning_gym.factory")
-    try:
-        return importlib.import_module("reasoning_gym.factory")
-    finally:
-        del sys.modules["pycosat"]  # sympy looks for it too, and would call what is not there
-
-
-def _itersolve(clauses: list[tuple[int, ...]]) -> Iterator[list[int]]:
-    """pycosat's: all solutions of a formula in conjunctive normal form, as lists of signed variables 1 to n."""
-    from sympy.assumptions.cnf import EncodedCNF
-    from sympy.logic.algorithms.dpll2 import dpll_satisfiable
-
-    count = max(abs(literal) for clause in clauses for literal in clause)
-    formula = EncodedCNF([set(clause) for clause in clauses], {number: number for number in range(1, count + 1)})
-    for solution in dpll_satisfiable(formula, all_models=True):
-        if solution:
-            yield [number if solution[number] else -number for number in range(1, count + 1)]
-
-
-@contextlib.contextmanager
-def _contained() -> Iterator[None]:
-    """What a generator prints (bf) or sets (decimal_arithmetic) stays in; one thread at a time, as stdout is one."""
-    with _QUIET, decimal.localcontext(), contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 class ReasoningTask:
@@ -138,31 +90,31 @@ class ReasoningTask:
         self._scorer = scores.scorer_of(self.dataset)
         quick = self._score == "exact" or self.dataset in scores.OURS
         self.seconds = 0.0 if quick else SECONDS
-        libraries = ("reasoning-gym",) if self.dataset in COMPACT else ("reasoning-gym", "numpy", "sympy")
-        versions = [f"{library} {importlib.metadata.version(library)}" for library in libraries]
+        used = ("reasoning-gym",) if self.dataset in COMPACT else ("reasoning-gym", "numpy", "sympy")
+        versions = [f"{package} {importlib.metadata.version(package)}" for package in used]
         described = f"{name} {self.dataset} {self._score} {_sorted(options)} {versions} task version {VERSION}"
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
         kept = 65_536 if self._score == "exact" else 4_096  # those carry what their scorer needs
         self.problem = functools.lru_cache(maxsize=kept)(self._problem)
 
     def _make(self, options: dict[str, Any]) -> Any:
-        factory = _reasoning_gym()
+        factory = library.factory()
         known = sorted(factory.DATASETS.keys() - {"composite"})
         if self.dataset == "composite":
             raise TaskError(f"task {self.name!r} is reasoning-gym's composite; name a task for each of its datasets.")
         if self.dataset not in known:
             at = "" if self.dataset == self.name else f"of task {self.name!r} "
             raise TaskError(f"dataset {self.dataset!r} {at}is not offered; expected one of {', '.join(known)}.")
-        make, config_of = factory.DATASETS[self.dataset]
+        config_of = factory.DATASETS[self.dataset][1]
         fields = {key: value for key, value in options.items() if key not in ("score", "level", "curriculum")}
-        size = 2**62 if self.dataset in COMPACT else _PLANNED_ITEMS
+        size = 2**62 if self.dataset in COMPACT else library.PLANNED_ITEMS
         try:
             if options.get("level") is None and not options.get("curriculum"):
                 config = config_of(seed=0, size=size, **fields)
             else:
                 curriculum = self._curriculum(options, fields)
                 config = curriculum.generate_configuration(dict(seed=0, size=size, **fields))
-            return make(config=config)  # which validates it
+            return library.make(self.dataset, config)
         except TaskError:
             raise
         except (TypeError, AssertionError, ValueError, OSError, LookupError, RuntimeError) as error:
@@ -170,7 +122,7 @@ class ReasoningTask:
 
     def _curriculum(self, options: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
         """The dataset's curriculum at the levels asked for."""
-        factory = _reasoning_gym()
+        factory = library.factory()
         if not factory.has_curriculum(self.dataset):
             raise TaskError(f"task {self.name!r} asks for a level, but dataset {self.dataset!r} has no curriculum.")
         curriculum = factory.create_curriculum(self.dataset)
@@ -225,26 +177,17 @@ class ReasoningTask:
             compact, short_answer = COMPACT[self.dataset](entry)
             answers = tuple(dict.fromkeys((short_answer, str(entry["answer"]))))
         else:
-            with _contained():
-                entry = self._item(index)
+            entry = library.item(self.dataset, self._dataset, index)
             compact, answers = entry["question"], _oracles(entry)
         data = None if self._score == "exact" else entry
         return Problem(self.name, seed, entry["question"], compact, answers, split, data=data)
-
-    def _item(self, index: int) -> dict[str, Any]:
-        if self.dataset in PLANNED:
-            config = dataclasses.replace(self._dataset.config, seed=index)
-            return type(self._dataset)(config=config)[index % _PLANNED_ITEMS]
-        dataset = copy.copy(self._dataset)  # one remembers at which item it failed
-        dataset.size = 2**32
-        return dataset[index % 2**32]  # NumPy's seeds have no more bits
 
     def score(self, problem: Problem, answer_text: str) -> float:
         if len(answer_text) > max(MAX_ANSWER_CHARACTERS, 2 * max(map(len, problem.answers), default=0)):
             return 0.0
         folded = fold(answer_text)
         exact = float(folded in {fold(answer) for answer in problem.answers})
-        if self._score == "exact" or not folded:
+        if self._score == "exact" or exact or not folded:
             return exact
         score = self._scorer(self._dataset, problem.data, answer_text.strip())
         if self._score == "graded":

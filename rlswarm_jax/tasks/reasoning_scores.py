@@ -1,7 +1,7 @@
 """What an answer to a reasoning-gym problem is worth, dataset by dataset; docs/tasks-audit.md says why.
 
-reasoning-gym's own `score_answer` evaluates answers as Python in eight datasets, can be made to hang or to fill the
-memory in five, and pays in full for some answers that are wrong. A scorer here is a function
+reasoning-gym's own `score_answer` evaluates answers as Python in nine datasets, can be made to hang or to fill the
+memory in four, and pays in full for some answers that are wrong. A scorer here is a function
 `(dataset, entry, text) -> float`, of reasoning-gym's dataset and entry and an answer without surrounding space:
 
 - `OURS` are replaced: quick, total, and they run no code but this project's.

@@ -2,8 +2,9 @@
 
     python -m tests.tasks.hostile_scorers FILE
 
-Prints JSON: the datasets, what the interpreter was asked to do while answers were scored, which answers were right,
-how many a scorer refused by raising, and the most memory in MiB. FILE must not come into being.
+Prints JSON: the datasets, digests of their problems, what the interpreter was asked to do while answers were scored,
+which answers were right, how many a scorer refused by raising, and the most memory in MiB. FILE must not come into
+being.
 """
 
 import contextlib
@@ -12,16 +13,9 @@ import resource
 import sys
 from collections.abc import Iterator
 
-from rlswarm_jax.tasks import make_mixture
-from rlswarm_jax.tasks.reasoning import ReasoningTask, _reasoning_gym
-
-# Of the generators that take seconds, a smaller problem.
-SMALL = {
-    "futoshiki": {"min_board_size": 4, "max_board_size": 4, "max_difficulty": 1},
-    "knight_swap": {"max_nodes": 7, "max_steps": 8},
-    "sokoban": {"max_boxes": 4},
-    "zebra_puzzles": {"num_people": 2, "num_characteristics": 2},
-}
+from rlswarm_jax.tasks import Problem
+from rlswarm_jax.tasks.reasoning import ReasoningTask
+from tests.tasks.gym_datasets import every_dataset, problems_digest, task
 
 
 def code(marker: str) -> list[str]:
@@ -107,12 +101,13 @@ def code(marker: str) -> list[str]:
     return harmful + endless
 
 
-def tasks() -> Iterator[ReasoningTask]:
-    """Every dataset as it is scored by default and, so that its own scorer is reached, graded."""
-    for dataset in sorted(_reasoning_gym().DATASETS.keys() - {"composite"}):
-        for how in ("threshold", "graded"):
-            fields = {"dataset": dataset, "score": how, **SMALL.get(dataset, {})}
-            yield make_mixture({f"{dataset} {how}": fields}).tasks[f"{dataset} {how}"]
+def pairs() -> Iterator[tuple[ReasoningTask, Problem]]:
+    """A problem of every dataset, to be scored as it is by default and, so that its own scorer is reached, graded."""
+    for dataset in every_dataset():
+        default, graded = task(dataset), task(dataset, "graded")
+        problem = graded.problem(1)
+        yield default, problem
+        yield graded, problem
 
 
 def main(marker: str) -> None:
@@ -131,29 +126,29 @@ def main(marker: str) -> None:
     control = sorted({event for event, _ in events})
     events.clear()
 
-    seen, right, raised = set(), [], 0
-    for task in tasks():
-        seen.add(task.dataset)
-        problem = task.problem(1)
+    seen, problems, right, raised = set(), {}, [], 0
+    for one, problem in pairs():
+        seen.add(one.dataset)
+        problems[one.dataset] = problems_digest(task(one.dataset, "graded"))
         known = problem.answers[0] if problem.answers else "1"
         for text in (known, "1", "x", "[1]", '{"1": 1}', "nan", "(1, 2)"):  # what a scorer imports, it imports now
             with contextlib.suppress(Exception):
-                task.score(problem, text)
+                one.score(problem, text)
         with_it = [f"{known} # {marker}", f"[{known}, open({marker!r}, 'w')]", f"({known}) if open({marker!r}) else 0"]
         payloads = code(marker)
         for sent in payloads + with_it:
             watching = True
             try:
-                score = task.score(problem, sent)
+                score = one.score(problem, sent)
             except Exception:  # the scorer of another's library: what raises counts as a failure of the answer
                 score, raised = 0.0, raised + 1
             finally:
                 watching = False
             if not (0 <= score < 1 if sent in payloads else 0 <= score <= 1):
-                right.append([task.name, ascii(sent[:60]), score])
+                right.append([one.name, ascii(sent[:60]), score])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     found = {"control": control, "events": events, "right": right, "raised": raised, "memory": memory}
-    print(json.dumps({"datasets": sorted(seen), **found}))
+    print(json.dumps({"datasets": sorted(seen), "problems": problems, **found}))
 
 
 if __name__ == "__main__":
