@@ -196,7 +196,7 @@ def _only_if(harmless: Callable[[Entry, str], bool]) -> Scorer:
 
 
 def _numbers(entry: Entry, text: str) -> bool:
-    """Only numbers: reasoning-gym's passes over what is none, so that anything is right where nothing solves."""
+    """Only numbers: reasoning-gym's passes over what is none."""
     number = r"\s*[+-]?[0-9]{1,30}(\.[0-9]{0,30})?\s*"
     return text.count(",") < 100 and bool(re.fullmatch(f"({number}(,{number})*)?", text))
 

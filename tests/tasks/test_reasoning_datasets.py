@@ -3,9 +3,11 @@
 import functools
 import json
 import os
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from rlswarm_jax.tasks import TaskError, make_mixture, reasoning_library, reasoning_scores
@@ -91,6 +93,19 @@ def test_two_tasks_may_be_of_one_dataset():
         assert mixture.score(problem, problem.answers[0]) == 1.0
     two, own = mixture.tasks["two"], ReasoningTask("chain_sum", options)
     assert two.fingerprint != own.fingerprint and two.problem(0).question != own.problem(0).question
+
+
+def test_problems_do_not_depend_on_what_else_is_made_or_rolled():
+    """codeio keeps its programs on its class, word_ladder remembers failures, and list_functions has common dice."""
+    for name in ("codeio", "list_functions", "pool_matrix", "word_ladder"):
+        first = ReasoningTask(name, {})
+        expected = [first.problem(seed) for seed in range(6)]
+        again = ReasoningTask(name, {})
+        ReasoningTask(name, {"difficulty": 5} if name == "codeio" else {}).problem(0)
+        random.seed(5), np.random.seed(5)
+        state, numpy_state = random.getstate(), np.random.get_state()[1].tolist()
+        assert [again.problem(seed) for seed in reversed(range(6))] == expected[::-1]
+        assert random.getstate() == state and np.random.get_state()[1].tolist() == numpy_state
 
 
 def test_no_scorer_runs_what_it_is_sent(tmp_path):
