@@ -208,7 +208,7 @@ def _sorted(value: Any) -> Any:
 def _oracles(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """The answer as it is told, or an example of one; none where the dataset does not tell any.
 
-    Raises ValueError for an integral that it says is itself.
+    Raises ValueError for an integral that it says is itself, and for silence, which must never be right.
     """
     answer = entry["answer"]
     if answer is None:
@@ -217,4 +217,6 @@ def _oracles(entry: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     if "Integral(" in str(answer):
         raise ValueError("reasoning-gym does not know the answer")
+    if not str(answer).strip():
+        raise ValueError("the answer is empty")
     return (json.dumps(answer) if isinstance(answer, dict) else str(answer),)

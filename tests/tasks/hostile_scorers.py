@@ -3,8 +3,8 @@
     python -m tests.tasks.hostile_scorers FILE
 
 Prints JSON: the datasets, digests of their problems, what the interpreter was asked to do while answers were scored,
-which answers were right, how many a scorer refused by raising, and the most memory in MiB. FILE must not come into
-being.
+which answers were right, how many a scorer refused by raising, what codeio's programs wrote, and the most memory in
+MiB. FILE must not come into being.
 """
 
 import contextlib
@@ -110,11 +110,22 @@ def pairs() -> Iterator[tuple[ReasoningTask, Problem]]:
         yield graded, problem
 
 
+def _leaves(event: str, arguments: tuple) -> bool:
+    """Whether something is written or leaves the process; imports only read and list."""
+    if event == "open":
+        return isinstance(arguments[1], str) and bool(set("wax+") & set(arguments[1]))
+    return event.startswith(("os.", "shutil.", "socket.", "subprocess.")) and event not in ("os.listdir", "os.scandir")
+
+
 def main(marker: str) -> None:
-    watching, sent = False, ""
+    watching, making, sent = False, False, ""
     events: list[list[str]] = []
 
-    def note(event: str, _: object) -> None:
+    written: list[str] = []
+
+    def note(event: str, arguments: tuple) -> None:
+        if making and _leaves(event, arguments):
+            written.append(ascii(f"{event} {arguments}"))
         if watching and event != "builtins.id":  # copy.deepcopy asks for that
             events.append([event, ascii(sent[:60])])
 
@@ -146,9 +157,14 @@ def main(marker: str) -> None:
                 watching = False
             if not (0 <= score < 1 if sent in payloads else 0 <= score <= 1):
                 right.append([one.name, ascii(sent[:60]), score])
+    codeio = task("codeio")
+    making = True
+    for seed in range(400):
+        codeio.problem(seed)
+    making = False
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     found = {"control": control, "events": events, "right": right, "raised": raised, "memory": memory}
-    print(json.dumps({"datasets": sorted(seen), "problems": problems, **found}))
+    print(json.dumps({"datasets": sorted(seen), "problems": problems, "written": written, **found}))
 
 
 if __name__ == "__main__":
