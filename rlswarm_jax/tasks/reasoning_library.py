@@ -1,0 +1,159 @@
+"""reasoning-gym, held to give the same item for the same seed in every process."""
+
+import contextlib
+import copy
+import dataclasses
+import decimal
+import functools
+import importlib
+import io
+import random
+import re
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+# They plan all their items when they are made, so a small dataset is made for each item. In acre six, two and two of
+# ten items are of its three kinds.
+PLANNED = frozenset({"acre", "gsm_symbolic", "list_functions"})
+PLANNED_ITEMS = 10
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@functools.cache
+def factory() -> Any:
+    """reasoning_gym.factory. Two seconds to import: only a node that plays needs it."""
+    # It imports pycosat at once, a C extension without wheels, for zebra_puzzles alone: there sympy's solver does.
+    stand_in = types.ModuleType("pycosat")
+    stand_in.itersolve = _itersolve  # type: ignore[attr-defined]
+    if sys.modules.setdefault("pycosat", stand_in) is not stand_in:
+        return importlib.import_module("reasoning_gym.factory")
+    try:
+        return importlib.import_module("reasoning_gym.factory")
+    finally:
+        del sys.modules["pycosat"]  # sympy looks for it too, and would call what is not there
+
+
+def _itersolve(clauses: list[tuple[int, ...]]) -> Iterator[list[int]]:
+    """pycosat's: all solutions of a formula in conjunctive normal form, as lists of signed variables 1 to n."""
+    from sympy.assumptions.cnf import EncodedCNF
+    from sympy.logic.algorithms.dpll2 import dpll_satisfiable
+
+    count = max(abs(literal) for clause in clauses for literal in clause)
+    formula = EncodedCNF([set(clause) for clause in clauses], {number: number for number in range(1, count + 1)})
+    for solution in dpll_satisfiable(formula, all_models=True):
+        if solution:
+            yield [number if solution[number] else -number for number in range(1, count + 1)]
+
+
+def make(name: str, config: Any) -> Any:
+    """The dataset of that name. Raises whatever it raises for a config that it refuses."""
+    dataset = factory().DATASETS[name][0](config=config)
+    REPAIRS.get(name, lambda dataset: None)(dataset)
+    return dataset
+
+
+def item(name: str, dataset: Any, index: int) -> dict[str, Any]:
+    """An item by a 64-bit index; nothing else decides on it. Raises whatever the dataset raises for some indices."""
+    with _contained(index):
+        if name in PLANNED:
+            planned = make(name, dataclasses.replace(dataset.config, seed=index))
+            return planned[index % PLANNED_ITEMS]
+        dataset = copy.copy(dataset)  # one remembers at which item it failed
+        dataset.size = 2**32
+        if name == "codeio":
+            type(dataset)._jsonl_data = dataset.programs  # else it has those of whichever was made last
+        return dataset[index % 2**32]  # NumPy's seeds have no more bits
+
+
+@contextlib.contextmanager
+def _contained(seed: int) -> Iterator[None]:
+    """The interpreter's own dice at a seed, and all as it was afterwards.
+
+    Programs of codeio and list_functions roll them, pool_matrix seeds NumPy's, decimal_arithmetic sets the precision
+    and bf prints. One thread at a time, as the interpreter has but one of each.
+    """
+    import numpy as np
+
+    with _ONE_AT_A_TIME, decimal.localcontext(), contextlib.redirect_stdout(io.StringIO()):
+        kept, kept_by_numpy = random.getstate(), np.random.get_state()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(kept)
+            np.random.set_state(kept_by_numpy)
+
+
+# --- datasets that draw from a set of strings, whose order is another in every process
+
+
+class _Ordered(tuple[str, ...]):
+    """A set in its order, for who takes a list or a difference of it."""
+
+    def __sub__(self, other: Iterable[str]) -> "_Ordered":
+        return _Ordered(value for value in self if value not in set(other))
+
+
+class _Sorted(frozenset[str]):
+    """A set that is gone through in order."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(super().__iter__()))
+
+
+def _knights(dataset: Any) -> None:
+    sys.modules[type(dataset).__module__].frozenset = _Sorted  # type: ignore[attr-defined]
+
+
+# codeio makes its problems by running programs it comes with, which a language model wrote. Left out are those that
+# could answer otherwise in another process, or do more than reckon: one writes a file where it stands.
+_RECKONING = """
+    abc bisect cmath collections copy dataclasses decimal enum fractions functools heapq itertools json math numbers
+    numpy operator queue random re scipy statistics string sympy typing
+"""
+_IMPORT = re.compile(r"^\s*(?:import|from)\s+(\w+)", re.MULTILINE)
+_MORE = re.compile(
+    r"\b(set|frozenset|union|intersection|hash|__hash__|id|time|date|datetime|uuid|secrets|default_rng)\b"
+    r"|\b(open|os|sys|io|eval|exec|exit|quit|globals|__import__|tofile|save|savetxt|dump|memmap|lambdify)\b"
+    r"|urandom|SystemRandom|\{[^{}:]+\}"
+)
+
+
+def _only_reckons(program: Mapping[str, str]) -> bool:
+    code = f"{program['code_sample']}\n{program['input_generator']}"
+    return set(_IMPORT.findall(code)) <= set(_RECKONING.split()) and not _MORE.search(code)
+
+
+def _programs(dataset: Any) -> None:
+    dataset.programs = list(filter(_only_reckons, type(dataset)._jsonl_data))
+
+
+def _letters(dataset: Any) -> None:
+    dataset.letters = _Ordered(sorted(dataset.letters))
+
+
+def _monomials(dataset: Any) -> None:
+    drawn = dataset._get_monomials
+    dataset._get_monomials = lambda rng: sorted(drawn(rng), key=str)
+
+
+def _neighbours(dataset: Any) -> None:
+    graphs = dataset.word_graphs
+    dataset.word_graphs = {
+        length: {word: sorted(near) for word, near in graph.items()} for length, graph in graphs.items()
+    }
+
+
+REPAIRS: Mapping[str, Callable[[Any], None]] = {
+    "codeio": _programs,
+    "isomorphic_strings": _letters,
+    "knight_swap": _knights,
+    "polynomial_multiplication": _monomials,
+    "ransom_note": _letters,
+    "word_ladder": _neighbours,
+}
