@@ -57,7 +57,13 @@ class Mixture:
         raise TaskError(f"the tasks have only {len(found)} distinct held-out problems, {count} are asked for.")
 
 
-KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], Task]] = {"reasoning": ReasoningTask}
+def _code(name: str, options: Mapping[str, Any]) -> Task:
+    from rlswarm_jax.tasks.code import CodeTask  # here, or `python -m rlswarm_jax.tasks.sandbox` would be there twice
+
+    return CodeTask(name, options)
+
+
+KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], Task]] = {"code": _code, "reasoning": ReasoningTask}
 
 
 def make_mixture(tasks: Mapping[str, Mapping[str, Any]]) -> Mixture:

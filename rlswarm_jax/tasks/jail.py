@@ -46,7 +46,7 @@ def make_read_only(path: str) -> None:
 
 
 def build_world(plan: dict) -> None:
-    """A root of nothing but the interpreter, read-only, an empty /tmp of limited size, no /proc, no /sys, no devices."""
+    """A root of nothing but the interpreter, read-only, an empty /tmp of limited size, no /proc, /sys or devices."""
     size = 2**20 + len(plan["program"]) + len(plan["stdin"])
     mount_empty("/tmp", 0, b"mode=0755,size=%d,nr_inodes=1024" % size)
     os.chdir("/tmp")
