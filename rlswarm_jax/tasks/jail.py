@@ -35,6 +35,15 @@ def call(name: str, *arguments: int | bytes | None) -> None:
         raise OSError(error, f"{name} {[a for a in arguments if isinstance(a, bytes)]}: {os.strerror(error)}")
 
 
+def check_namespaces(outside: dict[str, str]) -> None:
+    """Before anything is mounted: raises OSError for a namespace that is still the parent's."""
+    for name, known in outside.items():
+        if os.readlink(f"/proc/self/ns/{name}") == known:
+            raise OSError(f"the {name} namespace is not a new one")
+    if os.getpid() != 1:
+        raise OSError("this is not process 1")
+
+
 def mount_empty(path: str, flags: int, options: bytes) -> None:
     call("mount", b"none", path.encode(), b"tmpfs", flags | MS_NOSUID | MS_NODEV, options)
 
@@ -107,6 +116,7 @@ def become_program(plan: dict) -> None:
 
 def run(plan: dict) -> str:
     """Runs the program until it ends, its time is over, or the parent is gone; what became of it, in words."""
+    check_namespaces(plan["outside"])
     build_world(plan)
     started = time.monotonic()
     pid = os.fork()

@@ -29,6 +29,7 @@ from rlswarm_jax.tasks.base import TaskError
 VERSION = 1  # changes when what a program can see or do does
 JAIL = Path(__file__).with_name("jail.py")
 MECHANISM = "unshare + seccomp"
+NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts")
 UNSHARE = ("--user", "--map-root-user", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child")
 PYTHON = ("-s", "-P", "-B")  # isolated but for the environment, which is ours
 ENVIRONMENT = {"HOME": "/tmp", "LC_CTYPE": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0"}  # sets ordered alike
@@ -153,7 +154,7 @@ os._exit(not sys.stdout.flush())
 
 def _run(program: str, stdin: bytes, limits: Limits) -> Outcome:
     unshare, plan = _machine()
-    source = program.encode("utf-8", "surrogateescape")
+    source = program.encode(errors="surrogatepass")  # then it is no Python, which Python will say
     message = marshal.dumps({**plan, **_limits(limits), "program": source, "stdin": stdin})
     status_out, status_in = os.pipe()
     command = [unshare, *UNSHARE, plan["command"][0], "-I", "-S", "-B", str(JAIL), str(status_in)]
@@ -203,7 +204,7 @@ def _follow(streams: dict[int, bytearray], status: int, limits: Limits) -> Liter
             selector.register(fd, selectors.EVENT_READ)
         while selector.get_map():
             ready = selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if not ready or time.monotonic() > deadline:
                 return "time"
             for key, _ in ready:
                 chunk = os.read(key.fd, 65_536)
@@ -260,7 +261,8 @@ def _machine() -> tuple[str, dict[str, Any]]:
         raise SandboxRefused("util-linux's `unshare` is not installed")
     try:
         filter_ = seccomp.make_filter()
-    except ValueError as error:
+        outside = {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES}
+    except (ValueError, OSError) as error:
         raise SandboxRefused(str(error)) from None
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     libraries = _standard_library()
@@ -268,6 +270,7 @@ def _machine() -> tuple[str, dict[str, Any]]:
     visible |= _shared_libraries(python)
     site_packages = [os.path.join(library, "site-packages") for library in libraries]
     plan = {
+        "outside": outside,
         "visible": [{"at": at, "is": os.path.realpath(path)} for at, path in visible.items()],
         "hidden": [path for path in site_packages if os.path.isdir(path)],
         "command": [python, *PYTHON, "/program.py"],
