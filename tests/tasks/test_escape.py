@@ -139,7 +139,7 @@ def test_the_library_of_the_machine_cannot_be_changed():
     program = TRY + textwrap.dedent("""
         library = os.path.dirname(os.__file__)
         print(attempt(lambda: open(os.__file__, "a")))
-        print(attempt(lambda: open(library + "/sitecustomize.py", "w")))
+        print(attempt(lambda: open(library + "/usercustomize.py", "w")))
         print(attempt(lambda: os.chmod(os.__file__, 0o777)))
         print(attempt(lambda: os.utime(os.__file__)))
         print(attempt(lambda: os.rename(os.__file__, "/tmp/os.py")))
