@@ -59,9 +59,16 @@ class Mixture:
         raise TaskError(f"the tasks have only {len(found)} distinct held-out problems, {count} are asked for.")
 
 
+def _code(name: str, options: Mapping[str, Any]) -> Task:
+    from rlswarm_jax.tasks.code import CodeTask  # here, or `python -m rlswarm_jax.tasks.sandbox` would be there twice
+
+    return CodeTask(name, options)
+
+
 KINDS: Mapping[str, Callable[[str, Mapping[str, Any]], Task]] = {
-    "reasoning": ReasoningTask,
+    "code": _code,
     "dataset": DatasetTask,
+    "reasoning": ReasoningTask,
     "trl": RewardTask,
 }
 

@@ -75,7 +75,7 @@ class Verifier:
     def __init__(self, tasks: Mapping[str, Mapping[str, Any]], mixture: Mixture, workers: int = 2):
         if workers < 1:
             raise VerifierError(f"a verifier needs at least one worker, got {workers}.")
-        self._mixture, self._workers = mixture, workers
+        self.mixture, self._workers = mixture, workers
         self._setup = Setup(repr({name: dict(fields) for name, fields in tasks.items()}), mixture.fingerprint)
         if any(task.seconds for task in mixture.tasks.values()):
             try:
@@ -127,13 +127,13 @@ class Verifier:
             thread.join()
 
     def _needs_worker(self, problem: Problem, answer_text: str) -> bool:
-        return self._mixture.tasks[problem.task].seconds > 0 and len(answer_text) <= MAX_ANSWER_CHARACTERS
+        return self.mixture.tasks[problem.task].seconds > 0 and len(answer_text) <= MAX_ANSWER_CHARACTERS
 
     def _in_place(self, problem: Problem, answer_text: str) -> Outcome:
         if len(answer_text) > MAX_ANSWER_CHARACTERS:
             return Outcome(0.0)
         try:
-            return Outcome(as_score(self._mixture.score(problem, answer_text)))
+            return Outcome(as_score(self.mixture.score(problem, answer_text)))
         except Exception as error:  # a scorer's, as in a worker: it costs this item, not the run
             outcome = Outcome(0.0, "error", reason(error))
         self._tell(problem, outcome)
@@ -192,7 +192,7 @@ class Verifier:
 
     def _carry_out(self, job: _Job, process: WorkerProcess | None) -> tuple[Outcome, WorkerProcess | None]:
         """The outcome, and the process if it can take another job. Raises VerifierError."""
-        seconds = self._mixture.tasks[job.problem.task].seconds + GRACE
+        seconds = self.mixture.tasks[job.problem.task].seconds + GRACE
         while True:
             fresh, process = process is None, process or self._start()
             try:
