@@ -37,8 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.swarm("game")
     common.simulate(config)
     config.model.path = "embedded:base"
-    config.tasks = common.hard_tasks()
-    config.tasks.chain_sum = common.tiny_tasks().chain_sum
+    config.tasks = ml_collections.ConfigDict({"chain_sum": common.tiny_tasks().chain_sum.to_dict()})
     config.rounds = 150
     config.swarm.local_groups, config.game.shared = 4, 4
     config.learn.learning_rate = 1e-4

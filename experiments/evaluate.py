@@ -18,7 +18,6 @@ answer and what they would get at random, the critics' vote, the revised answers
 import dataclasses
 import functools
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from experiments.report import print_table
 from experiments.results import MISSING
 from rlswarm_jax import identity
 from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
-from rlswarm_jax.evaluation import majority_at_k, pass_at_k
+from rlswarm_jax.evaluation import majority_at_k, mean_and_error, pass_at_k, ranking
 from rlswarm_jax.game.exam import Outcome, Stage, make_exam, sit
 from rlswarm_jax.game.rewards import RIGHT
 from rlswarm_jax.grpo.learner import TrainState
@@ -142,8 +141,8 @@ def measures(outcomes: Sequence[Outcome]) -> dict[str, Measure]:
 
 
 def _measure(values: Sequence[float]) -> Measure:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Measure(statistics.fmean(values), error, len(values))
+    mean, error = mean_and_error(values) if len(values) > 1 else (values[0], None)
+    return Measure(mean, error, len(values))
 
 
 def _right(scores: Sequence[float]) -> list[bool]:
@@ -159,13 +158,14 @@ def _mean_score(stage: Stage | None) -> float | None:
 
 def _pass_at(k: int, outcome: Outcome) -> float:
     """Mean over nodes."""
-    return statistics.fmean(pass_at_k(len(row), sum(_right(row)), k) for row in outcome.first.scores)
+    return statistics.fmean(float(pass_at_k(len(row), sum(_right(row)), k)) for row in outcome.first.scores)
 
 
 def _majority_at(k: int, outcome: Outcome) -> float:
     """Mean over nodes."""
+    rank = ranking(outcome.problem.task, outcome.problem.seed)
     rows = zip(outcome.first.canonical, outcome.first.scores, strict=True)
-    return statistics.fmean(majority_at_k(canonical, _right(scores), k) for canonical, scores in rows)
+    return statistics.fmean(majority_at_k(canonical, _right(scores), k, rank) for canonical, scores in rows)
 
 
 # --- tables
