@@ -97,6 +97,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.learn.clip_high = 0.28
     config.learn.advantage_scale = "std"  # or "none" (Dr. GRPO)
     config.learn.positive_only_external = True  # of peers' completions only the better ones
+    config.learn.positive_only_local = False  # the same of a node's own
     config.learn.external_correction = "reencode"  # on-policy by assertion (SAPO), or "behaviour"
     config.learn.updates_per_round = 1
     config.learn.microbatch_rows = 0  # 0: the whole batch at once

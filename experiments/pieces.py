@@ -153,6 +153,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         held_out_problems=config.evaluation.problems,
         held_out_rows=min(config.evaluation.rows, config.evaluation.problems),
         positive_only_external=config.learn.positive_only_external,
+        positive_only_local=config.learn.positive_only_local,
         external_correction=config.learn.external_correction,
         advantage_scale=config.learn.advantage_scale,
         updates_per_round=config.learn.updates_per_round,

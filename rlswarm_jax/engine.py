@@ -48,6 +48,7 @@ class EngineConfig:
     held_out_problems: int
     held_out_rows: int
     positive_only_external: bool
+    positive_only_local: bool
     external_correction: Literal["reencode", "behaviour"]
     advantage_scale: Literal["std", "none"]
     updates_per_round: int
@@ -82,6 +83,7 @@ class Engine:
         self._mesh = None if self.stacked or mesh.size == 1 else mesh
         self._shards = parallel.row_shards(self._mesh)
         on, state = (self._mesh, devices.backend), learner.init_state(policy.params, learner_config, self._mesh)
+        self._microbatch = max(learner_config.microbatch_rows, 1)
         self._states = [state] * num_nodes
         self._stack: Any = _stack(self._states) if self.stacked else None
 
@@ -132,7 +134,8 @@ class Engine:
         for count in dict.fromkeys(prompts):
             keys_PGM = np.zeros((count, self.config.group_size, 2), np.uint32)
             self.sample({node: Sample([typical] * count, keys_PGM) for node in nodes})
-        self.learn({node: Learn([]) for node in nodes})
+        for size in self._sizes():
+            self._run_step({node: self.make_batch([], size) for node in nodes})
         self._states, self._stack = states, stack
         self._cast_params.clear()
 
@@ -159,7 +162,11 @@ class Engine:
 
     def learn(self, requests: Mapping[int, Learn]) -> dict[int, Metrics]:
         """Takes the gradient on every node's groups; nothing else changes the weights."""
-        batches = {node: self.make_batch(request.groups) for node, request in requests.items()}
+        most = max((len(request.groups) for request in requests.values()), default=0)
+        batches = {
+            node: self.make_batch(request.groups, most if self.stacked else len(request.groups))
+            for node, request in requests.items()
+        }
         if self.config.updates_per_round > 1:
             batches = {node: self._with_old_logprobs(node, batch) for node, batch in batches.items()}
         totals: dict[int, Metrics] = {}
@@ -196,15 +203,14 @@ class Engine:
                 self.verifier.begin(answers[node][start:])  # while the device goes on
         return {node: self._accuracy(self.verifier.score(found).scores) for node, found in answers.items()}
 
-    def make_batch(self, groups: Sequence[ScoredGroup]) -> learner.Batch:
-        """Groups as the learner's arrays, always of one shape.
+    def make_batch(self, groups: Sequence[ScoredGroup], size: int = 0) -> learner.Batch:
+        """Groups as the learner's arrays, in one of the few shapes of `_sizes` that has room for `size` groups.
 
-        Completions of external groups without a positive advantage are left out if the config says so. A peer's
+        Completions without a positive advantage are left out where the config says so. A peer's
         log-probs are used under external_correction="behaviour"; else its samples are taken to be on-policy.
         """
         config = self.config
-        rows = config.max_groups * config.group_size
-        rows = self._whole_shards(rows)
+        rows = next(rows for groups_there, rows in self._sizes().items() if groups_there >= max(size, len(groups)))
         tokens_BT = np.zeros((rows, config.max_prompt_tokens + config.max_new_tokens), np.int32)
         old_BC = np.zeros((rows, config.max_new_tokens), np.float32)
         prompt_lengths_B, lengths_B = np.ones(rows, np.int32), np.zeros(rows, np.int32)
@@ -217,7 +223,8 @@ class Engine:
             correct = not group.external or config.external_correction == "behaviour"
             for g, completion in enumerate(group.tokens):
                 row = p * config.group_size + g
-                if group.external and config.positive_only_external and advantages_PG[p, g] <= 0:
+                positive_only = config.positive_only_external if group.external else config.positive_only_local
+                if positive_only and advantages_PG[p, g] <= 0:
                     continue
                 text = group.prompt + completion
                 tokens_BT[row, : len(text)] = text
@@ -238,6 +245,12 @@ class Engine:
         """Prompt slots of a tile: exact mode has one width, else there are a few, so that short prompts cost less."""
         most = self.config.max_prompt_tokens
         return most if self.config.exact else min(most, sampling.bucket(max(LEAST_SLOTS, *map(len, prompts))))
+
+    def _sizes(self) -> dict[int, int]:
+        """Rows of the batches that are made, by how many groups they have room for: all, a half or a quarter."""
+        most, whole = self.config.max_groups, self._microbatch * self._shards
+        sizes = [-(-most // part) for part in (4, 2, 1)]
+        return {size: -(-size * self.config.group_size // whole) * whole for size in sizes}
 
     def _whole_shards(self, size: int) -> int:
         """As many rows at least, as many for each device."""
@@ -270,7 +283,8 @@ class Engine:
             for node, batch in batches.items():
                 self._states[node], found[node] = self._step(self._states[node], batch)
             return jax.device_get(found)
-        nothing = self.make_batch([])
+        rows = len(next(iter(batches.values())).completion_lengths_B)
+        nothing = self.make_batch([], next(size for size, there in self._sizes().items() if there == rows))
         stacked = jax.tree.map(lambda *xs: np.stack(xs), *[batches.get(n, nothing) for n in range(self.num_nodes)])
         self._stack, metrics = self._step(self._stack, stacked)
         metrics = jax.device_get(metrics)

@@ -40,6 +40,7 @@ CONFIG = EngineConfig(
     held_out_problems=20,
     held_out_rows=8,
     positive_only_external=True,
+    positive_only_local=False,
     external_correction="behaviour",
     advantage_scale="none",
     updates_per_round=1,

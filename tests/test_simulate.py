@@ -50,6 +50,7 @@ class World:
                 held_out_problems=8,
                 held_out_rows=8,
                 positive_only_external=False,
+                positive_only_local=False,
                 external_correction="behaviour",
                 advantage_scale="std",
                 updates_per_round=1,
