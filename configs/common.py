@@ -37,7 +37,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.name = name
     config.driver = "live"  # a process for each node; "simulate": all in one; "node": this one, which joins others
     config.seed = 0
-    config.rounds = 200
+    config.rounds = 150
 
     config.model = ml_collections.ConfigDict()
     config.model.path = "embedded"  # or "embedded:base": before it was spoiled; or a Hugging Face directory or hub id
