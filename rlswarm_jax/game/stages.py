@@ -138,14 +138,18 @@ def vote(named: Iterable[int | None]) -> int | None:
 
 
 def consensus(answers: Iterable[str | None], canonical: Canonical, *fields: randomness.Field) -> str | None:
-    """The answer with the most votes, in canonical form; None without votes, or where most find none right.
+    """The answer with the most votes; None without votes, or where most find none right.
 
-    Between equals the fields decide, which nobody knew who voted.
+    Of those that say the same it is one. Between equals the fields decide.
     """
-    counts = collections.Counter(canonical(answer) if answer else "" for answer in answers if answer is not None)
-    if not counts:
+    votes = collections.defaultdict[str, list[str]](list)
+    for answer in answers:
+        if answer is not None:
+            votes[canonical(answer) if answer else ""].append(answer)
+    if not votes:
         return None
-    return min(counts, key=lambda text: (-counts[text], randomness.digest("pool", "tie", *fields, text))) or None
+    winner = min(votes, key=lambda text: (-len(votes[text]), randomness.digest("pool", "tie", *fields, text)))
+    return min(votes[winner]) if winner else None
 
 
 def votes_on(sheets: Sheets, round_: int, stage: str, index: int) -> list[str | None]:
