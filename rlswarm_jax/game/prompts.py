@@ -159,6 +159,7 @@ def _control(tokenizer: Tokenizer) -> _Control:
 
 _COMPACT_RESERVED = "|:;~!#"
 _COMPACT_CUE = {CRITIQUE: "~", REVISE: "!"}
+_COMPACT_PROMPT = re.compile(r"[^|:;~!#]*(?:\|[^|:;~!#]*(?::[0-9]+)?)*(?:;[^|:;~!#]*)*[~!]")
 
 
 def _compact(stage: str, problem: Problem, view: View, persona: str) -> Prompt:
@@ -174,7 +175,7 @@ def _compact_shown(stage: str, quoted: View) -> str:
 
 
 def _parse_compact(stage: str, prompt: Prompt) -> View:
-    if not isinstance(prompt, str):
+    if not isinstance(prompt, str) or not _COMPACT_PROMPT.fullmatch(prompt):
         raise ValueError("this is not a prompt of the stage.")
     front, *critiques = prompt[:-1].split(";")
     question, *shown = front.split("|")

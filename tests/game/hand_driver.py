@@ -111,7 +111,7 @@ def asked(game: Game, round_: int, prompt: Sequence[int]) -> tuple[str, int, Vie
 
 
 def sampled(game: Game, text: str, salt: int = 0) -> Sampled:
-    tokens = [*game.tokenizer.encode(text), END]
+    tokens = [*game.tokenizer.encode(text), game.eos_token_ids[0]]
     logprobs = [-0.125 * (1 + (salt + t) % 7) for t in range(len(tokens))]  # exact in float32
     return Sampled(tokens, logprobs, text, True)
 
