@@ -86,12 +86,12 @@ def speaks(beacon: bytes, author: bytes, stage: str, index: int, group_size: int
 
 
 def read(sheets: Sheets, seat: Seat) -> Reading | None:
-    """What is shown there of all that was heard; None for a critic who has heard nobody."""
+    """What is shown there of all that was heard; None for a critic who has heard nobody, or a reviser without answer."""
     answers = _choose(sheets, seat, ANSWER, seat.shown)
     if seat.stage == CRITIQUE:
         return read_parents(sheets, seat, answers) if answers else None
     own = [h for h, sheet in sheets.items() if sheet.author == seat.reader and seat.has(sheet, ANSWER)]
-    return read_parents(sheets, seat, own + answers + _choose(sheets, seat, CRITIQUE, seat.critics))
+    return read_parents(sheets, seat, own + answers + _choose(sheets, seat, CRITIQUE, seat.critics)) if own else None
 
 
 def _choose(sheets: Sheets, seat: Seat, stage: str, count: int) -> list[bytes]:
