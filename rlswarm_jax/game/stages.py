@@ -86,7 +86,7 @@ def speaks(beacon: bytes, author: bytes, stage: str, index: int, group_size: int
 
 
 def read(sheets: Sheets, seat: Seat) -> Reading | None:
-    """What is shown there of all that was heard; None for a critic who has heard nobody, or a reviser without answer."""
+    """What is shown there of all that was heard; None for a critic who heard nobody, a reviser without answer."""
     answers = _choose(sheets, seat, ANSWER, seat.shown)
     if seat.stage == CRITIQUE:
         return read_parents(sheets, seat, answers) if answers else None

@@ -137,6 +137,12 @@ class Played:
         """What it published, by stage."""
         return {effect.record.stage: effect.record for effect in self.all(Publish)}
 
+    @property
+    def said(self) -> dict[str, SignedRecord]:
+        """The same as it arrives."""
+        published = [r for effect, r in zip(self.effects, self.results, strict=True) if isinstance(effect, Publish)]
+        return {record.record.stage: record for record in map(open_envelope, published)}
+
     def shown(self, game: Game, stage: str) -> dict[int, View]:
         """What it was shown in a stage, by problem."""
         found = [asked(game, self.state.round - 1, p) for effect in self.all(Sample) for p in effect.prompts]
