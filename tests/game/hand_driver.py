@@ -30,14 +30,15 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(assets.SPOILED, 97)
 
 
+TASKS = {
+    "spell_backward": {"min_word_len": 5, "max_word_len": 8},
+    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 4, "max_digits": 4},
+}
+
+
 @functools.cache
 def mixture() -> tasks.Mixture:
-    return tasks.make_mixture(
-        {
-            "spell_backward": {"min_word_len": 5, "max_word_len": 8},
-            "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 4, "max_digits": 4},
-        }
-    )
+    return tasks.make_mixture(TASKS)
 
 
 def make_game(identity: Identity = ME, **fields) -> Game:

@@ -14,7 +14,6 @@ from rlswarm_jax.game.effects import Gather, Learn, Publish, Sample, Score, deco
 from rlswarm_jax.game.prompts import NONE
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.round import NodeState, play_round
-from rlswarm_jax.game.stages import Seat
 from rlswarm_jax.records import schema
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, STAGES
 from rlswarm_jax.tasks import Mixture, Problem
@@ -273,12 +272,11 @@ def test_alone_a_node_plays_all_stages_with_what_there_is():
     assert played.metrics["critique/groups"] == 0 and "critique/reward/mean" not in played.metrics
 
 
-@pytest.mark.parametrize("lost", list(itertools.product(STAGES, ALL, ALL)), ids=str)
-def test_a_lost_record_costs_no_more_than_itself(lost):
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("speaker", "listener"), itertools.permutations(ALL, 2))
+def test_a_lost_record_costs_no_more_than_itself_and_what_answers_to_it(stage, speaker, listener):
     """Whatever is lost on its way to one node, all play on; what that node can't understand it counts."""
-    stage, speaker, listener = lost
-    if speaker is listener:
-        return
+    lost = stage, speaker, listener
     played = play_together(ALL, lambda *said: None if said == lost else said[0])
     for who in ALL:
         assert [len(played[who].records[s].groups) for s in STAGES] == [3, 2, 2]
@@ -512,6 +510,3 @@ def test_records_of_all_stages_travel_without_a_verdict():
     for played in PLAYED.values():
         for stage in STAGES:
             assert schema.decode(schema.encode(played.records[stage])) == played.records[stage]
-    assert Seat(b"", b"", 0, REVISE, 0, 1, 1).rank(ANSWER, b"x") == Seat(b"", b"", 0, REVISE, 0, 9, 9).rank(
-        ANSWER, b"x"
-    )
