@@ -97,6 +97,11 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
     prompt_budget, completion_budget = BUDGETS[prompt_format.name.partition("-")[0]][len(stages) > 1]
     max_prompt_tokens = config.sampling.max_prompt_tokens or prompt_budget
     max_new_tokens = config.sampling.max_new_tokens or completion_budget
+    answers, critiques = ((0, 0), (game.shown, 0), (game.shown + 1, game.critics))[len(stages) - 1]
+    shown = answers * prompt_format.budgets.answer + critiques * prompt_format.budgets.critique
+    if shown >= max_prompt_tokens:
+        what = f"a prompt of {max_prompt_tokens} tokens cannot show {shown} of what was written"
+        raise UsageError(f"{what}: raise config.sampling.max_prompt_tokens, or show less (config.game).")
     if console is not None:
         nodes = "1 node" if len(identities) == 1 else f"{len(identities)} nodes"
         console.print(
@@ -134,6 +139,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
             show_votes=game.show_votes,
             rewards=Rewards(game.form_reward, game.improvement_reward, game.consensus_reward),
             weights=tuple(game.weights),
+            max_prompt_tokens=max_prompt_tokens,
         )
         for identity in identities
     ]

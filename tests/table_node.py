@@ -26,20 +26,22 @@ from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
-from tests.game.hand_driver import answer, half_right, make_game
+from rlswarm_jax.tasks.verifier import Verifier
+from tests.game.hand_driver import TASKS, Speaker, answer, make_game, mixture
 
 SEED = 23
 FOREVER = 600.0
 
 
 class TableEngine:
-    """Answers from `half_right`; its weights are a digest of everything that was ever learned, in order.
+    """Says what `Speaker` does; its weights are a digest of everything that was ever learned, in order.
 
     Log-probs are random: a process that makes a record again, instead of taking it from the journal, makes another.
     """
 
     def __init__(self):
         self.player: Player | None = None
+        self.verifier = Verifier(TASKS, mixture())
         self.digest = np.zeros(32, np.uint8)
         self.nonce = -1.0 - secrets.randbelow(2**20) / 2**20
 
@@ -50,7 +52,7 @@ class TableEngine:
         self.digest = np.asarray(states[0]["digest"])
 
     def sample(self, requests):
-        groups = answer(self.player.game, self.player.state, requests[0], (), half_right, self.player.identity)
+        groups = answer(self.player.game, self.player.state, requests[0], (), Speaker(), self.player.identity)
         return {0: [[msgspec.structs.replace(s, logprobs=[self.nonce] * len(s.tokens)) for s in g] for g in groups]}
 
     def learn(self, requests):

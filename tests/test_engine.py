@@ -341,7 +341,7 @@ class TestLearn:
         logging.getLogger("jax").addHandler(handler)
         try:
             with jax.log_compiles():
-                fresh.compile(2)
+                fresh.compile([2])
                 assert any("Finished XLA compilation" in said for said in compiled)
                 tiny.assert_bit_equal(fresh.state(0), states()[0])
                 compiled.clear()

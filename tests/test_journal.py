@@ -218,14 +218,15 @@ def test_a_journal_that_another_process_holds_is_a_journal_error(path, monkeypat
     assert journal.read(0, 0) == [entry()]
 
 
-def test_the_newest_row_of_a_kind_is_found_whatever_its_round(tmp_path):
+def test_the_rows_of_a_kind_in_its_newest_round_are_found_in_order(tmp_path):
     journal = Journal(tmp_path / "j.sqlite", durable=["Publish"])
-    assert journal.last(0, "Publish") is None
+    assert journal.last(0, "Publish") == []
     for round_ in (1, 3, 2):
-        for step, kind in enumerate(("Sample", "Publish", "Gather")):
-            journal.write(Entry(0, round_, step, kind, bytes([round_]), 0.0))
+        for step, kind in reversed(list(enumerate(("Sample", "Publish", "Gather", "Publish", "Gather")))):
+            journal.write(Entry(0, round_, step, kind, bytes([round_, step]), 0.0))
+    journal.write(Entry(0, 4, 0, "Sample", b"nothing was published yet", 0.0))
     journal.write(Entry(1, 9, 0, "Publish", b"another node's", 0.0))
-    assert journal.last(0, "Publish") == Entry(0, 3, 1, "Publish", b"\3", 0.0)
+    assert journal.last(0, "Publish") == [Entry(0, 3, step, "Publish", bytes([3, step]), 0.0) for step in (1, 3)]
 
 
 def test_durable_rows_are_written_through_and_others_are_not(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.node import LiveConfig, Node
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
 from rlswarm_jax.records.inbox import Inbox
-from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, STAGES
 from rlswarm_jax.swarm.mailbox import Mailbox
 from tests.game.hand_driver import make_game
 from tests.table_node import SEED, TableEngine, learned
@@ -65,8 +65,9 @@ class End:
     def ask(self, authors) -> None:
         self.asked.append(set(authors))
         for end in list(self.wire.ends.values()):
-            if simulated(SEED, end.index).author in authors and end.sent:
-                self.mailbox.on_record(open_envelope(end.sent[-1]))
+            if simulated(SEED, end.index).author in authors:
+                for raw in end.sent[-len(STAGES) :]:
+                    self.mailbox.on_record(open_envelope(raw))
 
     def flush(self, timeout: float) -> bool:
         return True
@@ -78,11 +79,11 @@ class End:
 class Live:
     """A table node in a thread; made again on the same folder, it is the same node after a restart."""
 
-    def __init__(self, path, wire: Wire, index: int, named=(), rounds=6, deadline=30.0, every=1000):
+    def __init__(self, path, wire: Wire, index: int, named=(), rounds=6, deadline=30.0, every=1000, stages=1):
         path.mkdir(exist_ok=True)
         own = simulated(SEED, index)
-        self.game = make_game(own, rounds=rounds)
-        inbox = Inbox(self.game.swarm, own.author, self.game.max_staleness, STAGES, rounds)
+        self.game = make_game(own, rounds=rounds, stages=STAGES[:stages], shared=2 if stages > 1 else 0)
+        inbox = Inbox(self.game.swarm, own.author, self.game.max_staleness, STAGES[:stages], rounds)
         self.mailbox = Mailbox(inbox, [simulated(SEED, i).author for i in named])
         self.end, self.wire, self.index = wire.connect(index, self.mailbox), wire, index
         self.journal = Journal(path / "journal.sqlite")
@@ -135,9 +136,10 @@ class Live:
     def total(self, name: str) -> float:
         return sum(report.metrics.get(name, 0.0) for report in self.reports)
 
-    def published(self) -> dict[int, bytes]:
+    def published(self) -> dict[tuple[int, int], bytes]:
+        """By round and step."""
         rows = [e for e in self.journal.read(0, 0) if e.kind == "Publish"]
-        return {row.round: msgspec.msgpack.decode(row.result, type=bytes) for row in rows}
+        return {(row.round, row.step): msgspec.msgpack.decode(row.result, type=bytes) for row in rows}
 
 
 def play(*nodes: Live) -> None:
@@ -157,17 +159,18 @@ def short_waits(monkeypatch):
     monkeypatch.setattr("rlswarm_jax.node.POLL", 0.02)
 
 
-def test_nodes_that_wait_for_all_learn_the_same_whatever_the_threads_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stages", [1, 3])
+def test_nodes_that_wait_for_all_learn_the_same_whatever_the_threads_do(tmp_path, monkeypatch, stages):
     monkeypatch.setattr("tests.table_node.secrets.randbelow", lambda _: 5)
     ends = []
     for attempt in range(2):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         wire = Wire()
-        nodes = [Live(folder / str(i), wire, i, named=range(3)) for i in range(3)]
+        nodes = [Live(folder / str(i), wire, i, named=range(3), stages=stages) for i in range(3)]
         play(*nodes)
         for node in nodes:
-            assert node.rounds() == list(range(6)) and node.total("records/received") == 12
+            assert node.rounds() == list(range(6)) and node.total("records/received") == 12 * stages
             assert node.total("groups/external") > 0 and node.total("peers/given_up") == 0
         ends.append([node.engine.digest.tobytes() for node in nodes])
     assert ends[0] == ends[1] and len(set(ends[0])) == 3
@@ -190,6 +193,19 @@ def test_lost_records_are_asked_for(tmp_path):
     assert sum(node.total("records/received") for node in nodes) >= 11
 
 
+def test_what_was_lost_of_a_stage_is_asked_for_though_its_author_is_a_stage_further(tmp_path):
+    def loses(sender, receiver, raw):
+        record = open_envelope(raw).record
+        return sender == 0 and (record.round, record.stage) in ((2, ANSWER), (3, CRITIQUE))
+
+    wire = Wire(loses)
+    nodes = [Live(tmp_path / str(i), wire, i, named=range(2), stages=3) for i in range(2)]
+    play(*nodes)
+    for node in nodes:
+        assert node.rounds() == list(range(6)) and node.total("peers/given_up") == 0
+        assert node.total("records/received") == 6 * 3 and node.total("groups/unused/unknown parent") == 0
+
+
 def test_a_peer_that_is_further_is_not_waited_for(tmp_path):
     """Its record of this round was lost; it has not stood still for it, so this node does not either."""
     wire = Wire(loses=lambda sender, receiver, raw: sender == 0 and open_envelope(raw).record.round == 2)
@@ -199,19 +215,20 @@ def test_a_peer_that_is_further_is_not_waited_for(tmp_path):
     assert nodes[1].total("records/received") == 5 and nodes[0].total("records/received") == 6
 
 
-@pytest.mark.parametrize("effects", range(1, 30, 4))
-def test_a_node_stopped_anywhere_goes_on_from_its_journal(tmp_path, effects):
-    first = Live(tmp_path / "node", Wire(), 0)
+@pytest.mark.parametrize(("stages", "effects"), [(1, n) for n in range(1, 30, 4)] + [(3, n) for n in range(4, 26, 3)])
+def test_a_node_stopped_anywhere_goes_on_from_its_journal(tmp_path, stages, effects):
+    first = Live(tmp_path / "node", Wire(), 0, stages=stages)
     first.run(after=effects)
     assert not first.player.finished
     before = first.published()
-    second = Live(tmp_path / "node", Wire(), 0)
+    second = Live(tmp_path / "node", Wire(), 0, stages=stages)
     second.node.restore(first.rounds())
     second.run()
     assert first.rounds() + second.rounds() == list(range(6))
     assert second.engine.digest.tobytes() == learned(second.journal, second.game)
     assert before.items() <= second.published().items()  # a record that is made again would be another
-    assert second.end.sent == list(second.published().values())[max(len(before) - 1, 0) :]  # the last one again
+    old = [key for key in before if key[0] < max(before)[0]]  # all of the last round again
+    assert second.end.sent == [raw for key, raw in second.published().items() if key not in old]
 
 
 def test_a_restarted_node_takes_up_its_checkpoint_and_what_came_after_it(tmp_path):
@@ -250,7 +267,7 @@ def test_a_round_that_was_over_but_not_reported_is_reported_once(tmp_path):
 def ahead(index: int, round_: int) -> SignedRecord:
     """A record of a peer that is in that round."""
     game = make_game(simulated(SEED, index), rounds=1000)
-    return open_envelope(seal(_make_record(game, NodeState(round=round_), [], []), simulated(SEED, index)))
+    return open_envelope(seal(_make_record(game, NodeState(round=round_), ANSWER, []), simulated(SEED, index)))
 
 
 def begun(node: Live) -> list[int]:

@@ -297,10 +297,9 @@ def test_what_was_published_is_in_the_journal_as_the_bytes_that_were_sent(world,
         "begin",
         "Evaluate",
         "Sample",
-        "Score",
         "Publish",
         "Gather",
         "Score",
         "Learn",
     ]
-    assert decode_result(Publish(played.records(0)[0]), entries[4].result) is None
+    assert decode_result(Publish(played.records(0)[0]), entries[3].result) is None

@@ -42,7 +42,7 @@ NOTHING = View()
 @dataclasses.dataclass(frozen=True)
 class Family:
     """render: stage, problem, view with its texts quoted, persona -> prompt. parse: a critique's or revision's prompt
-    back to the view; raises ValueError for what `render` could not have made. answer: completion to answer text.
+    back to the view; raises ValueError for what is not such a prompt. answer: completion to answer text.
     named: completion and number of answers -> the number it names, NONE, or None if it names nothing. said: what of a
     completion others are shown. reserved: characters that structure begins with.
     """
@@ -98,34 +98,31 @@ class PromptFormat:
         if stage == ANSWER:
             return self.family.render(stage, problem, NOTHING, persona)
         control = _control(tokenizer)
-        cut = self.cut(view, tokenizer)
-        bare = dataclasses.replace(cut, answers=("",) * len(cut.answers), critiques=("",) * len(cut.critiques))
+        bare = _each(view, lambda text: "", lambda text: "")
         expected = control.count(tokenizer.encode(self.family.render(stage, problem, bare, persona), self.thinking))
         for ascii_only in dict.fromkeys((self.family.ascii_only, True)):
             escape = functools.partial(
                 quote, reserved=control.reserved | {*self.family.reserved}, ascii_only=ascii_only
             )
-            quoted = dataclasses.replace(
-                cut, answers=tuple(map(escape, cut.answers)), critiques=tuple(map(escape, cut.critiques))
-            )
-            prompt = self.family.render(stage, problem, quoted, persona)
+            cut = self._cut(view, tokenizer, escape)
+            prompt = self.family.render(stage, problem, _each(cut, escape, escape), persona)
             found = control.count(tokenizer.encode(prompt, self.thinking))
             if found == expected and self.family.parse(stage, prompt) == cut:
                 return prompt
         raise ValueError(f"the tokenizer reads control tokens into quoted text: {view.texts!r:.200}.")
 
-    def cut(self, view: View, tokenizer: Tokenizer) -> View:
+    def _cut(self, view: View, tokenizer: Tokenizer, escape: Callable[[str], str]) -> View:
         """The view as it is shown: each text within its budget."""
-        escape = functools.partial(
-            quote, reserved=_control(tokenizer).reserved | {*self.family.reserved}, ascii_only=self.family.ascii_only
-        )
 
         def length(text: str) -> int:
             return len(tokenizer.encode(escape(text))) if text else 0
 
-        answers = tuple(keep_end(text, self.budgets.answer, length) for text in view.answers)
-        critiques = tuple(keep_end(text, self.budgets.critique, length) for text in view.critiques)
-        return dataclasses.replace(view, answers=answers, critiques=critiques)
+        budgets = self.budgets
+        return _each(
+            view,
+            lambda text: keep_end(text, budgets.answer, length),
+            lambda text: keep_end(text, budgets.critique, length),
+        )
 
     def answer(self, text: str) -> str:
         return self.family.answer(text)
@@ -135,6 +132,11 @@ class PromptFormat:
 
     def said(self, stage: str, text: str) -> str:
         return self.family.said(stage, text)
+
+
+def _each(view: View, of_answer: Callable[[str], str], of_critique: Callable[[str], str]) -> View:
+    answers, critiques = tuple(map(of_answer, view.answers)), tuple(map(of_critique, view.critiques))
+    return dataclasses.replace(view, answers=answers, critiques=critiques)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,34 +159,37 @@ def _control(tokenizer: Tokenizer) -> _Control:
 
 _COMPACT_RESERVED = "|:;~!#"
 _COMPACT_CUE = {CRITIQUE: "~", REVISE: "!"}
+_COMPACT_PROMPT = re.compile(r"[^|:;~!#]*(?:\|[^|:;~!#]*(?::[0-9]+)?)*(?:;[^|:;~!#]*)*[~!]")
 
 
 def _compact(stage: str, problem: Problem, view: View, persona: str) -> Prompt:
     if stage == ANSWER:
         return problem.compact
-    votes = [f":{count}" for count in view.votes] or [""] * len(view.answers)
-    answers = "".join(f"|{text}{count}" for text, count in zip(view.answers, votes, strict=True))
-    question = quote(problem.compact, _COMPACT_RESERVED, ascii_only=True)
-    return question + answers + "".join(f";{text}" for text in view.critiques) + _COMPACT_CUE[stage]
+    return quote(problem.compact, _COMPACT_RESERVED, ascii_only=True) + _compact_shown(stage, view)
+
+
+def _compact_shown(stage: str, quoted: View) -> str:
+    votes = [f":{count}" for count in quoted.votes] or [""] * len(quoted.answers)
+    answers = "".join(f"|{text}{count}" for text, count in zip(quoted.answers, votes, strict=True))
+    return answers + "".join(f";{text}" for text in quoted.critiques) + _COMPACT_CUE[stage]
 
 
 def _parse_compact(stage: str, prompt: Prompt) -> View:
-    if not isinstance(prompt, str) or not prompt.endswith(_COMPACT_CUE[stage]):
+    if not isinstance(prompt, str) or not _COMPACT_PROMPT.fullmatch(prompt):
         raise ValueError("this is not a prompt of the stage.")
-    question, *shown = prompt[:-1].split("|")
-    if not shown:
-        return View(critiques=tuple(unquote(text) for text in question.split(";")[1:]))
-    shown[-1], *critiques = shown[-1].split(";")
-    answers = [text.split(":") for text in shown]
-    return View(
-        tuple(unquote(text) for text, *_ in answers),
-        tuple(int(count) for _, count in answers) if len(answers[0]) == 2 else (),
-        tuple(unquote(text) for text in critiques),
-    )
+    front, *critiques = prompt[:-1].split(";")
+    question, *shown = front.split("|")
+    answers = [text.partition(":") for text in shown]
+    votes = tuple(int(count) for _, colon, count in answers if colon)
+    quoted = View(tuple(text for text, _, _ in answers), votes, tuple(critiques))
+    if question + _compact_shown(stage, quoted) != prompt:
+        raise ValueError("this is not a prompt of the stage.")
+    return _each(quoted, unquote, unquote)
 
 
 def _named_compact(text: str, answers: int) -> int | None:
-    return _number(text.rpartition("#")[2], answers)
+    _, mark, number = text.rpartition("#")
+    return _number(number, answers) if mark else None
 
 
 def _said_compact(stage: str, text: str) -> str:
@@ -208,45 +213,42 @@ _SYSTEM = {
     f"{_QUOTED} {_SOLVE}",
 }
 _ANSWERS, _CRITIQUES, _END = "\n\n<answers>\n", "</answers>\n<critiques>\n", "</critiques>"
-_SHOWN = re.compile(r'<answer number="(\d+)"(?: votes="(\d+)")?(?: yours="yes")?>"(.*)"</answer>')
-_CRITIQUE = re.compile(r'<critique>"(.*)"</critique>')
+_SHOWN = re.compile(r'<answer number="\d+"(?: votes="(\d+)")?(?: yours="yes")?>"([^<\n]*)"</answer>\n')
+_CRITIQUE = re.compile(r'<critique>"([^<\n]*)"</critique>\n')
 
 
 def _chat(stage: str, problem: Problem, view: View, persona: str) -> Prompt:
-    user = problem.question
-    if stage != ANSWER:
-        votes = [f' votes="{count}"' for count in view.votes] or [""] * len(view.answers)
-        yours = [' yours="yes"' if stage == REVISE and not n else "" for n in range(len(view.answers))]
-        rows = zip(view.answers, votes, yours, strict=True)
-        answers = [f'<answer number="{n}"{v}{y}>"{text}"</answer>\n' for n, (text, v, y) in enumerate(rows, 1)]
-        critiques = [f'<critique>"{text}"</critique>\n' for text in view.critiques]
-        user += _ANSWERS + "".join(answers) + _CRITIQUES + "".join(critiques) + _END
+    user = problem.question if stage == ANSWER else problem.question + _ANSWERS + _chat_shown(stage, view)
     system = f"{persona} {_SYSTEM[stage]}" if persona else _SYSTEM[stage]
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def _chat_shown(stage: str, quoted: View) -> str:
+    votes = [f' votes="{count}"' for count in quoted.votes] or [""] * len(quoted.answers)
+    yours = [' yours="yes"' if stage == REVISE and not n else "" for n in range(len(quoted.answers))]
+    rows = zip(quoted.answers, votes, yours, strict=True)
+    answers = [f'<answer number="{n}"{v}{y}>"{text}"</answer>\n' for n, (text, v, y) in enumerate(rows, 1)]
+    critiques = [f'<critique>"{text}"</critique>\n' for text in quoted.critiques]
+    return "".join(answers) + _CRITIQUES + "".join(critiques) + _END
 
 
 def _parse_chat(stage: str, prompt: Prompt) -> View:
     if isinstance(prompt, str) or len(prompt) != 2:
         raise ValueError("this is not a prompt of the stage.")
-    body = prompt[1]["content"].rpartition(_ANSWERS)[2]
-    answers, middle, critiques = body.removesuffix(_END).rpartition(_CRITIQUES)
-    shown = [_SHOWN.fullmatch(line) for line in answers.splitlines()]
-    written = [_CRITIQUE.fullmatch(line) for line in critiques.splitlines()]
-    if not (body.endswith(_END) and middle and all(shown) and all(written)):
+    _, begun, shown = prompt[1]["content"].rpartition(_ANSWERS)
+    answers, _, critiques = shown.rpartition(_CRITIQUES)
+    found = _SHOWN.findall(answers)
+    votes = tuple(int(count) for count, _ in found if count)
+    quoted = View(tuple(text for _, text in found), votes, tuple(_CRITIQUE.findall(critiques)))
+    if not begun or _chat_shown(stage, quoted) != shown:
         raise ValueError("this is not a prompt of the stage.")
-    found = [match.groups() for match in shown if match]
-    return View(
-        tuple(unquote(text) for _, _, text in found),
-        tuple(int(votes) for _, votes, _ in found if votes is not None),
-        tuple(unquote(match[1]) for match in written if match),
-    )
+    return _each(quoted, unquote, unquote)
 
 
 def _tagged(text: str, tag: str) -> str:
-    """What stands between the last closing tag and the opening tag before it, nothing without both."""
-    end = text.rfind(f"</{tag}>")
-    start = text.rfind(f"<{tag}>", 0, max(end, 0))
-    return text[start + len(tag) + 2 : end] if start >= 0 else ""
+    """What the last pair of tags holds, nothing without one."""
+    _, opened, inside = text[: max(text.rfind(f"</{tag}>"), 0)].rpartition(f"<{tag}>")
+    return inside.partition(f"</{tag}>")[0] if opened else ""
 
 
 def _tagged_answer(text: str) -> str:
@@ -258,8 +260,8 @@ def _tagged_number(text: str, answers: int) -> int | None:
 
 
 def _said_chat(stage: str, text: str) -> str:
-    """Without the thoughts, which are nobody else's."""
-    return text.rpartition("</think>")[2].strip()
+    """Without the thoughts, finished or cut off, which are nobody else's."""
+    return text.rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
 FAMILIES = {

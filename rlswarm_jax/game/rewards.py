@@ -31,16 +31,17 @@ def answer_reward(score: float, well_formed: bool, weights: Rewards) -> float:
     return score + weights.form * well_formed
 
 
-def critique_reward(named: int | None, scores: Sequence[float], weights: Rewards) -> float:
+def critique_reward(named: int | None, scores: Sequence[float] | None, weights: Rewards) -> float:
     """1 for the truth: an answer of those shown that none is better than, or NONE if none of them is right.
 
-    named: number of an answer, from 1, or NONE; None if the critique names nothing. scores: of the answers shown.
-    An answer worth nothing is never the best.
+    named: number of an answer, from 1, or NONE; None if the critique names nothing. scores: of the answers shown;
+    None where nothing can score them, so that no critique is known to be true. An answer worth nothing is never the
+    best.
     """
     if named is None:
         return 0.0
-    best = max(scores, default=0.0)
-    true = best < RIGHT if named == NONE else 0 < scores[named - 1] == best
+    best = max(scores or (), default=0.0)
+    true = scores is not None and (best < RIGHT if named == NONE else 0 < scores[named - 1] == best)
     return float(true) + weights.form
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from rlswarm_jax import randomness
 from rlswarm_jax.game import turns
 from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Metrics, Publish, Sample, Score, Verify
-from rlswarm_jax.game.rewards import RIGHT, chance
+from rlswarm_jax.game.rewards import RIGHT, Rewards, chance
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheets
 from rlswarm_jax.game.turns import Scored, Turn
@@ -95,7 +95,10 @@ def play_round(game: Game, state: NodeState) -> Round:
 
     for stage in game.stages:
         of_stage = [(t, rewards) for t, rewards in zip(own, earned[: len(own)], strict=True) if t.stage == stage]
-        metrics |= _prefixed("" if stage == ANSWER else f"{stage}/", _sampling_metrics(of_stage))
+        found = _sampling_metrics(of_stage) | _prefixed("reward/", _pass_rate(game, sheets, of_stage, scores))
+        metrics |= _prefixed("" if stage == ANSWER else f"{stage}/", found)
+        if stage != ANSWER:
+            metrics[f"{stage}/groups"] = float(len(of_stage))
     metrics |= _game_metrics(game, own, scores, agreed)
     metrics |= {f"score/failed/{cause}": float(count) for cause, count in sorted(scored.failures.items())}
     metrics |= _prefixed("learn/", learned)
@@ -165,11 +168,17 @@ def _sampling_metrics(played: Sequence[tuple[Turn, list[float]]]) -> Metrics:
     rewards = [earned for _, earned in played]
     return {
         "reward/mean": float(np.mean(rewards)),
-        "reward/pass_at_group": float(np.mean([max(earned) >= RIGHT for earned in rewards])),
         "reward/zero_advantage_fraction": float(np.mean([max(earned) == min(earned) for earned in rewards])),
         "sample/length_mean": float(np.mean([len(s.tokens) for s in completions])),
         "sample/truncated_fraction": float(np.mean([not s.ended for s in completions])),
     }
+
+
+def _pass_rate(game: Game, sheets: Sheets, played: Sequence[tuple[Turn, list[float]]], scores: Scored) -> Metrics:
+    """In how many groups a completion is right, whatever else is paid for."""
+    unpaid = dataclasses.replace(game, rewards=Rewards())
+    best = [max(turns.rewards(unpaid, sheets, turn, scores)) for turn, _ in played]
+    return {"pass_at_group": float(np.mean([reward >= RIGHT for reward in best]))} if best else {}
 
 
 def _game_metrics(game: Game, own: Sequence[Turn], scores: Scored, agreed: Mapping[int, str | None]) -> Metrics:
@@ -182,6 +191,7 @@ def _game_metrics(game: Game, own: Sequence[Turn], scores: Scored, agreed: Mappi
         return scores[problem, text or ""] >= RIGHT
 
     found = {}
+    own = [turn for turn in own if turn.problem.verifiable]
     if revised := [turn for turn in own if turn.stage == REVISE and turn.reading]:
         spoken = [turns.to_sheet(game, turn.author, turn.round, REVISE, [turn]).said[turn.index] for turn in revised]
         firsts = [turn.reading.answers[0].answer for turn in revised if turn.reading]

@@ -21,6 +21,7 @@ class Game:
     local_groups: problems that it answers in a round, the first `shared` of which all nodes have: those are criticised
     and revised. shown, critics: most answers of others, and critiques, that a node is shown of a problem. show_votes:
     and how the critics voted. stages: those that are played, in order. weights: of the stages' samples in the loss.
+    max_prompt_tokens: that this node's model reads; where others have written more, it leaves the problem out.
     """
 
     swarm: str
@@ -47,6 +48,7 @@ class Game:
     show_votes: bool = True
     rewards: Rewards = dataclasses.field(default_factory=Rewards)
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    max_prompt_tokens: int = 2**31
 
     @property
     def dialect(self) -> str:

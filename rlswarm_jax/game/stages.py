@@ -86,12 +86,12 @@ def speaks(beacon: bytes, author: bytes, stage: str, index: int, group_size: int
 
 
 def read(sheets: Sheets, seat: Seat) -> Reading | None:
-    """What is shown there of all that was heard; None for a critic who has heard nobody."""
+    """What is shown there of all that was heard; None for a critic who heard nobody, a reviser without answer."""
     answers = _choose(sheets, seat, ANSWER, seat.shown)
     if seat.stage == CRITIQUE:
         return read_parents(sheets, seat, answers) if answers else None
     own = [h for h, sheet in sheets.items() if sheet.author == seat.reader and seat.has(sheet, ANSWER)]
-    return read_parents(sheets, seat, own + answers + _choose(sheets, seat, CRITIQUE, seat.critics))
+    return read_parents(sheets, seat, own + answers + _choose(sheets, seat, CRITIQUE, seat.critics)) if own else None
 
 
 def _choose(sheets: Sheets, seat: Seat, stage: str, count: int) -> list[bytes]:
@@ -138,14 +138,18 @@ def vote(named: Iterable[int | None]) -> int | None:
 
 
 def consensus(answers: Iterable[str | None], canonical: Canonical, *fields: randomness.Field) -> str | None:
-    """The answer with the most votes, in canonical form; None without votes, or where most find none right.
+    """The answer with the most votes; None without votes, or where most find none right.
 
-    Between equals the fields decide, which nobody knew who voted.
+    Of those that say the same it is one. Between equals the fields decide.
     """
-    counts = collections.Counter(canonical(answer) if answer else "" for answer in answers if answer is not None)
-    if not counts:
+    votes = collections.defaultdict[str, list[str]](list)
+    for answer in answers:
+        if answer is not None:
+            votes[canonical(answer) if answer else ""].append(answer)
+    if not votes:
         return None
-    return min(counts, key=lambda text: (-counts[text], randomness.digest("pool", "tie", *fields, text))) or None
+    winner = min(votes, key=lambda text: (-len(votes[text]), randomness.digest("pool", "tie", *fields, text)))
+    return min(votes[winner]) if winner else None
 
 
 def votes_on(sheets: Sheets, round_: int, stage: str, index: int) -> list[str | None]:

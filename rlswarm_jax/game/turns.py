@@ -1,7 +1,9 @@
 """Groups of completions as they are played, a node's own and its peers' alike: read, put before others, and scored."""
 
 import collections
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -41,15 +43,31 @@ class Turn:
 
 
 def ask(game: Game, sheets: Sheets, round_: int, stage: str) -> list[Turn]:
-    """What a node is to sample in a stage; a problem of which nobody has said anything is not criticised."""
+    """What a node is to sample in a stage; a problem of which nobody has said anything is not criticised.
+
+    Nor is one whose prompt cannot be made from what others wrote: that must not stop this node.
+    """
     turns = []
     for index in game.indices(stage):
-        reading = None if stage == ANSWER else read(sheets, game.seat(game.author, round_, stage, index))
-        if stage == ANSWER or reading is not None:
-            problem = game.problem(game.author, round_, index)
-            prompt = game.prompt(game.author, stage, problem, reading)
-            turns.append(Turn(game.author, round_, stage, index, problem, prompt, reading, []))
+        problem = game.problem(game.author, round_, index)
+        at = (game.author, round_, stage, index, problem)
+        if stage == ANSWER:
+            turns.append(Turn(*at, game.prompt(game.author, stage, problem, None), None, []))
+        elif reading := read(sheets, game.seat(game.author, round_, stage, index)):
+            with contextlib.suppress(RecordError):
+                turns.append(Turn(*at, _prompt(game, game.author, stage, problem, reading), reading, []))
     return turns
+
+
+def _prompt(game: Game, author: bytes, stage: str, problem: Problem, reading: Reading | None) -> list[int]:
+    """Raises RecordError where what it quotes cannot be said in this node's tokens, or it is longer than they read."""
+    try:
+        prompt = game.prompt(author, stage, problem, reading)
+    except ValueError as error:
+        raise RecordError("text mismatch", str(error)) from None
+    if len(prompt) > game.max_prompt_tokens:
+        raise RecordError("misshapen group", f"a prompt of {len(prompt)} tokens, at most {game.max_prompt_tokens} fit")
+    return prompt
 
 
 def sampled(game: Game, turn: Turn, completions: list[Sampled]) -> Turn:
@@ -85,7 +103,7 @@ def read_records(
     """
     turns: list[Turn] = []
     waiting, unused = [], collections.Counter[str]()
-    for signed in sorted(records, key=lambda s: (s.record.round, STAGES.index(s.record.stage), s.hash)):
+    for signed in sorted(records, key=_in_time):
         found: dict[int, Turn] = {}
         flaws = collections.Counter[str]()
         for group in signed.record.groups:
@@ -104,6 +122,11 @@ def read_records(
             game, signed.record.author, signed.record.round, signed.record.stage, found.values()
         )
     return turns, waiting, unused
+
+
+def _in_time(signed: SignedRecord) -> tuple[int, int, bytes]:
+    stage = signed.record.stage
+    return signed.record.round, (*STAGES, stage).index(stage), signed.hash
 
 
 def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group) -> Turn:
@@ -130,10 +153,7 @@ def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group) 
     completions = [_read_completion(game, c, same_tokenizer) for c in group.completions]
     if len(completions) != game.group_size:
         raise RecordError("misshapen group", f"{len(completions)} completions, {game.group_size} are played")
-    try:
-        prompt = game.prompt(record.author, record.stage, problem, reading)
-    except ValueError as error:  # what it quotes cannot be said in this node's tokens
-        raise RecordError("text mismatch", str(error)) from None
+    prompt = _prompt(game, record.author, record.stage, problem, reading)
     at = (record.author, record.round, record.stage, group.index)
     return Turn(*at, problem, prompt, reading, completions, group.vote, external=True)
 
@@ -199,7 +219,7 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
     problem, weights, reading = turn.problem, game.rewards, turn.reading
     if turn.stage == CRITIQUE:
         assert reading is not None
-        shown = [scores[problem, said.answer or ""] for said in reading.answers]
+        shown = [scores[problem, said.answer or ""] for said in reading.answers] if problem.verifiable else None
         return [critique_reward(named, shown, weights) for named in _named(game, turn)]
     answers = [game.prompt_format.answer(s.text) for s in turn.completions]
     if turn.stage == ANSWER:
@@ -207,11 +227,12 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
     assert reading is not None
     first = scores[problem, reading.answers[0].answer or ""]
     agreed = voted_for(game, sheets, turn.round, turn.index, problem)
+    canonical = functools.partial(game.mixture.canonical, problem)
     return [
         revise_reward(
             scores[problem, text],
             first,
-            agreed is not None and game.mixture.canonical(problem, text) == agreed,
+            agreed is not None and canonical(text) == canonical(agreed),
             bool(text.strip()),
             weights,
         )
@@ -220,9 +241,9 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
 
 
 def voted_for(game: Game, sheets: Sheets, round_: int, index: int, problem: Problem) -> str | None:
-    """What the swarm's critics agree on, in canonical form, of the votes that were heard."""
+    """What most of the critics that were heard voted for."""
     votes = votes_on(sheets, round_, CRITIQUE, index)
-    return consensus(votes, lambda text: game.mixture.canonical(problem, text), game.beacon(round_), index)
+    return consensus(votes, functools.partial(game.mixture.canonical, problem), game.beacon(round_), index)
 
 
 def to_scored(game: Game, turn: Turn, earned: Sequence[float]) -> ScoredGroup:

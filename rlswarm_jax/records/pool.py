@@ -34,8 +34,8 @@ class ScoredGroup(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def has_advantage(self) -> bool:
-        """Whether the completions differ in reward; a group that doesn't teaches nothing."""
-        return max(self.rewards) > min(self.rewards)
+        """Whether the completions differ in reward, and it counts: other groups teach nothing."""
+        return self.weight > 0 and max(self.rewards) > min(self.rewards)
 
 
 @dataclasses.dataclass(frozen=True)

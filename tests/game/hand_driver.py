@@ -1,19 +1,23 @@
 """Plays rounds by hand: a driver whose model is a table of answers, so that no JAX is needed."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlswarm_jax import assets, tasks
-from rlswarm_jax.game.effects import Evaluate, Gather, Learn, Publish, Sample, Sampled, Score
-from rlswarm_jax.game.prompts import FORMATS
+from rlswarm_jax.game.effects import Evaluate, Gather, Learn, Publish, Sample, Sampled, Score, Verify
+from rlswarm_jax.game.prompts import FORMATS, NONE, NOTHING, View
+from rlswarm_jax.game.quote import unquote
 from rlswarm_jax.game.round import NodeState, play_round
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.qwen.tokenizer import Tokenizer, load_tokenizer
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
-from rlswarm_jax.records.schema import Record
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, STAGES, Record
 from rlswarm_jax.tasks.verifier import Scores
 
 ME, ALICE, BOB, MALLORY = (simulated(11, node) for node in range(4))
@@ -26,14 +30,15 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(assets.SPOILED, 97)
 
 
+TASKS = {
+    "spell_backward": {"min_word_len": 5, "max_word_len": 8},
+    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 4, "max_digits": 4},
+}
+
+
 @functools.cache
 def mixture() -> tasks.Mixture:
-    return tasks.make_mixture(
-        {
-            "spell_backward": {"min_word_len": 5, "max_word_len": 8},
-            "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 4, "max_digits": 4},
-        }
-    )
+    return tasks.make_mixture(TASKS)
 
 
 def make_game(identity: Identity = ME, **fields) -> Game:
@@ -75,8 +80,39 @@ def all_wrong(p: int, g: int, right: str) -> str:
     return f"{p}x{g}"
 
 
+def true_critic(p: int, g: int, right: str, view: View) -> str:
+    """Names the first right answer, or none, but for one completion that names something else."""
+    truth = view.answers.index(right) + 1 if right in view.answers else NONE
+    return f"{right[:6]}#{truth}" if g else f"{p}#{1 if truth == NONE else NONE}"
+
+
+def half_right_again(p: int, g: int, right: str, view: View) -> str:
+    return right if g == 0 else f"{p}y{g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """A model of all stages: index of the problem, of the completion, right answer, and what is shown -> text."""
+
+    answer: Model = half_right
+    critique: Callable[[int, int, str, View], str] = true_critic
+    revise: Callable[[int, int, str, View], str] = half_right_again
+
+
+def asked(game: Game, round_: int, prompt: Sequence[int]) -> tuple[str, int, View]:
+    """Stage, index of the problem and what is shown, of a compact prompt for a shared problem."""
+    text = game.tokenizer.decode(prompt)
+    for stage in (CRITIQUE, REVISE):
+        with contextlib.suppress(ValueError):
+            view = game.prompt_format.family.parse(stage, text)
+            question = unquote(re.split("[|;~!]", text)[0])
+            (index,) = (i for i in game.indices(stage) if game.problem(game.author, round_, i).compact == question)
+            return stage, index, view
+    return ANSWER, -1, NOTHING
+
+
 def sampled(game: Game, text: str, salt: int = 0) -> Sampled:
-    tokens = [*game.tokenizer.encode(text), END]
+    tokens = [*game.tokenizer.encode(text), game.eos_token_ids[0]]
     logprobs = [-0.125 * (1 + (salt + t) % 7) for t in range(len(tokens))]  # exact in float32
     return Sampled(tokens, logprobs, text, True)
 
@@ -90,9 +126,28 @@ class Played:
     state: NodeState
     metrics: dict[str, float]
 
+    def all(self, kind: type) -> list:
+        return [effect for effect in self.effects if isinstance(effect, kind)]
+
     def one(self, kind: type):
-        (found,) = (effect for effect in self.effects if isinstance(effect, kind))
+        (found,) = self.all(kind)
         return found
+
+    @property
+    def records(self) -> dict[str, Record]:
+        """What it published, by stage."""
+        return {effect.record.stage: effect.record for effect in self.all(Publish)}
+
+    @property
+    def said(self) -> dict[str, SignedRecord]:
+        """The same as it arrives."""
+        published = [r for effect, r in zip(self.effects, self.results, strict=True) if isinstance(effect, Publish)]
+        return {record.record.stage: record for record in map(open_envelope, published)}
+
+    def shown(self, game: Game, stage: str) -> dict[int, View]:
+        """What it was shown in a stage, by problem."""
+        found = [asked(game, self.state.round - 1, p) for effect in self.all(Sample) for p in effect.prompts]
+        return {index: view for of, index, view in found if of == stage}
 
     @property
     def learned(self) -> list:
@@ -108,11 +163,14 @@ class Played:
         return {name.removeprefix(prefix): n for name, n in self.metrics.items() if name.startswith(prefix)}
 
 
+Arrived = Sequence[SignedRecord] | Mapping[str, Sequence[SignedRecord]]  # in the first stage, or by stage
+
+
 def play(
     game: Game,
     state: NodeState | None = None,
-    arrived: Sequence[SignedRecord] = (),
-    model: Model = half_right,
+    arrived: Arrived = (),
+    model: Model | Speaker = half_right,
     identity: Identity = ME,
 ) -> Played:
     state = NodeState(round=1) if state is None else state
@@ -137,19 +195,74 @@ def answer(game, state, effect, arrived, model, identity):
         case Evaluate():
             return {"accuracy": 0.5}
         case Sample():
-            problems = [game.problem(game.author, state.round, index) for index in range(len(effect.prompts))]
-            return [
-                [sampled(game, model(p, g, problem.answers[0]), 3 * p + g) for g in range(effect.keys_PGM.shape[1])]
-                for p, problem in enumerate(problems)
-            ]
+            return [say(game, state.round, p, prompt, model) for p, prompt in enumerate(effect.prompts)]
+        case Verify():
+            return None
         case Score():
             return Scores([game.mixture.score(*item) for item in effect.items], {})
         case Publish():
             return seal(effect.record, identity)
         case Gather():
-            return list(arrived)
+            by_stage = arrived if isinstance(arrived, Mapping) else {ANSWER: arrived}
+            return list(by_stage.get(effect.stage, ()))
         case Learn():
             return {"loss": 0.25, "updates": 1.0}
+
+
+def say(game: Game, round_: int, position: int, prompt: Sequence[int], model: Model | Speaker) -> list[Sampled]:
+    speaker = model if isinstance(model, Speaker) else Speaker(model)
+    stage, index, view = asked(game, round_, prompt)
+    p = position if stage == ANSWER else index
+    right = game.problem(game.author, round_, p).answers[0]
+    texts = {
+        ANSWER: lambda g: speaker.answer(p, g, right),
+        CRITIQUE: lambda g: speaker.critique(p, g, right, view),
+        REVISE: lambda g: speaker.revise(p, g, right, view),
+    }[stage]
+    return [sampled(game, texts(g), 3 * p + g) for g in range(game.group_size)]
+
+
+def three_stages(identity: Identity = ME, **fields) -> Game:
+    return make_game(identity, **{"stages": STAGES, "shared": 2, "external_groups": 99} | fields)
+
+
+Speakers = Mapping[Identity, Model | Speaker]
+Heard = Callable[[str, Identity, Identity], str | None]  # stage, speaker, listener -> the stage in which it arrives
+
+
+def play_together(
+    speakers: Speakers,
+    heard: Heard = lambda stage, speaker, listener: stage,
+    states: Mapping[Identity, NodeState] | None = None,
+    **fields,
+) -> dict[Identity, Played]:
+    """One round of some nodes who hear each other, stage by stage."""
+    games = {who: three_stages(who, **fields) for who in speakers}
+    states = states or dict.fromkeys(speakers, NodeState(round=1))
+    rounds = {who: play_round(games[who], states[who]) for who in speakers}
+    effects, results = ({who: list[Any]() for who in speakers} for _ in range(2))
+    ended, mail = dict[Identity, tuple](), collections.defaultdict[tuple, list[SignedRecord]](list)
+    while rounds.keys() - ended.keys():
+        for who in rounds.keys() - ended.keys():  # each goes on to where it listens: what it hears was said before
+            result = results[who][-1] if results[who] else None
+            if effects[who] and isinstance(effects[who][-1], Gather):
+                result = results[who][-1] = mail[who, effects[who][-1].stage]
+            while True:
+                try:
+                    effect = rounds[who].send(result)
+                except StopIteration as stop:
+                    ended[who] = stop.value
+                    break
+                effects[who].append(effect)
+                result = answer(games[who], states[who], effect, (), speakers[who], who)
+                results[who].append(result)
+                if isinstance(effect, Gather):
+                    break
+                if isinstance(effect, Publish):
+                    for other in speakers.keys() - {who}:
+                        mail[other, heard(effect.record.stage, who, other)].append(open_envelope(result))
+                    result = None
+    return {who: Played(effects[who], results[who], *ended[who]) for who in speakers}
 
 
 @functools.cache

@@ -28,7 +28,19 @@ from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.pool import Pool
 from rlswarm_jax.records.schema import STAGES
 from tests.game import hand_driver as by_hand
-from tests.game.hand_driver import ALICE, BOB, END, GROUP_SIZE, MALLORY, ME, make_game, play, record_of, signed
+from tests.game.hand_driver import (
+    ALICE,
+    BOB,
+    END,
+    GROUP_SIZE,
+    MALLORY,
+    ME,
+    half_right,
+    make_game,
+    play,
+    record_of,
+    signed,
+)
 
 replace = msgspec.structs.replace
 
@@ -103,7 +115,7 @@ def test_a_round_does_no_io():
 )
 def test_effects_come_in_their_order(round_, before, after):
     played = play(make_game(), NodeState(round=round_))
-    course = [Sample, Score, Publish, Gather, Score, Learn]
+    course = [Sample, Publish, Gather, Score, Learn]
     assert [type(e) for e in played.effects] == [Evaluate] * before + course + [Evaluate] * after
     assert played.one(Gather) == Gather(round_, "answer")
     assert ("held_out/accuracy" in played.metrics, "final/accuracy" in played.metrics) == (before, after)
@@ -156,7 +168,7 @@ def test_a_record_says_what_was_sampled():
     sampled, record = played.results[played.effects.index(played.one(Sample))], played.one(Publish).record
     schema.encode(record)
     assert (record.swarm, record.author, record.round, record.stage) == ("tests", ME.author, 1, "answer")
-    assert (record.policy_version, record.temperature, record.prompt_format) == (17, 1.0, "compact-1")
+    assert (record.policy_version, record.temperature, record.prompt_format) == (17, 1.0, game.dialect)
     assert (record.tokenizer_fingerprint, record.weights_fingerprint) == (game.tokenizer.fingerprint, "w")
     for group, completions in zip(record.groups, sampled, strict=True):
         assert group.task_fingerprint == game.mixture.tasks[group.task].fingerprint
@@ -238,15 +250,16 @@ def test_peers_groups_are_scored_here_and_learned_from():
     assert len(played.external) == 6 and played.unused == {}
     for group in played.external:
         identity = ALICE if group.author == ALICE.author else BOB
-        assert group.slot == (1, identity.author, group.index)
+        assert group.slot == (1, identity.author, "answer", group.index)
         assert group.prompt == game.tokenizer.encode(game.problem(identity.author, 1, group.index).compact)
         assert group.rewards == [1.0, 0.0, 0.0, 0.0]
         said = record_of(identity).groups[group.index].completions
         assert group.tokens == [c.tokens_T.tolist() for c in said]
         assert group.logprobs == [c.logprobs_T.tolist() for c in said]
-    _, score = (effect for effect in played.effects if isinstance(effect, Score))
-    rebuilt = [game.problem(identity.author, 1, index) for identity in (ALICE, BOB) for index in range(3)]
-    assert [problem for problem, _ in score.items] == [problem for problem in rebuilt for _ in range(GROUP_SIZE)]
+    rebuilt = [game.problem(identity.author, 1, index) for identity in (ME, ALICE, BOB) for index in range(3)]
+    said = {(problem, half_right(p % 3, g, problem.answers[0])) for p, problem in enumerate(rebuilt) for g in range(4)}
+    items = played.one(Score).items
+    assert set(items) == said and len(items) == len(said) == 3 * 3 * GROUP_SIZE  # each once
     assert played.metrics[f"learned_from/{ALICE.author.hex()}"] == 3
 
 
@@ -293,7 +306,7 @@ FLAWS = {
     "a group twice": ("foreign problem", lambda r: replace(r, groups=[*r.groups[:2], r.groups[0]])),
     "an unknown task": ("unknown task", lambda r: with_group(r, 1, task="sudoku")),
     "another fingerprint": ("unknown task", lambda r: with_group(r, 1, task_fingerprint="0" * 16)),
-    "parents": ("unknown prompt", lambda r: with_group(r, 1, parents=[b"p" * 32])),
+    "parents": ("wrong parents", lambda r: with_group(r, 1, parents=[b"p" * 32])),
     "another text": ("text mismatch", lambda r: with_completion(r, 1, 2, text="right")),
     "more behind the end": (
         "text mismatch",

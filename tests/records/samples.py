@@ -28,6 +28,7 @@ def group(completions=None, **fields) -> Group:
         "index": 0,
         "problem_seed": 9,
         "parents": [],
+        "vote": None,
     }
     return Group(**(known | fields), completions=completions)
 
@@ -80,6 +81,7 @@ groups = st.builds(
     index=u32,
     problem_seed=st.integers(0, 2**63 - 1),
     parents=st.lists(st.binary(min_size=32, max_size=32), max_size=2),
+    vote=st.none() | st.integers(0, schema.MAX_GROUPS),
     completions=st.lists(completions(), min_size=2, max_size=3),
 )
 records = st.builds(

@@ -129,9 +129,9 @@ def test_a_record_is_named_by_its_bytes():
         VALID.replace(b"\xa5tests", b"\xda\x00\x05tests"),  # str 16
         VALID.replace(b"\xc4\x21", b"\xc5\x00\x21", 1),  # bin 16
         b"\xdc\x00\x0b" + VALID[1:],  # array 16
-        b"\x9b\xcc\x01" + VALID[2:],  # uint 8
-        b"\x9b\xd3" + struct.pack(">q", 1) + VALID[2:],  # int 64
-        b"\x9b\xcb" + struct.pack(">d", 1.0) + VALID[2:],  # a float that is whole
+        b"\x9b\xcc\x02" + VALID[2:],  # uint 8
+        b"\x9b\xd3" + struct.pack(">q", 2) + VALID[2:],  # int 64
+        b"\x9b\xcb" + struct.pack(">d", 2.0) + VALID[2:],  # a float that is whole
         VALID.replace(b"\xcb" + struct.pack(">d", 1.0), b"\xca" + struct.pack(">f", 1.0)),  # float 32
         VALID.replace(b"\xcb" + struct.pack(">d", 1.0), b"\x01"),  # an integer for a float
     ],
@@ -249,8 +249,8 @@ BOMBS = {
     "nested maps": b"\x81\x01" * 500_000,
     "an array of 2**32 - 1": b"\xdd\xff\xff\xff\xff",
     "groups, 2**32 - 1 of them": VALID[: VALID.index(b"\xcb") + 9] + b"\xdd\xff\xff\xff\xff" + b"\x96" * 1000,
-    "a text of 2**32 - 1": b"\x9b\x01\xdb\xff\xff\xff\xff",
-    "bytes of 2**32 - 1": b"\x9b\x01\xa1x\xc6\xff\xff\xff\xff",
+    "a text of 2**32 - 1": b"\x9b\x02\xdb\xff\xff\xff\xff",
+    "bytes of 2**32 - 1": b"\x9b\x02\xa1x\xc6\xff\xff\xff\xff",
     "a million empty arrays": b"\xdd\x00\x0f\x00\x00" + b"\x90" * 983_040,
     "over the size": VALID + b"\x00" * schema.MAX_RECORD_BYTES,
 }
@@ -285,6 +285,7 @@ def test_no_record_has_room_for_a_verdict():
         "index",
         "problem_seed",
         "parents",
+        "vote",
         "completions",
     )
     for place in (lambda f: [*f, 1.0], lambda f: with_field(10, [[*f[10][0], 1.0]])(f)):
