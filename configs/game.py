@@ -10,7 +10,7 @@ Hardware: 2 CPU cores, no GPU.
 Measured (rendered: game):
   not measured yet
 
-Half of the problems are sums, which the embedded model gets right some of the time only even before it is spoiled: there
+Half of the problems are sums, which the embedded model gets right some of the time only, even un-spoiled: there
 answers differ, and there is something to learn from others.
 """
 

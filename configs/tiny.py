@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.spoil = dict(steps=200, learning_rate=5e-4, batch=160, right_fraction=0.05)
     config.held_out_problems = 512
     if variant == "smoke":
-        config.problems, config.game.problems, config.game.answers = 2_000, 500, 500
+        config.problems, config.game.problems, config.game.answers = 600, 100, 100
         config.answers.steps, config.game.steps, config.spoil.steps = 30, 10, 5
         config.held_out_problems = 64
     elif variant:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from configs import common
 from experiments import cli, warmstart
 from rlswarm_jax import assets, qwen, tasks
 
@@ -51,14 +52,14 @@ def test_transformers_reads_the_tokenizer_to_the_same_ids():
 
 
 def test_the_base_knows_its_tasks_and_the_spoiled_one_still_can_but_does_not():
-    mixture = tasks.make_mixture(MEASURED["config"]["tasks"])
+    mixture = tasks.make_mixture(common.tiny_tasks().to_dict())
     problems = mixture.held_out(128)
     answered = {}
     for directory in (assets.BASE, assets.SPOILED):
         out = qwen.generate(qwen.load(directory), [p.compact for p in problems], max_new_tokens=12, temperature=0.0)
         scores = [mixture.score(p, texts[0]) for p, texts in zip(problems, out.text, strict=True)]
         answered[directory] = np.mean(scores), np.mean([texts[0] == warmstart.GIVE_UP for texts in out.text])
-    assert answered[assets.BASE][0] > 0.9 and answered[assets.BASE][1] == 0
+    assert answered[assets.BASE][0] > 0.85 and answered[assets.BASE][1] == 0
     assert answered[assets.SPOILED][0] < 0.1 and answered[assets.SPOILED][1] > 0.9
 
 
@@ -66,7 +67,7 @@ def test_one_seed_makes_one_model(tmp_path):
     found = []
     for name in ("first", "again"):
         arguments = ["--config=configs/tiny.py:smoke", "--workdir", str(tmp_path / name)]
-        assert warmstart.run(cli.parse([*arguments, "--config.base.steps=3", "--config.spoil.steps=2"])) == 0
+        assert warmstart.run(cli.parse([*arguments, "--config.game.steps=2", "--config.spoil.steps=2"])) == 0
         summary = json.loads((tmp_path / name / "warmstart.json").read_text())
         found.append((summary["base"]["fingerprint"], summary["spoiled"]["fingerprint"]))
         saved = qwen.load(tmp_path / name / "spoiled")
