@@ -38,6 +38,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.simulate(config)
     config.tasks.chain_sum.weight = 2.0
     config.swarm.local_groups, config.game.shared = 4, 4
-    config.evaluation.every = 50
+    config.rounds, config.evaluation.every = 250, 50
     common.apply(config, variant, control, novotes, live, common.smoke)
     return config

@@ -84,6 +84,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "evaluation.every": (config.evaluation.every, 1),
         "evaluation.rows": (config.evaluation.rows, 1),
         "learn.updates_per_round": (config.learn.updates_per_round, 1),
+        "learn.decay_to": (config.learn.decay_to, 0),
         "checkpoint_every": (config.checkpoint_every, 1),
         "swarm.deadline": (config.swarm.deadline, 0),
         "swarm.port": (config.swarm.port, 0),

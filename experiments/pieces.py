@@ -173,6 +173,8 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         weight_decay=config.learn.weight_decay,
         max_grad_norm=config.learn.max_grad_norm,
         microbatch_rows=config.learn.microbatch_rows,
+        decay_updates=config.rounds * config.learn.updates_per_round,
+        decay_to=config.learn.decay_to,
     )
     engine = Engine(policy, verifier, prompt_format, engine_config, learner_config, len(identities), devices)
     return Pieces(games, engine)

@@ -119,7 +119,9 @@ def sample_answers(config, policy: qwen.Policy, problems: Sequence[Problem]) -> 
                     for p in range(len(part))
                 ]
             )
-            tile = sampling.make_tile(prompts, keys_PGM, prompt_slots=config.answer_slots, num_prompts=min(TILE, len(problems)))
+            tile = sampling.make_tile(
+                prompts, keys_PGM, prompt_slots=config.answer_slots, num_prompts=min(TILE, len(problems))
+            )
             out = jax.device_get(sample(policy.params, tile))
             for p in range(len(part)):
                 ends = out.lengths_PG[p]

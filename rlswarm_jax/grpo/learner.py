@@ -21,7 +21,10 @@ Metrics = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
-    """What the loss and the optimiser need to know. `temperature` is the sampling temperature of the completions."""
+    """What the loss and the optimiser need to know. `temperature` is the sampling temperature of the completions.
+
+    The learning rate falls linearly to `decay_to` of itself over `decay_updates` updates; 0 keeps it as it is.
+    """
 
     learning_rate: float
     clip_low: float
@@ -32,6 +35,8 @@ class LearnerConfig:
     max_grad_norm: float = 1.0
     adam_b2: float = 0.99
     microbatch_rows: int = 0  # 0: the whole batch at once
+    decay_updates: int = 0
+    decay_to: float = 1.0
 
 
 @flax.struct.dataclass
@@ -62,9 +67,15 @@ class Batch:
 
 
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
+    last = config.decay_to * config.learning_rate
+    falling = optax.linear_schedule(config.learning_rate, last, config.decay_updates)
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(config.learning_rate, b2=config.adam_b2, weight_decay=config.weight_decay),
+        optax.adamw(
+            falling if config.decay_updates else config.learning_rate,
+            b2=config.adam_b2,
+            weight_decay=config.weight_decay,
+        ),
     )
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -170,6 +171,17 @@ class TestStep:
             np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)  # before it is clipped
             assert state.step == t and metrics["updates"] == 1
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), state.params, weights)
+
+    def test_the_learning_rate_falls_linearly_to_its_share_and_stays_there(self):
+        """With one gradient all the time Adam's direction is 1, so an update is the learning rate."""
+        config = dataclasses.replace(tiny.LEARNER, weight_decay=0.0, max_grad_norm=1e9, decay_updates=4, decay_to=0.2)
+        optimizer, weights = learner.make_optimizer(config), jnp.zeros(3)
+        state, found = optimizer.init(weights), []
+        for _ in range(7):
+            updates, state = optimizer.update(jnp.ones(3), state, weights)
+            found.append(float(updates[0]))
+        falling = [1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2]
+        np.testing.assert_allclose(found, [-config.learning_rate * share for share in falling], rtol=1e-4)
 
     def test_a_gradient_is_shortened_to_its_largest_norm_and_a_shorter_one_left_alone(self):
         weak = mixed().replace(advantages_B=mixed().advantages_B / 1000)
