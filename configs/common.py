@@ -91,7 +91,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
 
     config.learn = ml_collections.ConfigDict()
     config.learn.learning_rate = 3e-4
-    config.learn.decay_to = 0.1  # of it, at the last round; a node that plays without end keeps it
+    config.learn.decay_to = 1.0  # of it, at the last round; a node that plays without end keeps it
     config.learn.weight_decay = 0.0
     config.learn.max_grad_norm = 1.0
     config.learn.clip_low = 0.2

@@ -147,6 +147,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=max_new_tokens,
         group_size=config.sampling.group_size,
+        max_prompts=config.swarm.local_groups,
         max_groups=sum(len(games[0].indices(stage)) for stage in stages) + config.swarm.external_groups,
         temperature=config.sampling.temperature,
         exact=config.sampling.exact,

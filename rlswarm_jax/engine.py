@@ -32,15 +32,17 @@ LEAST_SLOTS = 96  # of a tile's prompts: below, padding costs less than compilin
 class EngineConfig:
     """How requests become arrays.
 
-    max_groups: the most groups a node ever learns from in a round. rows: completions computed at a time (0: all), on
-    each device of those that hold whole weights. dtype, kv_dtype: of the weights and of the key/value cache while
-    sampling; weights are cast once for each update. held_out_rows: the same as `rows` for held-out problems.
-    evaluation: what is cut off the distribution there, if the temperature is not 0.
+    max_prompts: the most that a node ever samples from at once. max_groups: the most groups it ever learns from in a
+    round. rows: completions computed at a time (0: all), on each device of those that hold whole weights. dtype,
+    kv_dtype: of the weights and of the key/value cache while sampling; weights are cast once for each update.
+    held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the distribution there, if the
+    temperature is not 0.
     """
 
     max_prompt_tokens: int
     max_new_tokens: int
     group_size: int
+    max_prompts: int
     max_groups: int
     temperature: float
     exact: bool
@@ -131,10 +133,10 @@ class Engine:
         nodes = range(self.num_nodes)
         self.evaluate(list(nodes))
         typical = max(self._held_out_prompts, key=len)
-        for count in dict.fromkeys(prompts):
+        for count in [self.config.max_prompts] if self.stacked else dict.fromkeys(prompts):
             keys_PGM = np.zeros((count, self.config.group_size, 2), np.uint32)
             self.sample({node: Sample([typical] * count, keys_PGM) for node in nodes})
-        for size in self._sizes():
+        for size in [self.config.max_groups] if self.stacked else self._sizes():
             self._run_step({node: self.make_batch([], size) for node in nodes})
         self._states, self._stack = states, stack
         self._cast_params.clear()
@@ -155,18 +157,17 @@ class Engine:
             }
         else:
             slots = self._slots([prompt for request in requests.values() for prompt in request.prompts])
-            size = max(len(request.prompts) for request in requests.values())  # nodes may be in different stages
-            tiles = {node: self._tile(r.prompts, r.keys_PGM, slots, size) for node, r in requests.items()}
+            # one size for nodes that are stacked, or its bits would depend on which stage a node's neighbours are in
+            least = self.config.max_prompts if self.stacked else 0
+            sizes = {node: max(least, len(request.prompts)) for node, request in requests.items()}
+            tiles = {node: self._tile(r.prompts, r.keys_PGM, slots, sizes[node]) for node, r in requests.items()}
             outs = self._run_tiles(self._sample, tiles)
         return {node: self._by_prompt(out)[: len(requests[node].prompts)] for node, out in outs.items()}
 
     def learn(self, requests: Mapping[int, Learn]) -> dict[int, Metrics]:
         """Takes the gradient on every node's groups; nothing else changes the weights."""
-        most = max((len(request.groups) for request in requests.values()), default=0)
-        batches = {
-            node: self.make_batch(request.groups, most if self.stacked else len(request.groups))
-            for node, request in requests.items()
-        }
+        most = self.config.max_groups if self.stacked else 0  # or its bits would depend on a node's neighbours
+        batches = {node: self.make_batch(request.groups, most) for node, request in requests.items()}
         if self.config.updates_per_round > 1:
             batches = {node: self._with_old_logprobs(node, batch) for node, batch in batches.items()}
         totals: dict[int, Metrics] = {}
@@ -283,8 +284,7 @@ class Engine:
             for node, batch in batches.items():
                 self._states[node], found[node] = self._step(self._states[node], batch)
             return jax.device_get(found)
-        rows = len(next(iter(batches.values())).completion_lengths_B)
-        nothing = self.make_batch([], next(size for size, there in self._sizes().items() if there == rows))
+        nothing = self.make_batch([], self.config.max_groups)
         stacked = jax.tree.map(lambda *xs: np.stack(xs), *[batches.get(n, nothing) for n in range(self.num_nodes)])
         self._stack, metrics = self._step(self._stack, stacked)
         metrics = jax.device_get(metrics)

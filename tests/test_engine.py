@@ -33,6 +33,7 @@ CONFIG = EngineConfig(
     max_prompt_tokens=12,
     max_new_tokens=6,
     group_size=GROUP,
+    max_prompts=2,
     max_groups=3,
     temperature=TEMPERATURE,
     exact=False,
@@ -183,7 +184,7 @@ class TestMakeBatch:
     )
 
     def batch(self, *groups, **changes):
-        return build(**changes).make_batch(groups)
+        return build(**changes).make_batch(groups, CONFIG.max_groups)
 
     def test_a_row_is_prompt_and_completion_back_to_back_with_all_that_is_known_of_it(self):
         batch = self.batch(self.LOCAL, self.EXTERNAL, positive_only_external=False)
@@ -430,8 +431,8 @@ def on_eight_devices(folder):
     several = []
     for options, rows in (({}, 16), ({"backend": "pmap"}, 16), ({"fsdp": 2, "tensor": 2}, 12)):
         there = build(devices=DeviceConfig(**options))
-        assert there.make_batch([]).tokens_BT.shape[0] == rows
-        there.compile(2)
+        assert there.make_batch([], CONFIG.max_groups).tokens_BT.shape[0] == rows
+        there.compile([2])
         there.set_states([state])
         with test_parallel.compilations() as compiled:
             sampled, accuracy = there.sample({0: asked})[0], there.evaluate([0])
