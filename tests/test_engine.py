@@ -184,6 +184,14 @@ class TestMakeBatch:
     def batch(self, *groups, **changes):
         return build(**changes).make_batch(groups)
 
+    @pytest.mark.parametrize("scale", ["std", "none"])
+    def test_the_weight_of_its_stage_multiplies_a_group_s_advantages(self, scale):
+        options = {"advantage_scale": scale, "positive_only_external": False}
+        plain = self.batch(self.LOCAL, self.EXTERNAL, **options)
+        weighed = self.batch(*(msgspec.structs.replace(g, weight=0.25) for g in (self.LOCAL, self.EXTERNAL)), **options)
+        np.testing.assert_allclose(weighed.advantages_B, 0.25 * plain.advantages_B)
+        assert np.abs(plain.advantages_B).max() > 0.5
+
     def test_a_row_is_prompt_and_completion_back_to_back_with_all_that_is_known_of_it(self):
         batch = self.batch(self.LOCAL, self.EXTERNAL, positive_only_external=False)
         assert batch.tokens_BT.shape == (12, 18) and batch.old_logprobs_BC.shape == (12, 6)
@@ -430,7 +438,7 @@ def on_eight_devices(folder):
     for options, rows in (({}, 16), ({"backend": "pmap"}, 16), ({"fsdp": 2, "tensor": 2}, 12)):
         there = build(devices=DeviceConfig(**options))
         assert there.make_batch([]).tokens_BT.shape[0] == rows
-        there.compile(2)
+        there.compile([2])
         there.set_states([state])
         with test_parallel.compilations() as compiled:
             sampled, accuracy = there.sample({0: asked})[0], there.evaluate([0])
@@ -444,6 +452,12 @@ def on_eight_devices(folder):
 
 class TestCompany:
     """What a node gets does not depend, in any bit, on which other nodes asked at the same time."""
+
+    def test_nodes_in_stages_with_more_and_fewer_prompts(self):
+        """One criticises a problem less than the others answer, because nobody has answered it."""
+        one = Sample(request(1).prompts[:1], request(1).keys_PGM[:1])
+        found = stacked().sample({0: request(0), 1: one})
+        assert found == {0: samples()[0], 1: samples()[1][:1]}
 
     def test_sampling(self):
         assert stacked().sample({0: request(0)}) == {0: samples()[0]}
