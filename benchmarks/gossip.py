@@ -60,12 +60,12 @@ def make_record(node: int, size: int) -> bytes:
         author=IDENTITIES[node].author,
         round=next(rounds),
         stage="answer",
-        prompt_format="compact-1",
+        prompt_format="compact-2/01234567",
         policy_version=1,
         weights_fingerprint="0123456789abcdef",
         tokenizer_fingerprint="0123456789abcdef",
         temperature=1.0,
-        groups=[Group("spell_backward", "0123456789abcdef", 0, 1, [], completions)],
+        groups=[Group("spell_backward", "0123456789abcdef", 0, 1, [], None, completions)],
     )
     return seal(record, IDENTITIES[node])
 

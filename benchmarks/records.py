@@ -42,6 +42,7 @@ class JsonGroup(msgspec.Struct):
     index: int
     problem_seed: int
     parents: list[str]
+    vote: int | None
     completions: list[JsonCompletion]
 
 
@@ -71,7 +72,8 @@ def make_record(groups: int, completions: int, tokens: int, vocab_size: int, cha
 
     def group(index: int) -> Group:
         seed = int(rng.integers(2**62))
-        return Group("spell_backward", "0123456789abcdef", index, seed, [], [completion() for _ in range(completions)])
+        said = [completion() for _ in range(completions)]
+        return Group("spell_backward", "0123456789abcdef", index, seed, [], None, said)
 
     return Record(
         version=schema.VERSION,
@@ -79,7 +81,7 @@ def make_record(groups: int, completions: int, tokens: int, vocab_size: int, cha
         author=NODE.author,
         round=1000,
         stage="answer",
-        prompt_format="compact-1",
+        prompt_format="compact-2/01234567",
         policy_version=1000,
         weights_fingerprint="0123456789abcdef",
         tokenizer_fingerprint="0123456789abcdef",
@@ -96,6 +98,7 @@ def as_json_record(record: Record) -> JsonRecord:
             group.index,
             group.problem_seed,
             [],
+            None,
             [
                 JsonCompletion(c.tokens_T.tolist(), [float(str(x)) for x in c.logprobs_T], c.text)
                 for c in group.completions

@@ -151,7 +151,7 @@ class Node:
                     asked = now
                     self._transport.ask(missing)
                 mailbox.changed.wait(POLL)
-            return self.player.inbox.take(effect.round)
+            return self.player.inbox.take(effect.round, effect.stage)
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:

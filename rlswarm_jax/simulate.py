@@ -130,10 +130,10 @@ class Simulation:
             _, raw = rest
             node.inbox.offer(raw, node.state.round)
             if isinstance(node.effect, Gather) and self._gathered(node, node.effect):
-                self._complete(node, node.inbox.take(node.effect.round), at)
+                self._complete(node, node.inbox.take(node.effect.round, node.effect.stage), at)
         elif what == _DEADLINE:
             if isinstance(node.effect, Gather) and rest == [node.effect.round, node.step]:
-                self._complete(node, node.inbox.take(node.effect.round), at)
+                self._complete(node, node.inbox.take(node.effect.round, node.effect.stage), at)
         else:
             if index not in self._results:
                 self._compute(type(node.effect))
@@ -183,7 +183,7 @@ class Simulation:
             self._complete(node, raw, at)
         elif isinstance(effect, Gather):
             if self._gathered(node, effect):
-                self._complete(node, node.inbox.take(effect.round), at)
+                self._complete(node, node.inbox.take(effect.round, effect.stage), at)
             else:
                 heapq.heappush(
                     self._events, (at + self._timing.deadline, _DEADLINE, node.index, effect.round, node.step)

@@ -2,7 +2,8 @@
 
     python -m tests.table_node '{"folder": ..., "port": ..., "seed_index": 0, ...}'     runs one as a process
 
-`pause` makes it stand still in an effect of a round, and leave a file named `paused`, so that a test can kill it there.
+`pause` makes it stand still in an effect of a round and stage, and leave a file named `paused`, so that a test can kill
+it there.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import msgspec
 import numpy as np
 
 from rlswarm_jax.checkpoint import Checkpoints
-from rlswarm_jax.game.effects import Learn, Sample
+from rlswarm_jax.game.effects import Gather, Learn, Sample
 from rlswarm_jax.game.player import Player
 from rlswarm_jax.identity import author_of, simulated
 from rlswarm_jax.journal import Journal
@@ -27,7 +28,7 @@ from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.tasks.verifier import Verifier
-from tests.game.hand_driver import TASKS, Speaker, answer, make_game, mixture
+from tests.game.hand_driver import TASKS, Speaker, answer, mixture, three_stages
 
 SEED = 23
 FOREVER = 600.0
@@ -65,9 +66,13 @@ class TableEngine:
 
 
 class PausingNode(Node):
-    """Stands still at the start of an effect of one round, or at "Send": journaled by then, but not sent."""
+    """Stands still at the start of an effect of one round, or at "Send": journaled by then, but not sent.
 
-    pause: tuple[str, int] | None = None
+    pause: the effect, the stage and the round; what follows the last stage belongs to none, "".
+    """
+
+    pause: tuple[str, str, int] | None = None
+    gathered = (0, 0)  # the round, and how many of its stages are over
     sample_seconds = 0.0
     paused: Path
 
@@ -75,10 +80,17 @@ class PausingNode(Node):
         if isinstance(effect, Sample):
             time.sleep(self.sample_seconds)
         self._stand_still(type(effect).__name__)
-        return super()._fulfil(effect, should_stop)
+        result = super()._fulfil(effect, should_stop)
+        if isinstance(effect, Gather):
+            self.gathered = (effect.round, self._stages_over() + 1)
+        return result
+
+    def _stages_over(self) -> int:
+        return self.gathered[1] if self.gathered[0] == self.player.state.round else 0
 
     def _stand_still(self, name: str) -> None:
-        if self.pause == (name, self.player.state.round):
+        stage = (*self.player.game.stages, "")[self._stages_over()]
+        if self.pause == (name, stage, self.player.state.round):
             self.paused.touch()
             time.sleep(FOREVER)
 
@@ -87,7 +99,7 @@ def build(told: dict) -> tuple[PausingNode, Gossip, Player, TableEngine]:
     """told: folder, index, rounds, port, bootnodes, peers, deadline, sample_seconds, pause."""
     folder, own = Path(told["folder"]), simulated(SEED, told["index"])
     folder.mkdir(parents=True, exist_ok=True)
-    game = make_game(own, rounds=told["rounds"], swarm="tables", max_staleness=4)
+    game = three_stages(own, rounds=told["rounds"], swarm="tables", max_staleness=4)
     mailbox = Mailbox(
         Inbox(game.swarm, own.author, game.max_staleness, STAGES, game.rounds),
         [author_of(peer) for peer in told["peers"]],

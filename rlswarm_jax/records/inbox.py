@@ -102,9 +102,14 @@ class Inbox:
             latest[author] = max(round_, latest.get(author, round_))
         return latest
 
-    def take(self, round_: int) -> list[SignedRecord]:
-        """Hands over, once, all records up to a round, late ones too, in canonical order (content hash)."""
-        slots = [slot for slot in self.records if slot[1] <= round_ and slot not in self.taken]
+    def take(self, round_: int, stage: str) -> list[SignedRecord]:
+        """Hands over, once, all records up to a stage of a round, late ones too, in canonical order (content hash).
+
+        Those of later stages wait for theirs: which of them come before the others is chance.
+        """
+        order = {stage: number for number, stage in enumerate(self.stages)}
+        until = round_, order[stage]
+        slots = [slot for slot in self.records if (slot[1], order[slot[2]]) <= until and slot not in self.taken]
         self.taken.update(slots)
         return sorted((self.records[slot] for slot in slots), key=lambda signed: signed.hash)
 

@@ -104,8 +104,8 @@ def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name
     assert summary["status"] == "finished" and summary["nodes"] == nodes
     assert len(summary["held_out_accuracy"]["before"]) == len(summary["held_out_accuracy"]["after"]) == nodes
     assert summary["held_out_accuracy"]["base"] > 0.8
-    assert summary["records"]["published"] == nodes * summary["rounds"]
-    assert summary["records"]["received"] == nodes * (nodes - 1) * summary["rounds"]
+    assert summary["records"]["published"] == 3 * nodes * summary["rounds"]  # one for each stage
+    assert summary["records"]["received"] == 3 * nodes * (nodes - 1) * summary["rounds"]
     assert summary["records"]["rejected"] == {}
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == nodes * summary["rounds"]
     for file in ("report.md", "held_out.png", "reward.png", "config.json", "journal.sqlite"):

@@ -26,7 +26,7 @@ from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.records import schema
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.pool import Pool
-from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.records.schema import ANSWER, STAGES
 from tests.game import hand_driver as by_hand
 from tests.game.hand_driver import (
     ALICE,
@@ -454,7 +454,7 @@ def test_what_is_learned_depends_on_the_set_of_records_and_not_on_their_order(or
         inbox = Inbox("tests", ME.author, 2, STAGES)
         for i in indices:
             inbox.offer(by_hand.seal(record_of(PEERS[i], model=MODELS[i]), PEERS[i]), 1)
-        return play(make_game(external_groups=4), arrived=inbox.take(1))
+        return play(make_game(external_groups=4), arrived=inbox.take(1, ANSWER))
 
     shuffled, sorted_ = learned([i for i in order if i in present]), learned(sorted(present))
     assert shuffled.learned == sorted_.learned and shuffled.state == sorted_.state

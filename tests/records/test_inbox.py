@@ -25,7 +25,7 @@ _FIXED = ("swarm", "owner", "max_staleness", "stages", "rounds", "favoured", "co
 
 
 def taken(box: Inbox, round_: int = 99):
-    return [signed.raw for signed in box.take(round_)]
+    return [signed.raw for signed in box.take(round_, "critique")]
 
 
 def test_a_record_is_handed_over_once():
@@ -84,6 +84,19 @@ def test_another_round_or_stage_is_another_slot():
         assert box.offer(sealed(ALICE, **fields), 3) is not None
     assert box.evidence == {} and len(taken(box)) == 3
     assert box.authors(3, "critique") == {ALICE.author} and box.authors(4, "critique") == set()
+
+
+def test_a_stage_is_handed_what_was_said_up_to_it_however_early_the_rest_came():
+    box, said = make_inbox(), {}
+    for round_, stage in itertools.product((2, 3, 4), ("critique", "answer")):
+        said[round_, stage] = sealed(ALICE, round=round_, stage=stage)
+        assert box.offer(said[round_, stage], 3) is not None
+    for at, expected in (
+        ((3, "answer"), {(2, "answer"), (2, "critique"), (3, "answer")}),
+        ((3, "critique"), {(3, "critique")}),
+        ((4, "critique"), {(4, "answer"), (4, "critique")}),
+    ):
+        assert {signed.raw for signed in box.take(*at)} == {said[slot] for slot in expected}
 
 
 def test_evidence_is_bounded(monkeypatch):
@@ -205,7 +218,7 @@ def test_the_order_of_arrival_does_not_matter(arriving, random):
         for raw in order:
             box.offer(raw, 3)
     for round_ in (3, 4):
-        handed_over = [box.take(round_) for box in boxes]
+        handed_over = [box.take(round_, "critique") for box in boxes]
         assert handed_over[0] == handed_over[1] == handed_over[2]
         hashes = [signed.hash for signed in handed_over[0]]
         assert hashes == sorted(set(hashes))

@@ -19,6 +19,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.rpc_queue import PriorityQueue
 
 from rlswarm_jax.identity import Identity, simulated
+from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.exchange import MAX_ADDRESSES, Request, Store, parse_address
 from rlswarm_jax.swarm.frames import INLINE, MalformedError, take_frame
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
@@ -102,8 +103,10 @@ def test_who_comes_late_is_greeted_with_the_latest_record(start):
 def test_asking_repairs_a_loss(start):
     a, b = swarm(start, 2)
     wait_for(lambda: a.count("network/bytes_out") and b.count("network/bytes_out"), "they have greeted each other")
-    a.gossip.latest = lost = a.record(7)  # published, and lost on every way
-    wait_for(lambda: b.gossip.ask({a.author, stranger().author}) or lost in b.records, "asked for, it comes")
+    lost = [a.record(7, stage=stage) for stage in STAGES]
+    a.gossip.latest.extend([a.record(6), *lost])  # published, and lost on every way
+    wait_for(lambda: b.gossip.ask({a.author, stranger().author}) or set(lost) <= set(b.records), "asked for, they come")
+    assert sorted(b.records) == sorted(lost)  # those of the last round, each once
 
 
 def test_a_record_that_was_not_kept_can_be_had_again(start):
