@@ -25,10 +25,10 @@ from rlswarm_jax.metrics import read_rows
 ROUNDS, REPEATS = 60, 3
 
 
-def run(variant: str, workdir: Path) -> dict[str, float]:
+def run(variant: str, workdir: Path, rounds: int = ROUNDS) -> dict[str, float]:
     """What one run takes, in seconds and rounds a second."""
     command = [sys.executable, "-m", "experiments.run", f"--config=configs/quickstart.py{variant}"]
-    command += [f"--config.rounds={ROUNDS}", "--config.wandb.mode=disabled", f"--workdir={workdir}"]
+    command += [f"--config.rounds={rounds}", "--config.wandb.mode=disabled", f"--workdir={workdir}"]
     used, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     assert process.stdout is not None
@@ -42,7 +42,7 @@ def run(variant: str, workdir: Path) -> dict[str, float]:
         ends[row["round"]] = max(ends[row["round"]], row["wall_seconds"])
     return {
         "who is who": said,
-        "rounds": (ROUNDS - 1) / (ends[ROUNDS - 1] - ends[0]),
+        "rounds": (rounds - 1) / (ends[rounds - 1] - ends[0]),
         "processor": after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime,
         "whole": wall,
     }

@@ -13,7 +13,9 @@ def test_a_chat_model_plays_through_its_own_template(tmp_path):
     arguments = [
         "--config=configs/quickstart.py:simulate-smoke",
         f"--config.model.path={CHAT_CHECKPOINT}",
-        "--config.sampling.max_prompt_tokens=640",  # its tokenizer is by character
+        "--config.sampling.max_prompt_tokens=2000",  # its tokenizer is by character
+        "--config.game.answer_tokens=48",
+        "--config.game.critique_tokens=48",
         "--config.sampling.max_new_tokens=8",
         "--config.rounds=2",
         "--config.swarm.nodes=2",
@@ -27,7 +29,7 @@ def test_a_chat_model_plays_through_its_own_template(tmp_path):
     assert simulated.run(cli.parse(arguments)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["held_out_accuracy"]["base"] is None
-    assert summary["records"] == {"published": 4, "received": 4, "rejected": {}, "unused_groups": {}}
+    assert summary["records"] == {"published": 12, "received": 12, "rejected": {}, "unused_groups": {}}
     assert "spoiled" not in (tmp_path / "run" / "report.md").read_text()
-    # every peer's group was understood: problem rebuilt, prompt rendered, text and ids in agreement
-    assert [row["groups/received"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [2.0] * 4
+    # every peer's group of all three stages was understood: problem and prompt rebuilt, text and ids in agreement
+    assert [row["groups/received"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [6.0] * 4

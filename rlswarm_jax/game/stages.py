@@ -75,7 +75,7 @@ class Reading:
         counts = tuple(votes[canonical(said.answer or "")] for said in self.answers)
         return View(
             tuple(said.text for said in self.answers),
-            counts if show_votes else (),
+            counts if show_votes and self.critiques else (),
             tuple(said.text for said in self.critiques),
         )
 
