@@ -93,6 +93,10 @@ def test_live_equals_simulated_bit_for_bit_with_a_hostile_peer_beside(runs):
     for field in ("held_out_accuracy", "rounds_done", "learned_from", "received_from", "samples"):
         assert ours[field] == theirs[field], field
     assert sum(row["learn/updates"] for row in read_rows(live / "metrics.jsonl")) > NODES
+    for row in read_rows(live / "metrics.jsonl"):  # both of the shared problems were criticised and revised by all
+        assert row["critique/groups"] == row["revise/groups"] == 2
+        assert row["groups/received"] == (NODES - 1) * (4 + 2 + 2)
+        assert not any(name.startswith("groups/unused/") for name in row)
     for node in range(NODES):
         found, wanted = journal(live / f"node-{node}", 0), journal(simulation, node)
         kinds = [kind for _, _, kind, _ in found]

@@ -16,8 +16,8 @@ class Mailbox:
     named: peers that are known before they come, those of a local swarm. bootnodes: peers this node was told to join.
 
     Waited for are the named, and connected peers that have spoken, until they disconnect or let a deadline pass. Who
-    has let n deadlines pass must speak in time in n rounds before it is waited for again. (Keys are free, so someone
-    who makes many can still hold up a stage with each.)
+    has let n deadlines pass must speak n times in the round being played before it is waited for again. (Keys are free,
+    so someone who makes many can still hold up a stage with each.)
 
     Hold `changed` to look at the inbox or to change it; it is notified when records or peers come or go. round: the
     one being played; records from too far behind it are refused.

@@ -59,6 +59,12 @@ def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
         ("--config.model.prompts=riddle", "'riddle' is unknown"),
         ("--config.tasks.spell_backward.max_word_len=1", "'spell_backward' refused its options"),
         ("--config.sampling.max_prompt_tokens=3", "max_prompt_tokens"),
+        ("--config.game.stages=4", "config.game.stages is 4; it must be at most 3"),
+        ("--config.game.shared=0", "config.game.shared is 0"),
+        ("--config.game.shared=5", "config.game.shared is 5 of 4 problems"),
+        ("--config.game.weights=(1.0, 1.0)", "must be three numbers"),
+        ("--config.game.shown=31", "cannot show 315 of what was written: raise config.sampling.max_prompt_tokens"),
+        ("--config.game.personas=('You doubt.',)", "personas are for the chat format"),
     ],
 )
 def test_a_config_that_cannot_be_is_one_sentence_that_names_the_field(override, says, tmp_path):
