@@ -9,8 +9,9 @@ Measured (rendered: solo):
   45 ± 6 s a run on AMD EPYC, 2 cores
   commit 57f135c6f770, before changes of rounds
 
-It samples twice as many completions as a quickstart node (which gets half of its groups from its peers) and can
-learn from as many groups a round: matched training samples, not matched generation.
+It has nobody to criticise, so it plays the first stage only. It samples twice as many completions as a quickstart node
+(which gets half of its groups from its peers) and can learn from as many groups a round: matched training samples, not
+matched generation.
 """
 
 import ml_collections
@@ -21,7 +22,7 @@ from configs import common
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.swarm("solo")
     common.simulate(config)
-    config.swarm.nodes = 1
+    config.swarm.nodes = config.game.stages = 1
     config.swarm.local_groups, config.swarm.external_groups = 8, 0
     common.apply(config, variant, common.smoke)
     return config
