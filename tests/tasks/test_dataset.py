@@ -374,7 +374,7 @@ def test_files_of_other_systems_are_read(tmp_path):
     ("options", "says"),
     [
         ({}, "has no path; the options of a data set are path, split"),
-        ({"path": "embedded:none"}, "expected embedded:word_problems"),
+        ({"path": "embedded:none"}, "expected embedded:programs or word_problems"),
         ({"path": "nowhere/data.jsonl"}, "nowhere/data.jsonl cannot be read: No such file"),
         ({"path": "/nowhere/data"}, "there is no file or folder '/nowhere/data', and no hub id looks like this"),
         ({**WORDS, "answers": "answer"}, "an option 'answers'; the options of a data set are .*answer_after"),
