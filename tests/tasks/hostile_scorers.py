@@ -12,6 +12,7 @@ import json
 import resource
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from rlswarm_jax.tasks import Problem
 from rlswarm_jax.tasks.reasoning import ReasoningTask
@@ -117,6 +118,16 @@ def _leaves(event: str, arguments: tuple) -> bool:
     return event.startswith(("os.", "shutil.", "socket.", "subprocess.")) and event not in ("os.listdir", "os.scandir")
 
 
+def peak_memory_mb() -> int:
+    """Of this program: what getrusage says on Linux begins with the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return (
+            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) // 1024
+        )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024**2
+
+
 def main(marker: str) -> None:
     watching, making, sent = False, False, ""
     events: list[list[str]] = []
@@ -162,7 +173,7 @@ def main(marker: str) -> None:
     for seed in range(400):
         codeio.problem(seed)
     making = False
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    memory = peak_memory_mb()
     found = {"control": control, "events": events, "right": right, "raised": raised, "memory": memory}
     print(json.dumps({"datasets": sorted(seen), "problems": problems, "written": written, **found}))
 
