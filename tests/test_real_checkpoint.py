@@ -13,9 +13,9 @@ def test_a_chat_model_plays_through_its_own_template(tmp_path):
     arguments = [
         "--config=configs/quickstart.py:simulate-smoke",
         f"--config.model.path={CHAT_CHECKPOINT}",
-        "--config.sampling.max_prompt_tokens=2000",  # its tokenizer is by character
-        "--config.game.answer_tokens=48",
-        "--config.game.critique_tokens=48",
+        "--config.sampling.max_prompt_tokens=1500",  # its tokenizer is by character
+        "--config.game.answer_tokens=24",
+        "--config.game.critique_tokens=24",
         "--config.sampling.max_new_tokens=8",
         "--config.rounds=2",
         "--config.swarm.nodes=2",
