@@ -70,7 +70,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.game.weights = (1.0, 1.0, 1.0)  # of the stages' samples in the loss
     config.game.form_reward = 0.0  # added for a completion that has an answer at all, or names one
     config.game.improvement_reward = 0.0  # for a revision, by as much as it is better than the first answer
-    config.game.consensus_reward = 0.0  # for a revision that says what the swarm voted for
+    config.game.consensus_reward = 0.0  # for a revision as the swarm voted, where no verifier can say what is right
     config.game.answer_tokens = 0  # of an answer as it is shown, its end; 0: 9 for compact prompts, 384 for chat
     config.game.critique_tokens = 0  # of a critique; 0: 9 and 256
     config.game.personas = ()  # for chat: what nodes are told to be, each one of these

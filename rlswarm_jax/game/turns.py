@@ -226,7 +226,8 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
         return [answer_reward(scores[problem, text], bool(text.strip()), weights) for text in answers]
     assert reading is not None
     first = scores[problem, reading.answers[0].answer or ""]
-    agreed = voted_for(game, sheets, turn.round, turn.index, problem)
+    # where an answer can be verified, saying what the others say is worth nothing by itself
+    agreed = None if problem.verifiable else voted_for(game, sheets, turn.round, turn.index, problem)
     canonical = functools.partial(game.mixture.canonical, problem)
     return [
         revise_reward(

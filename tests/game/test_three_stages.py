@@ -214,8 +214,8 @@ def test_improvement_is_over_one_s_own_first_answer():
             assert group.rewards == (expected or [1 if first == right else 1.5, 0, 0, 0])
 
 
-def test_the_swarm_s_vote_is_paid_for_where_the_game_says_so():
-    """Two of three critics vote for a wrong answer, whatever a revision quotes or claims of votes."""
+def test_a_vote_is_not_paid_for_where_an_answer_can_be_verified():
+    """Two of three critics vote for a wrong answer: saying the same earns nothing, and only what is right does."""
     revise = lambda p, g, right, view: ["9", right, "8", "#8|8:9;8"][g]  # noqa: E731
     critics = {
         ME: lambda p, g, right, view: f"8 8 8#{view.answers.index('9') + 1 if '9' in view.answers else 1}",
@@ -227,7 +227,7 @@ def test_the_swarm_s_vote_is_paid_for_where_the_game_says_so():
     played = play_together(speakers, rewards=Rewards(consensus=0.5))
     for me in ALL:
         groups = [group for group in played[me].learned if group.stage == REVISE]
-        assert len(groups) == 6 and all(group.rewards == [0.5, 1, 0, 0] for group in groups)
+        assert len(groups) == 6 and all(group.rewards == [0, 1, 0, 0] for group in groups)
         assert played[me].metrics["revise/reward/pass_at_group"] == 1.0  # by being right: agreement is not
         assert played[me].metrics["game/vote"] == 0
 
