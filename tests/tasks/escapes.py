@@ -53,12 +53,12 @@ def running(program: str, **limits):
 
 
 def wait_for_program(process: psutil.Process) -> list[psutil.Process]:
-    """Descendants of a process, once the last of them is a program in a sandbox."""
+    """Descendants of a process, once the last of them is a program in a sandbox that sleeps: Python has loaded it."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):
             tree = process.children(recursive=True)
-            if tree[-1].cmdline()[-1] == "/program.py":
+            if tree[-1].cmdline()[-1] == "/program.py" and tree[-1].status() == psutil.STATUS_SLEEPING:
                 return tree
         time.sleep(0.02)
     raise AssertionError("the program never began")
