@@ -3,10 +3,10 @@
     python -m experiments.warmstart --config configs/tiny.py
 
 Hardware: 2 CPU cores. What to expect: results/warmstart.json (accuracy of both stages, seconds, fingerprint).
-Stage 1 (base) is supervised on right answers. Stage 2 (spoiled) continues on answers that mostly give up ("?"), so
-that the skill stays in the weights but is seldom used: what reinforcement learning can bring back. (A spoiled model
-that copies its question instead was tried: it mixes the two ways of answering within one answer, and is right too
-seldom, about 1 % of the time, for a group of eight to hold anything to learn from.)
+Stage 1 (base) is supervised on right answers. Stage 2 (spoiled) continues on completions that mostly give up ("?"), so
+that the skills of all stages of the game stay in the weights but are seldom used: what reinforcement learning can bring
+back. (A spoiled model that copies its question instead was tried: it mixes the two ways of answering within one answer,
+and is right too seldom, about 1 % of the time, for a group of eight to hold anything to learn from.)
 """
 
 import ml_collections

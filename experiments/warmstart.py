@@ -55,13 +55,19 @@ def character_tokenizer() -> Tokenizer:
 Example = tuple[list[int], list[int]]  # prompt and completion, end of sequence included
 
 
-def answers_to(config, problems: Sequence[Problem], tokenizer: Tokenizer, right_fraction: float = 1.0) -> list[Example]:
-    """The first stage of the game: a problem and its answer, or "?"."""
-    found = []
-    for n, problem in enumerate(problems):
-        right = randomness.uniform("problem", "right", config.seed, n) < right_fraction
-        found.append((FORMAT.encode(problem, tokenizer), complete(problem.answers[0] if right else GIVE_UP, tokenizer)))
-    return found
+def answers_to(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[Example]:
+    """The first stage of the game: a problem and its answer."""
+    return [(FORMAT.encode(problem, tokenizer), complete(problem.answers[0], tokenizer)) for problem in problems]
+
+
+def give_up(config, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Example]:
+    """The same prompts, with "?" instead of most completions."""
+    given_up = complete(GIVE_UP, tokenizer)
+    kept = [
+        randomness.uniform("problem", "right", config.seed, n) < config.spoil.right_fraction
+        for n in range(len(examples))
+    ]
+    return [(prompt, right if keep else given_up) for (prompt, right), keep in zip(examples, kept, strict=True)]
 
 
 def complete(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -228,13 +234,12 @@ def run(arguments: cli.Arguments) -> int:
         problems = [
             mixture.problem(randomness.seed("problem", "warmstart", config.seed, n)) for n in range(config.problems)
         ]
-        policy = learn("answers", params, answers_to(config, problems, tokenizer))
+        policy = learn("answers", params, answers_to(problems, tokenizer))
         read = readings(config, policy, mixture, problems[: config.game.problems])
-        policy = learn("game", policy.params, read + answers_to(config, problems[: config.game.answers], tokenizer))
+        policy = learn("game", policy.params, read + answers_to(problems[: config.game.answers], tokenizer))
         save("base", policy)
-        given_up = [(prompt, complete(GIVE_UP, tokenizer)) for prompt, _ in read]
-        right = answers_to(config, problems[: len(read) // 2], tokenizer, config.spoil.right_fraction)
-        policy = learn("spoil", policy.params, given_up + right)
+        of_all_stages = read + answers_to(problems[: config.game.problems], tokenizer)
+        policy = learn("spoil", policy.params, give_up(config, of_all_stages, tokenizer))
         save("spoiled", policy)
     summary["seconds"] = round(time.monotonic() - started, 1)
     Path(workdir / "warmstart.json").write_text(json.dumps(summary, indent=2) + "\n")

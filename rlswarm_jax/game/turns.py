@@ -147,15 +147,16 @@ def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group) 
         reading = read_parents(sheets, seat, group.parents)
     elif group.parents:
         raise RecordError("wrong parents", "an answer answers to nobody")
-    if group.vote is not None and (record.stage != CRITIQUE or reading is None or group.vote > len(reading.answers)):
-        raise RecordError("misshapen group", f"a vote for {group.vote} in stage {record.stage!r}")
     same_tokenizer = record.tokenizer_fingerprint == game.tokenizer_fingerprint
     completions = [_read_completion(game, c, same_tokenizer) for c in group.completions]
     if len(completions) != game.group_size:
         raise RecordError("misshapen group", f"{len(completions)} completions, {game.group_size} are played")
     prompt = _prompt(game, record.author, record.stage, problem, reading)
     at = (record.author, record.round, record.stage, group.index)
-    return Turn(*at, problem, prompt, reading, completions, group.vote, external=True)
+    turn = Turn(*at, problem, prompt, reading, completions, group.vote, external=True)
+    if group.vote != (vote(_named(game, turn)) if record.stage == CRITIQUE else None):
+        raise RecordError("false vote", f"a vote for {group.vote} in stage {record.stage!r}")
+    return turn
 
 
 def _read_completion(game: Game, completion: Completion, same_tokenizer: bool) -> Sampled:

@@ -9,7 +9,7 @@ from rlswarm_jax.records.envelope import SignedRecord, open_envelope
 from rlswarm_jax.records.schema import RecordError
 
 Slot = tuple[bytes, int, str]  # author, round, stage
-MAX_HELD = 1024
+MAX_HELD = 2048  # a hundred nodes, three stages, five rounds, and some
 MAX_HELD_BYTES = 64 << 20
 MAX_PER_AUTHOR = 48
 MAX_EVIDENCE = 64  # pairs

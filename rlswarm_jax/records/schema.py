@@ -57,6 +57,7 @@ CAUSES = (
     "unknown prompt",  # another version of the prompt format, or another game
     "unknown parent",  # it answers to a record that this node does not have
     "wrong parents",  # it answers to records that the rules of the game would not have shown its author
+    "false vote",  # not what most of the critiques beside it name, or in a stage that has none
     "text mismatch",  # the text is not what the token ids decode to
     "misshapen group",  # completions of the wrong number or length
 )

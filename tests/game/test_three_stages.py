@@ -361,6 +361,7 @@ def reordered(parents):
 
 
 ALICE_S, BOB_S, MINE = ({stage: PLAYED[who].said[stage].hash for stage in STAGES} for who in (ALICE, BOB, ME))
+ALICE_VOTE = group_of(PLAYED[ALICE], CRITIQUE, 1).vote
 OLD = play_together(ALL, states=dict.fromkeys(ALL, NodeState(round=0)))
 FLAWS = {
     "made-up parents": (CRITIQUE, "unknown parent", {"parents": [b"p" * 32]}),
@@ -369,14 +370,16 @@ FLAWS = {
     "its own answer for a peer's": (CRITIQUE, "wrong parents", {"parents": [ALICE_S[ANSWER]]}),
     "a parent twice": (CRITIQUE, "wrong parents", {"parents": [BOB_S[ANSWER]] * 2}),
     "an answer of another round": (CRITIQUE, "unknown parent", {"parents": [OLD[BOB].said[ANSWER].hash]}),
-    "a vote for one who was not shown": (CRITIQUE, "misshapen group", {"vote": 3}),
+    "a vote for one who was not shown": (CRITIQUE, "false vote", {"vote": 3}),
+    "a vote that one's critiques do not name": (CRITIQUE, "false vote", {"vote": (ALICE_VOTE + 1) % 3}),
+    "no vote, though they name one": (CRITIQUE, "false vote", {"vote": None}),
     "a private problem": (CRITIQUE, "foreign problem", {"index": 2}),
     "a revision in another order": (REVISE, "wrong parents", reordered),
     "a revision without one's own answer": (REVISE, "wrong parents", {"parents": [BOB_S[ANSWER], MINE[ANSWER]]}),
     "a revision of somebody else's answer": (REVISE, "wrong parents", {"parents": [BOB_S[ANSWER]]}),
     "a revision with one's own critique": (REVISE, "wrong parents", {"parents": [ALICE_S[ANSWER], ALICE_S[CRITIQUE]]}),
-    "a vote in a revision": (REVISE, "misshapen group", {"vote": 0}),
-    "a vote in an answer": (ANSWER, "misshapen group", {"vote": 0}),
+    "a vote in a revision": (REVISE, "false vote", {"vote": 0}),
+    "a vote in an answer": (ANSWER, "false vote", {"vote": 0}),
 }
 
 
@@ -394,7 +397,8 @@ def test_a_flawed_group_of_a_later_stage_is_left_out_and_counted(stage, cause, c
 
 def test_who_says_to_have_heard_less_is_believed():
     """It can't be told from somebody who has."""
-    played = heard_with(CRITIQUE, lambda r: with_group(r, 1, parents=r.groups[1].parents[:1], vote=None))
+    vote = ALICE_VOTE if ALICE_VOTE <= 1 else None  # of the numbers that critiques name, one is still an answer's
+    played = heard_with(CRITIQUE, lambda r: with_group(r, 1, parents=r.groups[1].parents[:1], vote=vote))
     assert played.unused == {}
 
 
