@@ -165,7 +165,7 @@ def _outcome(game: Game, sheets: Mapping[bytes, Sheet], played: Sequence[Turn], 
 def _stage(game: Game, sheets: Mapping[bytes, Sheet], played: Sequence[Turn], scores: turns.Scored) -> Stage:
     def said(turn: Turn, text: str) -> str:
         if turn.stage == CRITIQUE:
-            return str(game.prompt_format.named(text, len(turn.reading.answers) if turn.reading else 0))
+            return str(game.prompt_format.named(text, turn.reading.numbers if turn.reading else ()))
         return game.mixture.canonical(turn.problem, game.prompt_format.answer(text))
 
     return Stage(

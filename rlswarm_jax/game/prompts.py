@@ -23,13 +23,14 @@ NONE = 0  # what a critic names who finds none of the answers right
 class View:
     """What a reader is shown beside the question; the texts as they stand there, cut.
 
-    answers: in the order of their numbers; who revises sees their own first. votes: how many of the critics named each
-    answer, or nothing where they are not shown. critiques: what critics wrote.
+    answers: who revises sees their own first. votes: how many of the critics named each answer, or nothing where they
+    are not shown. critiques: what critics wrote. numbers: what the answers are called in chat, or nothing for 1, 2, ...
     """
 
     answers: tuple[str, ...] = ()
     votes: tuple[int, ...] = ()
     critiques: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -43,18 +44,20 @@ NOTHING = View()
 class Family:
     """render: stage, problem, view with its texts quoted, persona -> prompt. parse: a critique's or revision's prompt
     back to the view; raises ValueError for what is not such a prompt. answer: completion to answer text.
-    named: completion and number of answers -> the number it names, NONE, or None if it names nothing. said: what of a
-    completion others are shown. reserved: characters that structure begins with.
+    named: completion and the answers' numbers -> which it names, the first being 1; NONE; or None if it names nothing.
+    said: what of a completion others are shown. reserved: characters that structure begins with.
+    numbered: whether answers are called by the numbers of the view.
     """
 
     version: str
     render: Callable[[str, Problem, View, str], Prompt]
     parse: Callable[[str, Prompt], View]
     answer: Callable[[str], str]
-    named: Callable[[str, int], int | None]
+    named: Callable[[str, Sequence[int]], int | None]
     said: Callable[[str, str], str]
     reserved: str
     ascii_only: bool
+    numbered: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ class PromptFormat:
         """The prompt, whose parts are surely those given: what is quoted in it reads as nothing else."""
         if stage == ANSWER:
             return self.family.render(stage, problem, NOTHING, persona)
-        control = _control(tokenizer)
+        control, view = _control(tokenizer), self._numbered(view)
         bare = _each(view, lambda text: "", lambda text: "")
         expected = control.count(tokenizer.encode(self.family.render(stage, problem, bare, persona), self.thinking))
         for ascii_only in dict.fromkeys((self.family.ascii_only, True)):
@@ -110,6 +113,10 @@ class PromptFormat:
             if found == expected and self.family.parse(stage, prompt) == cut:
                 return prompt
         raise ValueError(f"the tokenizer reads control tokens into quoted text: {view.texts!r:.200}.")
+
+    def _numbered(self, view: View) -> View:
+        numbers = view.numbers or tuple(range(1, len(view.answers) + 1))
+        return dataclasses.replace(view, numbers=numbers if self.family.numbered else ())
 
     def _cut(self, view: View, tokenizer: Tokenizer, escape: Callable[[str], str]) -> View:
         """The view as it is shown: each text within its budget."""
@@ -127,8 +134,8 @@ class PromptFormat:
     def answer(self, text: str) -> str:
         return self.family.answer(text)
 
-    def named(self, text: str, answers: int) -> int | None:
-        return self.family.named(text, answers)
+    def named(self, text: str, numbers: Sequence[int]) -> int | None:
+        return self.family.named(text, numbers)
 
     def said(self, stage: str, text: str) -> str:
         return self.family.said(stage, text)
@@ -187,18 +194,19 @@ def _parse_compact(stage: str, prompt: Prompt) -> View:
     return _each(quoted, unquote, unquote)
 
 
-def _named_compact(text: str, answers: int) -> int | None:
+def _named_compact(text: str, numbers: Sequence[int]) -> int | None:
     _, mark, number = text.rpartition("#")
-    return _number(number, answers) if mark else None
+    return _which(number, range(1, len(numbers) + 1)) if mark else None
 
 
 def _said_compact(stage: str, text: str) -> str:
     return text.rpartition("#")[0] if stage == CRITIQUE else text
 
 
-def _number(text: str, answers: int) -> int | None:
+def _which(text: str, numbers: Sequence[int]) -> int | None:
     number = int(text) if re.fullmatch(r"[0-9]{1,4}", text) else -1
-    return number if 0 <= number <= answers else None
+    named = (NONE, *numbers)
+    return named.index(number) if number in named else None
 
 
 # --- chat
@@ -213,7 +221,7 @@ _SYSTEM = {
     f"{_QUOTED} {_SOLVE}",
 }
 _ANSWERS, _CRITIQUES, _END = "\n\n<answers>\n", "</answers>\n<critiques>\n", "</critiques>"
-_SHOWN = re.compile(r'<answer number="\d+"(?: votes="(\d+)")?(?: yours="yes")?>"([^<\n]*)"</answer>\n')
+_SHOWN = re.compile(r'<answer number="(\d+)"(?: votes="(\d+)")?(?: yours="yes")?>"([^<\n]*)"</answer>\n')
 _CRITIQUE = re.compile(r'<critique>"([^<\n]*)"</critique>\n')
 
 
@@ -226,8 +234,8 @@ def _chat(stage: str, problem: Problem, view: View, persona: str) -> Prompt:
 def _chat_shown(stage: str, quoted: View) -> str:
     votes = [f' votes="{count}"' for count in quoted.votes] or [""] * len(quoted.answers)
     yours = [' yours="yes"' if stage == REVISE and not n else "" for n in range(len(quoted.answers))]
-    rows = zip(quoted.answers, votes, yours, strict=True)
-    answers = [f'<answer number="{n}"{v}{y}>"{text}"</answer>\n' for n, (text, v, y) in enumerate(rows, 1)]
+    rows = zip(quoted.numbers, votes, yours, quoted.answers, strict=True)
+    answers = [f'<answer number="{n}"{v}{y}>"{text}"</answer>\n' for n, v, y, text in rows]
     critiques = [f'<critique>"{text}"</critique>\n' for text in quoted.critiques]
     return "".join(answers) + _CRITIQUES + "".join(critiques) + _END
 
@@ -238,8 +246,9 @@ def _parse_chat(stage: str, prompt: Prompt) -> View:
     _, begun, shown = prompt[1]["content"].rpartition(_ANSWERS)
     answers, _, critiques = shown.rpartition(_CRITIQUES)
     found = _SHOWN.findall(answers)
-    votes = tuple(int(count) for count, _ in found if count)
-    quoted = View(tuple(text for _, text in found), votes, tuple(_CRITIQUE.findall(critiques)))
+    votes = tuple(int(count) for _, count, _ in found if count)
+    numbers = tuple(int(number) for number, _, _ in found)
+    quoted = View(tuple(text for _, _, text in found), votes, tuple(_CRITIQUE.findall(critiques)), numbers)
     if not begun or _chat_shown(stage, quoted) != shown:
         raise ValueError("this is not a prompt of the stage.")
     return _each(quoted, unquote, unquote)
@@ -255,8 +264,8 @@ def _tagged_answer(text: str) -> str:
     return _tagged(text, "answer")
 
 
-def _tagged_number(text: str, answers: int) -> int | None:
-    return _number(_tagged(text, "best").strip(), answers)
+def _named_chat(text: str, numbers: Sequence[int]) -> int | None:
+    return _which(_tagged(text, "best").strip(), numbers)
 
 
 def _said_chat(stage: str, text: str) -> str:
@@ -266,9 +275,27 @@ def _said_chat(stage: str, text: str) -> str:
 
 FAMILIES = {
     "compact": Family(
-        "compact-2", _compact, _parse_compact, lambda text: text, _named_compact, _said_compact, _COMPACT_RESERVED, True
+        version="compact-2",
+        render=_compact,
+        parse=_parse_compact,
+        answer=lambda text: text,
+        named=_named_compact,
+        said=_said_compact,
+        reserved=_COMPACT_RESERVED,
+        ascii_only=True,
+        numbered=False,
     ),
-    "chat": Family("chat-2", _chat, _parse_chat, _tagged_answer, _tagged_number, _said_chat, "<", False),
+    "chat": Family(
+        version="chat-2",
+        render=_chat,
+        parse=_parse_chat,
+        answer=_tagged_answer,
+        named=_named_chat,
+        said=_said_chat,
+        reserved="<",
+        ascii_only=False,
+        numbered=True,
+    ),
 }
 BUDGETS = {"compact": Budgets(9, 9), "chat": Budgets(384, 256)}
 FORMATS = {name: PromptFormat(family, BUDGETS[name]) for name, family in FAMILIES.items()}

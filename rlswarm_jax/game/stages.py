@@ -13,6 +13,7 @@ from rlswarm_jax import randomness
 from rlswarm_jax.game.prompts import View
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, RecordError
 
+MAX_NUMBER = 99  # of an answer
 Canonical = Callable[[str], str]  # answer text -> the same text for answers that say the same
 
 
@@ -54,6 +55,16 @@ class Seat:
         """Those of least rank are shown."""
         return randomness.digest("pool", self.beacon, "shown", self.reader, stage, self.index, author)
 
+    def numbers(self, authors: Iterable[bytes]) -> list[int]:
+        """What these authors' answers are called: the same whoever reads, unless two would have the same number."""
+        found: list[int] = []
+        for author in authors:
+            number = randomness.seed("pool", self.beacon, "number", self.index, author) % MAX_NUMBER
+            while number + 1 in found:
+                number = (number + 1) % MAX_NUMBER
+            found.append(number + 1)
+        return found
+
     def has(self, sheet: Sheet, stage: str) -> bool:
         """Whether a record says something of that stage here."""
         return (sheet.stage, sheet.round) == (stage, self.round) and self.index in sheet.said
@@ -63,12 +74,13 @@ class Seat:
 class Reading:
     """What somebody is shown of a problem. parents: hashes of the records that it comes from.
 
-    answers: as they are numbered; the first is the reader's own if they revise.
+    answers: the first is the reader's own if they revise. numbers: of the answers.
     """
 
     parents: list[bytes]
     answers: list[Said]
     critiques: list[Said]
+    numbers: list[int]
 
     def view(self, canonical: Canonical, show_votes: bool) -> View:
         votes = collections.Counter(canonical(said.answer) for said in self.critiques if said.answer)
@@ -77,6 +89,7 @@ class Reading:
             tuple(said.text for said in self.answers),
             counts if show_votes and self.critiques else (),
             tuple(said.text for said in self.critiques),
+            tuple(self.numbers),
         )
 
 
@@ -121,8 +134,12 @@ def read_parents(sheets: Sheets, seat: Seat, parents: Sequence[bytes]) -> Readin
     )
     if not allowed:
         raise RecordError("wrong parents", f"stage {seat.stage!r} does not show these records in this order")
-    texts = [[sheet.said[seat.index] for sheet in part] for part in (own + answers, critiques)]
-    return Reading(list(parents), *texts)
+    return Reading(
+        list(parents),
+        answers=[sheet.said[seat.index] for sheet in own + answers],
+        critiques=[sheet.said[seat.index] for sheet in critiques],
+        numbers=seat.numbers(sheet.author for sheet in own + answers),
+    )
 
 
 def _in_order(seat: Seat, stage: str, sheets: Sequence[Sheet]) -> bool:

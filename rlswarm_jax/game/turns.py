@@ -201,7 +201,7 @@ def _said(game: Game, turn: Turn) -> Said:
 
 def _named(game: Game, turn: Turn) -> list[int | None]:
     assert turn.reading is not None
-    return [game.prompt_format.named(s.text, len(turn.reading.answers)) for s in turn.completions]
+    return [game.prompt_format.named(s.text, turn.reading.numbers) for s in turn.completions]
 
 
 # --- what turns earn

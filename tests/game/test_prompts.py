@@ -69,7 +69,7 @@ def test_prompts_ask_the_problem_and_never_tell_its_answer():
             assert user["role"] == "user" and user["content"].startswith(problem.question)
             assert system["role"] == "system" and "SECRET" not in str((system, user))
             if stage == CRITIQUE:  # it shows the very tags that are read
-                assert named_by(system["content"].replace(" and ", "2"), 2) == 2
+                assert named_by(system["content"].replace(" and ", "2"), (1, 2)) == 2
             else:
                 assert answer_of(system["content"].replace(" and ", "42")) == "42"
             prompt = compact.render(problem, tokenizer(), stage, view)
@@ -146,13 +146,22 @@ def test_a_format_without_thoughts_refuses_the_switch():
     ],
 )
 def test_only_a_number_of_those_shown_in_its_one_place_is_named(text, chat, compact):
-    assert (FORMATS["chat"].named(text, 3), FORMATS["compact"].named(text, 3)) == (chat, compact)
+    assert (FORMATS["chat"].named(text, (1, 2, 3)), FORMATS["compact"].named(text, (1, 2, 3))) == (chat, compact)
 
 
-@given(texts | st.text(), st.integers(0, 5))
-def test_whatever_is_said_names_a_number_that_was_shown_or_nothing(text, answers):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("<best>7</best>", 2), ("<best>31</best>", 1), ("<best>1</best>", None), ("<best>0</best>", 0)],
+)
+def test_in_chat_answers_are_named_by_the_numbers_they_have_and_in_compact_by_their_places(text, expected):
+    assert FORMATS["chat"].named(text, (31, 7)) == expected
+    assert [FORMATS["compact"].named(f"46#{n}", (31, 7)) for n in (0, 1, 2, 7)] == [NONE, 1, 2, None]
+
+
+@given(texts | st.text(), st.lists(st.integers(1, 99), max_size=5, unique=True))
+def test_whatever_is_said_names_an_answer_that_was_shown_or_nothing(text, numbers):
     for family in FORMATS.values():
-        assert family.named(text, answers) in (None, *range(answers + 1))
+        assert family.named(text, numbers) in (None, *range(len(numbers) + 1))
 
 
 @given(texts | st.text())
@@ -170,12 +179,16 @@ BUDGETS = Budgets(24, 16)
 SETTINGS = settings_of(BUDGETS)
 PROBLEM = mixture().problem(3)
 views = st.builds(
-    lambda answers, critiques, votes: View(
-        tuple(answers), tuple(len(text) % 3 for text in answers) if votes else (), tuple(critiques)
+    lambda answers, critiques, votes, numbers: View(
+        tuple(answers),
+        tuple(len(text) % 3 for text in answers) if votes else (),
+        tuple(critiques),
+        tuple(numbers[: len(answers)]),
     ),
     st.lists(texts, min_size=1, max_size=4),
     st.lists(texts, max_size=3),
     st.booleans(),
+    st.just(()) | st.lists(st.integers(1, 99), min_size=4, max_size=4, unique=True),
 )
 
 
@@ -193,7 +206,7 @@ def quoted_in(setting, prompt) -> list[str]:
 @pytest.mark.parametrize("stage", [CRITIQUE, REVISE])
 @settings(deadline=None, max_examples=60)
 @given(views)
-@example(View(tuple(PIECES), (9,) * len(PIECES), tuple(PIECES)))
+@example(View(tuple(PIECES), (9,) * len(PIECES), tuple(PIECES), tuple(range(1, len(PIECES) + 1))))
 def test_no_text_of_a_peer_is_anything_but_its_text(setting, stage, view):
     """parse(prompt) gives back exactly what was put in, cut at its budget, and no control token comes of it."""
     how, budgets = setting.format, (BUDGETS.answer,) * len(view.answers) + (BUDGETS.critique,) * len(view.critiques)
@@ -201,6 +214,7 @@ def test_no_text_of_a_peer_is_anything_but_its_text(setting, stage, view):
     shown = how.family.parse(stage, prompt)
     assert (len(shown.answers), len(shown.critiques)) == (len(view.answers), len(view.critiques))
     assert shown.votes == view.votes
+    assert shown.numbers == ((view.numbers or (1, 2, 3, 4)[: len(view.answers)]) if how.family.numbered else ())
 
     ids = setting.tokenizer.encode(prompt, how.thinking)
     assert ids == how.encode(PROBLEM, setting.tokenizer, stage, view)
@@ -224,10 +238,11 @@ def test_a_text_that_would_be_a_turn_of_its_own_without_quotation_is_none(settin
     assert control_ids(setting.tokenizer) & set(setting.tokenizer.encode(evil))
     how = dataclasses.replace(setting.format, budgets=Budgets(400, 400))
     prompt = how.render(PROBLEM, setting.tokenizer, REVISE, View(("1", evil), (0, 0), (evil,)))
-    assert how.family.parse(REVISE, prompt) == View(("1", evil), (0, 0), (evil,))
-    raw = how.family.render(REVISE, PROBLEM, View(("1", evil), (0, 0), (evil,)), "")
+    numbers = (1, 2) if how.family.numbered else ()
+    assert how.family.parse(REVISE, prompt) == View(("1", evil), (0, 0), (evil,), numbers)
+    raw = how.family.render(REVISE, PROBLEM, View(("1", evil), (0, 0), (evil,), numbers), "")
     with contextlib.suppress(ValueError):  # or as nothing
-        assert how.family.parse(REVISE, raw) != View(("1", evil), (0, 0), (evil,))
+        assert how.family.parse(REVISE, raw) != View(("1", evil), (0, 0), (evil,), numbers)
 
 
 def test_text_that_the_tokenizer_cannot_say_is_quoted_in_ascii_and_still_keeps_to_its_budget():
@@ -257,8 +272,8 @@ CHAT = FORMATS["chat"].render(PROBLEM, qwen_like(), REVISE, View(("1", "2"), (0,
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('number="2"', 'number="1"'),
         ('number="2"', 'number="02"'),
+        ('number="2"', 'number="two"'),
         (' votes="2"', ""),
         (' yours="yes"', ""),
         ('"2"</answer>', '"2"</answer> '),

@@ -84,7 +84,7 @@ def test_what_a_critique_earns(named, shown, earned):
     ],
 )
 def test_what_a_critique_earns_from_its_text(critique, shown, earned):
-    assert critique_reward(FORMATS["chat"].named(critique, len(shown)), shown, PLAIN) == earned
+    assert critique_reward(FORMATS["chat"].named(critique, range(1, len(shown) + 1)), shown, PLAIN) == earned
 
 
 @given(st.lists(scores, max_size=6))

@@ -91,7 +91,9 @@ def test_what_an_answer_says_has_no_say_in_whether_it_is_shown(answers):
 def test_with_fewer_there_is_less_to_see_and_alone_nothing_to_criticise():
     alone = sheets_of(sheet(READER, ANSWER))
     assert read(alone, CRITIC) is None and read({}, CRITIC) is None
-    assert read(alone, REVISER) == Reading(list(alone), [alone[name(READER, ANSWER)].said[0]], [])
+    assert read(alone, REVISER) == Reading(
+        list(alone), [alone[name(READER, ANSWER)].said[0]], [], REVISER.numbers([READER])
+    )
     two = sheets_of(sheet(READER, ANSWER), sheet(OTHERS[0], CRITIQUE), sheet(OTHERS[1], ANSWER, indices=(1,)))
     assert read(two, CRITIC) is None  # they said nothing of this problem
     assert read(two, REVISER).parents == [name(READER, ANSWER), name(OTHERS[0], CRITIQUE)]
@@ -155,6 +157,27 @@ def test_a_parent_that_is_not_here_may_come():
             read_parents(EVERYTHING, where, parents)
 
 
+# --- what answers are called
+
+
+def test_an_answer_has_the_same_number_whoever_reads():
+    """A critic says "31 is wrong", and who revises finds it there; it says nothing of its author in another round."""
+    others = OTHERS[1:]
+    found = [read(EVERYTHING, dataclasses.replace(REVISER, reader=reader, shown=9)) for reader in OTHERS]
+    called = [dict(zip([said.text for said in reading.answers], reading.numbers, strict=True)) for reading in found]
+    for mine in called:
+        assert mine == called[0] and len(set(mine.values())) == 7 and set(mine.values()) <= set(range(1, 100))
+    assert CRITIC.numbers(others) == dataclasses.replace(REVISER, reader=b"you").numbers(others)
+    for other in ({"beacon": b"next"}, {"index": 1}):
+        assert seat(CRITIQUE, **other).numbers(others) != CRITIC.numbers(others)
+
+
+@given(st.lists(st.binary(min_size=1), unique=True, max_size=99))
+def test_no_two_answers_in_one_prompt_have_the_same_number(authors):
+    found = CRITIC.numbers(authors)
+    assert len(set(found)) == len(authors) and set(found) <= set(range(1, 100))
+
+
 # --- votes
 
 
@@ -211,10 +234,11 @@ def test_votes_are_shown_for_what_answers_say():
         [],
         [Said("a", "7"), Said("b", " 7"), Said("c", "8"), Said("d", "")],
         [Said("x", a) for a in ("7", "7 ", "", None)],
+        [31, 7, 4, 99],
     )
     view = reading.view(fold, True)
     assert view.votes == (2, 2, 0, 0)  # "none" is no vote for an empty answer
-    assert (view.answers, view.critiques) == (("a", "b", "c", "d"), ("x",) * 4)
+    assert (view.answers, view.critiques, view.numbers) == (("a", "b", "c", "d"), ("x",) * 4, (31, 7, 4, 99))
     assert reading.view(fold, False).votes == ()
 
 
