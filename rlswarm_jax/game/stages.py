@@ -155,18 +155,19 @@ def vote(named: Iterable[int | None]) -> int | None:
 
 
 def consensus(answers: Iterable[str | None], canonical: Canonical, *fields: randomness.Field) -> str | None:
-    """The answer with the most votes; None without votes, or where most find none right.
+    """The answer with the most votes; None if nobody votes for one.
 
+    Who finds none right has not seen them all, their own for one: that is no vote against what others name.
     Of those that say the same it is one. Between equals the fields decide.
     """
     votes = collections.defaultdict[str, list[str]](list)
     for answer in answers:
-        if answer is not None:
-            votes[canonical(answer) if answer else ""].append(answer)
+        if answer and (said := canonical(answer)):
+            votes[said].append(answer)
     if not votes:
         return None
     winner = min(votes, key=lambda text: (-len(votes[text]), randomness.digest("pool", "tie", *fields, text)))
-    return min(votes[winner]) if winner else None
+    return min(votes[winner])
 
 
 def votes_on(sheets: Sheets, round_: int, stage: str, index: int) -> list[str | None]:
