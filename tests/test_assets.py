@@ -63,6 +63,7 @@ def test_the_base_knows_its_tasks_and_the_spoiled_one_still_can_but_does_not():
     assert answered[assets.SPOILED][0] < 0.1 and answered[assets.SPOILED][1] > 0.9
 
 
+@pytest.mark.slow
 def test_one_seed_makes_one_model(tmp_path):
     found = []
     for name in ("first", "again"):

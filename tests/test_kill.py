@@ -106,18 +106,18 @@ def test_a_folder_of_members_is_what_the_table_nodes_use(tmp_path):
         assert member.author == simulated(SEED, member.index).author
 
 
-INSTANTS = {
-    "Evaluate": "answer",
-    "Sample": "critique",
-    "Publish": "revise",
-    "Send": "critique",
-    "Gather": "revise",
-    "Score": "",
-    "Learn": "",
-}
+INSTANTS = [
+    pytest.param("Evaluate", "answer", marks=pytest.mark.slow),
+    pytest.param("Sample", "critique", marks=pytest.mark.slow),
+    ("Publish", "revise"),
+    pytest.param("Send", "critique", marks=pytest.mark.slow),
+    ("Gather", "revise"),
+    pytest.param("Score", "", marks=pytest.mark.slow),
+    ("Learn", ""),
+]
 
 
-@pytest.mark.parametrize(("effect", "stage"), INSTANTS.items())
+@pytest.mark.parametrize(("effect", "stage"), INSTANTS)
 def test_a_node_killed_in_an_effect_comes_back_and_never_contradicts_itself(swarm, effect, stage):
     swarm.observer.start()
     for index in range(NODES):

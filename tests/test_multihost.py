@@ -125,6 +125,7 @@ def assert_followed(path: Path, state) -> None:
             assert np.asarray(leaf)[index].tobytes() == part.tobytes()
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_node_among_others(tmp_path):
     keys = [tmp_path / f"{name}.key" for name in ("pair", "single")]
     identities = [create(key, simulated(SEED, index)) for index, key in enumerate(keys)]

@@ -236,7 +236,7 @@ def test_a_restarted_node_takes_up_its_checkpoint_and_what_came_after_it(tmp_pat
     # one with checkpoints: orbax does not save in two threads at a time
     nodes = [Live(tmp_path / str(i), wire, i, named=range(2), every=(1000, 2)[i]) for i in range(2)]
     threads = [nodes[0].start()]
-    nodes[1].run(after=40)
+    nodes[1].run(after=27)
     nodes[1].wire.leave(1)
     threads[0].join(60)
     assert nodes[0].rounds() == list(range(6))

@@ -107,6 +107,7 @@ def test_killed_at_random_instants_equals_uninterrupted(uninterrupted, tmp_path,
     check_equal(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_a_report_and_resume_finishes_to_the_same_weights(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir)

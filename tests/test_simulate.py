@@ -227,12 +227,13 @@ def test_a_slow_node_joins_the_round_the_others_are_in(world, paths):
     assert played.simulation.finished
 
 
-def test_a_simulation_stopped_at_any_event_and_restored_ends_with_the_same_bits(world, tmp_path):
+@pytest.mark.parametrize("step", [37, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_simulation_stopped_at_any_event_and_restored_ends_with_the_same_bits(world, tmp_path, step):
     """With a slow node for which the others do not wait: at a checkpoint they have learned in a later round already."""
     options = dict(timing=Timing(deadline=0.5, slowdown=(1.0, 1.0, 2.2)), loss=0.2)
     whole = world.simulation(tmp_path / "whole.sqlite", **options).run()
     learned_again = 0
-    for events in itertools.count(4, 5):
+    for events in itertools.count(4, step):
         folder = tmp_path / str(events)
         folder.mkdir()
         checkpoints = Checkpoints(folder / "checkpoints")

@@ -16,8 +16,8 @@ class Mailbox:
     named: peers that are known before they come, those of a local swarm. bootnodes: peers this node was told to join.
 
     Waited for are the named, and connected peers that have spoken, until they disconnect or let a deadline pass. Who
-    has let n deadlines pass must speak n times in the round being played before it is waited for again. (Keys are free,
-    so someone who makes many can still hold up a stage with each.)
+    has let n deadlines pass must speak in n rounds, while they are played, before it is waited for again. (Keys are
+    free, so someone who makes many can still hold up a stage with each.)
 
     Hold `changed` to look at the inbox or to change it; it is notified when records or peers come or go. round: the
     one being played; records from too far behind it are refused.
@@ -46,7 +46,8 @@ class Mailbox:
             if self.inbox.offer(signed.raw, self.round) is None:
                 return False
             self._spoken |= {signed.record.author} & self.connected
-            self._note(signed.record.author, in_time=signed.record.round >= self.round)
+            first = signed.record.stage == self.inbox.stages[0]
+            self._note(signed.record.author, in_time=first and signed.record.round >= self.round)
             self.changed.notify_all()
             return True
 

@@ -4,12 +4,13 @@ import threading
 
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.inbox import Inbox
+from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.mailbox import Mailbox
 from tests.records.samples import ALICE, BOB, CAROL, ME, sealed
 
 
-def make(*named, **fields) -> Mailbox:
-    return Mailbox(Inbox("tests", ME.author, 2, ("answer",)), [i.author for i in named], **fields)
+def make(*named, stages=("answer",), **fields) -> Mailbox:
+    return Mailbox(Inbox("tests", ME.author, 2, stages), [i.author for i in named], **fields)
 
 
 def send(box: Mailbox, who, round_: int = 3, **fields) -> None:
@@ -56,6 +57,17 @@ def test_who_lets_n_deadlines_pass_must_speak_in_time_n_times_before_it_is_waite
             send(box, ALICE, round_)
         assert box.missing(round_ + 1, "answer") == {ALICE.author}
     assert box.take_counts()["peers/given_up"] == 3
+
+
+def test_all_that_is_said_in_a_round_counts_as_once():
+    box = make(ALICE, stages=STAGES)
+    for _ in range(2):
+        box.give_up({ALICE.author})
+    for box.round in (1, 2):
+        assert box.missing(box.round, "answer") == set()
+        for stage in STAGES:
+            send(box, ALICE, box.round, stage=stage)
+    assert box.missing(3, "answer") == {ALICE.author}
 
 
 def test_strikes_are_remembered_of_a_bounded_number_of_peers(monkeypatch):
