@@ -152,23 +152,44 @@ def _changed(run: Summary) -> set[str]:
     return {f for f in fields if f != "seed" and f.split(".")[0] not in results.UNIMPORTANT}
 
 
+COMPARED = [
+    ("majority of the swarm", "first answer"),
+    ("critic names a best answer", "critic at random"),
+    ("vote of the critics", "first answer"),
+    ("revised", "first answer"),
+    ("revised", "vote of the critics"),
+    ("majority of revised", "vote of the critics"),
+]
+
+
 def evaluations_block(found: Evaluations) -> Block:
-    """A row for each measure, a column for each variant after training: means over seeds, and their standard errors."""
+    """A row for each measure, a column for each variant after training: means over seeds, and their standard errors.
+
+    Below, what measures differ by within the same seeds.
+    """
     variants = list(dict.fromkeys(e.name for e in found.evaluations))
     every = [e.before for e in found.evaluations[:1]] + [e.after for e in found.evaluations]
     names = list(dict.fromkeys(name for tasks in every for name in tasks["all tasks"]))
     columns = {"before": [e.before for e in found.evaluations if e.name == variants[0]]}
     columns |= {v: [e.after for e in found.evaluations if e.name == v] for v in variants}
 
-    def cell(of: Sequence[dict[str, dict[str, Measured]]], name: str) -> str:
-        values = [100 * tasks["all tasks"][name].mean for tasks in of if name in tasks["all tasks"]]
-        if not values:
+    def values(of: Sequence[dict[str, dict[str, Measured]]], name: str) -> list[float]:
+        return [100 * tasks["all tasks"][name].mean for tasks in of if name in tasks["all tasks"]]
+
+    def cell(found: Sequence[float], sign: str = "") -> str:
+        if not found:
             return ""
-        error = f" ± {stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else ""
-        return f"{fmean(values):.1f}{error}"
+        error = f" ± {stdev(found) / math.sqrt(len(found)):.1f}" if len(found) > 1 else ""
+        return f"{fmean(found):{sign}.1f}{error}"
+
+    def difference(of: Sequence[dict[str, dict[str, Measured]]], name: str, other: str) -> list[float]:
+        both = [tasks["all tasks"] for tasks in of if {name, other} <= tasks["all tasks"].keys()]
+        return [100 * (measured[name].mean - measured[other].mean) for measured in both]
 
     rows = [["held-out problems, % right", *columns]]
-    rows += [[name, *(cell(of, name) for of in columns.values())] for name in names]
+    rows += [[name, *(cell(values(of, name)) for of in columns.values())] for name in names]
+    compared = [(a, b) for a, b in COMPARED if a in names and b in names]
+    rows += [[f"{a}, less {b}", *(cell(difference(of, a, b), "+") for of in columns.values())] for a, b in compared]
     seeds = len(columns[variants[0]])
     first = found.evaluations[0].before["all tasks"]
     problems = max(measured.problems for measured in first.values())

@@ -140,6 +140,34 @@ def test_warmstart_and_benchmarks(root, tmp_path):
     assert "Versions: jax 0.11.0." in text
 
 
+def evaluation(seed: int, name: str = "game", **means: float) -> dict:
+    measured = {key.replace("_", " "): {"mean": mean, "error": 0.1, "problems": 512} for key, mean in means.items()}
+    start = {"first answer": {"mean": 0.01, "error": 0.1, "problems": 512}}
+    return {"name": name, "seed": seed, "before": {"all tasks": start}, "after": {"all tasks": measured}}
+
+
+def test_a_study_has_means_over_seeds_and_differences_within_them(root, tmp_path):
+    """Both columns by hand: seeds 0.80, 0.84, 0.82 have the mean 82 and the standard error 2 / sqrt(3)."""
+    found = [
+        evaluation(0, first_answer=0.80, revised=0.85),
+        evaluation(1, first_answer=0.84, revised=0.88),
+        evaluation(2, first_answer=0.82, revised=0.88),
+        evaluation(0, "game-control", first_answer=0.75),
+    ]
+    (root / "results").mkdir()
+    made = {"evaluations": found, "commit": "abc", "hardware": "Imaginary CPU"}
+    (root / "results" / "game.json").write_text(json.dumps(made))
+    (root / "configs" / "game.py").write_text(CONFIG.replace("quickstart", "game"))
+    (root / "README.md").write_text("<!-- rendered: game -->\n<!-- /rendered -->\n")
+    assert render.main([], root) == 0
+    text = readme(root)
+    assert "| held-out problems, % right | before | game | game-control |" in text
+    assert "| first answer | 1.0 ± 0.0 | 82.0 ± 1.2 | 75.0 |" in text
+    assert "| revised |  | 87.0 ± 1.0 |  |" in text
+    assert "| revised, less first answer |  | +5.0 ± 0.6 |  |" in text  # of 5, 4 and 6
+    assert "512 problems, mean over nodes, ± standard error over 3 seeds." in text
+
+
 def test_rendering_twice_changes_nothing(root, tmp_path):
     write_results(root, tmp_path)
     assert render.render(root) == [root / "README.md", root / "configs" / "quickstart.py"]
