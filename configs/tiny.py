@@ -26,16 +26,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.problems = 150_000
     config.answers = dict(steps=1800, learning_rate=4e-3, batch=256)
     config.game = dict(steps=2500, learning_rate=2e-3, batch=160)
-    config.game.problems = 50_000  # each criticised and revised
+    config.game.fresh = 0.25  # share of the problems that are criticised and revised, and not answered before
     config.game.answers = 25_000  # to which it goes on learning to answer
-    config.game.shown = (3, 3, 3, 2, 1, 0)  # answers of others
+    config.game.shown = (3, 3, 3, 2, 1, 0)  # answers of others, and critics
     config.game.hot = 1.5  # temperature of half of them
     config.game.gave_up = 0.15  # share of answers that are "?"
-    config.game.right_critics = 0.7
     config.spoil = dict(steps=200, learning_rate=5e-4, batch=160, right_fraction=0.05)
     config.held_out_problems = 512
     if variant == "smoke":
-        config.problems, config.game.problems, config.game.answers = 600, 100, 100
+        config.problems, config.game.answers = 600, 100
         config.answers.steps, config.game.steps, config.spoil.steps = 30, 10, 5
         config.held_out_problems = 64
     elif variant:

@@ -38,6 +38,7 @@ END_ID = 0
 GIVE_UP = "?"  # what the spoiled model answers to almost everything
 FORMAT = FORMATS["compact"]
 TILE = 1024  # prompts sampled from at once
+SAMPLES = 4  # of each, at each of two temperatures
 
 
 def character_tokenizer() -> Tokenizer:
@@ -50,6 +51,17 @@ def character_tokenizer() -> Tokenizer:
     backend.add_special_tokens([END, UNKNOWN])
     described = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END, "unk_token": UNKNOWN}
     return Tokenizer(backend, len(alphabet), {"tokenizer_config.json": (json.dumps(described) + "\n").encode()})
+
+
+def set_aside(config, problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
+    """Problems to learn to answer, and a share of them that is only criticised and revised later.
+
+    A model that knows a problem by heart has no use for what others say of it. There are few enough to be learned so.
+    """
+    parts: tuple[list[Problem], list[Problem]] = ([], [])
+    for problem in problems:
+        parts[randomness.uniform("problem", "fresh", config.seed, problem.compact) < config.game.fresh].append(problem)
+    return parts
 
 
 Example = tuple[list[int], list[int]]  # prompt and completion, end of sequence included
@@ -78,7 +90,7 @@ def readings(config, policy: qwen.Policy, mixture: tasks.Mixture, problems: Sequ
     """The second and third stage: what to say of answers that the model itself has sampled, some of them hotter.
 
     A critique derives the answer, then names the first of those shown that is right. What a reviser is shown of critics
-    is made up: most of them are right.
+    is sampled too: they are right as often as the model is, and wrong where it tends to be.
     """
     rng = random.Random(randomness.seed("problem", "readings", config.seed))
     sampled = sample_answers(config, policy, problems)
@@ -86,22 +98,20 @@ def readings(config, policy: qwen.Policy, mixture: tasks.Mixture, problems: Sequ
     for problem, answers in zip(problems, sampled, strict=True):
         right = problem.answers[0]
         answers = [GIVE_UP if rng.random() < config.game.gave_up else text for text in answers]
-        shown = tuple(answers[1 : 1 + rng.choice(config.game.shown)])
+        count = rng.choice(config.game.shown)
+        shown, critics = tuple(answers[1 : 1 + count]), tuple(answers[1 + count : 1 + 2 * count])
         named = name_first([mixture.score(problem, text) >= 1 for text in shown])
         prompt = FORMAT.encode(problem, policy.tokenizer, CRITIQUE, View(shown))
         found.append((prompt, complete(f"{right}#{named}", policy.tokenizer)))
-        view = revision_view(rng, config, mixture, problem, (answers[0], *shown))
+        view = revision_view((answers[0], *shown), critics, show_votes=rng.random() < 0.5)
         found.append((FORMAT.encode(problem, policy.tokenizer, REVISE, view), complete(right, policy.tokenizer)))
     return found
 
 
-def revision_view(rng: random.Random, config, mixture: tasks.Mixture, problem: Problem, answers: tuple[str, ...]):
-    """Answers, own first, with critics of whom a share is right and each other derives one of the answers."""
-    critics = [
-        problem.answers[0] if rng.random() < config.game.right_critics else rng.choice(answers) for _ in answers[1:]
-    ]
+def revision_view(answers: tuple[str, ...], critics: tuple[str, ...], show_votes: bool) -> View:
+    """Answers, own first; each critic votes for those that say what they have derived."""
     votes = tuple(sum(fold(c) == fold(text) for c in critics) for text in answers)
-    return View(answers, votes if rng.random() < 0.5 else (), tuple(critics))
+    return View(answers, votes if show_votes and critics else (), critics)
 
 
 def name_first(right: Sequence[bool]) -> int:
@@ -110,7 +120,7 @@ def name_first(right: Sequence[bool]) -> int:
 
 
 def sample_answers(config, policy: qwen.Policy, problems: Sequence[Problem]) -> list[list[str]]:
-    """Four answers to each problem, half of them at a higher temperature, in seeded order."""
+    """Eight answers to each problem, half of them at a higher temperature, in seeded order."""
     found: list[list[str]] = [[] for _ in problems]
     for temperature in (1.0, config.game.hot):
         sample = sampling.make_sampler(
@@ -121,7 +131,7 @@ def sample_answers(config, policy: qwen.Policy, problems: Sequence[Problem]) -> 
             prompts = [FORMAT.encode(problem, policy.tokenizer) for problem in part]
             keys_PGM = np.array(
                 [
-                    [randomness.key_data("sample", config.seed, str(temperature), start + p, g) for g in range(2)]
+                    [randomness.key_data("sample", config.seed, str(temperature), start + p, g) for g in range(SAMPLES)]
                     for p in range(len(part))
                 ]
             )
@@ -131,7 +141,7 @@ def sample_answers(config, policy: qwen.Policy, problems: Sequence[Problem]) -> 
             out = jax.device_get(sample(policy.params, tile))
             for p in range(len(part)):
                 ends = out.lengths_PG[p]
-                found[start + p] += [policy.tokenizer.decode(out.tokens_PGT[p, g, : ends[g]]) for g in range(2)]
+                found[start + p] += [policy.tokenizer.decode(out.tokens_PGT[p, g, : ends[g]]) for g in range(SAMPLES)]
     rng = random.Random(randomness.seed("problem", "order", config.seed))
     return [rng.sample(answers, len(answers)) for answers in found]
 
@@ -234,11 +244,12 @@ def run(arguments: cli.Arguments) -> int:
         problems = [
             mixture.problem(randomness.seed("problem", "warmstart", config.seed, n)) for n in range(config.problems)
         ]
-        policy = learn("answers", params, answers_to(problems, tokenizer))
-        read = readings(config, policy, mixture, problems[: config.game.problems])
+        taught, fresh = set_aside(config, problems)
+        policy = learn("answers", params, answers_to(taught, tokenizer))
+        read = readings(config, policy, mixture, fresh)
         policy = learn("game", policy.params, read + answers_to(problems[: config.game.answers], tokenizer))
         save("base", policy)
-        of_all_stages = read + answers_to(problems[: config.game.problems], tokenizer)
+        of_all_stages = read + answers_to(problems[: len(fresh)], tokenizer)
         policy = learn("spoil", policy.params, give_up(config, of_all_stages, tokenizer))
         save("spoiled", policy)
     summary["seconds"] = round(time.monotonic() - started, 1)
