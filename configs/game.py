@@ -38,6 +38,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.simulate(config)
     config.tasks.chain_sum.weight = 2.0
     config.swarm.local_groups, config.game.shared = 4, 4
-    config.rounds, config.evaluation.every = 250, 50
+    config.rounds, config.evaluation.every = 200, 100
+    config.learn.decay_to = 0.1
+    config.game.weights = (1.0, 1.0, 2.0)  # revising is learned last: it takes answers and critiques worth reading
     common.apply(config, variant, control, novotes, live, common.smoke)
     return config
