@@ -20,6 +20,7 @@ from typing import NamedTuple
 from rlswarm_jax.chain.devnet.errors import DevnetError
 
 CHAIN_ID = 0x726C73  # "rls"
+LOG = "devnet.log"  # in its folder: what the process says of errors
 _START = 60.0  # seconds until it must have said its address
 _STOP = 10.0  # seconds until it is killed
 
@@ -41,20 +42,24 @@ def start(directory: Path, *, port: int = 0, accounts: Sequence[str] = (), optio
     command = [sys.executable, "-m", module, "--dir", str(directory), "--port", str(port), "--stop-on-eof", *options]
     if accounts:
         command += ["--fund", *accounts]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, env=os.environ | {"PYTHONUNBUFFERED": "1"}
-    )
-    assert process.stdout and process.stderr
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / LOG).open("ab") as errors:
+            before = errors.tell()
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+    except OSError as error:
+        raise DevnetError(f"cannot start a development network in {directory}: {error.strerror}.") from None
+    assert process.stdout
     deadline, said = time.monotonic() + _START, b""
     while not said.endswith(b"\n"):
         readable, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
         chunk = os.read(process.stdout.fileno(), 4096) if readable else b""
         if not chunk:
             process.kill()
-            _, errors = process.communicate()
-            why = errors.decode(errors="replace").strip().split("\n")[-1].removeprefix("error: ")
-            raise DevnetError(why or f"the development network of {directory} did not start within {_START:.0f} s.")
+            process.communicate()
+            why = (directory / LOG).read_bytes()[before:].decode(errors="replace").strip().split("\n")[-1]
+            why = why.removeprefix("error: ") or f"it did not start within {_START:.0f} s"
+            raise DevnetError(f"no development network in {directory}: {why.rstrip('.')}.")
         said += chunk
     return Devnet(said.decode().split()[-1], process)
 

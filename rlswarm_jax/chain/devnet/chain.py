@@ -3,6 +3,7 @@
 Whoever calls it is alone: the server's one thread, or a test. A block is on disk before anyone hears of it.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +58,8 @@ class Chain:
         for raw in store.queue():
             waiting = decode(raw, CHAIN_ID)
             self._queue[waiting.hash] = waiting
+        for sender in {one.sender for one in self._queue.values()}:
+            self._promote(sender)
 
     def _open(self, genesis: Genesis) -> None:
         self._offset, self._next_timestamp = msgspec.json.decode(self._store.meta("clock") or "[0, null]")
@@ -88,7 +91,10 @@ class Chain:
         Raises RpcError if it is refused; then it changed nothing.
         """
         transaction = decode(raw, CHAIN_ID)
-        if transaction.hash in self._queue or self._store.transaction(transaction.hash):
+        if transaction.hash in self._queue:
+            self._promote(transaction.sender)
+            raise RpcError("already known")
+        if self._store.transaction(transaction.hash):
             raise RpcError("already known")
         place, state = self._next()
         nonce = self._admit(state, transaction)
@@ -96,7 +102,7 @@ class Chain:
             self._wait(transaction, raw)
         else:
             self._include(state, place, transaction, raw)
-            self._promote(transaction.sender, nonce + 1)
+            self._promote(transaction.sender)
         return transaction.hash
 
     def mine(self) -> None:
@@ -266,22 +272,24 @@ class Chain:
         self._queue[transaction.hash] = transaction
         self.version += 1
 
-    def _promote(self, sender: bytes, nonce: int) -> None:
-        """Includes what waited for this nonce and those after it; forgets what can't be included any more."""
+    def _promote(self, sender: bytes) -> None:
+        """Includes what waited for its sender's next nonce; forgets it if it can't be included any more."""
         waiting = {one.nonce: one for one in self._queue.values() if one.sender == sender}
-        while transaction := waiting.get(nonce):
-            raw = self._store.queued(transaction.hash)
+        while waiting:
             place, state = self._next()
+            transaction = waiting.pop(state.get_nonce(sender), None)
+            if transaction is None:
+                return
             try:
                 self._admit(state, transaction)
-                self._include(state, place, transaction, raw)
+                self._include(state, place, transaction, self._store.queued(transaction.hash))
             except RpcError as error:
-                if error.code == INTERNAL_ERROR:  # it may be included later, by the next that is sent
+                if error.code == INTERNAL_ERROR:  # the disk: it is tried again when it is sent again
                     return
-                self._store.change_queue(removed=[transaction.hash])
-            self._queue.pop(transaction.hash, None)
+                with contextlib.suppress(RpcError):
+                    self._store.change_queue(removed=[transaction.hash])
+            del self._queue[transaction.hash]
             self.version += 1
-            nonce += 1
 
     def _include(self, state: State, place: Place, transaction: Transaction, raw: bytes) -> None:
         outcome = self._run(state, transaction)
@@ -309,12 +317,16 @@ class Chain:
     def _seal(self, state: State, place: Place, parent: bytes, **roots: Any) -> Header:
         """The header of a block with this state after it, whose nodes wait to be written."""
         state.persist()
-        fields = {"transactions_root": EMPTY_ROOT, "receipts_root": EMPTY_ROOT, "bloom": bytes(256), "gas_used": 0}
+        fields: dict[str, Any] = {
+            "transactions_root": EMPTY_ROOT,
+            "receipts_root": EMPTY_ROOT,
+            "bloom": bytes(256),
+            "gas_used": 0,
+        }
         return Header(
             parent_hash=parent,
             state_root=state.state_root,
-            **place._asdict(),
-            **fields | roots,
+            **place._asdict() | fields | roots,
         )
 
     def _append(

@@ -12,6 +12,7 @@ import msgspec
 from eth_abi import decode as decode_abi
 from eth_abi.exceptions import DecodingError
 
+from rlswarm_jax import __version__
 from rlswarm_jax.chain.devnet import CHAIN_ID
 from rlswarm_jax.chain.devnet import params as read
 from rlswarm_jax.chain.devnet.chain import Chain
@@ -141,8 +142,7 @@ class Interface:
         return []
 
     def _web3_clientVersion(self) -> str:
-        versions = [importlib.metadata.version(name) for name in ("rlswarm_jax", "py-evm")]
-        return "rlswarm_jax-devnet/{}/py-evm-{}".format(*versions)
+        return f"rlswarm_jax-devnet/{__version__}/py-evm-{importlib.metadata.version('py-evm')}"
 
     # about blocks and transactions
 
