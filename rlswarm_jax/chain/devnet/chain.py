@@ -123,8 +123,9 @@ class Chain:
                 self.set_balance(address, balance)
 
     def increase_time(self, seconds: int) -> int:
-        """Later blocks are this much later. Returns the whole shift from the wall clock, in seconds."""
-        self._set_clock(self._offset + seconds, self._next_timestamp)
+        """Later blocks are at least this much after the newest one. Returns the shift from the wall clock, seconds."""
+        ahead = self.head.timestamp - int(self._now())
+        self._set_clock(max(self._offset, ahead) + seconds, self._next_timestamp)
         return self._offset
 
     def set_next_timestamp(self, timestamp: int) -> None:

@@ -1,0 +1,590 @@
+"""What is so of our network alone: what it keeps, what it refuses, and what it costs."""
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import rlp
+from eth_utils import keccak
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlswarm_jax.chain import anvil, devnet
+from rlswarm_jax.chain.devnet.chain import MAX_QUEUED, Chain, Genesis
+from rlswarm_jax.chain.devnet.errors import DevnetError, RpcError
+from rlswarm_jax.chain.devnet.rpc import Interface
+from rlswarm_jax.chain.devnet.store import FILE, MAX_LOGS, Store
+from rlswarm_jax.chain.devnet.transaction import Transaction
+from tests.chain import counter
+from tests.chain.counter import account, connect, deploy, sign
+
+KEY = account(0)
+ADDRESS = bytes.fromhex(KEY.address[2:])
+ETHER = 10**18
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.5
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Network:
+    """A network in this process."""
+
+    def __init__(self, directory: Path, **options):
+        self.clock = Clock()
+        self.store = Store(directory)
+        try:
+            self.chain = Chain(self.store, Genesis(balances={ADDRESS: 1000 * ETHER}), now=self.clock, **options)
+        except DevnetError:
+            self.store.close()
+            raise
+        self.interface = Interface(self.chain, self.store)
+
+    def ask(self, method, *params):
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+        return json.loads(self.interface.answer(body.encode()))
+
+    def get(self, method, *params):
+        answer = self.ask(method, *params)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def send(self, raw_transaction: bytes) -> str:
+        return self.get("eth_sendRawTransaction", "0x" + raw_transaction.hex())
+
+    def deploy(self, nonce: int = 0) -> str:
+        sent = self.send(sign(KEY, nonce, data=counter.CODE + "00" * 32))
+        return self.get("eth_getTransactionReceipt", sent)["contractAddress"]
+
+    def answers(self) -> list:
+        """Everything about all blocks."""
+        blocks = [self.get("eth_getBlockByNumber", hex(n), True) for n in range(self.chain.head.number + 1)]
+        hashes = [one["hash"] for block in blocks for one in block["transactions"]]
+        receipts = [self.get("eth_getTransactionReceipt", one) for one in hashes]
+        return [blocks, receipts, self.get("eth_getLogs", {"fromBlock": "0x0"})]
+
+
+@contextlib.contextmanager
+def opened(directory, **options):
+    network = Network(directory, **options)
+    try:
+        yield network
+    finally:
+        network.store.close()
+
+
+@pytest.fixture
+def network(tmp_path):
+    with opened(tmp_path / "chain") as found:
+        yield found
+
+
+def call(name: str, *numbers: int) -> str:
+    types = ",".join(["uint256"] * len(numbers))
+    return "0x" + (keccak(f"{name}({types})".encode())[:4] + b"".join(n.to_bytes(32) for n in numbers)).hex()
+
+
+def checksum(address: str) -> str:
+    return counter.Web3.to_checksum_address(address)
+
+
+# what it keeps
+
+
+def test_everything_is_there_again_after_a_restart(tmp_path):
+    with opened(tmp_path) as first:
+        contract = checksum(first.deploy())
+        for nonce in range(1, 6):
+            first.send(sign(KEY, nonce, contract, data=call("count", nonce)))
+        first.get("evm_mine")
+        first.get("anvil_setBalance", account(9).address, hex(77))
+        waiting = first.send(sign(KEY, 9, contract, data=call("count", 1)))
+        first.get("evm_increaseTime", 500)
+        before = first.answers()
+    with opened(tmp_path) as again:
+        assert again.answers() == before
+        assert int(again.get("eth_getBalance", account(9).address, "latest"), 16) == 77
+        total = {"to": contract, "data": call("total")}
+        totals = [int(again.get("eth_call", total, hex(number)), 16) for number in range(1, 7)]
+        assert totals == [0, 1, 3, 6, 10, 15]
+        assert again.get("eth_getTransactionByHash", waiting)["blockNumber"] is None
+        for nonce in (6, 7, 8):
+            again.send(sign(KEY, nonce, contract, data=call("count", 1)))
+        assert again.get("eth_getTransactionByHash", waiting)["blockNumber"] == hex(12)
+        assert int(again.get("eth_call", total, "latest"), 16) == 19
+        newest = again.get("eth_getBlockByNumber", "latest", False)
+        assert int(newest["timestamp"], 16) >= again.clock.now + 500 - 1
+
+
+def test_the_same_transactions_at_the_same_times_give_the_same_hashes(tmp_path):
+    """The blocks are a function of what determines them: genesis, raw transactions, times."""
+    chains = []
+    for name in ("one", "other"):
+        with opened(tmp_path / name) as network:
+            contract = checksum(network.deploy())
+            for nonce in range(1, 4):
+                network.clock.now += 10
+                network.send(sign(KEY, nonce, contract, data=call("shout", nonce)))
+            chains.append(network.answers())
+    assert chains[0] == chains[1]
+    with opened(tmp_path / "third") as network:
+        network.clock.now += 10
+        assert network.deploy() and network.answers()[0][1]["hash"] != chains[0][0][1]["hash"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.chain.test_devnet import KEY, Network, call, checksum, sign
+network = Network(Path(sys.argv[1]))
+nonce = int(network.get("eth_getTransactionCount", KEY.address, "latest"), 16)
+contract = checksum(sys.argv[2])
+print("ready", flush=True)
+while True:
+    sent = network.send(sign(KEY, nonce, contract, data=call("count", 1)))
+    block = network.get("eth_getTransactionReceipt", sent)
+    print(sent, block["blockNumber"], block["blockHash"], flush=True)
+    nonce += 1
+"""
+
+
+def test_a_process_killed_at_any_instant_keeps_every_block_it_answered_and_only_whole_ones(tmp_path):
+    with opened(tmp_path) as network:
+        contract = network.deploy()
+    answered, draw = [], random.Random(0)
+    for _ in range(5):
+        command = [sys.executable, "-c", WRITER, str(tmp_path), contract]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": "."})
+        assert process.stdout.readline() == "ready\n"
+        lines = [process.stdout.readline() for _ in range(draw.randrange(1, 8))]
+        time.sleep(draw.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        rest, _ = process.communicate()
+        answered += [line.split() for line in [*lines, *rest.splitlines(keepends=True)] if line.endswith("\n")]
+        with opened(tmp_path) as network:
+            for sent, number, block_hash in answered:
+                block = network.get("eth_getBlockByNumber", number, False)
+                assert (block["hash"], block["transactions"]) == (block_hash, [sent])
+            head = network.chain.head.number
+            assert int(network.get("eth_call", {"to": contract, "data": call("total")}, "latest"), 16) == head - 1
+            assert int(network.get("eth_getTransactionCount", KEY.address, "latest"), 16) == head
+            assert len(network.get("eth_getLogs", {"fromBlock": "0x0"})) == head - 1
+            assert head - 1 - len(answered) in range(6)  # at most the last of each process was not answered
+            hashes = [network.get("eth_getBlockByNumber", hex(n), False) for n in range(head + 1)]
+            assert all(a["hash"] == b["parentHash"] for a, b in zip(hashes, hashes[1:], strict=False))
+
+
+@pytest.mark.parametrize("step", ["INSERT OR IGNORE INTO nodes", "INSERT INTO blocks", "INSERT INTO logs", "COMMIT"])
+def test_a_block_that_cannot_be_written_never_was(tmp_path, step):
+    """As if the disk was full at that statement: an error that says so, nothing half done, and it goes on after."""
+
+    class Failing:
+        """The database, which refuses one statement."""
+
+        def __init__(self, database):
+            self.database, self.full = database, True
+
+        def __getattr__(self, name):
+            def execute(statement, *values):
+                if self.full and statement.startswith(step):
+                    raise sqlite3.OperationalError("database or disk is full")
+                return getattr(self.database, name)(statement, *values)
+
+            return execute if name in ("execute", "executemany") else getattr(self.database, name)
+
+    with opened(tmp_path) as network:
+        contract = checksum(network.deploy())
+        before = network.answers()
+        network.store._db = failing = Failing(network.store._db)
+        sent = sign(KEY, 1, contract, data=call("count", 1))
+        error = network.ask("eth_sendRawTransaction", "0x" + sent.hex())["error"]
+        assert error["code"] == -32603 and "database or disk is full" in error["message"]
+        assert network.answers() == before
+        failing.full = False
+        network.send(sent)
+        assert int(network.get("eth_call", {"to": contract, "data": call("total")}), 16) == 1
+
+
+def test_a_waiting_transaction_whose_turn_came_just_before_a_kill_is_included_at_the_next_start(tmp_path):
+    with opened(tmp_path) as network:
+        second = network.send(sign(KEY, 1, account(1).address))
+        network.chain._promote = lambda sender: None  # killed here
+        network.send(sign(KEY, 0, account(1).address))
+        assert network.get("eth_getTransactionReceipt", second) is None
+    with opened(tmp_path) as network:
+        assert network.get("eth_getTransactionReceipt", second)["blockNumber"] == "0x2"
+    with opened(tmp_path) as network:
+        assert network.chain.head.number == 2
+
+
+def test_it_never_holds_more_than_so_many_waiting_transactions(network):
+    for number in range(MAX_QUEUED):
+        one = Transaction(number.to_bytes(20), 9, 21_000, bytes(20), 0, b"", 0, 0)
+        network.chain._queue[number.to_bytes(32)] = one
+    refused = network.ask("eth_sendRawTransaction", "0x" + sign(KEY, 5, account(1).address).hex())
+    assert "txpool is full" in refused["error"]["message"]
+
+
+# starting and stopping
+
+
+def test_a_network_starts_by_itself_and_again_after_it_was_killed(tmp_path):
+    with devnet.running(tmp_path, accounts=[KEY.address]) as network:
+        w3 = connect(network.url)
+        contract = deploy(w3, KEY)
+        receipt = w3.eth.wait_for_transaction_receipt(
+            w3.eth.send_raw_transaction(sign(KEY, 1, contract.address, data=contract.encode_abi("count", [3])))
+        )
+        port = int(network.url.rsplit(":", 1)[1])
+        network.process.kill()
+        network.process.wait()
+        with pytest.raises(OSError):
+            w3.eth.get_block("latest")
+        with devnet.running(tmp_path, port=port):  # the same client goes on
+            assert w3.eth.get_block("latest")["hash"] == receipt["blockHash"]
+            assert w3.eth.get_transaction_receipt(receipt["transactionHash"]) == receipt
+            assert contract.functions.total().call() == 3
+            assert w3.eth.get_balance(KEY.address) == 1000 * ETHER
+
+
+@pytest.mark.parametrize("how", ["a folder in use", "a port in use", "no folder", "other rules"])
+def test_what_keeps_it_from_starting_is_said_in_one_sentence(tmp_path, how):
+    with contextlib.ExitStack() as stack:
+        directory, options, port = tmp_path / "chain", [], 0
+        if how == "a folder in use":
+            stack.enter_context(opened(directory))
+        elif how == "a port in use":
+            taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            port = taken.getsockname()[1]
+        elif how == "no folder":
+            directory.write_text("a file")
+        else:
+            with opened(directory):
+                options = ["--base-fee", "7"]
+        with pytest.raises(DevnetError) as caught:
+            devnet.start(directory, port=port, options=options)
+    said = str(caught.value)
+    assert said.endswith(".") and "\n" not in said and "Traceback" not in said
+    words = {"a folder in use": "another process", "a port in use": f"port {port}", "other rules": "base fee of 0"}
+    assert words.get(how, str(directory)) in said
+
+
+@pytest.mark.parametrize("damage", ["not a database", "a newer format", "a state that is gone", "a changed node"])
+def test_a_damaged_file_is_named_in_one_sentence(tmp_path, damage):
+    with opened(tmp_path) as network:
+        contract = checksum(network.deploy())
+    path = tmp_path / FILE
+    if damage == "not a database":
+        path.write_bytes(os.urandom(4096))
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            if damage == "a newer format":
+                database.execute("PRAGMA user_version=2")
+            elif damage == "a state that is gone":
+                database.execute("DELETE FROM nodes")
+            else:
+                database.execute("UPDATE nodes SET node = node || x'00'")
+            database.commit()
+    with pytest.raises(DevnetError, match=r"chain\.sqlite.*(damaged|format 2|not a database).*\.$"), opened(tmp_path):
+        pass
+    assert contract
+
+
+def test_it_ends_with_the_process_that_started_it(tmp_path):
+    script = f"import os; from pathlib import Path; from rlswarm_jax.chain import devnet; \
+        found = devnet.start(Path({str(tmp_path)!r})); print(found.process.pid, flush=True); os._exit(1)"
+    environment = os.environ | {"PYTHONPATH": "."}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{done.stdout.strip()}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with opened(tmp_path):  # it let go of the folder
+        pass
+
+
+def test_neither_the_client_nor_the_network_imports_what_it_has_no_use_for():
+    for program, unwanted in {
+        "import rlswarm_jax.chain.devnet, rlswarm_jax.chain.anvil": ("eth", "aiohttp", "jax", "web3"),
+        "import rlswarm_jax.chain.devnet.__main__": ("jax", "numpy", "web3", "trio"),
+    }.items():
+        script = f"import sys; {program}; sys.exit(' '.join(m for m in {unwanted!r} if m in sys.modules))"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), program
+
+
+# what it refuses
+
+
+def http_answer(url: str, body: bytes, method: str = "POST", **headers: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(url, body, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_hostile_requests_over_http_get_errors_and_others_are_served(tmp_path):
+    with devnet.running(tmp_path) as network:
+        chain_id = b'{"jsonrpc":"2.0","id":1,"method":"eth_chainId"}'
+        assert http_answer(network.url, chain_id)[0] == 200
+        assert http_answer(network.url, b" " * 3 * 2**20)[0] == 413
+        assert http_answer(network.url, b"", "GET")[0] == 405
+        assert http_answer(network.url, chain_id, Origin="http://evil.example")[0] == 403  # a page in a browser
+        assert http_answer(network.url, chain_id, Host="evil.example:80")[0] == 403  # a page whose name moved to us
+        assert http_answer(network.url, chain_id, Host="localhost:80")[0] == 200
+        for body, code in {
+            b"": -32700,
+            b"{": -32700,
+            b"\xff\xfe": -32700,
+            b"[" * 100_000: -32700,
+            b'{"id":1,"method":"eth_call","params":' + b"[" * 500_000: -32700,
+            b'{"id":1,"method":"eth_chainId","params":' + b"[" * 5000 + b"]" * 5000 + b"}": None,
+            b"[]": -32600,
+            b"7": -32600,
+            b'{"id":{},"method":"eth_chainId"}': -32600,
+            b'{"id":1}': -32600,
+            b'{"id":1,"method":"eth_mine"}': -32601,
+            b'{"id":1,"method":"eth_chainId","params":[1]}': -32602,
+            b'{"id":1,"method":"eth_getBalance","params":["0x12"]}': -32602,
+        }.items():
+            status, answer = http_answer(network.url, body)
+            assert status == 200 and json.loads(answer)["error"]["code"] == (
+                code or json.loads(answer)["error"]["code"]
+            )
+        port = int(network.url.rsplit(":", 1)[1])
+        for junk in (
+            b"\0" * 1000,
+            b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: localhost\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as stream:
+                stream.sendall(junk)
+        assert json.loads(http_answer(network.url, chain_id)[1])["result"] == hex(devnet.CHAIN_ID)
+        assert (tmp_path / devnet.LOG).read_text() == ""
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2**300) | st.floats() | st.text(max_size=70)
+    | st.sampled_from(["0x", "0x0", "latest", "0x" + "00" * 20, "0x" + "ab" * 32, "0x" + "f" * 64]),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.sampled_from("to from data value gas fromBlock topics address blockHash".split()), inner),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    with opened(tmp_path_factory.mktemp("shared")) as network:
+        network.deploy()
+        yield network
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_no_parameters_whatever_do_more_than_be_refused(shared, data):
+    methods = sorted(set(shared.interface._methods) - {"evm_mine", "evm_revert", "evm_increaseTime"})
+    method = data.draw(st.sampled_from(methods))
+    answer = shared.ask(method, *data.draw(st.lists(json_values, max_size=3)))
+    assert ("result" in answer) != ("error" in answer)
+    if "error" in answer:
+        assert answer["error"]["code"] in (-32602, -32000, -32005, 3) and "\n" not in answer["error"]["message"]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_no_bytes_whatever_are_a_transaction_unless_their_signer_made_them(shared, data):
+    good = sign(KEY, 1, account(1).address, data="0xabcd", gas=50_000)
+    at = data.draw(st.integers(0, len(good) - 1))
+    mangled = data.draw(st.binary(max_size=200) | st.just(good[:at]) | st.just(good + b"\0"))
+    before = shared.get("eth_getTransactionCount", KEY.address, "latest")
+    assert "error" in shared.ask("eth_sendRawTransaction", "0x" + mangled.hex())
+    flipped = good[:at] + bytes([good[at] ^ 1 << data.draw(st.integers(0, 7))]) + good[at + 1 :]
+    shared.ask(
+        "eth_sendRawTransaction", "0x" + flipped.hex()
+    )  # may be somebody else's, who has no funds but needs none
+    assert shared.get("eth_getTransactionCount", KEY.address, "latest") == before
+
+
+def test_transactions_that_are_no_one_s_or_of_other_networks_are_refused(network):
+    def message(raw_transaction: bytes) -> str:
+        return network.ask("eth_sendRawTransaction", "0x" + raw_transaction.hex())["error"]["message"]
+
+    somewhere = account(1).address
+    fields = rlp.decode(sign(KEY, 0, somewhere)[1:])
+    assert "shortest form" in message(b"\2" + rlp.encode([fields[0], b"\0", *fields[2:]]))
+    order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+    other, s = (1 - int.from_bytes(fields[9])).to_bytes(1).lstrip(b"\0"), order - int.from_bytes(fields[11])
+    malleated = [*fields[:9], other, fields[10], s.to_bytes(32)]  # the same statement under another hash
+    assert "invalid sender" in message(b"\2" + rlp.encode(malleated))
+    assert "minimum needed 25000" in message(sign(KEY, 0, somewhere, data="0x" + "ab" * 100, gas=24_999))  # EIP-7623
+    assert "oversized" in message(sign(KEY, 0, somewhere, data="0x" + "ab" * 131_072))
+    assert "initcode size" in message(sign(KEY, 0, data="0x" + "00" * 49_153))
+    assert "not supported: 3" in message(b"\3" + sign(KEY, 0, somewhere)[1:])
+    unprotected = {"nonce": 0, "gas": 21_000, "gasPrice": 0, "value": 0, "data": "0x", "to": somewhere}
+    assert "EIP-155" in message(bytes(KEY.sign_transaction(unprotected).raw_transaction))
+    assert "have 1 want 7498867" in message(bytes(KEY.sign_transaction(unprotected | {"chainId": 1}).raw_transaction))
+    assert network.chain.head.number == 0
+
+
+def test_a_contract_that_calls_itself_as_deep_as_its_gas_goes_ends_as_on_any_network(network):
+    contract = checksum(network.deploy())
+    sent = network.send(sign(KEY, 1, contract, data=call("deeper", 5000), gas=30_000_000))
+    receipt = network.get("eth_getTransactionReceipt", sent)
+    assert receipt["status"] == "0x0" and int(receipt["gasUsed"], 16) > 5_000_000
+    assert "error" in network.ask("eth_call", {"to": contract, "data": call("deeper", 5000)})
+
+
+def test_an_answer_with_too_many_logs_is_refused_and_a_smaller_one_given(network):
+    contract = checksum(network.deploy())
+    rows = -(-MAX_LOGS // 500) + 1
+    for nonce in range(1, rows):
+        network.send(sign(KEY, nonce, contract, data=call("shout", 500), gas=5_000_000))
+    assert len(network.get("eth_getLogs", {"fromBlock": "0x0"})) == MAX_LOGS == 500 * (rows - 1)
+    network.send(sign(KEY, rows, contract, data=call("shout", 1)))
+    error = network.ask("eth_getLogs", {"fromBlock": "0x0"})["error"]
+    assert error["code"] == -32005 and "fewer blocks" in error["message"]
+    assert len(network.get("eth_getLogs", {"fromBlock": "0x3"})) == MAX_LOGS - 499
+    signature = "0x" + keccak(b"Counted(address,uint256,uint256)").hex()
+    last = {"fromBlock": hex(rows + 1), "address": contract.lower()}
+    assert len(network.get("eth_getLogs", last | {"topics": [signature, None, None]})) == 1
+    assert network.get("eth_getLogs", last | {"topics": [signature, None, None, None]}) == []  # it has no fourth
+
+
+# time
+
+
+@pytest.mark.parametrize("tick", [0, 1])
+def test_times_follow_the_clock_and_never_go_back(tmp_path, tick):
+    with opened(tmp_path, tick=tick) as network:
+
+        def timestamp():
+            network.get("evm_mine")
+            return int(network.get("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
+
+        start = network.chain.head.timestamp
+        assert start == 1_800_000_000
+        assert [timestamp() for _ in range(3)] == [start + tick, start + 2 * tick, start + 3 * tick]
+        network.clock.now -= 50
+        assert timestamp() == start + 4 * tick
+        network.clock.now += 150
+        assert timestamp() == start + 100
+        network.get("evm_setNextBlockTimestamp", start + 1000)
+        network.clock.now += 3
+        assert [timestamp(), timestamp()] == [start + 1000, start + 1000 + 3] or tick == 1
+
+
+# what it costs
+
+
+def test_answers_are_kept_until_the_chain_changes(network):
+    contract = checksum(network.deploy())
+    total = {"to": contract, "data": call("total")}
+    assert int(network.get("eth_call", total, "latest"), 16) == 0
+    ran = []
+    network.chain.call = lambda *asked, run=network.chain.call: ran.append(1) or run(*asked)
+    for _ in range(100):
+        network.get("eth_call", total, "latest")
+    assert not ran
+    network.send(sign(KEY, 1, contract, data=call("count", 2)))
+    assert [int(network.get("eth_call", total, "latest"), 16) for _ in range(3)] == [2, 2, 2] and len(ran) == 1
+    network.ask("evm_revert", network.get("evm_snapshot"))
+
+
+def test_a_look_up_does_not_read_the_chain_s_past(network, tmp_path):
+    """Steps of SQLite's machine for a receipt, a block, an account and logs are as many after 200 blocks as after 20."""
+    contract = checksum(network.deploy())
+    steps = {}
+    for blocks in (20, 200):
+        while network.chain.head.number < blocks:
+            nonce = network.chain.head.number
+            sent = network.send(sign(KEY, nonce, contract, data=call("count", 1)))
+        head = hex(network.chain.head.number)
+        for method, params in {
+            "eth_getTransactionReceipt": [sent],
+            "eth_getBlockByNumber": ["latest", True],
+            "eth_getTransactionCount": [KEY.address, "latest"],
+            "eth_getLogs": [{"fromBlock": head, "toBlock": head, "address": contract}],
+        }.items():
+            count = [0]
+            network.store._db.set_progress_handler(lambda c=count: c.__setitem__(0, c[0] + 1), 1)
+            network.get(method, *params)
+            network.store._db.set_progress_handler(None, 0)
+            steps.setdefault(method, []).append(count[0])
+    assert all(after <= before + 10 for before, after in steps.values()), steps
+
+
+def test_an_idle_network_uses_no_processor_even_with_many_connected(tmp_path):
+    with devnet.running(tmp_path) as network:
+        port = int(network.url.rsplit(":", 1)[1])
+        body = b'{"jsonrpc":"2.0","id":1,"method":"eth_blockNumber"}'
+        clients = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(256)]
+        for client in clients:
+            client.request("POST", "/", body)
+        assert {json.loads(client.getresponse().read())["result"] for client in clients} == {"0x0"}
+
+        def used() -> float:
+            fields = Path(f"/proc/{network.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+        before = used()
+        time.sleep(1.0)
+        assert used() - before <= 0.03
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.skipif(not anvil.find(), reason="anvil is not installed: npm install @foundry-rs/anvil, or set ANVIL")
+def test_gas_is_to_the_unit_what_it_is_on_anvil(tmp_path):
+    found = {}
+    with anvil.running() as theirs, devnet.running(tmp_path) as ours:
+        for network in (theirs, ours):
+            w3 = connect(network.url)
+            contract = deploy(w3, KEY)
+            used = found[network.url] = []
+            calls = [("count", 1), ("count", 2), ("shout", 9), ("deeper", 30), ("count", 0), ("count", 101), ("clear",)]
+            for nonce, (name, *arguments) in enumerate(calls, 1):
+                sent = sign(KEY, nonce, contract.address, data=contract.encode_abi(name, arguments))
+                receipt = w3.eth.wait_for_transaction_receipt(w3.eth.send_raw_transaction(sent))
+                used.append((name, receipt["status"], receipt["gasUsed"]))
+            used.append(w3.eth.get_transaction_receipt(w3.eth.get_block(1)["transactions"][0])["gasUsed"])
+    assert found[theirs.url] == found[ours.url]
+
+
+def test_one_caller_s_connection_does_not_wait_for_another_s(tmp_path):
+    """A request of which half has come holds up nobody."""
+    with devnet.running(tmp_path) as network:
+        port = int(network.url.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as stream:
+            stream.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+            done = []
+            thread = threading.Thread(target=lambda: done.append(connect(network.url).eth.block_number), daemon=True)
+            thread.start()
+            thread.join(30)
+            assert done == [0]
+
+
+def test_a_refusal_leaves_no_trace_in_the_state(network):
+    before = network.answers()
+    with pytest.raises(RpcError, match="insufficient funds"):
+        network.chain.send(sign(account(1), 0, KEY.address, value=1))
+    assert network.answers() == before
