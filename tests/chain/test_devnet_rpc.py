@@ -1,9 +1,10 @@
 """What any client may expect of a network, tried with web3.py on ours and on anvil."""
 
-import concurrent.futures
 import itertools
 import json
-import multiprocessing
+import os
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -331,22 +332,27 @@ def test_a_batch_is_answered_request_by_request(w3, url):
     assert block["number"] == w3.eth.block_number and balance == w3.eth.get_balance(account(0).address)
 
 
-def client(url: str, number: int, address: str, transactions: int) -> list[int]:
-    """A process of its own; the totals that its receipts tell."""
-    w3, key = connect(url), account(5000 + number)
-    contract = w3.eth.contract(address=address, abi=counter.ABI)
-    totals = []
-    for nonce in range(transactions):
-        receipt = send(w3, key, contract.functions.count(1), nonce)
-        totals.append(int.from_bytes(receipt["logs"][0]["topics"][2]))
-    return totals
+CLIENT = """
+import sys
+from tests.chain.counter import ABI, account, connect, sign
+
+url, number, address, transactions = sys.argv[1:]
+w3, key = connect(url), account(5000 + int(number))
+call = w3.eth.contract(address=address, abi=ABI).encode_abi("count", [1])
+for nonce in range(int(transactions)):
+    sent = w3.eth.send_raw_transaction(sign(key, nonce, address, data=call))
+    receipt = w3.eth.wait_for_transaction_receipt(sent)
+    print(int.from_bytes(receipt["logs"][0]["topics"][2]))
+"""
 
 
 def test_four_client_processes_at_once_lose_and_double_nothing(w3, url, contract):
-    before, each = contract.functions.total().call(), 15
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(4, mp_context=context) as pool:
-        found = list(pool.map(client, [url] * 4, range(4), [contract.address] * 4, [each] * 4))
+    before, each, processes = contract.functions.total().call(), 15, []
+    for number in range(4):
+        command = [sys.executable, "-c", CLIENT, url, str(number), contract.address, str(each)]
+        environment = os.environ | {"PYTHONPATH": "."}
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+    found = [[int(line) for line in process.communicate(timeout=120)[0].split()] for process in processes]
     assert sorted(itertools.chain(*found)) == list(range(before + 1, before + 4 * each + 1))
     assert all(totals == sorted(totals) for totals in found)
     for number in range(4):

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from rlswarm_jax.chain.devnet.errors import DevnetError
 from rlswarm_jax.chain.devnet.rpc import Interface
 
-MAX_BODY = 2 * 2**20  # bytes of a request
-MAX_CONNECTIONS = 1024
-log = logging.getLogger(__name__)
+BACKLOG = 1024
 
 
 async def serve(interface: Interface, port: int, ready: Callable[[str], None], stop_on_eof: bool) -> None:
@@ -28,11 +27,13 @@ async def serve(interface: Interface, port: int, ready: Callable[[str], None], s
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
+    logger = logging.getLogger("aiohttp.server")
+    logger.addFilter(_not_the_client_s_mistake)
     server = web.Server(_handler(interface), access_log=None, keepalive_timeout=300.0)
     runner = web.ServerRunner(server)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", port, backlog=MAX_CONNECTIONS)
+        site = web.TCPSite(runner, "127.0.0.1", port, backlog=BACKLOG)
         try:
             await site.start()
         except (OSError, OverflowError) as error:
@@ -44,6 +45,11 @@ async def serve(interface: Interface, port: int, ready: Callable[[str], None], s
         await stopped.wait()
     finally:
         await runner.cleanup()
+
+
+def _not_the_client_s_mistake(record: logging.LogRecord) -> bool:
+    """Bytes that are no HTTP are answered and not logged: the log would grow by them."""
+    return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))
 
 
 def _at_end_of_input(stopped: asyncio.Event) -> Callable[[], None]:
