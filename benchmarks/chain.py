@@ -4,9 +4,10 @@
 
 Prints one JSON line a row. Transactions are signed beforehand and sent over as many connections as there are clients,
 each waiting for its receipt before the next; every one writes two words of a contract's storage and a log. `blocks`
-is how many the chain had already. CPU is that of the network's process alone; `per core` is transactions over it.
-call is asked about a block that nobody asked about before (`new`), or as 256 clients do who all poll: the block number,
-a receipt and the last block's logs, in turn, once a second each. On a machine that does anything else tx/s mean little.
+is how many the chain had already. CPU is that of the network's process alone; `per core` is transactions over it. Calls
+have other parameters each time, where they can, so that no kept answer serves. `polling` is 256 clients who ask for the
+block number, a receipt and the last block's logs, in turn, once a second each, while a block comes every second. On a
+machine that does anything else tx/s mean little.
 """
 
 import argparse

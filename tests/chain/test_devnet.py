@@ -23,10 +23,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlswarm_jax.chain import anvil, devnet
+from rlswarm_jax.chain.devnet import store
 from rlswarm_jax.chain.devnet.chain import MAX_QUEUED, Chain, Genesis
 from rlswarm_jax.chain.devnet.errors import DevnetError, RpcError
 from rlswarm_jax.chain.devnet.rpc import Interface
-from rlswarm_jax.chain.devnet.store import FILE, MAX_LOGS, Store
+from rlswarm_jax.chain.devnet.store import FILE, Store
 from rlswarm_jax.chain.devnet.transaction import Transaction
 from tests.chain import counter
 from tests.chain.counter import account, connect, deploy, sign
@@ -52,8 +53,9 @@ class Network:
     def __init__(self, directory: Path, **options):
         self.clock = Clock()
         self.store = Store(directory)
+        genesis = Genesis(options.pop("base_fee", 0), balances={ADDRESS: 1000 * ETHER})
         try:
-            self.chain = Chain(self.store, Genesis(balances={ADDRESS: 1000 * ETHER}), now=self.clock, **options)
+            self.chain = Chain(self.store, genesis, now=self.clock, **options)
         except DevnetError:
             self.store.close()
             raise
@@ -285,25 +287,22 @@ def test_a_network_starts_by_itself_and_again_after_it_was_killed(tmp_path):
             assert w3.eth.get_balance(KEY.address) == 1000 * ETHER
 
 
-@pytest.mark.parametrize("how", ["a folder in use", "a port in use", "no folder", "other rules"])
+@pytest.mark.parametrize("how", ["a folder in use", "a port in use", "no folder"])
 def test_what_keeps_it_from_starting_is_said_in_one_sentence(tmp_path, how):
     with contextlib.ExitStack() as stack:
-        directory, options, port = tmp_path / "chain", [], 0
+        directory, port = tmp_path / "chain", 0
         if how == "a folder in use":
             stack.enter_context(opened(directory))
         elif how == "a port in use":
             taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             port = taken.getsockname()[1]
-        elif how == "no folder":
-            directory.write_text("a file")
         else:
-            with opened(directory):
-                options = ["--base-fee", "7"]
+            directory.write_text("a file")
         with pytest.raises(DevnetError) as caught:
-            devnet.start(directory, port=port, options=options)
+            devnet.start(directory, port=port)
     said = str(caught.value)
     assert said.endswith(".") and "\n" not in said and "Traceback" not in said
-    words = {"a folder in use": "another process", "a port in use": f"port {port}", "other rules": "base fee of 0"}
+    words = {"a folder in use": "another process", "a port in use": f"port {port}"}
     assert words.get(how, str(directory)) in said
 
 
@@ -405,7 +404,7 @@ def test_hostile_requests_over_http_get_errors_and_others_are_served(tmp_path):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-1, 2**300) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=70)
+    st.none() | st.booleans() | st.integers(-1, 2**300) | st.floats(-1e9, 1e9) | st.text(max_size=70)
     | st.sampled_from(["0x", "0x0", "latest", "0x" + "00" * 20, "0x" + "ab" * 32, "0x" + "f" * 64]),
     lambda inner: st.lists(inner, max_size=4)
     | st.dictionaries(st.sampled_from(["to", "from", "data", "value", "gas", "fromBlock", "topics", "address"]), inner),
@@ -475,20 +474,50 @@ def test_a_contract_that_calls_itself_as_deep_as_its_gas_goes_ends_as_on_any_net
     assert "error" in network.ask("eth_call", {"to": contract, "data": call("deeper", 5000)})
 
 
-def test_an_answer_with_too_many_logs_is_refused_and_a_smaller_one_given(network):
+def test_an_answer_with_too_many_logs_is_refused_and_a_smaller_one_given(network, monkeypatch):
+    monkeypatch.setattr(store, "MAX_LOGS", 50)
     contract = checksum(network.deploy())
-    rows = -(-MAX_LOGS // 500) + 1
-    for nonce in range(1, rows):
-        network.send(sign(KEY, nonce, contract, data=call("shout", 500), gas=5_000_000))
-    assert len(network.get("eth_getLogs", {"fromBlock": "0x0"})) == MAX_LOGS == 500 * (rows - 1)
-    network.send(sign(KEY, rows, contract, data=call("shout", 1)))
+    for nonce in (1, 2):
+        network.send(sign(KEY, nonce, contract, data=call("shout", 25)))
+    assert len(network.get("eth_getLogs", {"fromBlock": "0x0"})) == 50
+    network.send(sign(KEY, 3, contract, data=call("shout", 1)))
     error = network.ask("eth_getLogs", {"fromBlock": "0x0"})["error"]
     assert error["code"] == -32005 and "fewer blocks" in error["message"]
-    assert len(network.get("eth_getLogs", {"fromBlock": "0x3"})) == MAX_LOGS - 499
+    assert len(network.get("eth_getLogs", {"fromBlock": "0x3"})) == 26
+    monkeypatch.setattr(store, "MAX_LOG_BYTES", 26 * 300)
+    assert network.ask("eth_getLogs", {"fromBlock": "0x3", "toBlock": "0x4"})["error"]["code"] == -32005
     signature = "0x" + keccak(b"Counted(address,uint256,uint256)").hex()
-    last = {"fromBlock": hex(rows + 1), "address": contract.lower()}
+    last = {"fromBlock": "0x4", "address": contract.lower()}
     assert len(network.get("eth_getLogs", last | {"topics": [signature, None, None]})) == 1
     assert network.get("eth_getLogs", last | {"topics": [signature, None, None, None]}) == []  # it has no fourth
+
+
+# fees
+
+
+def test_with_a_base_fee_who_has_nothing_can_do_nothing_until_funded(tmp_path):
+    with opened(tmp_path, base_fee=7) as network:
+        assert network.get("eth_gasPrice") == "0x7" and network.get("eth_maxPriorityFeePerGas") == "0x0"
+        assert set(network.get("eth_feeHistory", "0x2", "latest", [50])["baseFeePerGas"]) == {"0x7"}
+        poor, somewhere = account(1), account(2).address
+        fees = {"gas": 21_000, "maxFeePerGas": 20, "maxPriorityFeePerGas": 2}
+        sent = "0x" + sign(poor, 0, somewhere, **fees).hex()
+        assert f"tx cost {21_000 * 20}" in network.ask("eth_sendRawTransaction", sent)["error"]["message"]
+        assert (
+            "block base fee"
+            in network.ask("eth_sendRawTransaction", "0x" + sign(KEY, 0, somewhere).hex())["error"]["message"]
+        )
+        network.chain.fund({bytes.fromhex(poor.address[2:]): 21_000 * 20, ADDRESS: 1})
+        assert network.chain.head.number == 1  # who has something is left as they are
+        receipt = network.get("eth_getTransactionReceipt", network.get("eth_sendRawTransaction", sent))
+        assert receipt["effectiveGasPrice"] == "0x9"
+        assert int(network.get("eth_getBalance", poor.address), 16) == 21_000 * (20 - 9)
+        assert int(network.get("eth_getBalance", "0x" + "00" * 20), 16) == 21_000 * 2  # the rest is burnt
+        call_it = {"from": account(3).address, "to": somewhere}
+        assert network.get("eth_estimateGas", call_it) == "0x5208"  # a call that names no fee needs no funds
+        assert "insufficient" in network.ask("eth_call", call_it | {"gasPrice": "0x7"})["error"]["message"]
+    with pytest.raises(DevnetError, match=r"base fee of 7 wei.*start it with these.*\.$"), opened(tmp_path):
+        pass
 
 
 # time

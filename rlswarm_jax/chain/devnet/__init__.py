@@ -46,7 +46,8 @@ def start(directory: Path, *, port: int = 0, accounts: Sequence[str] = (), optio
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / LOG).open("ab") as errors:
             before = errors.tell()
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+            pipe = subprocess.PIPE  # a session of its own: Ctrl-C is for this process alone
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, start_new_session=True)
     except OSError as error:
         raise DevnetError(f"cannot start a development network in {directory}: {error.strerror}.") from None
     assert process.stdout

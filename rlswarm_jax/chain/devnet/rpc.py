@@ -29,7 +29,7 @@ from rlswarm_jax.chain.devnet.execution import Outcome
 from rlswarm_jax.chain.devnet.store import Store
 from rlswarm_jax.chain.devnet.views import data, transaction_view, word
 
-MAX_BATCH = 1000  # requests
+MAX_BATCH, MAX_BATCH_BYTES = 1000, 64 * 2**20  # requests, and bytes of their answers
 MAX_FEE_HISTORY = 1024  # blocks
 MAX_EMPTY_BLOCKS = 1000  # of one evm_mine
 _MAX_CACHED = 16 * 2**20  # bytes of answers, and of the questions
@@ -70,7 +70,14 @@ class Interface:
             return _failure(None, RpcError("parse error: the body is no JSON", PARSE_ERROR))
         if not 0 < len(requests) <= MAX_BATCH:
             return _failure(None, RpcError(f"a batch has 1 to {MAX_BATCH} requests", INVALID_REQUEST))
-        answers = [found for one in requests if (found := self._answer(bytes(one))) is not None]
+        answers, size = [], 0
+        for one in requests:
+            if size > MAX_BATCH_BYTES:
+                answers.append(_failure(None, RpcError("the answers of this batch are too large", LIMIT_EXCEEDED)))
+                break
+            if (found := self._answer(bytes(one))) is not None:
+                answers.append(found)
+                size += len(found)
         return b"[" + b",".join(answers) + b"]" if answers else b""
 
     def _answer(self, body: bytes) -> bytes | None:

@@ -16,7 +16,7 @@ from rlswarm_jax.chain.devnet.errors import INTERNAL_ERROR, LIMIT_EXCEEDED, Devn
 
 FORMAT = 1
 FILE = "chain.sqlite"
-MAX_LOGS = 10_000  # of one answer
+MAX_LOGS, MAX_LOG_BYTES = 10_000, 32 * 2**20  # of one answer
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE blocks (number INTEGER PRIMARY KEY, hash BLOB UNIQUE, header BLOB, cause TEXT, answer BLOB);
@@ -143,7 +143,7 @@ class Store:
     def logs(self, first: int, last: int, addresses: list[bytes], topics: list[list[bytes]]) -> list[bytes]:
         """Answers in order. An empty list of addresses, or of one position's topics, lets all pass.
 
-        Raises RpcError if there are more than MAX_LOGS.
+        Raises RpcError if there are more than MAX_LOGS, or they are larger than MAX_LOG_BYTES.
         """
         wanted = [(f"topic{position}", allowed) for position, allowed in enumerate(topics)]
         where, values = "block BETWEEN ? AND ?", [first, last]  # type: tuple[str, list[Any]]
@@ -153,14 +153,12 @@ class Store:
                 values += allowed
         if topics:  # a filter of n topics, even if they let all pass, wants logs of at least n
             where += f" AND topic{len(topics) - 1} IS NOT NULL"
-        found = self._all(
-            f"SELECT answer FROM logs WHERE {where} ORDER BY block, position LIMIT {MAX_LOGS + 1}", values
-        )
-        if len(found) > MAX_LOGS:
-            raise RpcError(
-                f"query returned more than {MAX_LOGS} results: ask for fewer blocks at a time", LIMIT_EXCEEDED
-            )
-        return [row[0] for row in found]
+        order = f"ORDER BY block, position LIMIT {MAX_LOGS + 1}"
+        sizes = self._all(f"SELECT length(answer) FROM logs WHERE {where} {order}", values)
+        if len(sizes) > MAX_LOGS or sum(size for (size,) in sizes) > MAX_LOG_BYTES:
+            most = f"{MAX_LOGS} results or {MAX_LOG_BYTES} bytes"
+            raise RpcError(f"query returned more than {most}: ask for fewer blocks at a time", LIMIT_EXCEEDED)
+        return [row[0] for row in self._all(f"SELECT answer FROM logs WHERE {where} {order}", values)]
 
     def queue(self) -> list[bytes]:
         """The raw transactions that wait for an earlier one of their sender."""
