@@ -1,6 +1,8 @@
 """Foundry's anvil in the place of our own development network, where it is installed: same chain id, same rules.
 
-`npm install @foundry-rs/anvil` puts it into node_modules/.bin; the variable ANVIL may name another. It keeps nothing.
+`npm install @foundry-rs/anvil` puts it into node_modules, where it is found; the variable ANVIL may name another (in CI:
+`npm install --prefix DIR @foundry-rs/anvil` and ANVIL=DIR/node_modules/.bin/anvil). It keeps nothing, and lives on if
+the process that started it is killed.
 """
 
 import contextlib
@@ -21,7 +23,10 @@ _START = 30.0  # seconds
 def find() -> str | None:
     """Path of the program: $ANVIL, else on the PATH, else in node_modules of this folder; None if there is none."""
     candidates = (os.environ.get("ANVIL"), "anvil", str(Path("node_modules/.bin/anvil").absolute()))
-    return next((found for one in candidates if one and (found := shutil.which(one))), None)
+    found = next((found for one in candidates if one and (found := shutil.which(one))), None)
+    if found and (script := Path(found).resolve()).suffix == ".mjs":  # npm's: it starts the program as its child
+        return next(map(str, script.parents[1].glob("anvil-*/bin/anvil")), found)
+    return found
 
 
 @contextlib.contextmanager
@@ -36,7 +41,7 @@ def running(*, port: int = 0, base_fee: int = 0) -> Iterator[Devnet]:
     command = [program, "--quiet", "--port", str(port), "--chain-id", str(CHAIN_ID), "--hardfork", "prague"]
     command += ["--base-fee", str(base_fee), "--gas-price", "0", "--accounts", "1"]
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+    process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
     anvil = Devnet(f"http://127.0.0.1:{port}", process)
     try:
         deadline = time.monotonic() + _START

@@ -306,7 +306,7 @@ def test_what_keeps_it_from_starting_is_said_in_one_sentence(tmp_path, how):
     assert words.get(how, str(directory)) in said
 
 
-@pytest.mark.parametrize("damage", ["not a database", "a newer format", "a state that is gone", "a changed node"])
+@pytest.mark.parametrize("damage", ["not a database", "a newer format", "a state that is gone", "a changed node", "its clock", "its queue"])
 def test_a_damaged_file_is_named_in_one_sentence(tmp_path, damage):
     with opened(tmp_path) as network:
         contract = checksum(network.deploy())
@@ -319,6 +319,10 @@ def test_a_damaged_file_is_named_in_one_sentence(tmp_path, damage):
                 database.execute("PRAGMA user_version=2")
             elif damage == "a state that is gone":
                 database.execute("DELETE FROM nodes")
+            elif damage == "its clock":
+                database.execute("INSERT INTO meta VALUES ('clock', '[')")
+            elif damage == "its queue":
+                database.execute("INSERT INTO queue VALUES (x'01', x'02ff')")
             else:
                 database.execute("UPDATE nodes SET node = CAST(node || x'00' AS BLOB)")
             database.commit()

@@ -50,16 +50,18 @@ class Chain:
         self._snapshots: dict[int, int] = {}
         self._snapshot = 0
         self.version = 0
+        self._queue: dict[bytes, Transaction] = {}
         try:
             self._open(genesis)
+            for raw in store.queue():
+                waiting = decode(raw, CHAIN_ID)
+                self._queue[waiting.hash] = waiting
+            for sender in {one.sender for one in self._queue.values()}:
+                self._promote(sender)
         except RpcError as error:
-            raise DevnetError(f"{error}.") from None
-        self._queue: dict[bytes, Transaction] = {}
-        for raw in store.queue():
-            waiting = decode(raw, CHAIN_ID)
-            self._queue[waiting.hash] = waiting
-        for sender in {one.sender for one in self._queue.values()}:
-            self._promote(sender)
+            raise DevnetError(f"cannot go on from {store.path}, it is damaged: {error}.") from None
+        except msgspec.DecodeError:
+            raise DevnetError(f"{store.path} is damaged: its clock is unreadable; use an empty folder.") from None
 
     def _open(self, genesis: Genesis) -> None:
         self._offset, self._next_timestamp = msgspec.json.decode(self._store.meta("clock") or "[0, null]")
