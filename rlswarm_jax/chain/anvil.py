@@ -1,8 +1,8 @@
 """Foundry's anvil in the place of our own development network, where it is installed: same chain id, same rules.
 
-`npm install @foundry-rs/anvil` puts it into node_modules, where it is found; the variable ANVIL may name another (in CI:
-`npm install --prefix DIR @foundry-rs/anvil` and ANVIL=DIR/node_modules/.bin/anvil). It keeps nothing, and lives on if
-the process that started it is killed.
+`npm install @foundry-rs/anvil` puts it into node_modules, where it is found; the variable ANVIL may name another.
+In CI: `npm install --prefix DIR @foundry-rs/anvil` and ANVIL=DIR/node_modules/.bin/anvil. It keeps nothing, and it
+lives on if the process that started it is killed.
 """
 
 import contextlib

@@ -306,7 +306,10 @@ def test_what_keeps_it_from_starting_is_said_in_one_sentence(tmp_path, how):
     assert words.get(how, str(directory)) in said
 
 
-@pytest.mark.parametrize("damage", ["not a database", "a newer format", "a state that is gone", "a changed node", "its clock", "its queue"])
+DAMAGES = ["not a database", "a newer format", "a state that is gone", "a changed node", "its clock", "its queue"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_named_in_one_sentence(tmp_path, damage):
     with opened(tmp_path) as network:
         contract = checksum(network.deploy())
