@@ -1,4 +1,4 @@
-"""A chain within this process that has the coordinator on it, and accounts of simulated nodes: for gas and for tests."""
+"""A chain within this process with the coordinator on it, and accounts of simulated nodes: for gas and for tests."""
 
 import ast
 from collections.abc import Iterator

@@ -3,8 +3,8 @@
     python -m benchmarks.gas                              a few seconds
     python -m benchmarks.gas --write results/gas.json     ... and writes them down
 
-`reward` and `vote` are what our own client calls; `submitReward` and `submitWinners` are the original's, peer ids as text. A row
-says what was there before the call, because a storage slot's first use costs 17,100 more than its next.
+`reward` and `vote` are what our own client calls; `submitReward` and `submitWinners` are the original's, peer ids as
+text. A row says what was there before the call, because a storage slot's first use costs 17,100 more than its next.
 """
 
 import argparse
@@ -24,23 +24,24 @@ REWARD = "submitReward(uint256,uint256,int256,string)"
 FAR = 2**32
 
 
-def registration(chain: Chain, one: Account, payout: str, deadline: int = FAR) -> tuple:
-    """A registration that anyone may relay, as `registerKeys` takes it."""
+def registration(chain: Chain, one: Account, payout: str, deadline: int = FAR, **domain: Any) -> tuple:
+    """A registration that anyone may relay, as `registerKeys` takes it. domain: what is to differ from the chain's own."""
     types = {"Register": [("account", "address"), ("payout", "address"), ("deadline", "uint256")]}
     message = {"account": one.address, "payout": payout, "deadline": deadline}
-    signed = sign_typed(chain, one, types, message)
+    signed = sign_typed(chain, one, types, message, **domain)
     return one.x, one.y, payout, deadline, signed.v, signed.r.to_bytes(32), signed.s.to_bytes(32)
 
 
-def sign_typed(chain: Chain, one: Account, types: dict[str, list[tuple[str, str]]], message: dict) -> Any:
-    domain = {
+def sign_typed(chain: Chain, one: Account, types: dict[str, list[tuple[str, str]]], message: dict, **domain: Any) -> Any:
+    """A signature of EIP-712 typed data in the coordinator's domain, but for what `domain` says."""
+    usual = {
         "name": "rlswarm_jax coordinator",
         "version": "1",
         "chainId": chain.web3.eth.chain_id,
         "verifyingContract": chain.coordinator.address,
     }
     fields = {name: [{"name": field, "type": type_} for field, type_ in row] for name, row in types.items()}
-    return Signer.sign_message(encode_typed_data(domain, fields, message), one.identity.expose_secret())
+    return Signer.sign_message(encode_typed_data(usual | domain, fields, message), one.identity.expose_secret())
 
 
 def measure() -> dict[str, int]:
@@ -86,7 +87,14 @@ def measure() -> dict[str, int]:
     chain.pass_time(1)
     send("submitWinners, one who has none yet", first, "submitWinners", 3, [relayed.peer_id], first.peer_id)
     send("submitWinners, one", second, "submitWinners", 3, [relayed.peer_id], second.peer_id)
-    send("publishWeights", first, "publishWeights", 3, b"\x07" * 32, "ipfs://bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oc")
+    send(
+        "publishWeights",
+        first,
+        "publishWeights",
+        3,
+        b"\x07" * 32,
+        "ipfs://bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oc",
+    )
     send("advanceRound", first, "advanceRound")
     chain.pass_time(1)
     chain.tester.mine_blocks(2)

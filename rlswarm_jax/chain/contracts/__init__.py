@@ -8,7 +8,8 @@ from typing import Any
 
 @cache
 def coordinator() -> dict[str, Any]:
-    """The artifact: `abi`, `bytecode` and `runtime_bytecode` (hexadecimal), `compiler`, `settings`, `sha256` of each source.
+    """The artifact: `abi`, `bytecode` and `runtime_bytecode` (hexadecimal), `compiler`, `settings`, and the `sha256` of
+    each source.
 
     The immutables of `runtime_bytecode` are zero, so it differs there from the code of a deployed contract.
     """
