@@ -1,7 +1,7 @@
 """A chain within this process with the coordinator on it, and accounts of simulated nodes: for gas and for tests."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -59,14 +59,21 @@ class Chain:
             self.tester.add_account("0x" + one.identity.expose_secret().hex())
             self._mined({"from": self.funded[1], "to": one.address, "value": 10**20, "gas": 21_000})
         artifact = contracts.coordinator()
-        contract = self.web3.eth.contract(abi=artifact["abi"], bytecode=artifact["bytecode"])
-        constructor = contract.constructor(self.owner, tuple({**DEFAULTS, **rules}.values()))
-        self.deployed = self.web3.eth.wait_for_transaction_receipt(
-            constructor.transact({"from": self.funded[0], "gas": GAS})
-        )
-        self.coordinator = self.web3.eth.contract(self.deployed.contractAddress, abi=artifact["abi"])
         errors = [entry for entry in artifact["abi"] if entry["type"] == "error"]
         self._errors = {function_signature_to_4byte_selector(abi_to_signature(e)): e["name"] for e in errors}
+        deployment = self._deployment(rules)
+        self.deployed = self._mined({"from": self.funded[0], "gas": GAS, "data": deployment})
+        self.coordinator = self.web3.eth.contract(self.deployed.contractAddress, abi=artifact["abi"])
+
+    def _deployment(self, rules: dict[str, int]) -> Any:
+        artifact = contracts.coordinator()
+        contract = self.web3.eth.contract(abi=artifact["abi"], bytecode=artifact["bytecode"])
+        return contract.constructor(self.owner, tuple({**DEFAULTS, **rules}.values())).data_in_transaction
+
+    def deployment_refusal(self, **rules: int) -> str | None:
+        """The name of the error that a deployment with these rules would be reverted with; None if it would pass."""
+        deployment = {"from": self.funded[0], "gas": GAS, "data": self._deployment(rules)}
+        return self._refusal(lambda: self.web3.eth.call(deployment))
 
     def call(self, name: str, *values: Any, sender: str | None = None) -> Any:
         """Asks a view, by its name or, where there are several of that name, by its signature."""
@@ -81,8 +88,11 @@ class Chain:
 
     def refusal(self, sender: str, name: str, *values: Any) -> str | None:
         """The name of the error that a transaction would be reverted with; None if it would pass."""
+        return self._refusal(lambda: self.call(name, *values, sender=sender))
+
+    def _refusal(self, ask: Callable[[], Any]) -> str | None:
         try:
-            self.call(name, *values, sender=sender)
+            ask()
         except TransactionFailed as failed:
             _, _, raw = str(failed).partition("execution reverted: ")
             return self._errors[ast.literal_eval(raw)[:4]]
@@ -95,6 +105,11 @@ class Chain:
     def pass_time(self, seconds: int) -> None:
         """Makes a block that is this much later."""
         self.tester.time_travel(self.web3.eth.get_block("latest").timestamp + seconds)
+        self.tester.mine_block()
+
+    def pass_to(self, seconds: int) -> None:
+        """Makes a block that is this much after the beginning of the round."""
+        self.tester.time_travel(self.call("status")[2] + seconds)
         self.tester.mine_block()
 
     @contextmanager
