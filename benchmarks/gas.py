@@ -32,7 +32,9 @@ def registration(chain: Chain, one: Account, payout: str, deadline: int = FAR, *
     return one.x, one.y, payout, deadline, signed.v, signed.r.to_bytes(32), signed.s.to_bytes(32)
 
 
-def sign_typed(chain: Chain, one: Account, types: dict[str, list[tuple[str, str]]], message: dict, **domain: Any) -> Any:
+def sign_typed(
+    chain: Chain, one: Account, types: dict[str, list[tuple[str, str]]], message: dict, **domain: Any
+) -> Any:
     """A signature of EIP-712 typed data in the coordinator's domain, but for what `domain` says."""
     usual = {
         "name": "rlswarm_jax coordinator",

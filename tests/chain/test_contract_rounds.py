@@ -293,7 +293,12 @@ def test_a_commitment_to_a_beacon_that_was_undone_is_refused(chain):
 
 
 def test_rules_that_make_no_sense_cannot_be_deployed(chain):
-    for bad in ({"minSeconds": 9, "maxSeconds": 8}, {"minSeconds": 0, "maxSeconds": 0}, {"window": 0}, {"maxReward": 2**63}):
+    for bad in (
+        {"minSeconds": 9, "maxSeconds": 8},
+        {"minSeconds": 0, "maxSeconds": 0},
+        {"window": 0},
+        {"maxReward": 2**63},
+    ):
         assert chain.deployment_refusal(**bad) == "InvalidRules", bad
     assert chain.deployment_refusal(minSeconds=0, maxSeconds=1, window=1, maxReward=2**63 - 1) is None
 
