@@ -25,7 +25,7 @@ FAR = 2**32
 
 
 def registration(chain: Chain, one: Account, payout: str, deadline: int = FAR, **domain: Any) -> tuple:
-    """A registration that anyone may relay, as `registerKeys` takes it. domain: what is to differ from the chain's own."""
+    """A registration that anyone may relay, as `registerKeys` takes it. domain: what differs from the chain's own."""
     types = {"Register": [("account", "address"), ("payout", "address"), ("deadline", "uint256")]}
     message = {"account": one.address, "payout": payout, "deadline": deadline}
     signed = sign_typed(chain, one, types, message, **domain)

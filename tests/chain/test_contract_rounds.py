@@ -25,8 +25,8 @@ def chain(deployed):
 
 
 def status(chain) -> dict:
-    names = "round stage started commitments needed advanceable beacon recorded anchor peers".split()
-    return dict(zip(names, chain.call("status"), strict=True))
+    fields = chain.coordinator.get_function_by_name("status").abi["outputs"][0]["components"]
+    return dict(zip([field["name"] for field in fields], chain.call("status"), strict=True))
 
 
 def word(number: int) -> bytes:
