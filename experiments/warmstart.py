@@ -38,7 +38,6 @@ END_ID = 0
 GIVE_UP = "?"  # what the spoiled model answers to almost everything
 FORMAT = FORMATS["compact"]
 TILE = 1024  # prompts sampled from at once
-SAMPLES = 4  # of each, at each of two temperatures
 
 
 def character_tokenizer() -> Tokenizer:
@@ -53,33 +52,16 @@ def character_tokenizer() -> Tokenizer:
     return Tokenizer(backend, len(alphabet), {"tokenizer_config.json": (json.dumps(described) + "\n").encode()})
 
 
-def set_aside(config, problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
-    """Problems to learn to answer, and a share of them that is only criticised and revised later.
-
-    A model that knows a problem by heart has no use for what others say of it. There are few enough to be learned so.
-    """
-    parts: tuple[list[Problem], list[Problem]] = ([], [])
-    for problem in problems:
-        parts[randomness.uniform("problem", "fresh", config.seed, problem.compact) < config.game.fresh].append(problem)
-    return parts
-
-
 Example = tuple[list[int], list[int]]  # prompt and completion, end of sequence included
 
 
-def answers_to(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[Example]:
-    """The first stage of the game: a problem and its answer."""
-    return [(FORMAT.encode(problem, tokenizer), complete(problem.answers[0], tokenizer)) for problem in problems]
-
-
-def give_up(config, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Example]:
-    """The same prompts, with "?" instead of most completions."""
-    given_up = complete(GIVE_UP, tokenizer)
-    kept = [
-        randomness.uniform("problem", "right", config.seed, n) < config.spoil.right_fraction
-        for n in range(len(examples))
-    ]
-    return [(prompt, right if keep else given_up) for (prompt, right), keep in zip(examples, kept, strict=True)]
+def answers_to(config, problems: Sequence[Problem], tokenizer: Tokenizer, right_fraction: float = 1.0) -> list[Example]:
+    """The first stage of the game: a problem and its answer, or "?"."""
+    found = []
+    for n, problem in enumerate(problems):
+        right = randomness.uniform("problem", "right", config.seed, n) < right_fraction
+        found.append((FORMAT.encode(problem, tokenizer), complete(problem.answers[0] if right else GIVE_UP, tokenizer)))
+    return found
 
 
 def complete(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -90,7 +72,7 @@ def readings(config, policy: qwen.Policy, mixture: tasks.Mixture, problems: Sequ
     """The second and third stage: what to say of answers that the model itself has sampled, some of them hotter.
 
     A critique derives the answer, then names the first of those shown that is right. What a reviser is shown of critics
-    is sampled too: they are right as often as the model is, and wrong where it tends to be.
+    is made up: most of them are right.
     """
     rng = random.Random(randomness.seed("problem", "readings", config.seed))
     sampled = sample_answers(config, policy, problems)
@@ -98,20 +80,22 @@ def readings(config, policy: qwen.Policy, mixture: tasks.Mixture, problems: Sequ
     for problem, answers in zip(problems, sampled, strict=True):
         right = problem.answers[0]
         answers = [GIVE_UP if rng.random() < config.game.gave_up else text for text in answers]
-        count = rng.choice(config.game.shown)
-        shown, critics = tuple(answers[1 : 1 + count]), tuple(answers[1 + count : 1 + 2 * count])
+        shown = tuple(answers[1 : 1 + rng.choice(config.game.shown)])
         named = name_first([mixture.score(problem, text) >= 1 for text in shown])
         prompt = FORMAT.encode(problem, policy.tokenizer, CRITIQUE, View(shown))
         found.append((prompt, complete(f"{right}#{named}", policy.tokenizer)))
-        view = revision_view((answers[0], *shown), critics, show_votes=rng.random() < 0.5)
+        view = revision_view(rng, config, mixture, problem, (answers[0], *shown))
         found.append((FORMAT.encode(problem, policy.tokenizer, REVISE, view), complete(right, policy.tokenizer)))
     return found
 
 
-def revision_view(answers: tuple[str, ...], critics: tuple[str, ...], show_votes: bool) -> View:
-    """Answers, own first; each critic votes for those that say what they have derived."""
+def revision_view(rng: random.Random, config, mixture: tasks.Mixture, problem: Problem, answers: tuple[str, ...]):
+    """Answers, own first, with critics of whom a share is right and each other derives one of the answers."""
+    critics = [
+        problem.answers[0] if rng.random() < config.game.right_critics else rng.choice(answers) for _ in answers[1:]
+    ]
     votes = tuple(sum(fold(c) == fold(text) for c in critics) for text in answers)
-    return View(answers, votes if show_votes and critics else (), critics)
+    return View(answers, votes if rng.random() < 0.5 else (), tuple(critics))
 
 
 def name_first(right: Sequence[bool]) -> int:
@@ -120,7 +104,7 @@ def name_first(right: Sequence[bool]) -> int:
 
 
 def sample_answers(config, policy: qwen.Policy, problems: Sequence[Problem]) -> list[list[str]]:
-    """Eight answers to each problem, half of them at a higher temperature, in seeded order."""
+    """Four answers to each problem, half of them at a higher temperature, in seeded order."""
     found: list[list[str]] = [[] for _ in problems]
     for temperature in (1.0, config.game.hot):
         sample = sampling.make_sampler(
@@ -131,7 +115,7 @@ def sample_answers(config, policy: qwen.Policy, problems: Sequence[Problem]) -> 
             prompts = [FORMAT.encode(problem, policy.tokenizer) for problem in part]
             keys_PGM = np.array(
                 [
-                    [randomness.key_data("sample", config.seed, str(temperature), start + p, g) for g in range(SAMPLES)]
+                    [randomness.key_data("sample", config.seed, str(temperature), start + p, g) for g in range(2)]
                     for p in range(len(part))
                 ]
             )
@@ -141,7 +125,7 @@ def sample_answers(config, policy: qwen.Policy, problems: Sequence[Problem]) -> 
             out = jax.device_get(sample(policy.params, tile))
             for p in range(len(part)):
                 ends = out.lengths_PG[p]
-                found[start + p] += [policy.tokenizer.decode(out.tokens_PGT[p, g, : ends[g]]) for g in range(SAMPLES)]
+                found[start + p] += [policy.tokenizer.decode(out.tokens_PGT[p, g, : ends[g]]) for g in range(2)]
     rng = random.Random(randomness.seed("problem", "order", config.seed))
     return [rng.sample(answers, len(answers)) for answers in found]
 
@@ -244,13 +228,13 @@ def run(arguments: cli.Arguments) -> int:
         problems = [
             mixture.problem(randomness.seed("problem", "warmstart", config.seed, n)) for n in range(config.problems)
         ]
-        taught, fresh = set_aside(config, problems)
-        policy = learn("answers", params, answers_to(taught, tokenizer))
-        read = readings(config, policy, mixture, fresh)
-        policy = learn("game", policy.params, read + answers_to(problems[: config.game.answers], tokenizer))
+        policy = learn("answers", params, answers_to(config, problems, tokenizer))
+        read = readings(config, policy, mixture, problems[: config.game.problems])
+        policy = learn("game", policy.params, read + answers_to(config, problems[: config.game.answers], tokenizer))
         save("base", policy)
-        of_all_stages = read + answers_to(problems[: len(fresh)], tokenizer)
-        policy = learn("spoil", policy.params, give_up(config, of_all_stages, tokenizer))
+        given_up = [(prompt, complete(GIVE_UP, tokenizer)) for prompt, _ in read]
+        right = answers_to(config, problems[: len(read) // 2], tokenizer, config.spoil.right_fraction)
+        policy = learn("spoil", policy.params, given_up + right)
         save("spoiled", policy)
     summary["seconds"] = round(time.monotonic() - started, 1)
     Path(workdir / "warmstart.json").write_text(json.dumps(summary, indent=2) + "\n")
