@@ -38,7 +38,8 @@ _PRESENT = {
 class Interface(NamedTuple):
     """What a contract offers. name: "rlswarm_jax", or the original's "0.6.0" or "0.4.2".
 
-    window: past rounds that it takes things for; None: the original's. submitted: the full signature of its view that tells whether a reward is there.
+    window: past rounds that it takes things for; None: the original's. submitted: the full signature of its view that
+    tells whether a reward is there.
     """
 
     name: str

@@ -11,10 +11,10 @@
     print(chain.counts())                                       # {"done": 3, "waiting": 1}
 
 What a node wants is written to the outbox when it happens, once however often it is wished, and sent by `step`, which
-survives whatever the endpoint does: see `outbox` and `sender`. `events.EventIndex` reads what all peers did. Everything is
-synchronous and knows no event loop; methods may be called from several threads. Of web3's layers it takes those that need
-no trust (eth_abi, eth_account, eth_utils), not its HTTP provider: an endpoint may be hostile, and an answer is bounded and
-checked before use.
+survives whatever the endpoint does: see `outbox` and `sender`. `events.EventIndex` reads what all peers did.
+Everything is synchronous and knows no event loop; methods may be called from several threads. Of web3's layers it
+takes those that need no trust (eth_abi, eth_account, eth_utils), not its HTTP provider: an endpoint may be hostile,
+and an answer is bounded and checked before use.
 """
 
 import logging
@@ -53,7 +53,8 @@ class Status(NamedTuple):
     """The moment, as of a block. started: seconds since 1970. anchor: a beacon's block comes after it.
 
     beacon: 32 bytes; None until its block is there, if it was lost, and on contracts that have none. commitments: in
-    this round; needed: for a quorum. advanceable: by anyone, in that block. Fields that an original contract lacks are 0.
+    this round; needed: for a quorum. advanceable: by anyone, in that block. Fields that an original contract lacks are
+    0.
     """
 
     round: int

@@ -1,8 +1,9 @@
 """Sends what the outbox holds: one sender per account, with nonces of its own.
 
 What an endpoint says in words decides only when to try again. What is so is decided by two things: which nonces the
-chain has used, and which of our transactions has a receipt. Hence the one rule that keeps a wish from being done twice: it
-gets another nonce only when, `confirmations` blocks deep, its nonce is used and nothing that was signed with it succeeded.
+chain has used, and which of our transactions has a receipt. Hence the one rule that keeps a wish from being done
+twice: it gets another nonce only when, `confirmations` blocks deep, its nonce is used and nothing that was signed with
+it succeeded.
 """
 
 import logging
