@@ -13,7 +13,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check
 pip_install := $(pip) install -qq --no-deps $(wheels_only)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint lock clean install install-dev
+.PHONY: help run test test-all lint lock contracts clean install install-dev
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -77,6 +77,15 @@ lock:  ## resolve the dependencies of pyproject.toml again (UPGRADE=1 for the ne
 	  awk '{ line = $$0; sub(/ *#.*/, ""); if (NR == FNR) seen[$$0] = 1; else if (!($$0 in seen)) print line }' \
 	    requirements.lock $$new/requirements-dev.lock; } > requirements-dev.lock
 	@echo "wrote requirements.lock and requirements-dev.lock"
+
+contracts := rlswarm_jax/chain/contracts
+
+contracts:  ## compile the coordinator contract again (needs node and npm; nothing else does)
+	@command -v npm >/dev/null || { echo "make contracts needs node and npm: it compiles with the solc of $(contracts)/package.json"; exit 1; }
+	@set -e; new=`mktemp -d`; trap 'rm -rf "$$new"' EXIT; cp $(contracts)/*.sol $(contracts)/*.json $(contracts)/*.mjs $(contracts)/.npmrc $$new; \
+	(cd $$new && npm ci --ignore-scripts --no-audit --no-fund --silent && node compile.mjs > compiled); \
+	cp $$new/compiled $(if $(TO),$(TO),$(contracts)/coordinator.json)
+	@echo "compiled $(if $(TO),$(TO),$(contracts)/coordinator.json)"
 
 clean:  ## remove the environment and all caches, but never runs/
 	@if [ -f $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi

@@ -12,13 +12,6 @@ import {Roles} from "./Roles.sol";
 /// a claim may go on calling: its `submitReward` and `submitWinners` pass with an `Uncounted` event, and leave no other trace. One
 /// that has proven its key is told (NotCommitted), because it could count.
 contract Coordinator is Rounds {
-    /// @dev One storage slot: what a peer got for a round.
-    struct Earned {
-        int64[3] rewards; // by stage
-        uint8 submitted; // a bit for each stage
-        uint32 wins;
-    }
-
     struct Standing {
         address account;
         string peerId;
@@ -32,7 +25,11 @@ contract Coordinator is Rounds {
     uint256 public constant MAX_WINNERS = 8;
     uint256 public constant MAX_URI_LENGTH = 256;
 
-    mapping(uint256 round => mapping(address account => Earned)) private earned;
+    /// @dev What a peer got for a round, in one slot: its reward for stage s in 64 bits from bit 64 * s, whether it submitted it
+    /// in bit 192 + s, the votes it received from bit WINS_AT on.
+    mapping(uint256 round => mapping(address account => uint256)) private earned;
+    uint256 private constant SUBMITTED_AT = 192;
+    uint256 private constant WINS_AT = 200;
     /// @dev Up to 8 peers in one slot, each as its index + 1 in 32 bits; zero if the voter has not voted.
     mapping(uint256 round => mapping(address voter => uint256)) private ballots;
     /// @notice The hash of the weights that an account published for a round; zero if none.
@@ -120,10 +117,12 @@ contract Coordinator is Rounds {
     // --- weights
 
     /// @notice Puts on record that the sender published the weights with this hash at this URI after a round it committed to,
-    /// once. Any round so far. Reverts NotRegistered, InvalidRoundNumber, NotCommitted, UriTooLong, WeightsAlreadyPublished.
+    /// once. Any round so far. Reverts NotRegistered, InvalidRoundNumber, EmptyHash, NotCommitted, UriTooLong,
+    /// WeightsAlreadyPublished.
     function publishWeights(uint256 round, bytes32 weightsHash, string calldata uri) external {
         if (!_isCounted(peers[msg.sender].kind)) revert NotRegistered();
-        if (round > clock.round || weightsHash == 0) revert InvalidRoundNumber();
+        if (round > tally.round) revert InvalidRoundNumber();
+        if (weightsHash == 0) revert EmptyHash();
         if (commitmentOf[round][msg.sender] == 0) revert NotCommitted();
         if (bytes(uri).length > MAX_URI_LENGTH) revert UriTooLong();
         if (weightsOf[round][msg.sender] != 0) revert WeightsAlreadyPublished();
@@ -154,7 +153,7 @@ contract Coordinator is Rounds {
         if (stage >= stageCount()) revert InvalidStageNumber();
         amounts = new int256[](accounts.length);
         for (uint256 i = 0; i < accounts.length; i++) {
-            amounts[i] = earned[round][accounts[i]].rewards[stage];
+            amounts[i] = int64(uint64(earned[round][accounts[i]] >> (64 * stage)));
         }
     }
 
@@ -166,7 +165,7 @@ contract Coordinator is Rounds {
     }
 
     function hasSubmittedRoundStageReward(uint256 round, uint256 stage, address account) public view returns (bool) {
-        return stage < stageCount() && earned[round][account].submitted & (1 << stage) != 0;
+        return stage < stageCount() && (earned[round][account] >> (SUBMITTED_AT + stage)) & 1 == 1;
     }
 
     function hasSubmittedRoundStageReward(uint256 round, uint256 stage, string calldata peerId) external view returns (bool) {
@@ -182,7 +181,7 @@ contract Coordinator is Rounds {
     }
 
     function getPeerVoteCount(uint256 round, string calldata peerId) external view returns (uint256) {
-        return earned[round][_counted(peerId)].wins;
+        return earned[round][_counted(peerId)] >> WINS_AT;
     }
 
     /// @notice The winners a peer voted for, in the order of their accounts.
@@ -242,7 +241,7 @@ contract Coordinator is Rounds {
 
     function _checkStage(uint256 round, uint256 stage) private view {
         uint256 current = _checkRound(round);
-        if (stage >= stageCount() || (round == current && stage > clock.stage)) revert InvalidStageNumber();
+        if (stage >= stageCount() || (round == current && stage > 0 && stage > clock.stage)) revert InvalidStageNumber();
     }
 
     function _reward(uint256 round, uint256 stage, int256 amount, string memory id) private {
@@ -250,11 +249,10 @@ contract Coordinator is Rounds {
         if (commitmentOf[round][msg.sender] == 0) revert NotCommitted();
         int256 most = int256(uint256(maxReward));
         if (amount > most || amount < -most) revert RewardOutOfBounds();
-        Earned storage slot = earned[round][msg.sender];
-        uint8 submitted = slot.submitted;
-        if (submitted & (1 << stage) != 0) revert RewardAlreadySubmitted();
-        slot.submitted = submitted | uint8(1 << stage);
-        slot.rewards[stage] = int64(amount);
+        uint256 slot = earned[round][msg.sender];
+        if ((slot >> (SUBMITTED_AT + stage)) & 1 == 1) revert RewardAlreadySubmitted();
+        uint256 bits = uint256(uint64(int64(amount))) << (64 * stage);
+        earned[round][msg.sender] = slot | bits | (1 << (SUBMITTED_AT + stage));
         int112 total = peers[msg.sender].total + int112(amount);
         peers[msg.sender].total = total;
         emit RewardSubmitted(msg.sender, round, stage, amount, id);
@@ -284,7 +282,7 @@ contract Coordinator is Rounds {
         if (!_isCounted(peer.kind) || winner == msg.sender) revert InvalidVote();
         if (peer.registered >= round) revert RegisteredTooLate();
         if (peer.wins++ == 0) clock.voted++;
-        earned[round][winner].wins++;
+        earned[round][winner] += 1 << WINS_AT;
         return peer.index;
     }
 

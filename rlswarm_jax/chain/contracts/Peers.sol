@@ -47,13 +47,21 @@ abstract contract Peers is Roles {
         bytes accountSignature; // r, s, v
     }
 
-    /// @dev One storage slot: what most calls read.
-    struct Clock {
+    /// @dev One storage slot: all that a commitment reads and writes of the swarm's state.
+    struct Tally {
+        bytes20 accumulator; // of all commitments so far
         uint32 round;
+        uint24 commitments; // of the current round within it
+        bool recorded; // whether the current round's beacon is
+        bytes4 tag; // its first bytes
+    }
+
+    /// @dev One storage slot.
+    struct Clock {
         uint8 stage;
-        uint40 started; // seconds since 1970, of the round
-        uint40 anchor; // block after which comes the one whose hash is in the round's beacon
-        uint32 before; // commitments made within the previous round
+        uint64 started; // seconds since 1970, of the round
+        uint64 anchor; // block after which comes the one whose hash is in the round's beacon
+        uint24 before; // commitments made within the previous round
         uint32 peers;
         uint32 voters;
         uint32 voted;
@@ -66,6 +74,7 @@ abstract contract Peers is Roles {
     uint256 public constant MAX_CLAIMS = 8;
     uint256 public constant MAX_PAGE = 100;
 
+    Tally internal tally;
     Clock internal clock;
     mapping(address account => Peer) internal peers;
     /// @dev By index. A proven peer's x coordinate, an attested one's account.
@@ -125,10 +134,9 @@ abstract contract Peers is Roles {
     /// becomes a claim, of which an account has at most MAX_CLAIMS. Reverts PeerIdAlreadyRegistered, InvalidPeerId (empty or
     /// too long), TooManyClaims.
     function registerPeer(string calldata peerId) external {
-        address keyOwner = _keyOwner(peerId);
+        (address keyOwner, uint256 x, bool odd) = _keyOf(peerId);
         if (keyOwner != address(0) && peers[keyOwner].kind == Kind.Proven) revert PeerIdAlreadyRegistered();
         if (keyOwner == msg.sender && peers[msg.sender].kind == Kind.None) {
-            (, uint256 x, bool odd) = PeerId.decode(peerId);
             return _prove(msg.sender, x, odd);
         }
         bytes32 hash = keccak256(bytes(peerId));
@@ -146,7 +154,8 @@ abstract contract Peers is Roles {
     /// PeerIdAlreadyRegistered, ProofTooLong, InvalidSignature, SignatureExpired.
     function attestPeer(Attestation calldata given) external {
         _checkId(given.peerId);
-        if (_keyOwner(given.peerId) != address(0)) revert InvalidPeerId();
+        (address keyOwner,,) = _keyOf(given.peerId);
+        if (keyOwner != address(0)) revert InvalidPeerId();
         if (given.publicKey.length + given.peerSignature.length > MAX_PROOF_LENGTH) revert ProofTooLong();
         if (block.timestamp > given.deadline) revert SignatureExpired();
         bytes32 hash = keccak256(bytes(given.peerId));
@@ -216,10 +225,9 @@ abstract contract Peers is Roles {
     }
 
     function _add(address account, Kind kind, bool odd, uint256 key) private {
-        Clock memory now_ = clock;
-        peers[account] = Peer(kind, odd, now_.peers, now_.round, 0, 0, 0);
-        keys[now_.peers] = key;
-        clock.peers = now_.peers + 1;
+        uint32 index = clock.peers++;
+        peers[account] = Peer(kind, odd, index, tally.round, 0, 0, 0);
+        keys[index] = key;
     }
 
     function _setPayout(address account, address payout) private {
@@ -247,18 +255,19 @@ abstract contract Peers is Roles {
         return kind == Kind.Proven || kind == Kind.Attested;
     }
 
-    /// @dev The account of the secp256k1 key that a peer id holds, registered or not; zero if it holds none.
-    function _keyOwner(string memory peerId) internal view returns (address) {
-        (bool valid, uint256 x, bool odd) = PeerId.decode(peerId);
-        if (!valid) return address(0);
+    /// @dev The secp256k1 key that a peer id holds, and its account, registered or not; zero if it holds none.
+    function _keyOf(string memory peerId) private view returns (address owner, uint256 x, bool odd) {
+        bool valid;
         uint256 y;
+        (valid, x, odd) = PeerId.decode(peerId);
+        if (!valid) return (address(0), 0, false);
         (valid, y) = PeerId.lift(x, odd);
-        return valid ? PeerId.account(x, y) : address(0);
+        if (valid) owner = PeerId.account(x, y);
     }
 
     /// @dev The counted peer behind an id; zero if there is none.
     function _counted(string memory peerId) internal view returns (address account) {
-        account = _keyOwner(peerId);
+        (account,,) = _keyOf(peerId);
         if (account == address(0)) return attesters[keccak256(bytes(peerId))];
         if (peers[account].kind != Kind.Proven) return address(0);
     }

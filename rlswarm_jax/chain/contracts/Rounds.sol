@@ -23,14 +23,6 @@ abstract contract Rounds is Peers {
         uint64 maxReward; // of one peer for one stage, of either sign
     }
 
-    /// @dev One storage slot.
-    struct Tally {
-        bytes20 accumulator; // of all commitments so far
-        uint24 commitments; // of the current round within it
-        bool recorded; // whether the current round's beacon is
-        bytes8 tag; // its first bytes
-    }
-
     struct Status {
         uint256 round;
         uint256 stage;
@@ -52,7 +44,6 @@ abstract contract Rounds is Peers {
     uint32 private immutable window;
     uint64 internal immutable maxReward;
 
-    Tally internal tally;
     /// @dev Of the current round, until its beacon is on record: keccak256(beacon before, accumulator), what only lacks the hash.
     mapping(uint256 round => bytes32) private beacons;
     /// @notice keccak256(root, state before, state after, config hash) of a peer's commitment for a round; zero if none.
@@ -60,7 +51,7 @@ abstract contract Rounds is Peers {
 
     event RoundAdvanced(uint256 indexed newRoundNumber);
     event StageAdvanced(uint256 indexed roundNumber, uint256 newStage);
-    event BeaconFinalized(uint256 indexed round, bytes32 beacon, uint256 blockNumber);
+    event BeaconFinalized(uint256 indexed round, bytes32 beacon);
     event BeaconPostponed(uint256 indexed round, uint256 blockNumber);
     event Committed(
         address indexed account, uint256 indexed round, bytes32 root, bytes32 stateBefore, bytes32 stateAfter, bytes32 configHash
@@ -72,14 +63,14 @@ abstract contract Rounds is Peers {
     error WrongBeacon();
     error InvalidRoundNumber();
     error AlreadyCommitted();
-    error EmptyCommitment();
+    error EmptyHash();
 
     constructor(Rules memory given) {
         bool sane = given.maxSeconds >= given.minSeconds && given.maxReward <= uint64(type(int64).max);
         if (!sane || given.maxSeconds == 0 || given.window == 0) revert InvalidRules();
         (minSeconds, maxSeconds, quorum) = (given.minSeconds, given.maxSeconds, given.quorum);
         (window, maxReward) = (given.window, given.maxReward);
-        (clock.started, clock.anchor) = (uint40(block.timestamp), uint40(block.number));
+        (clock.started, clock.anchor) = (uint64(block.timestamp), uint64(block.number));
         beacons[0] = keccak256(abi.encode("rlswarm_jax beacon 1", block.chainid, address(this)));
     }
 
@@ -89,7 +80,6 @@ abstract contract Rounds is Peers {
     /// Reverts TooEarly; BeaconNotReady if the beacon's block is not there yet (`finalizeBeacon` mines it on a chain that
     /// makes a block only for a transaction).
     function advanceRound() external {
-        if (!_advanceable() && !_isManager()) revert TooEarly();
         _advanceRound();
     }
 
@@ -97,54 +87,54 @@ abstract contract Rounds is Peers {
     /// allows it: each stage has an equal share of the round's minimum time, and after the maximum time the round is over
     /// whatever its stage. A stage manager may at any time. Returns the round and stage it is now. Reverts as `advanceRound`.
     function updateStageAndRound() external returns (uint256, uint256) {
-        Clock memory now_ = clock;
-        uint256 elapsed = block.timestamp - now_.started;
-        if (elapsed >= maxSeconds || now_.stage + 1 == STAGES) {
-            if (!_advanceable() && !_isManager()) revert TooEarly();
+        uint256 next = clock.stage + 1;
+        uint256 elapsed = block.timestamp - clock.started;
+        if (elapsed >= maxSeconds || next == STAGES) {
             _advanceRound();
         } else {
-            if (elapsed * STAGES < uint256(minSeconds) * (now_.stage + 1) && !_isManager()) revert TooEarly();
-            clock.stage = now_.stage + 1;
-            emit StageAdvanced(now_.round, now_.stage + 1);
+            if (elapsed * STAGES < minSeconds * next && !_isManager()) revert TooEarly();
+            clock.stage = uint8(next);
+            emit StageAdvanced(tally.round, next);
         }
-        return (clock.round, clock.stage);
+        return (tally.round, clock.stage);
     }
 
     /// @notice Puts the current round's beacon on record if its block's hash can be had, and takes a later block if that hash was
     /// lost. Does nothing if it is on record or too early. Never reverts.
     function finalizeBeacon() external {
         Tally memory sums = tally;
-        if (sums.recorded || _finalize(sums)) {
+        if (sums.recorded) return;
+        if (_finalize(sums, clock.anchor)) {
             tally = sums;
         } else if (block.number > uint256(clock.anchor) + 1) {
-            clock.anchor = uint40(block.number);
-            emit BeaconPostponed(clock.round, block.number + 1);
+            clock.anchor = uint64(block.number);
+            emit BeaconPostponed(sums.round, block.number + 1);
         }
     }
 
     /// @notice Commits the sender to its work of a round, once: the Merkle root of its rollouts, its model's state hash before and
     /// after, and the hash of its config. Current round or `window` rounds back; only the former counts for the quorum.
-    /// tag: the first 8 bytes of that round's beacon, so that what was made for a beacon that a reorganisation undid is refused.
+    /// tag: the first 4 bytes of that round's beacon, so that what was made for a beacon that a reorganisation undid is refused.
     /// Reverts NotRegistered, InvalidRoundNumber, BeaconNotReady (too early, or lost: call `finalizeBeacon`), WrongBeacon,
-    /// EmptyCommitment (a zero root), AlreadyCommitted.
+    /// EmptyHash (a zero root), AlreadyCommitted.
     function commit(
         uint256 round,
-        bytes8 tag,
+        bytes4 tag,
         bytes32 root,
         bytes32 stateBefore,
         bytes32 stateAfter,
         bytes32 configHash
     ) external {
         if (!_isCounted(peers[msg.sender].kind)) revert NotRegistered();
-        uint256 current = _checkRound(round);
-        if (root == 0) revert EmptyCommitment();
-        if (commitmentOf[round][msg.sender] != 0) revert AlreadyCommitted();
         Tally memory sums = tally;
-        if (round == current) {
-            if (!sums.recorded && !_finalize(sums)) revert BeaconNotReady();
+        _checkWindow(round, sums.round);
+        if (root == 0) revert EmptyHash();
+        if (commitmentOf[round][msg.sender] != 0) revert AlreadyCommitted();
+        if (round == sums.round) {
+            if (!sums.recorded && !_finalize(sums, clock.anchor)) revert BeaconNotReady();
             if (tag != sums.tag) revert WrongBeacon();
             sums.commitments++;
-        } else if (tag != bytes8(beacons[round])) {
+        } else if (tag != bytes4(beacons[round])) {
             revert WrongBeacon();
         }
         bytes32 hash = keccak256(abi.encode(root, stateBefore, stateAfter, configHash));
@@ -157,7 +147,7 @@ abstract contract Rounds is Peers {
     // --- views
 
     function currentRound() external view returns (uint256) {
-        return clock.round;
+        return tally.round;
     }
 
     function currentStage() external view returns (uint256) {
@@ -176,20 +166,20 @@ abstract contract Rounds is Peers {
     /// @notice A round's beacon, on record or as it will be. Reverts BeaconNotReady (too early, or lost: call `finalizeBeacon`),
     /// InvalidRoundNumber.
     function beacon(uint256 round) external view returns (bytes32) {
-        if (round > clock.round) revert InvalidRoundNumber();
-        if (round < clock.round || tally.recorded) return beacons[round];
-        bytes32 hash = _anchorHash();
+        if (round > tally.round) revert InvalidRoundNumber();
+        if (round < tally.round || tally.recorded) return beacons[round];
+        bytes32 hash = _hashAfter(clock.anchor);
         if (hash == 0) revert BeaconNotReady();
         return keccak256(abi.encode(beacons[round], hash));
     }
 
     /// @notice All that a client needs to know about the moment, in one call.
     function status() external view returns (Status memory now_) {
-        (now_.round, now_.stage, now_.started) = (clock.round, clock.stage, clock.started);
+        (now_.round, now_.stage, now_.started) = (tally.round, clock.stage, clock.started);
         (now_.commitments, now_.needed) = (tally.commitments, _needed(clock.before));
         (now_.anchor, now_.peers) = (clock.anchor, clock.peers);
-        (now_.advanceable, now_.recorded) = (_advanceable(), tally.recorded);
-        bytes32 hash = _anchorHash();
+        (now_.advanceable, now_.recorded) = (_advanceable(clock, tally), tally.recorded);
+        bytes32 hash = _hashAfter(clock.anchor);
         if (now_.recorded) now_.beacon = beacons[now_.round];
         else if (hash != 0) now_.beacon = keccak256(abi.encode(beacons[now_.round], hash));
     }
@@ -204,7 +194,11 @@ abstract contract Rounds is Peers {
 
     /// @dev Returns the current round. Reverts InvalidRoundNumber for one to come, or further back than the window.
     function _checkRound(uint256 round) internal view returns (uint256 current) {
-        current = clock.round;
+        current = tally.round;
+        _checkWindow(round, current);
+    }
+
+    function _checkWindow(uint256 round, uint256 current) private view {
         if (round > current || current - round > window) revert InvalidRoundNumber();
     }
 
@@ -217,49 +211,50 @@ abstract contract Rounds is Peers {
         return share > quorum ? share : quorum;
     }
 
-    function _advanceable() private view returns (bool) {
-        uint256 elapsed = block.timestamp - clock.started;
-        return elapsed >= maxSeconds || (elapsed >= minSeconds && tally.commitments >= _needed(clock.before));
+    function _advanceable(Clock memory now_, Tally memory sums) private view returns (bool) {
+        uint256 elapsed = block.timestamp - now_.started;
+        return elapsed >= maxSeconds || (elapsed >= minSeconds && sums.commitments >= _needed(now_.before));
     }
 
     function _advanceRound() private {
         Clock memory now_ = clock;
         Tally memory sums = tally;
-        if (!sums.recorded && !_finalize(sums)) {
+        if (!_advanceable(now_, sums) && !_isManager()) revert TooEarly();
+        if (!sums.recorded && !_finalize(sums, now_.anchor)) {
             if (block.number <= uint256(now_.anchor) + 1) revert BeaconNotReady();
             _record(sums, 0);
         }
-        bytes32 last = beacons[now_.round];
-        now_.before = sums.commitments;
-        now_.round++;
-        now_.stage = 0;
-        now_.started = uint40(block.timestamp);
-        now_.anchor = uint40(block.number);
-        clock = now_;
-        beacons[now_.round] = keccak256(abi.encode(last, sums.accumulator));
-        tally = Tally(sums.accumulator, 0, false, 0);
-        emit RoundAdvanced(now_.round);
+        uint32 round = sums.round + 1;
+        beacons[round] = keccak256(abi.encode(beacons[sums.round], sums.accumulator));
+        // field by field: the compiler makes one write of each slot of it
+        clock.stage = 0;
+        clock.started = uint64(block.timestamp);
+        clock.anchor = uint64(block.number);
+        clock.before = sums.commitments;
+        tally.round = round;
+        tally.commitments = 0;
+        tally.recorded = false;
+        tally.tag = 0;
+        emit RoundAdvanced(round);
     }
 
     /// @dev Zero if the block is not there yet, or further back than the EVM remembers.
-    function _anchorHash() private view returns (bytes32) {
-        uint256 next = uint256(clock.anchor) + 1;
-        return next < block.number ? blockhash(next) : bytes32(0);
+    function _hashAfter(uint256 anchor) private view returns (bytes32) {
+        return anchor + 1 < block.number ? blockhash(anchor + 1) : bytes32(0);
     }
 
     /// @dev Records the beacon, if its block's hash can be had; the caller stores `sums`.
-    function _finalize(Tally memory sums) private returns (bool) {
-        bytes32 hash = _anchorHash();
+    function _finalize(Tally memory sums, uint256 anchor) private returns (bool) {
+        bytes32 hash = _hashAfter(anchor);
         if (hash == 0) return false;
         _record(sums, hash);
         return true;
     }
 
     function _record(Tally memory sums, bytes32 hash) private {
-        uint256 round = clock.round;
-        bytes32 value = keccak256(abi.encode(beacons[round], hash));
-        beacons[round] = value;
-        (sums.recorded, sums.tag) = (true, bytes8(value));
-        emit BeaconFinalized(round, value, uint256(clock.anchor) + 1);
+        bytes32 value = keccak256(abi.encode(beacons[sums.round], hash));
+        beacons[sums.round] = value;
+        (sums.recorded, sums.tag) = (true, bytes4(value));
+        emit BeaconFinalized(sums.round, value);
     }
 }
