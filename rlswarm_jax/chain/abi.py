@@ -1,8 +1,6 @@
 """The contract's interface as bytes: calls, answers, events, errors by name."""
 
-import json
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import eth_abi
@@ -10,6 +8,7 @@ from eth_abi.exceptions import DecodingError
 from eth_utils import function_signature_to_4byte_selector, keccak
 from eth_utils.abi import abi_to_signature, collapse_if_tuple
 
+from rlswarm_jax.chain.contracts import coordinator
 from rlswarm_jax.chain.errors import MalformedAnswer
 
 # the original's errors that our contract has no use for; (string) and (uint256) are Solidity's own
@@ -48,14 +47,8 @@ class Event(NamedTuple):
 
 
 @cache
-def artifact() -> dict:
-    """The compiled contract as the package ships it: `abi`, `bytecode`, `runtime_bytecode`, `compiler`, ..."""
-    return json.loads((files("rlswarm_jax.chain") / "contracts" / "coordinator.json").read_text())
-
-
-@cache
 def _errors() -> dict[bytes, str]:
-    own = [abi_to_signature(entry) for entry in artifact()["abi"] if entry["type"] == "error"]
+    own = [abi_to_signature(entry) for entry in coordinator()["abi"] if entry["type"] == "error"]
     return {function_signature_to_4byte_selector(one): one for one in (*own, *_FOREIGN_ERRORS)}
 
 
@@ -63,7 +56,7 @@ def _errors() -> dict[bytes, str]:
 def events() -> dict[bytes, Event]:
     """The contract's events by their first topic; the original's are among them."""
     found = {}
-    for entry in artifact()["abi"]:
+    for entry in coordinator()["abi"]:
         if entry["type"] == "event":
             fields = [(one["name"], collapse_if_tuple(one), one["indexed"]) for one in entry["inputs"]]
             indexed, plain = (tuple((n, t) for n, t, i in fields if i is wanted) for wanted in (True, False))

@@ -38,18 +38,16 @@ _PRESENT = {
 class Interface(NamedTuple):
     """What a contract offers. name: "rlswarm_jax", or the original's "0.6.0" or "0.4.2".
 
-    window: past rounds that it takes things for; None: the original's. submitted: the full signature of its view that
-    tells whether a reward is there.
+    ours: whether it takes commitments and has beacons. submitted: the full signature of its view that tells whether a
+    reward is there. min_seconds, max_seconds: of a round; window: past rounds that it takes things for (0: unknown).
     """
 
     name: str
-    window: int | None
+    ours: bool
     submitted: str
-
-    @property
-    def ours(self) -> bool:
-        """Whether it takes commitments and has beacons."""
-        return self.window is not None
+    min_seconds: int = 0
+    max_seconds: int = 0
+    window: int = 0
 
 
 class Node(NamedTuple):
@@ -71,17 +69,22 @@ def account_of(author: bytes) -> str:
     return eth.checksum("0x" + keccak(coincurve.PublicKey(author).format(compressed=False)[1:])[12:].hex())
 
 
+def point(author: bytes) -> tuple[int, int]:
+    """The coordinates x and y of a node key (33-byte public key)."""
+    return coincurve.PublicKey(author).point()
+
+
 def probe(rpc: Rpc, contract: str) -> Interface:
     """Which interface a contract offers. Raises NoContract if it is none of the three."""
     if _view(rpc, contract, "status()", (), STATUS) is not None:
         rules = _view(rpc, contract, "rules()", (), _RULES)
         if rules is not None:
-            return Interface("rlswarm_jax", rules[3], _BY_ACCOUNT)
+            return Interface("rlswarm_jax", True, _BY_ACCOUNT, rules[0], rules[1], rules[3])
     if _view(rpc, contract, "currentRound()", (), ["uint256"]) is not None:
         if _view(rpc, contract, _BY_ID, (0, 0, ""), ["bool"]) is not None:
-            return Interface("0.6.0", None, _BY_ID)
+            return Interface("0.6.0", False, _BY_ID)
         if _view(rpc, contract, _BY_ACCOUNT, (0, 0, contract), ["bool"]) is not None:
-            return Interface("0.4.2", None, _BY_ACCOUNT)
+            return Interface("0.4.2", False, _BY_ACCOUNT)
     raise NoContract(f"the contract at {contract} is no swarm coordinator that this client knows: check the address.")
 
 
@@ -90,8 +93,7 @@ def call_for(wish: Wish, interface: Interface, node: Node) -> tuple[str, tuple] 
     has, n, stage = wish.arguments, wish.round, wish.stage
     match wish.kind:
         case "register" if interface.ours:
-            point = coincurve.PublicKey(node.author).point()
-            return "registerKey(uint256,uint256)", point
+            return "registerKey(uint256,uint256)", point(node.author)
         case "register":
             return "registerPeer(string)", (node.peer_id,)
         case "reward" if interface.ours:
@@ -112,7 +114,7 @@ def call_for(wish: Wish, interface: Interface, node: Node) -> tuple[str, tuple] 
             return "setPayout(address,address)", (node.account, has["payout"])
         case "commit":
             hashes = [bytes.fromhex(has[name]) for name in ("tag", "root", "before", "after", "config")]
-            return "commit(uint256,bytes8,bytes32,bytes32,bytes32,bytes32)", (n, *hashes)
+            return "commit(uint256,bytes4,bytes32,bytes32,bytes32,bytes32)", (n, *hashes)
         case "weights":
             return "publishWeights(uint256,bytes32,string)", (n, bytes.fromhex(has["hash"]), has["uri"])
         case "finalize":
@@ -124,7 +126,7 @@ def obsolete(wish: Wish, interface: Interface, current: int) -> str:
     """Why a wish has no point any more in round `current`; empty if it has."""
     if wish.kind in ("advance", "finalize") and current > wish.round:
         return "the round is over"
-    if interface.window is not None and wish.kind in _WINDOWED and current > wish.round + interface.window:
+    if interface.ours and wish.kind in _WINDOWED and current > wish.round + interface.window:
         return f"the contract takes nothing for rounds more than {interface.window} back"
     return ""
 

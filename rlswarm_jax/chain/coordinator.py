@@ -46,6 +46,7 @@ log = logging.getLogger("rlswarm_jax.chain")
 
 _BATCH = 64  # waiting wishes looked at in one step
 _KEPT_ROUNDS = 1000
+_ADVANCE_GAS = 150_000
 _HASH_DEPTH = 256  # blocks whose hashes the EVM knows
 
 
@@ -87,11 +88,13 @@ class Coordinator:
         settings: Settings | None = None,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ):
         settings = settings or Settings()
         self.address, self.account = eth.checksum(address), calls.account_of(identity.author)
         self.problems: Counter[str] = Counter()  # failures by name: of this client's errors, or of the contract's
-        self._rpc, self._chain_id, self._settings, self._clock = rpc, chain_id, settings, clock
+        self._rpc, self._chain_id, self._settings = rpc, chain_id, settings
+        self._clock, self._wall_clock = clock, wall_clock
         self._node = calls.Node(self.account, identity.author, identity.peer_id)
         self._outbox = Outbox(directory / "outbox.sqlite", self.account, chain_id)
         self._sender = Sender(rpc, self._outbox, identity, self.account, chain_id, settings, clock)
@@ -169,7 +172,7 @@ class Coordinator:
         if {len(one) for one in (beacon, root, before, after, config)} != {32} or not any(root):
             raise ValueError("a commitment's beacon and hashes have 32 bytes each, and its root is not all zeros.")
         hashes = {"root": root.hex(), "before": before.hex(), "after": after.hex(), "config": config.hex()}
-        return self._want("commit", round, 0, {"tag": beacon[:8].hex()} | hashes)
+        return self._want("commit", round, 0, {"tag": beacon[:4].hex()} | hashes)
 
     def reward(self, round: int, stage: int, amount: int) -> bool:
         """Claims what a stage of a round earned, in the swarm's fixed-point units. ValueError beyond 256 bits."""
@@ -185,7 +188,7 @@ class Coordinator:
 
     def advance(self, round: int) -> bool:
         """Advances from a round to the next as soon as the rule allows; dropped if somebody else does it first."""
-        return self._want("advance", round, 0)
+        return self._want("advance", round, 0, again=True)
 
     def publish_weights(self, round: int, weights_hash: bytes, uri: str) -> bool:
         """Puts published weights on record. ValueError for a hash of other than 32 bytes, a URI above 256 bytes."""
@@ -229,7 +232,7 @@ class Coordinator:
             if self._trouble:
                 log.info("the chain is well again.")
                 self._trouble = ""
-            return min(1.0, self._settings.retry_seconds)
+            return self._pause()
 
     def run(self, stop: threading.Event) -> None:
         """Calls `step` until told to stop: for a thread of its own."""
@@ -306,7 +309,7 @@ class Coordinator:
                 break
             self._take_up(wish, interface, now, head)
         if interface.ours and now.round > _KEPT_ROUNDS:
-            self._outbox.prune(self.address, now.round - max(_KEPT_ROUNDS, 2 * (interface.window or 0)))
+            self._outbox.prune(self.address, now.round - max(_KEPT_ROUNDS, 2 * interface.window))
 
     def _take_up(self, wish: Wish, interface: calls.Interface, now: Status, head: eth.Head) -> None:
         """Signs and sends a waiting wish, lets it wait, or ends it."""
@@ -321,7 +324,8 @@ class Coordinator:
             if needed.kind == "commit" and needed.state in ("refused", "dropped"):
                 return self._end(wish, "dropped", f"its commitment was {needed.state}: {needed.reason}")
         try:
-            self._sender.submit(wish, wish.contract, abi.encode_call(*call), head)
+            gas = _ADVANCE_GAS if wish.kind == "advance" and self._is_due(interface, now, head) else None
+            self._sender.submit(wish, wish.contract, abi.encode_call(*call), head, gas)
         except Reverted as error:
             verdict = calls.verdict(self._rpc, wish, interface, self._node, error, now.round)
             if verdict == "done":
@@ -333,6 +337,16 @@ class Coordinator:
         except Refused as error:
             self._explain(wish, str(error), head)
         return None
+
+    def _is_due(self, interface: calls.Interface, now: Status, head: eth.Head) -> bool:
+        """Whether a round may be over by this machine's clock, while the chain's stands still for want of a block.
+
+        An estimate goes by the chain's; a transaction's own block will have the present time.
+        """
+        elapsed = self._wall_clock() - now.started
+        due = elapsed > interface.max_seconds or (elapsed > interface.min_seconds and now.commitments >= now.needed)
+        stalled = self._clock() - self._moved[1] > self._patience
+        return interface.ours and now.beacon is not None and due and stalled
 
     def _needed(self, wish: Wish, interface: calls.Interface) -> Wish | None:
         """The wish that has to be in a block first; None if there is none, or nobody wished it."""
@@ -372,6 +386,12 @@ class Coordinator:
         on_its_way = any(wish.kind == "finalize" for wish in self._outbox.wishes("waiting", "signed"))
         if (lost or stalled) and not on_its_way:
             self._want("finalize", now.round, head.number)
+
+    def _pause(self) -> float:
+        """Seconds: little while a block that was just made may let more be sent."""
+        counts = self.counts()
+        busy = counts.get("signed", 0) and counts.get("waiting", 0)
+        return min(0.1 if busy else 1.0, self._settings.retry_seconds)
 
     def _draw_patience(self) -> float:
         """With jitter, so that not all nodes make that block at once."""

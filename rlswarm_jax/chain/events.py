@@ -1,8 +1,8 @@
 """What a contract's events say, kept in SQLite, whatever the chain's last blocks do.
 
-`pull` asks for events by ranges of blocks and remembers hashes of blocks it has read up to. When one of them is no longer
-the chain's, everything after the newest that still is gets forgotten and is read again. Whatever is on file, the events
-are those of one chain that existed: of the chain whose block `position` names.
+`pull` asks for events by ranges of blocks, and remembers hashes of blocks it has read up to. When one of them is no
+longer the chain's, everything after the newest that still is gets forgotten and is read again. What is on file is
+always the events of one chain: the one that ends in the block that `position` names.
 """
 
 import json
@@ -92,7 +92,7 @@ class EventIndex:
             " ORDER BY block, log_index",
             (name, *values),
         )
-        return [Entry(*row[:5], json.loads(row[5])) for row in rows]
+        return [Entry(*row)._replace(fields=json.loads(row[5])) for row in rows]
 
     def rounds(self) -> list[int]:
         """All rounds that any event is of, ascending."""

@@ -1,4 +1,4 @@
-"""Who did what in which round, by the chain's events: for reports and dashboards. Plain functions of an index of events."""
+"""Who did what in which round, by the chain's events, for reports and dashboards: functions of an `EventIndex`."""
 
 from typing import NamedTuple
 
@@ -58,7 +58,7 @@ class Weights(NamedTuple):
 
 
 class Round(NamedTuple):
-    """beacon: 0x and hex; empty if it is not on record. began: the transaction that advanced to it; empty for round 0."""
+    """beacon: 0x and hex; empty if not on record. began: the transaction that advanced to it; empty for round 0."""
 
     number: int
     beacon: str

@@ -94,13 +94,16 @@ class Sender:
         """Whether another transaction may be signed now."""
         return len(self._outbox.nonces(self._count)) < self._settings.in_flight
 
-    def submit(self, wish: Wish, target: str, calldata: bytes, head: eth.Head) -> None:
-        """Signs a transaction for a waiting wish, writes it down, sends it. After `settle`.
+    def submit(self, wish: Wish, target: str, calldata: bytes, head: eth.Head, gas: int | None = None) -> None:
+        """Signs a transaction for a waiting wish, writes it down, sends it; unless `gas` is given, tries it first.
+
+        After `settle`.
 
         Raises Reverted if it would fail now (nothing is signed), InsufficientFunds, EndpointDown, MalformedAnswer.
         """
-        estimate = eth.estimate(self._rpc, target, calldata, self._account)
-        gas = min(estimate + estimate // 4 + 30_000, self._settings.max_gas)  # another's transaction may come first
+        if gas is None:
+            estimate = eth.estimate(self._rpc, target, calldata, self._account)
+            gas = min(estimate + estimate // 4 + 30_000, self._settings.max_gas)  # another's transaction may come first
         taken = self._outbox.nonces(self._count)
         nonce = next(n for n in range(self._count, self._count + len(taken) + 1) if n not in taken)
         price = self._price(head)
@@ -167,7 +170,7 @@ class Sender:
         except Refused as error:
             words = error.words.lower()
             if not any(one in words for one in ("known", "imported", "nonce")):
-                log.warning("the endpoint does not take transaction %s: %s.", transaction.hash, error.words)
+                log.info("the endpoint does not take transaction %s: %s.", transaction.hash, error.words)
             return (
                 not any(one in words for one in ("underpriced", "too low", "less than block base fee"))
                 or "nonce" in words

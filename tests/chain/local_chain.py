@@ -10,6 +10,7 @@ from typing import Any
 
 import rlp
 from eth.abc import BlockAPI
+from eth.exceptions import TransactionNotFound
 from eth.vm.spoof import SpoofTransaction
 from eth_abi import encode
 from eth_account import Account
@@ -201,18 +202,22 @@ class LocalChain:
         return self._backend.chain.get_transaction_builder().decode(raw).max_fee_per_gas
 
     def _receipt(self, params: list) -> dict | None:
-        for number in range(self.height, 0, -1):
-            block = self.block(number)
-            for at, tx in enumerate(block.transactions):
-                if "0x" + tx.hash.hex() == params[0]:
-                    receipt = block.get_receipts(self._backend.chain.chaindb)[at]
-                    return {
-                        "transactionHash": params[0],
-                        "blockNumber": hex(number),
-                        "blockHash": "0x" + block.hash.hex(),
-                        "status": "0x1" if receipt.state_root == b"\x01" else "0x0",
-                    }
-        return None
+        chaindb = self._backend.chain.chaindb
+        try:
+            number, at = chaindb.get_transaction_index(bytes.fromhex(params[0][2:]))
+        except TransactionNotFound:
+            return None
+        if number > self.height or at >= len(self.block(number).transactions):
+            return None
+        block = self.block(number)
+        if "0x" + block.transactions[at].hash.hex() != params[0]:  # of a block that is gone
+            return None
+        return {
+            "transactionHash": params[0],
+            "blockNumber": hex(number),
+            "blockHash": "0x" + block.hash.hex(),
+            "status": hex(block.get_receipts(chaindb)[at].state_root == b"\x01"),
+        }
 
     def _logs(self, params: list) -> list[dict]:
         wanted, found = params[0], []
