@@ -1,5 +1,6 @@
 """A coordinator on a local chain, a node that is registered there, and another: what the client's tests begin with."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +48,17 @@ def deploy(chain: LocalChain, **rules: int) -> str:
 
 
 def make_world(rounds: int = 1, **rules: int) -> World:
-    """Both nodes are registered and funded; `rounds` have passed since, and the beacon can be read."""
+    """Both nodes are registered and funded; `rounds` have passed since, and the beacon can be read.
+
+    The chain is taken back to that point if another test has been there.
+    """
+    world = _build(rounds, **rules)
+    world.chain.reset(world.height)
+    return world
+
+
+@cache
+def _build(rounds: int, **rules: int) -> World:
     chain = LocalChain()
     world = World(chain, deploy(chain, **rules), 0, b"", 0)
     for one in (ME, OTHER):

@@ -4,7 +4,6 @@ It is asked as an endpoint is (`request`), and answers in JSON-RPC's types. Bloc
 `instant`, with each transaction.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -29,10 +28,17 @@ class LocalChain:
         self._backend = PyEVMBackend()
         self._pool: dict[tuple[bytes, int], bytes] = {}
         self._rich = [Account.from_key(key.to_bytes()) for key in self._backend.account_keys]
-        self.instant, self.down, self.calls = instant, False, defaultdict(int)
+        self.instant, self.down = instant, False
         self.answers: dict[str, Callable[[list], Any]] = {}  # methods whose answers a test makes up
         self.fees = True  # whether blocks show a base fee
         self.hook: Callable[[str], None] = lambda name: None
+
+    def reset(self, height: int) -> None:
+        """As it was when it had that height and no faults."""
+        self.instant, self.down, self.fees, self.hook = False, False, True, lambda name: None
+        self.answers.clear()
+        self.forget()
+        self.rewind(height, keep=False)
 
     # --- what a test does to the chain
 
@@ -110,7 +116,6 @@ class LocalChain:
     # --- what an endpoint does
 
     def request(self, method: str, params: list) -> Any:
-        self.calls[method] += 1
         self.hook(f"before {method}")
         if self.down:
             raise EndpointDown("the chain endpoint does not answer (a test's doing).")
