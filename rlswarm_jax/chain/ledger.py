@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from rlswarm_jax.chain.calls import account_of
+from rlswarm_jax.chain.eth import checksum
 from rlswarm_jax.chain.events import Entry, EventIndex
 from rlswarm_jax.identity import author_of
 
@@ -10,7 +11,7 @@ from rlswarm_jax.identity import author_of
 class Peer(NamedTuple):
     """A registration. kind: proven (the id holds the account's key), attested, claimed (counts for nothing), struck.
 
-    payout: where its earnings go. hash: of the transaction, here and below.
+    payout: where its earnings go. hash: of the transaction; accounts have their checksum, here and below.
     """
 
     account: str
@@ -83,13 +84,13 @@ def peers(index: EventIndex) -> list[Peer]:
     for entry in index.entries("PeerRegistered"):
         account, peer_id = entry.fields["eoa"], entry.fields["peerId"]
         author = author_of(peer_id)
-        if author is not None and account_of(author).lower() == account:
+        if author is not None and account_of(author) == checksum(account):
             kind = "proven"
         elif attested.get(entry.hash) == account:
             kind = "struck" if account in struck else "attested"
         else:
             kind = "claimed"
-        found.append(Peer(account, peer_id, kind, payouts.get(account, account), entry.hash))
+        found.append(Peer(checksum(account), peer_id, kind, checksum(payouts.get(account, account)), entry.hash))
     return found
 
 
@@ -118,8 +119,9 @@ def totals(index: EventIndex) -> dict[str, tuple[int, int]]:
     by_id = {peer.peer_id: peer.account for peer in peers(index) if peer.kind != "claimed"}
     found: dict[str, tuple[int, int]] = {}
     for entry in index.entries("RewardSubmitted"):
-        amount, wins = found.get(entry.fields["account"], (0, 0))
-        found[entry.fields["account"]] = (amount + entry.fields["reward"], wins)
+        account = checksum(entry.fields["account"])
+        amount, wins = found.get(account, (0, 0))
+        found[account] = (amount + entry.fields["reward"], wins)
     for entry in index.entries("WinnerSubmitted"):
         for winner in entry.fields["winners"]:
             amount, wins = found.get(by_id.get(winner, winner), (0, 0))
@@ -129,19 +131,21 @@ def totals(index: EventIndex) -> dict[str, tuple[int, int]]:
 
 def _commitment(entry: Entry) -> Commitment:
     has = entry.fields
-    return Commitment(has["account"], has["root"], has["stateBefore"], has["stateAfter"], has["configHash"], entry.hash)
+    return Commitment(
+        checksum(has["account"]), has["root"], has["stateBefore"], has["stateAfter"], has["configHash"], entry.hash
+    )
 
 
 def _reward(entry: Entry) -> Reward:
     has = entry.fields
-    return Reward(has["account"], has["peerId"], has["stageNumber"], has["reward"], entry.hash)
+    return Reward(checksum(has["account"]), has["peerId"], has["stageNumber"], has["reward"], entry.hash)
 
 
 def _vote(entry: Entry) -> Vote:
     has = entry.fields
-    return Vote(has["account"], has["peerId"], tuple(has["winners"]), entry.hash)
+    return Vote(checksum(has["account"]), has["peerId"], tuple(has["winners"]), entry.hash)
 
 
 def _weights(entry: Entry) -> Weights:
     has = entry.fields
-    return Weights(has["account"], has["weightsHash"], has["uri"], entry.hash)
+    return Weights(checksum(has["account"]), has["weightsHash"], has["uri"], entry.hash)
