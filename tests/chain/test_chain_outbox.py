@@ -43,8 +43,9 @@ def assert_done_once(world: World, client: Coordinator, spent: int = 3) -> None:
     assert len(hashes) == 3 and all(world.chain.request("eth_getTransactionReceipt", [one]) for one in hashes)
 
 
-def test_a_commitment_a_reward_and_a_vote_reach_the_chain(world, tmp_path):
-    client = world.client(tmp_path)
+@pytest.mark.parametrize("confirmations", [0, 2])
+def test_a_commitment_a_reward_and_a_vote_reach_the_chain(world, tmp_path, confirmations):
+    client = world.client(tmp_path, settings=SETTINGS._replace(confirmations=confirmations))
     wish_all(client, world)
     settle(client, world)
     assert_done_once(world, client)
@@ -53,6 +54,38 @@ def test_a_commitment_a_reward_and_a_vote_reach_the_chain(world, tmp_path):
     assert tuple(committed[name] for name in names) == HASHES and committed["round"] == world.round
     assert (rewarded["roundNumber"], rewarded["stageNumber"], rewarded["reward"]) == (world.round, 0, 12345)
     assert voted["winners"] == (OTHER.peer_id,) and not client.problems
+
+
+def test_a_wish_is_done_when_enough_blocks_are_on_top_of_it(world, tmp_path):
+    client = world.client(tmp_path, settings=SETTINGS._replace(confirmations=2))
+    client.commit(world.round, world.beacon, *HASHES)
+    seen = []
+    for _ in range(4):
+        client.step()
+        seen.append(client.wishes()[0].state)
+        world.chain.mine()
+    assert seen == ["signed", "mined", "mined", "done"]
+    assert client.wishes()[0].block == world.height + 1 and client.idle()
+    world.chain.rewind(world.height, keep=False)
+    world.chain.mine()
+    client.step()
+    assert client.wishes()[0].state == "signed" and client.wishes()[0].hash is None and not client.idle()
+
+
+def test_what_can_go_at_once_goes_at_once_with_nonces_in_a_row(world, tmp_path):
+    client = world.client(tmp_path, settings=SETTINGS._replace(in_flight=4))
+    client.commit(world.round, world.beacon, *HASHES)
+    settle(client, world)
+    world.call(OTHER, "advanceRound()")
+    world.chain.mine(3)
+    for stage in range(3):
+        client.reward(world.round, stage, stage)
+    client.vote(world.round, [OTHER.peer_id])
+    client.commit(world.round + 1, client.status().beacon, *HASHES)
+    client.step()
+    assert [nonce for nonce, _ in fees(world)] == [FIRST + n for n in range(1, 5)]  # the fifth waits for room
+    settle(client, world)
+    assert world.chain.transactions(ACCOUNT)[FIRST:] == [(FIRST + n, True) for n in range(6)]
 
 
 def test_the_same_wish_twice_is_one(world, tmp_path):
@@ -140,6 +173,8 @@ def test_a_kill_at_any_instant_loses_and_doubles_nothing(tmp_path, instant_block
             pass
         world.chain.hook = lambda name: None
         client.close()  # the kernel does that: locks go, what was not committed is rolled back
+        if instant % 2 or "sendRaw" in switch.name:
+            world.chain.mine()  # meanwhile
         again = world.client(directory)
         wish_all(again, world)  # the node plays its journal again
         settle(again, world)
