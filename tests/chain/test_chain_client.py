@@ -303,7 +303,7 @@ answers = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
 @given(answers, st.integers(0, 20))
 def test_no_answer_of_an_endpoint_stops_a_node(tmp_path_factory, answer, at):
     """Any one answer may be anything that JSON can say; afterwards all goes on as if it had not been."""

@@ -221,7 +221,7 @@ def test_a_node_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_pat
     miner.start()
     try:
         with fake_endpoint.serve(fake_endpoint.speak(chain, lock)) as url:
-            for _ in range(4):
+            for _ in range(3):
                 process = start(url)
                 assert process.stdout is not None
                 process.stdout.readline()

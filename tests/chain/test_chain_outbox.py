@@ -218,7 +218,7 @@ def test_an_endpoint_that_fails_every_other_call_loses_and_doubles_nothing(world
 
     wish_all(client, world)
     world.chain.hook = fail
-    for _ in range(60):
+    for _ in range(30):
         client.step()
         world.chain.mine()
     world.chain.hook, world.chain.down = (lambda name: None), False
