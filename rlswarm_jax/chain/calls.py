@@ -1,0 +1,173 @@
+"""What each kind of wish calls on each contract it may meet, what must come before it, and what a refusal means."""
+
+from typing import Any, NamedTuple
+
+import coincurve
+from eth_utils import keccak
+
+from rlswarm_jax.chain import abi, eth
+from rlswarm_jax.chain.errors import NoContract, Reverted
+from rlswarm_jax.chain.outbox import Wish
+from rlswarm_jax.chain.rpc import Rpc
+from rlswarm_jax.identity import author_of
+
+# kinds of wishes, and what has to be in a block before one is signed: (kind, of the same round)
+NEEDS = {
+    "register": None,
+    "payout": ("register", False),
+    "commit": ("register", False),
+    "reward": ("commit", True),
+    "vote": ("commit", True),
+    "weights": ("commit", True),
+    "advance": None,
+    "finalize": None,
+}
+_WINDOWED = {"commit", "reward", "vote"}
+# refusals that another block may lift; all others end a wish
+_PASSING = {"BeaconNotReady", "TooEarly", "NotRegistered"}
+# refusals that say that the chain has something for the wish already: is it the same?
+_PRESENT = {
+    "PeerIdAlreadyRegistered",
+    "AlreadyCommitted",
+    "RewardAlreadySubmitted",
+    "WinnerAlreadyVoted",
+    "WeightsAlreadyPublished",
+}
+
+
+class Interface(NamedTuple):
+    """What a contract offers. name: "rlswarm_jax", or the original's "0.6.0" or "0.4.2".
+
+    ours: whether it takes commitments and has beacons. submitted: the full signature of its view that tells whether a
+    reward is there. min_seconds, max_seconds: of a round; window: past rounds that it takes things for (0: unknown).
+    """
+
+    name: str
+    ours: bool
+    submitted: str
+    min_seconds: int = 0
+    max_seconds: int = 0
+    window: int = 0
+
+
+class Node(NamedTuple):
+    """Who wishes. author: the 33-byte public key; peer_id: base58."""
+
+    account: str
+    author: bytes
+    peer_id: str
+
+
+_BY_ACCOUNT = "hasSubmittedRoundStageReward(uint256,uint256,address)"
+_BY_ID = "hasSubmittedRoundStageReward(uint256,uint256,string)"
+STATUS = ["uint256"] * 5 + ["bool", "bytes32", "bool", "uint256", "uint256"]
+_RULES = ["uint32", "uint32", "uint32", "uint32", "uint64"]
+
+
+def account_of(author: bytes) -> str:
+    """The Ethereum account of a node key (33-byte public key): the last 20 bytes of keccak256(x, y)."""
+    return eth.checksum("0x" + keccak(coincurve.PublicKey(author).format(compressed=False)[1:])[12:].hex())
+
+
+def point(author: bytes) -> tuple[int, int]:
+    """The coordinates x and y of a node key (33-byte public key)."""
+    return coincurve.PublicKey(author).point()
+
+
+def probe(rpc: Rpc, contract: str) -> Interface:
+    """Which interface a contract offers. Raises NoContract if it is none of the three."""
+    if _view(rpc, contract, "status()", (), STATUS) is not None:
+        rules = _view(rpc, contract, "rules()", (), _RULES)
+        if rules is not None:
+            return Interface("rlswarm_jax", True, _BY_ACCOUNT, rules[0], rules[1], rules[3])
+    if _view(rpc, contract, "currentRound()", (), ["uint256"]) is not None:
+        if _view(rpc, contract, _BY_ID, (0, 0, ""), ["bool"]) is not None:
+            return Interface("0.6.0", False, _BY_ID)
+        if _view(rpc, contract, _BY_ACCOUNT, (0, 0, contract), ["bool"]) is not None:
+            return Interface("0.4.2", False, _BY_ACCOUNT)
+    raise NoContract(f"the contract at {contract} is no swarm coordinator that this client knows: check the address.")
+
+
+def call_for(wish: Wish, interface: Interface, node: Node) -> tuple[str, tuple] | None:
+    """The function's full signature and arguments; None where the contract offers nothing of the kind."""
+    has, n, stage = wish.arguments, wish.round, wish.stage
+    match wish.kind:
+        case "register" if interface.ours:
+            return "registerKey(uint256,uint256)", point(node.author)
+        case "register":
+            return "registerPeer(string)", (node.peer_id,)
+        case "reward" if interface.ours:
+            return "reward(uint256,uint256,int256)", (n, stage, has["amount"])
+        case "reward":  # of the two overloads, the one that both of the original's versions have
+            return "submitReward(uint256,uint256,int256,string)", (n, stage, has["amount"], node.peer_id)
+        case "vote":
+            authors = [author_of(one) for one in has["winners"]]
+            if interface.ours and all(authors):
+                accounts = {account_of(author) for author in authors if author}
+                return "vote(uint256,address[])", (n, sorted(accounts, key=str.lower))
+            return "submitWinners(uint256,string[],string)", (n, has["winners"], node.peer_id)
+        case "advance":
+            return ("advanceRound()" if interface.ours else "updateStageAndRound()"), ()
+        case _ if not interface.ours:
+            return None
+        case "payout":
+            return "setPayout(address,address)", (node.account, has["payout"])
+        case "commit":
+            hashes = [bytes.fromhex(has[name]) for name in ("tag", "root", "before", "after", "config")]
+            return "commit(uint256,bytes4,bytes32,bytes32,bytes32,bytes32)", (n, *hashes)
+        case "weights":
+            return "publishWeights(uint256,bytes32,string)", (n, bytes.fromhex(has["hash"]), has["uri"])
+        case "finalize":
+            return "finalizeBeacon()", ()
+    raise ValueError(f"there is no wish of the kind {wish.kind!r}.")
+
+
+def obsolete(wish: Wish, interface: Interface, current: int) -> str:
+    """Why a wish has no point any more in round `current`; empty if it has."""
+    if wish.kind in ("advance", "finalize") and current > wish.round:
+        return "the round is over"
+    if interface.ours and wish.kind in _WINDOWED and current > wish.round + interface.window:
+        return f"the contract takes nothing for rounds more than {interface.window} back"
+    return ""
+
+
+def verdict(rpc: Rpc, wish: Wish, interface: Interface, node: Node, error: Reverted, current: int) -> str:
+    """What a refusal does to a wish: "done" if the chain has the very thing, "later", or "refused".
+
+    Later: BeaconNotReady, TooEarly, NotRegistered (somebody may relay the registration), and a round or stage that is
+    still to come. What comes too late ends by `obsolete`.
+    """
+    if error.name in _PRESENT:
+        return "done" if _present(rpc, wish, interface, node) else "refused"
+    to_come = wish.round > current and error.name == "InvalidRoundNumber"
+    stage_to_come = wish.round >= current and wish.stage < 3 and error.name == "InvalidStageNumber"
+    return "later" if error.name in _PASSING or to_come or stage_to_come else "refused"
+
+
+def _present(rpc: Rpc, wish: Wish, interface: Interface, node: Node) -> bool:
+    has, n = wish.arguments, wish.round
+    if wish.kind == "register":
+        accounts = _view(rpc, wish.contract, "getEoa(string[])", ([node.peer_id],), ["address[]"])
+        return accounts is not None and [one.lower() for one in accounts[0]] == [node.account.lower()]
+    if wish.kind == "commit":
+        hashes = b"".join(bytes.fromhex(has[name]) for name in ("root", "before", "after", "config"))
+        found = _view(rpc, wish.contract, "commitmentOf(uint256,address)", (n, node.account), ["bytes32"])
+        return found == (keccak(hashes),)
+    if wish.kind == "reward":
+        arguments = (n, wish.stage, [node.account])
+        found = _view(rpc, wish.contract, "getRoundStageReward(uint256,uint256,address[])", arguments, ["int256[]"])
+        return found == ((has["amount"],),)
+    if wish.kind == "vote":
+        found = _view(rpc, wish.contract, "getVoterVotes(uint256,string)", (n, node.peer_id), ["string[]"])
+        return found is not None and sorted(found[0]) == sorted(has["winners"])
+    found = _view(rpc, wish.contract, "weightsOf(uint256,address)", (n, node.account), ["bytes32"])
+    return found == (bytes.fromhex(has["hash"]),)
+
+
+def _view(rpc: Rpc, contract: str, signature: str, arguments: tuple, types: list[str]) -> tuple[Any, ...] | None:
+    """A view's values; None if the contract has no such view, which shows in a revert or in an answer of no bytes."""
+    try:
+        answer = eth.call(rpc, contract, abi.encode_call(signature, arguments))
+    except Reverted:
+        return None
+    return abi.decode(types, answer) if answer else None

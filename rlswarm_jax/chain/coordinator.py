@@ -1,0 +1,399 @@
+"""The client of a coordinator contract: rounds and beacons to read, an outbox for what a node wants on record.
+
+    rpc = Endpoint("http://127.0.0.1:8545")
+    chain = Coordinator(rpc, "0x5FbDB2315678afecb367f032d93F642f64180aa3", identity, Path("runs/node0"), chain_id=31337)
+    chain.register()                                            # each writes one line to disk and returns at once
+    threading.Thread(target=chain.run, args=(stop,)).start()    # or call chain.step() off the training thread
+    now = chain.status()                                        # round, stage, beacon: asked for once per block
+    chain.commit(now.round, now.beacon, root, before, after, config_hash)
+    chain.reward(now.round, stage=0, amount=1_000_000)          # is sent when the commitment is in a block
+    chain.vote(now.round, [a_peer_id, another])
+    print(chain.counts())                                       # {"done": 3, "waiting": 1}
+
+What a node wants is written to the outbox when it happens, once however often it is wished, and sent by `step`, which
+survives whatever the endpoint does: see `outbox` and `sender`. `events.EventIndex` reads what all peers did.
+Everything is synchronous and knows no event loop; methods may be called from several threads. Of web3's layers it
+takes those that need no trust (eth_abi, eth_account, eth_utils), not its HTTP provider: an endpoint may be hostile,
+and an answer is bounded and checked before use.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rlswarm_jax.chain import abi, calls, eth
+from rlswarm_jax.chain.errors import (
+    ChainError,
+    EndpointDown,
+    FileDamaged,
+    MalformedAnswer,
+    NoContract,
+    Refused,
+    Reverted,
+    WrongChain,
+)
+from rlswarm_jax.chain.outbox import Outbox, Wish
+from rlswarm_jax.chain.rpc import Backoff, Rpc
+from rlswarm_jax.chain.sender import Sender, Settings
+from rlswarm_jax.identity import Identity
+
+log = logging.getLogger("rlswarm_jax.chain")
+
+_BATCH = 64  # waiting wishes looked at in one step
+_KEPT_ROUNDS = 1000
+_ADVANCE_GAS = 150_000
+_HASH_DEPTH = 256  # blocks whose hashes the EVM knows
+
+
+class Status(NamedTuple):
+    """The moment, as of a block. started: seconds since 1970. anchor: a beacon's block comes after it.
+
+    beacon: 32 bytes; None until its block is there, if it was lost, and on contracts that have none. commitments: in
+    this round; needed: for a quorum. advanceable: by anyone, in that block. Fields that an original contract lacks are
+    0.
+    """
+
+    round: int
+    stage: int
+    beacon: bytes | None
+    block: int
+    started: int = 0
+    commitments: int = 0
+    needed: int = 0
+    advanceable: bool = False
+    anchor: int = 0
+    peers: int = 0
+
+
+class Coordinator:
+    """One node's side of one coordinator contract.
+
+    directory: where `outbox.sqlite` lies; one per account and chain, used by one process at a time.
+    seed: of the jitter of waiting times. Raises ValueError for an address that is none, FileDamaged.
+    """
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        address: str,
+        identity: Identity,
+        directory: Path,
+        *,
+        chain_id: int,
+        settings: Settings | None = None,
+        seed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ):
+        settings = settings or Settings()
+        self.address, self.account = eth.checksum(address), calls.account_of(identity.author)
+        self.problems: Counter[str] = Counter()  # failures by name: of this client's errors, or of the contract's
+        self._rpc, self._chain_id, self._settings = rpc, chain_id, settings
+        self._clock, self._wall_clock = clock, wall_clock
+        self._node = calls.Node(self.account, identity.author, identity.peer_id)
+        self._outbox = Outbox(directory / "outbox.sqlite", self.account, chain_id)
+        self._sender = Sender(rpc, self._outbox, identity, self.account, chain_id, settings, clock)
+        self._backoff, self._rng = (
+            Backoff(random.Random(f"{seed} {self.account}")),
+            random.Random(f"{self.account} {seed}"),
+        )
+        self._stepping, self._reading, self._wished = threading.Lock(), threading.Lock(), threading.Event()
+        self._interface: calls.Interface | None = None
+        self._status: tuple[str, Status] | None = None  # by the hash of its block
+        self._settled: tuple[str, float] | None = None  # head and second of the last look at everything
+        self._moved: tuple[str, float] = ("", clock())  # head, and when it was first seen
+        self._patience, self._trouble = self._draw_patience(), ""
+
+    def __repr__(self) -> str:
+        return f"Coordinator({self.address}, account {self.account})"
+
+    # --- reading
+
+    def connect(self) -> calls.Interface:
+        """What the contract offers; asks the first time, and after the endpoint was away.
+
+        Raises WrongChain, NoContract, EndpointDown, MalformedAnswer, each with what to do. Not needed: `step` does it.
+        """
+        if self._interface is None:
+            found = eth.chain_id(self._rpc)
+            if found != self._chain_id:
+                raise WrongChain(
+                    f"the endpoint serves chain {found}, but the swarm is on chain {self._chain_id}: check its address."
+                )
+            genesis = eth.block(self._rpc, 0)
+            if genesis is None or self._outbox.remember("genesis", genesis.hash) != genesis.hash:
+                raise WrongChain(
+                    f"chain {found} was begun anew since the outbox was written: give the node a new directory for it."
+                )
+            if not eth.has_code(self._rpc, self.address):
+                raise NoContract(f"there is no contract at {self.address} on chain {found}: check the address.")
+            self._interface = calls.probe(self._rpc, self.address)
+        return self._interface
+
+    def status(self) -> Status:
+        """Round, stage and beacon as of the newest block; the contract is asked once per block at most.
+
+        Raises EndpointDown, MalformedAnswer, WrongChain, NoContract: the node goes on with what it has.
+        """
+        with self._reading:
+            return self._read_status(eth.head(self._rpc))
+
+    def bootnodes(self) -> list[str]:
+        """Addresses at which to enter the swarm, as its owner names them: unchecked text. Raises as `status`."""
+        answer = eth.call(self._rpc, self.address, abi.encode_call("getBootnodes()", ()))
+        return list(abi.decode(["string[]"], answer)[0])
+
+    def rewarded(self, round: int, stage: int) -> bool:
+        """Whether the chain has this node's reward for a stage, by the view the contract offers. Raises as `status`."""
+        signature = self.connect().submitted
+        who = self.account if signature.endswith("address)") else self._node.peer_id
+        answer = eth.call(self._rpc, self.address, abi.encode_call(signature, (round, stage, who)))
+        return bool(abi.decode(["bool"], answer)[0])
+
+    # --- wishing: on disk when the call returns, whatever the chain does; whether it is new
+
+    def register(self, payout: str | None = None) -> bool:
+        """Registers this node's key, and where its earnings go, if elsewhere. Harmless to repeat at each start."""
+        new = self._want("register", 0, 0, again=True)
+        if payout is not None:
+            self._want("payout", 0, 0, {"payout": eth.checksum(payout)}, again=True)
+        return new
+
+    def commit(self, round: int, beacon: bytes, root: bytes, before: bytes, after: bytes, config: bytes) -> bool:
+        """Commits to a round's work, 32 bytes each: its beacon, Merkle root, state before and after, config hash.
+
+        Raises ValueError for other lengths, or a root of zeros.
+        """
+        if {len(one) for one in (beacon, root, before, after, config)} != {32} or not any(root):
+            raise ValueError("a commitment's beacon and hashes have 32 bytes each, and its root is not all zeros.")
+        hashes = {"root": root.hex(), "before": before.hex(), "after": after.hex(), "config": config.hex()}
+        return self._want("commit", round, 0, {"tag": beacon[:4].hex()} | hashes)
+
+    def reward(self, round: int, stage: int, amount: int) -> bool:
+        """Claims what a stage of a round earned, in the swarm's fixed-point units. ValueError beyond 256 bits."""
+        if not -(1 << 255) <= amount < 1 << 255:
+            raise ValueError("a reward is a whole number of at most 256 bits.")
+        return self._want("reward", round, stage, {"amount": amount})
+
+    def vote(self, round: int, winners: Sequence[str]) -> bool:
+        """Votes for a round's winners, by peer id: 1 to 8, none twice, not oneself (ValueError otherwise)."""
+        if not 1 <= len(winners) <= 8 or len(set(winners)) < len(winners) or self._node.peer_id in winners:
+            raise ValueError("a vote names 1 to 8 other peers, none twice.")
+        return self._want("vote", round, 0, {"winners": sorted(winners)})
+
+    def advance(self, round: int) -> bool:
+        """Advances from a round to the next as soon as the rule allows; dropped if somebody else does it first."""
+        return self._want("advance", round, 0, again=True)
+
+    def publish_weights(self, round: int, weights_hash: bytes, uri: str) -> bool:
+        """Puts published weights on record. ValueError for a hash of other than 32 bytes, a URI above 256 bytes."""
+        if len(weights_hash) != 32 or not any(weights_hash) or len(uri.encode()) > 256:
+            raise ValueError(
+                "published weights have a hash of 32 bytes, not all zeros, and a URI of at most 256 bytes."
+            )
+        return self._want("weights", round, 0, {"hash": weights_hash.hex(), "uri": uri})
+
+    def counts(self) -> dict[str, int]:
+        """How many wishes are waiting, signed, mined, done, refused, dropped."""
+        return self._outbox.counts()
+
+    def wishes(self, *states: str) -> list[Wish]:
+        """This node's wishes with transaction hashes and reasons, in order; all, or those in these states."""
+        return self._outbox.wishes(*states)
+
+    def idle(self) -> bool:
+        """Whether nothing waits and everything sent is at least in a block."""
+        counts = self.counts()
+        return not counts.get("waiting", 0) and not counts.get("signed", 0)
+
+    # --- sending
+
+    def step(self) -> float:
+        """Does what can be done now; returns after how many seconds to call it again (sooner, if a wish comes).
+
+        Failures of the chain are counted in `problems` and logged when they begin, never raised. Raises FileDamaged.
+        """
+        with self._stepping:
+            try:
+                self._advance_outbox()
+            except FileDamaged:
+                raise
+            except ChainError as error:
+                self._note(error)
+                if isinstance(error, (EndpointDown, MalformedAnswer)):
+                    self._interface = None  # what comes back may be another server
+                return self._backoff.failed()
+            self._backoff.succeeded()
+            if self._trouble:
+                log.info("the chain is well again.")
+                self._trouble = ""
+            return self._pause()
+
+    def run(self, stop: threading.Event) -> None:
+        """Calls `step` until told to stop: for a thread of its own."""
+        while not stop.is_set():
+            delay = self.step()
+            if not self._backoff.failures:
+                self._wished.wait(delay)
+                self._wished.clear()
+            else:
+                stop.wait(delay)
+
+    def close(self) -> None:
+        """After the last `step` has returned."""
+        self._outbox.close()
+
+    # --- within
+
+    def _want(self, kind: str, round: int, stage: int, arguments: dict | None = None, again: bool = False) -> bool:
+        if not 0 <= round < 1 << 32 or not 0 <= stage < 1 << 32:
+            raise ValueError(f"round {round}, stage {stage}: both are whole numbers from 0.")
+        new = self._outbox.want(self.address, kind, round, stage, arguments or {}, again)
+        if new:
+            self._wished.set()
+        return new
+
+    def _read_status(self, head: eth.Head) -> Status:
+        if self._status is None or self._status[0] != head.hash:
+            self._status = (head.hash, self._ask_status(head))
+        return self._status[1]
+
+    def _ask_status(self, head: eth.Head) -> Status:
+        if not self.connect().ours:
+            numbers = [
+                abi.decode(["uint256"], eth.call(self._rpc, self.address, abi.encode_call(one, ())))[0]
+                for one in ("currentRound()", "currentStage()")
+            ]
+            return Status(numbers[0], numbers[1], None, head.number)
+        answer = eth.call(self._rpc, self.address, abi.encode_call("status()", ()))
+        round_, stage, started, commitments, needed, advanceable, beacon, _, anchor, peers = abi.decode(
+            calls.STATUS, answer
+        )
+        return Status(
+            round_,
+            stage,
+            beacon if any(beacon) else None,
+            head.number,
+            started,
+            commitments,
+            needed,
+            advanceable,
+            anchor,
+            peers,
+        )
+
+    def _advance_outbox(self) -> None:
+        interface = self.connect()
+        head = eth.head(self._rpc)
+        if head.hash != self._moved[0]:
+            self._moved = (head.hash, self._clock())
+            self._patience = self._draw_patience()
+        with self._reading:
+            now = self._read_status(head)
+        if interface.ours:
+            self._keep_beacons_coming(now, head)
+        waiting = self._outbox.waiting(self.address, _BATCH)
+        seen, at = self._settled or ("", 0.0)
+        fresh = any(not wish.reason for wish in waiting)
+        if seen == head.hash and not fresh and self._clock() - at < self._settings.retry_seconds:
+            return
+        self._sender.settle(head)
+        self._settled = (head.hash, self._clock())
+        for wish in self._outbox.waiting(self.address, _BATCH):
+            if not self._sender.has_room():
+                break
+            self._take_up(wish, interface, now, head)
+        if interface.ours and now.round > _KEPT_ROUNDS:
+            self._outbox.prune(self.address, now.round - max(_KEPT_ROUNDS, 2 * interface.window))
+
+    def _take_up(self, wish: Wish, interface: calls.Interface, now: Status, head: eth.Head) -> None:
+        """Signs and sends a waiting wish, lets it wait, or ends it."""
+        if reason := calls.obsolete(wish, interface, now.round):
+            return self._end(wish, "dropped", reason)
+        call = calls.call_for(wish, interface, self._node)
+        if call is None:
+            return self._end(wish, "dropped", f"a contract of the kind {interface.name} takes no {wish.kind}")
+        if (needed := self._needed(wish, interface)) is not None:
+            if needed.state in ("waiting", "signed"):
+                return self._explain(wish, f"for the {needed.kind}", head)
+            if needed.kind == "commit" and needed.state in ("refused", "dropped"):
+                return self._end(wish, "dropped", f"its commitment was {needed.state}: {needed.reason}")
+        try:
+            gas = _ADVANCE_GAS if wish.kind == "advance" and self._is_due(interface, now, head) else None
+            self._sender.submit(wish, wish.contract, abi.encode_call(*call), head, gas)
+        except Reverted as error:
+            verdict = calls.verdict(self._rpc, wish, interface, self._node, error, now.round)
+            if verdict == "done":
+                self._end(wish, "done", "the chain had it already")
+            elif verdict == "refused" and self._stood(wish, error.name, head):
+                self._end(wish, "refused", error.name)
+            else:
+                self._explain(wish, error.name, head)
+        except Refused as error:
+            self._explain(wish, str(error), head)
+        return None
+
+    def _is_due(self, interface: calls.Interface, now: Status, head: eth.Head) -> bool:
+        """Whether a round may be over by this machine's clock, while the chain's stands still for want of a block.
+
+        An estimate goes by the chain's; a transaction's own block will have the present time.
+        """
+        elapsed = self._wall_clock() - now.started
+        due = elapsed > interface.max_seconds or (elapsed > interface.min_seconds and now.commitments >= now.needed)
+        stalled = self._clock() - self._moved[1] > self._patience
+        return interface.ours and now.beacon is not None and due and stalled
+
+    def _needed(self, wish: Wish, interface: calls.Interface) -> Wish | None:
+        """The wish that has to be in a block first; None if there is none, or nobody wished it."""
+        need = calls.NEEDS[wish.kind]
+        if need is not None and need[0] == "commit" and not interface.ours:
+            need = ("register", False)
+        return self._outbox.find(wish.contract, need[0], wish.round if need[1] else 0, 0) if need else None
+
+    def _stood(self, wish: Wish, reason: str, head: eth.Head) -> bool:
+        """Whether a refusal is for good: as old as a block that no reorganisation undoes."""
+        deep = self._settings.confirmations
+        return deep == 0 or (wish.reason == reason and head.number - wish.since >= deep)
+
+    def _explain(self, wish: Wish, reason: str, head: eth.Head) -> None:
+        if wish.reason != reason:
+            self._outbox.explain(wish, reason, head.number)
+            log.debug("%s of round %d waits: %s.", wish.kind, wish.round, reason)
+
+    def _end(self, wish: Wish, state: str, reason: str) -> None:
+        self._outbox.end(wish, state, reason)
+        lost_race = state == "dropped" and wish.kind in ("advance", "finalize")  # that is how most of them end
+        if state != "done" and not lost_race:
+            self.problems[reason if state == "refused" else "Dropped"] += 1
+            log.warning("%s of round %d was %s: %s.", wish.kind, wish.round, state, reason)
+
+    def _note(self, error: ChainError) -> None:
+        self.problems[error.name if isinstance(error, Reverted) else type(error).__name__] += 1
+        if self._trouble != str(error):
+            self._trouble = str(error)
+            log.warning("%s The node goes on, and tries again.", error)
+
+    def _keep_beacons_coming(self, now: Status, head: eth.Head) -> None:
+        """Makes the block that a beacon waits for, where nobody does; postpones one whose block was forgotten."""
+        if now.beacon is not None:
+            return
+        lost = head.number > now.anchor + _HASH_DEPTH
+        stalled = self._clock() - self._moved[1] > self._patience
+        on_its_way = any(wish.kind == "finalize" for wish in self._outbox.wishes("waiting", "signed"))
+        if (lost or stalled) and not on_its_way:
+            self._want("finalize", now.round, head.number)
+
+    def _pause(self) -> float:
+        """Seconds: little while a block that was just made may let more be sent."""
+        counts = self.counts()
+        busy = counts.get("signed", 0) and counts.get("waiting", 0)
+        return min(0.1 if busy else 1.0, self._settings.retry_seconds)
+
+    def _draw_patience(self) -> float:
+        """With jitter, so that not all nodes make that block at once."""
+        return self._settings.patience * self._rng.uniform(0.5, 1.5)

@@ -1,0 +1,213 @@
+"""The few Ethereum calls that the client makes; every answer is checked before it is believed to be of its type."""
+
+import re
+from typing import Any, NamedTuple
+
+from eth_utils import to_checksum_address
+
+from rlswarm_jax.chain.abi import error_name
+from rlswarm_jax.chain.errors import MalformedAnswer, Refused, Reverted
+from rlswarm_jax.chain.rpc import Rpc
+
+MAX_CALL_BYTES = 1 << 16  # of a view's answer
+MAX_LOG_BYTES = 1 << 13  # of an event's data: the longest is an attestation's, below 3 kB
+MAX_LOGS = 10_000
+_WORD = 1 << 63  # block numbers, nonces, gas, timestamps
+_HEX = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
+_QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}")
+
+
+class Head(NamedTuple):
+    """A block. base_fee: wei per gas; None where the chain has no fee market. timestamp: seconds since 1970."""
+
+    number: int
+    hash: str
+    timestamp: int
+    base_fee: int | None
+
+
+class Receipt(NamedTuple):
+    block: int
+    block_hash: str
+    ok: bool
+
+
+class Log(NamedTuple):
+    """block_hash, transaction: `0x` and 64 hexadecimal digits. log_index: within the block."""
+
+    block: int
+    block_hash: str
+    log_index: int
+    transaction: str
+    topics: tuple[bytes, ...]
+    data: bytes
+
+
+def quantity(value: Any, below: int = _WORD) -> int:
+    """A JSON-RPC number. Raises MalformedAnswer."""
+    if not isinstance(value, str) or not _QUANTITY.fullmatch(value) or int(value, 16) >= below:
+        raise MalformedAnswer(f"the chain endpoint answered {_cut(value)} where a number below 2^64 belongs.")
+    return int(value, 16)
+
+
+def data(value: Any, most: int, size: int | None = None) -> bytes:
+    """JSON-RPC bytes, at most `most` or exactly `size`. Raises MalformedAnswer."""
+    if not isinstance(value, str) or len(value) > 2 * most + 2 or not _HEX.fullmatch(value):
+        raise MalformedAnswer(f"the chain endpoint answered {_cut(value)} where at most {most} bytes in hex belong.")
+    raw = bytes.fromhex(value[2:])
+    if size is not None and len(raw) != size:
+        raise MalformedAnswer(f"the chain endpoint answered {len(raw)} bytes where {size} belong.")
+    return raw
+
+
+def hash32(value: Any) -> str:
+    """A block's or transaction's hash, in lower case. Raises MalformedAnswer."""
+    return "0x" + data(value, 32, 32).hex()
+
+
+def chain_id(rpc: Rpc) -> int:
+    return quantity(rpc.request("eth_chainId", []))
+
+
+def block(rpc: Rpc, number: int | None = None) -> Head | None:
+    """A block of the chain, the newest without a number; None if there is none of that number (yet)."""
+    answer = rpc.request("eth_getBlockByNumber", ["latest" if number is None else hex(number), False])
+    if answer is None and number is not None:
+        return None
+    fields = _object(answer, "a block")
+    fee = fields.get("baseFeePerGas")
+    found = Head(
+        quantity(fields.get("number")),
+        hash32(fields.get("hash")),
+        quantity(fields.get("timestamp")),
+        None if fee is None else quantity(fee, 1 << 128),
+    )
+    if number is not None and found.number != number:
+        raise MalformedAnswer(f"the chain endpoint answered block {found.number} where block {number} was asked for.")
+    return found
+
+
+def head(rpc: Rpc) -> Head:
+    """The newest block."""
+    found = block(rpc)
+    if found is None:
+        raise MalformedAnswer("the chain endpoint has no newest block.")
+    return found
+
+
+def nonce(rpc: Rpc, account: str, number: int | None = None) -> int:
+    """How many transactions of an account the chain has, up to a block."""
+    at = "latest" if number is None else hex(number)
+    return quantity(rpc.request("eth_getTransactionCount", [account, at]))
+
+
+def balance(rpc: Rpc, account: str) -> int:
+    """In wei."""
+    return quantity(rpc.request("eth_getBalance", [account, "latest"]), 1 << 256)
+
+
+def has_code(rpc: Rpc, address: str) -> bool:
+    return len(data(rpc.request("eth_getCode", [address, "latest"]), 1 << 16)) > 0
+
+
+def receipt(rpc: Rpc, transaction: str) -> Receipt | None:
+    """What became of a transaction; None while it is in no block."""
+    answer = rpc.request("eth_getTransactionReceipt", [transaction])
+    if answer is None:
+        return None
+    fields = _object(answer, "a receipt")
+    if fields.get("blockNumber") is None:  # some servers give a receipt for what is still pending
+        return None
+    if hash32(fields.get("transactionHash")) != transaction:
+        raise MalformedAnswer("the chain endpoint answered the receipt of another transaction.")
+    number, block_hash = quantity(fields.get("blockNumber")), hash32(fields.get("blockHash"))
+    return Receipt(number, block_hash, quantity(fields.get("status"), 2) == 1)
+
+
+def send(rpc: Rpc, raw: bytes) -> None:
+    """Hands a signed transaction in. Raises Refused with the endpoint's own words, which prove nothing."""
+    rpc.request("eth_sendRawTransaction", ["0x" + raw.hex()])
+
+
+def call(rpc: Rpc, to: str, calldata: bytes, sender: str | None = None) -> bytes:
+    """The answer of a view. Raises Reverted."""
+    message = {"to": to, "data": "0x" + calldata.hex()} | ({"from": sender} if sender else {})
+    try:
+        return data(rpc.request("eth_call", [message, "latest"]), MAX_CALL_BYTES)
+    except Refused as error:
+        raise _reverted(error) from None
+
+
+def estimate(rpc: Rpc, to: str, calldata: bytes, sender: str) -> int:
+    """The gas that a transaction would take now. Raises Reverted if it would fail."""
+    message = {"from": sender, "to": to, "data": "0x" + calldata.hex()}
+    try:
+        return quantity(rpc.request("eth_estimateGas", [message]))
+    except Refused as error:
+        raise _reverted(error) from None
+
+
+def gas_price(rpc: Rpc) -> int:
+    """Wei per gas."""
+    return quantity(rpc.request("eth_gasPrice", []), 1 << 128)
+
+
+def tip(rpc: Rpc) -> int:
+    """Wei per gas above the base fee that the endpoint suggests."""
+    return quantity(rpc.request("eth_maxPriorityFeePerGas", []), 1 << 128)
+
+
+def logs(rpc: Rpc, address: str, first: int, last: int) -> list[Log]:
+    """A contract's events in blocks first to last, in their order. Raises MalformedAnswer for any other."""
+    question = {"address": address, "fromBlock": hex(first), "toBlock": hex(last)}
+    answer = rpc.request("eth_getLogs", [question])
+    if not isinstance(answer, list) or len(answer) > MAX_LOGS:
+        raise MalformedAnswer("the chain endpoint answered no list of events, or one too long.")
+    found = sorted((_log(one, address) for one in answer), key=lambda log: (log.block, log.log_index))
+    slots = {(log.block, log.log_index) for log in found}
+    if len(slots) < len(found) or any(not first <= log.block <= last for log in found):
+        raise MalformedAnswer("the chain endpoint answered events twice, or of other blocks than were asked for.")
+    return found
+
+
+def _log(answer: Any, address: str) -> Log:
+    fields = _object(answer, "an event")
+    topics = fields.get("topics")
+    if not isinstance(topics, list) or len(topics) > 4:
+        raise MalformedAnswer("the chain endpoint answered an event without topics.")
+    if data(fields.get("address"), 20, 20).hex() != address[2:].lower() or fields.get("removed"):
+        raise MalformedAnswer("the chain endpoint answered an event of another contract, or one undone.")
+    return Log(
+        quantity(fields.get("blockNumber")),
+        hash32(fields.get("blockHash")),
+        quantity(fields.get("logIndex")),
+        hash32(fields.get("transactionHash")),
+        tuple(data(topic, 32, 32) for topic in topics),
+        data(fields.get("data"), MAX_LOG_BYTES),
+    )
+
+
+def checksum(address: str) -> str:
+    """An address in its mixed-case form. Raises ValueError, in one sentence, if it is none."""
+    if not isinstance(address, str) or not re.fullmatch(r"0x[0-9a-fA-F]{40}", address):
+        raise ValueError(f"{_cut(address)} is no address: that is 0x and 40 hexadecimal digits.")
+    return to_checksum_address(address)
+
+
+def _reverted(error: Refused) -> Reverted | Refused:
+    """The contract's refusal within an endpoint's; the endpoint's own if the contract never spoke."""
+    if error.data:
+        return Reverted(*error_name(error.data))
+    if error.code == 3 or "revert" in error.words.lower():
+        return Reverted("no reason given", error.words)
+    return error
+
+
+def _object(answer: Any, what: str) -> dict:
+    if not isinstance(answer, dict):
+        raise MalformedAnswer(f"the chain endpoint answered {_cut(answer)} where {what} belongs.")
+    return answer
+
+
+def _cut(value: Any) -> str:
+    return repr(value)[:60]

@@ -1,0 +1,239 @@
+"""Sends what the outbox holds: one sender per account, with nonces of its own.
+
+What an endpoint says in words decides only when to try again. What is so is decided by two things: which nonces the
+chain has used, and which of our transactions has a receipt. Hence the one rule that keeps a wish from being done
+twice: it gets another nonce only when, `confirmations` blocks deep, its nonce is used and nothing that was signed with
+it succeeded.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from eth_account import Account
+
+from rlswarm_jax.chain import eth
+from rlswarm_jax.chain.errors import InsufficientFunds, Refused
+from rlswarm_jax.chain.outbox import Outbox, Transaction, Wish
+from rlswarm_jax.chain.rpc import Rpc
+from rlswarm_jax.identity import Identity
+
+log = logging.getLogger("rlswarm_jax.chain")
+
+GWEI = 10**9
+
+
+class Settings(NamedTuple):
+    """confirmations: blocks on top of one until it counts as settled; 0 on a chain that is never reorganised.
+    bump_blocks: blocks that a transaction, next in line, waits before it is offered at a higher price.
+    max_fee, max_tip: wei per gas, whatever the endpoint suggests: it might be in league with who earns the fees.
+    max_gas: of one transaction. in_flight: transactions at once. retry_seconds: between two tries at the same block.
+    patience: seconds without a block after which a node makes one, where a beacon waits for it.
+    """
+
+    confirmations: int = 6
+    bump_blocks: int = 3
+    max_fee: int = 200 * GWEI
+    max_tip: int = 50 * GWEI
+    max_gas: int = 2_000_000
+    in_flight: int = 16
+    retry_seconds: float = 5.0
+    patience: float = 60.0
+    max_attempts: int = 3
+
+
+class Price(NamedTuple):
+    """Wei per gas. tip None: a legacy transaction."""
+
+    fee: int
+    tip: int | None
+
+
+class Sender:
+    """Holds no state that matters: that is in the outbox and on the chain. Not for two threads at once."""
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        outbox: Outbox,
+        identity: Identity,
+        account: str,
+        chain_id: int,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._rpc, self._outbox, self._identity = rpc, outbox, identity
+        self._account, self._chain_id, self._settings, self._clock = account, chain_id, settings, clock
+        self._count = 0  # transactions of the account on the chain, as of `settle`
+        self._known_price: tuple[str, Price] | None = None  # as of a head
+        self._tried: dict[str, tuple[str, float]] = {}  # transaction -> head and second of its last try
+
+    def settle(self, head: eth.Head) -> None:
+        """Finds out what became of everything in flight, and sends again what is in no block.
+
+        Raises EndpointDown, MalformedAnswer; what was found out until then is on file.
+        """
+        self._count = eth.nonce(self._rpc, self._account)
+        self._outbox.reopen(self._count)
+        in_flight = self._outbox.in_flight()
+        for wish in in_flight:
+            assert wish.nonce is not None
+            if wish.nonce >= self._count:
+                if wish.state == "mined":
+                    self._outbox.unmined(wish)
+                self._offer(wish, head)
+                continue
+            if wish.block is not None and wish.block > head.number - self._settings.confirmations:
+                continue
+            self._look(wish, wish.nonce, head)
+        live = {one.hash for wish in in_flight for one in self._outbox.transactions(wish)}
+        self._tried = {key: value for key, value in self._tried.items() if key in live}
+
+    def has_room(self) -> bool:
+        """Whether another transaction may be signed now."""
+        return len(self._outbox.nonces(self._count)) < self._settings.in_flight
+
+    def submit(self, wish: Wish, target: str, calldata: bytes, head: eth.Head, gas: int | None = None) -> None:
+        """Signs a transaction for a waiting wish, writes it down, sends it; unless `gas` is given, tries it first.
+
+        After `settle`.
+
+        Raises Reverted if it would fail now (nothing is signed), InsufficientFunds, EndpointDown, MalformedAnswer.
+        """
+        if gas is None:
+            estimate = eth.estimate(self._rpc, target, calldata, self._account)
+            gas = min(estimate + estimate // 4 + 30_000, self._settings.max_gas)  # another's transaction may come first
+        taken = self._outbox.nonces(self._count)
+        nonce = next(n for n in range(self._count, self._count + len(taken) + 1) if n not in taken)
+        price = self._price(head)
+        self._check_funds(gas * price.fee)
+        transaction = self._sign(wish.id, nonce, target, calldata, gas, price, head)
+        self._outbox.sign(transaction)
+        self._send(transaction, head)
+
+    # --- what became of it
+
+    def _look(self, wish: Wish, nonce: int, head: eth.Head) -> None:
+        """Its nonce is used: by whichever of its transactions, or by none."""
+        deep = head.number - self._settings.confirmations
+        found = self._find(wish)
+        if found is None:
+            if wish.state == "mined":
+                self._outbox.unmined(wish)
+            # first the nonces that no reorganisation frees, then the receipts: what is missing then is missing for good
+            if nonce >= self._settled(deep) or (found := self._find(wish)) is not None:
+                return
+            log.warning(
+                "nonce %d of %s was used by another program: the key has to be this node's alone.", nonce, self._account
+            )
+            self._outbox.release(wish, "its nonce was used by another transaction", failed=False)
+            return
+        hash_, receipt = found
+        if receipt.ok:
+            self._outbox.mined(wish, hash_, receipt.block, done=receipt.block <= deep)
+        elif receipt.block <= deep:
+            self._outbox.release(wish, "failed in its block", failed=True)
+            if wish.attempts + 1 >= self._settings.max_attempts:
+                self._outbox.end(wish, "refused", f"failed in a block {wish.attempts + 1} times")
+
+    def _find(self, wish: Wish) -> tuple[str, eth.Receipt] | None:
+        for one in reversed(self._outbox.transactions(wish)):
+            if found := eth.receipt(self._rpc, one.hash):
+                return one.hash, found
+        return None
+
+    def _settled(self, deep: int) -> int:
+        """How many transactions of the account no reorganisation undoes."""
+        return eth.nonce(self._rpc, self._account, deep) if deep >= 0 else 0
+
+    # --- sending
+
+    def _offer(self, wish: Wish, head: eth.Head) -> None:
+        newest = self._outbox.transactions(wish)[-1]
+        first = newest.nonce == self._count
+        if first and head.number - newest.head >= self._settings.bump_blocks:
+            newest = self._bump(newest, head) or newest
+        block, at = self._tried.get(newest.hash, ("", 0.0))
+        if block == head.hash and self._clock() - at < self._settings.retry_seconds:
+            return
+        if not self._send(newest, head) and first:
+            dearer = self._bump(newest, head)
+            if dearer:
+                self._send(dearer, head)
+
+    def _send(self, transaction: Transaction, head: eth.Head) -> bool:
+        """Whether the endpoint did not call it too cheap. Everything else that it may say is of no consequence."""
+        self._tried[transaction.hash] = (head.hash, self._clock())
+        try:
+            eth.send(self._rpc, transaction.raw)
+        except Refused as error:
+            words = error.words.lower()
+            if not any(one in words for one in ("known", "imported", "nonce")):
+                log.info("the endpoint does not take transaction %s: %s.", transaction.hash, error.words)
+            return (
+                not any(one in words for one in ("underpriced", "too low", "less than block base fee"))
+                or "nonce" in words
+            )
+        return True
+
+    def _bump(self, old: Transaction, head: eth.Head) -> Transaction | None:
+        """The same with the same nonce at a price that replaces it (10 % more, by custom); None if that is too dear."""
+        now = self._price(head)
+        if now.fee == 0 or (now.tip is None) != (old.tip is None):
+            return None
+        fee = max(now.fee, old.fee + old.fee // 8 + 1)
+        tip = None if old.tip is None else max(now.tip or 0, old.tip + old.tip // 8 + 1)
+        if fee > self._settings.max_fee or (tip or 0) > self._settings.max_tip:
+            log.warning("transaction %s stays in line: a higher fee is above this node's limit.", old.hash)
+            return None
+        try:
+            self._check_funds(old.gas * (fee - old.fee))
+        except InsufficientFunds as error:
+            log.warning("transaction %s stays in line: %s", old.hash, error)
+            return None
+        new = self._sign(old.wish, old.nonce, old.target, old.calldata, old.gas, Price(fee, tip), head)
+        self._outbox.sign(new)
+        return new
+
+    def _sign(
+        self, wish: int, nonce: int, target: str, calldata: bytes, gas: int, price: Price, head: eth.Head
+    ) -> Transaction:
+        fields = {"nonce": nonce, "to": target, "data": calldata, "gas": gas, "value": 0, "chainId": self._chain_id}
+        if price.tip is None:
+            fields["gasPrice"] = price.fee
+        else:
+            fields |= {"type": 2, "maxFeePerGas": price.fee, "maxPriorityFeePerGas": price.tip}
+        signed = Account.sign_transaction(fields, self._identity.expose_secret())
+        raw, hash_ = bytes(signed.raw_transaction), "0x" + bytes(signed.hash).hex()
+        return Transaction(hash_, wish, nonce, target, calldata, gas, price.fee, price.tip, raw, head.number)
+
+    # --- money
+
+    def _price(self, head: eth.Head) -> Price:
+        if self._known_price is None or self._known_price[0] != head.hash:
+            self._known_price = (head.hash, self._ask_price(head))
+        return self._known_price[1]
+
+    def _ask_price(self, head: eth.Head) -> Price:
+        limit = self._settings.max_fee
+        if head.base_fee is None:
+            return Price(min(eth.gas_price(self._rpc), limit), None)
+        try:
+            tip = min(eth.tip(self._rpc), self._settings.max_tip, limit)
+        except Refused:  # not every server suggests one
+            tip = 0 if head.base_fee == 0 else min(GWEI, self._settings.max_tip)
+        return Price(min(2 * head.base_fee + tip, limit), tip)
+
+    def _check_funds(self, wanted: int) -> None:
+        """Raises InsufficientFunds unless the account can pay this on top of all that is in flight."""
+        if wanted == 0:
+            return
+        newest = [self._outbox.transactions(wish)[-1] for wish in self._outbox.in_flight()]
+        wanted += sum(one.gas * one.fee for one in newest if one.nonce >= self._count)
+        there = eth.balance(self._rpc, self._account)
+        if there < wanted:
+            raise InsufficientFunds(
+                f"the account {self._account} has {there / 10**18:.6f} coins, and what it wants to send may take"
+                f" {wanted / 10**18:.6f}: send it some."
+            )

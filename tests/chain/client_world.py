@@ -1,0 +1,98 @@
+"""A coordinator on a local chain, a node that is registered there, and another: what the client's tests begin with."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlswarm_jax import identity
+from rlswarm_jax.chain import abi, calls
+from rlswarm_jax.chain.contracts import coordinator
+from rlswarm_jax.chain.coordinator import Coordinator
+from rlswarm_jax.chain.sender import Settings
+from tests.chain.local_chain import CHAIN_ID, LocalChain
+
+ME, OTHER = identity.simulated(0, 0), identity.simulated(0, 1)
+ACCOUNT, OTHER_ACCOUNT = calls.account_of(ME.author), calls.account_of(OTHER.author)
+SETTINGS = Settings(confirmations=2, retry_seconds=0.0)
+NOBODY = "0x" + "00" * 20
+RULES = {"min": 0, "max": 1, "quorum": 1, "window": 3, "most": 10**6}
+
+
+class World(NamedTuple):
+    """height: of the chain when all is ready, for tests that go back there. beacon: of the round `round`."""
+
+    chain: LocalChain
+    contract: str
+    round: int
+    beacon: bytes
+    height: int
+
+    def client(self, directory: Path, **options: Any) -> Coordinator:
+        options = {"settings": SETTINGS, "chain_id": CHAIN_ID} | options
+        return Coordinator(self.chain, self.contract, options.pop("identity", ME), directory, **options)
+
+    def events(self, name: str, account: str = ACCOUNT) -> list[dict]:
+        """Events of a name that are of an account."""
+        return [one for one in self.chain.events(self.contract, name) if one["account"] == account.lower()]
+
+    def call(self, key: identity.Identity, signature: str, *arguments: Any) -> None:
+        """A transaction of somebody's, in a block at once."""
+        self.chain.transact(key.expose_secret(), self.contract, abi.encode_call(signature, arguments))
+        self.chain.mine()
+
+
+def deploy(chain: LocalChain, **rules: int) -> str:
+    values = tuple((RULES | rules).values())
+    types = ["address", "(uint32,uint32,uint32,uint32,uint64)"]
+    return chain.deploy(coordinator()["bytecode"], types, (NOBODY, values))
+
+
+def make_world(rounds: int = 1, **rules: int) -> World:
+    """Both nodes are registered and funded; `rounds` have passed since, and the beacon can be read.
+
+    The chain is taken back to that point if another test has been there.
+    """
+    world = _build(rounds, **rules)
+    world.chain.reset(world.height)
+    return world
+
+
+@cache
+def _build(rounds: int, **rules: int) -> World:
+    chain = LocalChain()
+    world = World(chain, deploy(chain, **rules), 0, b"", 0)
+    for one in (ME, OTHER):
+        chain.fund(calls.account_of(one.author))
+        signature, arguments = "registerKey(uint256,uint256)", calls.point(one.author)
+        world.call(one, signature, *arguments)
+    chain.mine(3)
+    for _ in range(rounds):
+        world.call(OTHER, "advanceRound()")
+        chain.mine(3)
+    answer = bytes.fromhex(
+        chain.request("eth_call", [{"to": world.contract, "data": "0x200d2ed2"}, "latest"])[2:]  # status()
+    )
+    return world._replace(round=rounds, beacon=answer[192:224], height=chain.height)
+
+
+HASHES = tuple(bytes([byte]) * 32 for byte in (1, 2, 3, 4))
+
+
+def wish_all(client: Coordinator, world: World) -> None:
+    """A commitment, a reward for it, and a vote."""
+    client.commit(world.round, world.beacon, *HASHES)
+    client.reward(world.round, 0, 12345)
+    client.vote(world.round, [OTHER.peer_id])
+
+
+def settle(client: Coordinator, world: World, blocks: int = 12) -> None:
+    """Steps, a block between each, until everything wished is done."""
+    for _ in range(blocks):
+        client.step()
+        if set(client.counts()) <= {"done", "refused", "dropped"}:
+            return
+        world.chain.mine()
+        world.chain.hook("after a block")
+    raise AssertionError(
+        f"not settled: {client.counts()} {client.problems} {client.wishes('waiting', 'signed', 'mined')}"
+    )

@@ -1,0 +1,458 @@
+"""What the client tells: the moment, why a wish ended, what is wrong with an endpoint; and never a key."""
+
+import json
+import logging
+from functools import cache
+from pathlib import Path
+
+import pytest
+from eth_account import Account
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlswarm_jax.chain import abi, calls, eth
+from rlswarm_jax.chain.errors import EndpointDown, MalformedAnswer, NoContract, Refused, WrongChain
+from rlswarm_jax.identity import simulated
+from tests.chain.client_world import (
+    ACCOUNT,
+    HASHES,
+    ME,
+    OTHER,
+    SETTINGS,
+    make_world,
+    settle,
+    wish_all,
+)
+from tests.chain.local_chain import LocalChain
+
+NEVER = {"min": 10**9, "max": 10**9}  # seconds that a round takes
+
+
+@pytest.fixture
+def world():
+    return make_world()
+
+
+def test_an_account_is_the_one_that_wallets_derive_from_the_same_key():
+    for index in range(5):
+        one = simulated(3, index)
+        assert calls.account_of(one.author) == Account.from_key(one.expose_secret()).address
+
+
+# --- the moment
+
+
+def test_status_is_asked_for_once_per_block(world, tmp_path):
+    client, asked = world.client(tmp_path), []
+    world.chain.hook = lambda name: asked.append(name) if name == "before eth_call" else None
+    first = client.status()
+    del asked[:]
+    assert [client.status() for _ in range(9)] == [first] * 9 and not asked
+    assert (first.round, first.stage, first.beacon, first.peers) == (world.round, 0, world.beacon, 2)
+    assert first.block == world.height
+    world.chain.mine()
+    assert client.status().block == world.height + 1 and len(asked) == 1
+
+
+def test_a_new_round_has_no_beacon_until_its_block_is_there(world, tmp_path):
+    client = world.client(tmp_path)
+    world.call(OTHER, "advanceRound()")
+    assert (client.status().round, client.status().beacon) == (world.round + 1, None)
+    world.chain.mine(3)
+    beacon = client.status().beacon
+    assert beacon and beacon != world.beacon
+
+
+def test_a_node_makes_the_block_that_a_beacon_waits_for_where_nobody_does(world, tmp_path):
+    """On a chain that makes blocks only for transactions."""
+    now = [0.0]
+    patient = SETTINGS._replace(confirmations=0, patience=10.0)
+    client = world.client(tmp_path, settings=patient, clock=lambda: now[0])
+    world.chain.instant = True
+    world.call(OTHER, "advanceRound()")
+    world.chain.rewind(world.chain.height - 1, keep=False)  # without the empty block that `call` made
+    client.step()
+    now[0] = 4.0
+    client.step()
+    assert client.counts() == {}  # somebody else may yet
+    for _ in range(6):
+        now[0] += 16.0
+        client.step()
+    assert client.status().round == world.round + 1 and client.status().beacon
+    assert {wish.kind for wish in client.wishes()} == {"finalize"} and world.chain.count(ACCOUNT) <= 3
+
+
+def test_a_beacon_whose_block_was_forgotten_is_postponed(world, tmp_path):
+    client = world.client(tmp_path)
+    world.call(OTHER, "advanceRound()")
+    world.chain.mine(258)
+    assert client.status().beacon is None
+    for _ in range(5):
+        client.step()
+        world.chain.mine()
+    assert client.status().beacon
+    assert len(world.chain.events(world.contract, "BeaconPostponed")) == 1
+
+
+# --- how wishes end
+
+
+def test_a_registration_names_the_key_and_where_earnings_go(world, tmp_path):
+    one, payout = simulated(0, 9), "0x" + "ab" * 20
+    client = world.client(tmp_path, identity=one)
+    world.chain.fund(client.account)
+    client.register(payout=payout)
+    settle(client, world)
+    registered = world.chain.events(world.contract, "PeerRegistered")[-1]
+    assert (registered["eoa"], registered["peerId"]) == (client.account.lower(), one.peer_id)
+    assert world.chain.events(world.contract, "PayoutSet")[-1]["payout"] == payout
+    assert not client.register(payout=payout) and client.counts() == {"done": 2}  # at the next start
+
+
+def test_what_the_chain_has_already_is_done_without_another_transaction(world, tmp_path):
+    """The outbox was lost."""
+    first = world.client(tmp_path / ".." / tmp_path.name)
+    wish_all(first, world)
+    settle(first, world)
+    first.close()
+    spent = world.chain.count(ACCOUNT)
+    (tmp_path / "new").mkdir()
+    client = world.client(tmp_path / "new")
+    client.register()
+    wish_all(client, world)
+    settle(client, world)
+    assert {wish.reason for wish in client.wishes()} == {"the chain had it already"}
+    assert client.counts() == {"done": 4} and world.chain.count(ACCOUNT) == spent
+    (tmp_path / "other").mkdir()
+    liar = world.client(tmp_path / "other")
+    liar.commit(world.round, world.beacon, HASHES[1], *HASHES[1:])
+    settle(liar, world)
+    assert [(wish.state, wish.reason) for wish in liar.wishes()] == [("refused", "AlreadyCommitted")]
+
+
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        (lambda client, world: client.reward(world.round, 0, 10**6 + 1), "RewardOutOfBounds"),
+        (lambda client, world: client.reward(world.round, 7, 1), "InvalidStageNumber"),
+        (lambda client, world: client.vote(world.round, [simulated(5, 5).peer_id]), "InvalidVote"),
+        (lambda client, world: client.publish_weights(world.round, b"w" * 32, "u"), None),
+    ],
+)
+def test_what_the_contract_refuses_ends_with_the_name_of_its_error(world, tmp_path, wish, reason):
+    client = world.client(tmp_path)
+    client.commit(world.round, world.beacon, *HASHES)
+    wish(client, world)
+    settle(client, world)
+    if reason is None:
+        assert client.counts() == {"done": 2} and not client.problems
+    else:
+        assert (client.wishes()[-1].state, client.wishes()[-1].reason) == ("refused", reason)
+        assert client.problems == {reason: 1} and world.chain.count(ACCOUNT) == 2
+
+
+def test_a_vote_of_the_round_in_which_one_registered_is_refused(tmp_path):
+    world = make_world(rounds=0)
+    client = world.client(tmp_path)
+    client.commit(0, world.beacon, *HASHES)
+    client.vote(0, [OTHER.peer_id])
+    settle(client, world)
+    assert client.problems == {"RegisteredTooLate": 1}
+
+
+def test_what_waits_for_a_registration_goes_on_after_it(world, tmp_path):
+    """Somebody may relay it."""
+    one = simulated(0, 8)
+    client = world.client(tmp_path, identity=one)
+    world.chain.fund(client.account)
+    client.commit(world.round, world.beacon, *HASHES)
+    for _ in range(5):
+        client.step()
+        world.chain.mine()
+    assert [(wish.state, wish.reason) for wish in client.wishes()] == [("waiting", "NotRegistered")]
+    world.call(one, "registerKey(uint256,uint256)", *calls.point(one.author))
+    settle(client, world)
+    assert client.counts() == {"done": 1}
+
+
+def test_what_comes_after_the_window_is_dropped(world, tmp_path):
+    client = world.client(tmp_path)
+    wish_all(client, world)
+    client.advance(world.round)
+    for _ in range(4):  # the window is 3 rounds
+        world.call(OTHER, "advanceRound()")
+        world.chain.mine(2)
+    client.step()
+    assert client.counts() == {"dropped": 4} and client.problems == {"Dropped": 3}  # not the advance
+    assert world.chain.count(ACCOUNT) == 1
+
+
+def test_a_node_that_was_away_catches_up_within_the_window(world, tmp_path):
+    client = world.client(tmp_path)
+    beacons = [world.beacon]
+    for _ in range(3):
+        world.call(OTHER, "advanceRound()")
+        world.chain.mine(3)
+        beacons.append(client.status().beacon)
+    for round_, beacon in enumerate(beacons, world.round):
+        client.commit(round_, beacon, *HASHES)
+        client.reward(round_, 0, round_)
+    settle(client, world, 20)
+    assert client.counts() == {"done": 8}
+    rewards = [(one["roundNumber"], one["reward"]) for one in world.events("RewardSubmitted")]
+    assert sorted(rewards) == [(round_, round_) for round_ in range(world.round, world.round + 4)]
+
+
+def test_advancing_waits_until_the_rule_allows_it(tmp_path):
+    world = make_world(rounds=0, min=40, max=60)
+    client = world.client(tmp_path)
+    began = client.status().started
+    client.advance(0)
+    while client.status().round == 0:
+        client.step()
+        world.chain.mine()  # a second later
+        assert world.chain.height < 100
+    settle(client, world)
+    assert client.status().started - began >= 60 and client.counts() == {"done": 1} and not client.problems
+
+
+def test_a_round_is_ended_by_this_machine_s_clock_where_the_chain_s_stands_still(tmp_path):
+    """Where blocks come only with transactions, an estimate goes by a time that has long gone by."""
+    world = make_world(rounds=0, min=5, max=500)
+    now = [0.0]
+    client = world.client(
+        tmp_path,
+        settings=SETTINGS._replace(patience=10.0),
+        clock=lambda: now[0],
+        wall_clock=lambda: client.status().started + 400 + now[0],
+    )
+    client.advance(0)
+    client.step()
+    now[0] = 90.0
+    client.step()
+    assert not world.chain.pending()  # 490 seconds
+    now[0] = 120.0
+    client.step()
+    assert len(world.chain.pending()) == 1
+
+
+def test_wishes_that_cannot_be_meant_are_errors_at_once(world, tmp_path):
+    client = world.client(tmp_path)
+    short = (b"", *HASHES[1:])
+    for wrong in (
+        lambda: client.commit(0, world.beacon, *short),
+        lambda: client.commit(0, world.beacon, bytes(32), *HASHES[1:]),
+        lambda: client.commit(-1, world.beacon, *HASHES),
+        lambda: client.reward(0, 0, 1 << 255),
+        lambda: client.vote(0, []),
+        lambda: client.vote(0, [ME.peer_id]),
+        lambda: client.vote(0, [OTHER.peer_id] * 2),
+        lambda: client.publish_weights(0, bytes(32), ""),
+        lambda: client.publish_weights(0, b"w" * 32, "u" * 257),
+        lambda: client.register(payout="0x12"),
+        lambda: world._replace(contract="here").client(tmp_path / "x"),
+    ):
+        with pytest.raises(ValueError, match=r"\.$"):
+            wrong()
+    assert client.counts() == {"waiting": 1}  # the registration without the wrong payout
+
+
+# --- what is wrong with an endpoint, in one sentence
+
+
+def test_another_chain(world, tmp_path):
+    client = world.client(tmp_path, chain_id=5)
+    with pytest.raises(WrongChain, match="serves chain 131277322940537, but the swarm is on chain 5: "):
+        client.status()
+    assert client.step() > 0 and client.problems == {"WrongChain": 1}
+
+
+def test_a_chain_begun_anew(world, tmp_path):
+    client = world.client(tmp_path)
+    client.connect()
+    client.close()
+    anew = LocalChain()
+    anew.answers["eth_getBlockByNumber"] = lambda params: anew._block(params) | {"hash": "0x" + "77" * 32}
+    with pytest.raises(WrongChain, match="begun anew"):
+        world._replace(chain=anew).client(tmp_path).connect()
+
+
+def test_no_contract_or_another_one(world, tmp_path):
+    with pytest.raises(NoContract, match=f"no contract at {OTHER_ADDRESS}"):
+        world._replace(contract=OTHER_ADDRESS).client(tmp_path).status()
+    other = world.chain.deploy("0x600a600c600039600a6000f3602a60005260206000f3")  # answers 42 to everything
+    (tmp_path / "b").mkdir()
+    world.chain.answers["eth_call"] = lambda params: "0x"
+    with pytest.raises(NoContract, match="no swarm coordinator"):
+        world._replace(contract=other).client(tmp_path / "b").status()
+
+
+OTHER_ADDRESS = "0x" + "12" * 20
+
+BLOCK = ["number", "hash", "timestamp", "baseFeePerGas", "status", "blockNumber", "blockHash", "transactionHash"]
+answers = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8)
+    | st.binary(max_size=99).map(lambda raw: "0x" + raw.hex())
+    | st.integers(0, 1 << 300).map(hex),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(BLOCK), inner, max_size=6),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@given(answers, st.integers(0, 20))
+def test_no_answer_of_an_endpoint_stops_a_node(tmp_path_factory, answer, at):
+    """Any one answer may be anything that JSON can say; afterwards all goes on as if it had not been."""
+    world = make_world()
+    client = world.client(tmp_path_factory.mktemp("hostile"))
+    client.commit(world.round, world.beacon, *HASHES)
+    left = [at]
+
+    def hook(name: str) -> None:
+        left[0] -= name.startswith("before")
+        method = name.removeprefix("before ")
+        world.chain.answers = {method: lambda params: answer} if left[0] == -1 else {}
+
+    world.chain.hook = hook
+    for _ in range(3):
+        assert 0 <= client.step() <= 60
+        world.chain.mine()
+    world.chain.hook, world.chain.answers = (lambda name: None), {}
+    try:
+        settle(client, world)
+    finally:
+        client.close()
+    assert len(world.events("Committed")) == 1 or client.wishes()[0].state in ("refused", "dropped")
+
+
+@given(st.binary(max_size=400))
+def test_bytes_of_any_kind_are_decoded_or_refused(raw):
+    for types in (calls.STATUS, ["string[]"], ["(address,string,uint8,uint256)[]"], ["bool"]):
+        try:
+            abi.decode(types, raw)
+        except MalformedAnswer as error:
+            assert len(str(error)) < 300
+
+
+def test_text_that_is_no_text_is_replaced():
+    raw = abi.encode_call("f(bytes[])", ([b"\xff\xfe", b"good"],))[4:]
+    assert abi.decode(["string[]"], raw) == (("\ufffd\ufffd", "good"),)
+
+
+def test_refusals_are_named_in_every_form_in_which_servers_send_them():
+    data = bytes.fromhex("42d5d8ac")
+    assert abi.error_name(data)[0] == "unknown error"
+    named = abi.error_name(bytes.fromhex("1614b50c"))  # the reference's selector of InvalidVoterPeerId()
+    assert named == ("InvalidVoterPeerId", "")
+    text = abi.encode_call("Error(string)", ("out of luck",))
+    assert abi.error_name(text) == ("Error", "out of luck")
+    assert abi.error_name(text[:20]) == ("Error", "")  # cut
+
+
+def test_an_estimate_that_fails_for_reasons_of_the_endpoint_ends_nothing(world, tmp_path):
+    def refuse(params):
+        raise Refused("eth_estimateGas", -32603, "internal error")
+
+    client = world.client(tmp_path)
+    client.commit(world.round, world.beacon, *HASHES)
+    world.chain.answers["eth_estimateGas"] = refuse
+    for _ in range(6):
+        client.step()
+        world.chain.mine()
+    assert client.counts() == {"waiting": 1} and "internal error" in client.wishes()[0].reason
+    del world.chain.answers["eth_estimateGas"]
+    settle(client, world)
+
+
+# --- contracts with the original's interface
+
+
+@cache
+def _artifacts() -> dict:
+    return json.loads((Path(__file__).parent / "original" / "artifacts.json").read_text())
+
+
+# selectors of the published interfaces (chain id 685685)
+PUBLISHED = {
+    "Original042": {"9291fee5", "33e7fb45", "5194e15f", "fbe94d68", "8a19c8bc", "5bf5d54c", "96bac35a", "098f027f"},
+    "Original060": {"1fcaf676", "33e7fb45", "5194e15f", "06ca2dd3", "fbe94d68", "8a19c8bc", "5bf5d54c", "96bac35a"},
+}
+
+
+@pytest.mark.parametrize(("name", "version"), [("Original042", "0.4.2"), ("Original060", "0.6.0")])
+def test_a_contract_with_the_original_s_interface_gets_what_it_takes(world, tmp_path, name, version):
+    artifact = _artifacts()[name]
+    assert set(artifact["selectors"].values()) >= PUBLISHED[name]
+    only = {"Original042": "1fcaf676", "Original060": "9291fee5"}[name]
+    assert only not in artifact["selectors"].values()  # the other version's
+    original = world._replace(contract=world.chain.deploy(artifact["bytecode"]))
+    client = original.client(tmp_path)
+    assert client.connect().name == version and not client.connect().ours
+    now = client.status()
+    assert (now.round, now.stage, now.beacon) == (0, 0, None)
+    client.register(payout=OTHER_ADDRESS)
+    client.commit(0, bytes(32), *HASHES)
+    client.reward(0, 0, -7)
+    client.vote(0, ["QmSomebody", OTHER.peer_id])
+    client.publish_weights(0, b"w" * 32, "uri")
+    assert not client.rewarded(0, 0)
+    settle(client, original)
+    states = {wish.kind: wish.state for wish in client.wishes()}
+    assert states == {k: "done" for k in ("register", "reward", "vote")} | {
+        k: "dropped" for k in ("payout", "commit", "weights")
+    }
+    assert client.rewarded(0, 0) and not client.rewarded(0, 1)
+    ((rewarded,), (voted,)) = (original.events(name) for name in ("RewardSubmitted", "WinnerSubmitted"))
+    assert rewarded["reward"] == -7 and set(voted["winners"]) == {"QmSomebody", OTHER.peer_id}
+    client.advance(0)
+    settle(client, original)
+    assert client.status().stage == 1
+
+
+# --- keys
+
+
+def test_a_key_appears_nowhere(world, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    client = world.client(tmp_path)
+    secret = ME.expose_secret()
+    said = [repr(client), repr(client.__dict__)]
+
+    def refuse(params):
+        raise Refused("eth_sendRawTransaction", -32000, "no")
+
+    wish_all(client, world)
+    world.chain.answers["eth_sendRawTransaction"] = refuse
+    client.step()
+    world.chain.answers["eth_sendRawTransaction"] = lambda params: 1 / 0
+    world.chain.mine()
+    with pytest.raises(ZeroDivisionError) as caught:
+        client.step()
+    ours = [entry for entry in caught.traceback if "rlswarm_jax" in str(entry.path)]
+    said += [repr(entry.locals) for entry in ours] + [str(caught.getrepr()), caplog.text, repr(client.wishes())]
+    assert len(ours) > 4
+    del world.chain.answers["eth_sendRawTransaction"]
+    settle(client, world)
+    client.close()
+    files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert secret not in files and secret.hex().encode() not in files
+    forms = (secret.hex(), repr(secret)[2:-1], str(int.from_bytes(secret)))
+    assert not any(form in text for form in forms for text in said) and len(caplog.text) > 100
+    world.client(tmp_path).close()
+
+
+def test_an_address_is_checked_for_its_form():
+    assert eth.checksum("0x5fbdb2315678afecb367f032d93f642f64180aa3") == "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+    for wrong in ("", "0x", "5fbdb2315678afecb367f032d93f642f64180aa3", "0x" + "g" * 40, "0x" + "1" * 41):
+        with pytest.raises(ValueError, match="is no address"):
+            eth.checksum(wrong)
+
+
+def test_a_client_that_is_down_says_so_to_who_asks(world, tmp_path):
+    world.chain.down = True
+    with pytest.raises(EndpointDown):
+        world.client(tmp_path).status()

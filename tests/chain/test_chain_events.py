@@ -1,0 +1,243 @@
+"""The index of events is what the chain says now, through reorganisations, restarts and endpoints that refuse."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from rlswarm_jax.chain import abi, ledger
+from rlswarm_jax.chain.errors import FileDamaged, MalformedAnswer, Refused, WrongChain
+from rlswarm_jax.chain.eth import checksum
+from rlswarm_jax.chain.events import EventIndex
+from rlswarm_jax.identity import simulated
+from tests.chain.client_world import (
+    ACCOUNT,
+    HASHES,
+    ME,
+    OTHER,
+    OTHER_ACCOUNT,
+    World,
+    make_world,
+    settle,
+    wish_all,
+)
+
+NAMES = ("PeerRegistered", "RoundAdvanced", "BeaconFinalized", "Committed", "RewardSubmitted", "WinnerSubmitted")
+
+
+@pytest.fixture
+def world():
+    return make_world()
+
+
+def index_of(world: World, directory: Path, **options) -> EventIndex:
+    return EventIndex(world.chain, world.contract, directory / "events.sqlite", **options)
+
+
+def catch_up(index: EventIndex) -> EventIndex:
+    for _ in range(100):
+        if index.pull():
+            return index
+    raise AssertionError("never there")
+
+
+def plain(fields: dict) -> dict:
+    """As it comes back from JSON."""
+    found = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {name: "0x" + value.hex() if isinstance(value, bytes) else value for name, value in found.items()}
+
+
+def assert_is_the_chain(index: EventIndex, world: World) -> None:
+    """Every event, by the chain's own receipts."""
+    for name in NAMES:
+        assert [entry.fields for entry in index.entries(name)] == [
+            plain(fields) for fields in world.chain.events(world.contract, name)
+        ]
+    assert index.position == (world.chain.height, "0x" + world.chain.block(world.chain.height).hash.hex())
+
+
+def busy(world: World, rng: random.Random, blocks: int) -> None:
+    """Blocks in which anybody registers, or claims a name, or the round advances, or nothing happens."""
+    for _ in range(blocks):
+        if rng.random() < 0.5 and not world.chain.pending():
+            call = abi.encode_call("registerPeer(string)", (f"claim {rng.random()}",))
+            world.chain.transact(OTHER.expose_secret(), world.contract, call)
+        world.chain.mine()
+
+
+def test_the_ledger_is_what_was_done(world, tmp_path):
+    client = world.client(tmp_path)
+    wish_all(client, world)
+    client.register(payout="0x" + "ab" * 20)
+    client.publish_weights(world.round, b"w" * 32, "ipfs://weights")
+    settle(client, world)
+    other = world.client(_new(tmp_path, "other"), identity=OTHER)
+    other.commit(world.round, world.beacon, *HASHES[::-1])
+    other.reward(world.round, 0, -45)
+    settle(other, world)
+    world.call(OTHER, "registerPeer(string)", "Qm" + "a" * 44)  # a mere claim
+    world.call(OTHER, "registerPeer(string)", simulated(0, 5).peer_id)  # another's key: a claim, too
+    index = catch_up(index_of(world, tmp_path))
+    hashes = {wish.kind: wish.hash for wish in client.wishes()}
+
+    assert [(peer.account, peer.peer_id, peer.kind) for peer in ledger.peers(index)] == [
+        (ACCOUNT, ME.peer_id, "proven"),
+        (OTHER_ACCOUNT, OTHER.peer_id, "proven"),
+        (OTHER_ACCOUNT, "Qm" + "a" * 44, "claimed"),
+        (OTHER_ACCOUNT, simulated(0, 5).peer_id, "claimed"),
+    ]
+    assert [peer.payout for peer in ledger.peers(index)][:2] == [checksum("0x" + "ab" * 20), OTHER_ACCOUNT]
+    now = ledger.round_of(index, world.round)
+    assert now.beacon == "0x" + world.beacon.hex() and now.began and now.total == 12345 - 45
+    mine, theirs = now.commitments
+    assert mine == (ACCOUNT, *("0x" + one.hex() for one in HASHES), hashes["commit"])
+    assert (theirs.account, theirs.root) == (OTHER_ACCOUNT, "0x" + HASHES[3].hex())
+    assert now.rewards[0] == (ACCOUNT, ME.peer_id, 0, 12345, hashes["reward"])
+    assert now.votes == ((ACCOUNT, ME.peer_id, (OTHER.peer_id,), hashes["vote"]),)
+    assert now.weights == ((ACCOUNT, "0x" + (b"w" * 32).hex(), "ipfs://weights", hashes["weights"]),)
+    assert ledger.totals(index) == {ACCOUNT: (12345, 0), OTHER_ACCOUNT: (-45, 1)}
+    assert [one.number for one in ledger.rounds(index)] == [0, 1] and ledger.rounds(index)[1] == now
+    assert ledger.round_of(index, 99) == (99, "", "", (), (), (), ())
+    assert_is_the_chain(index, world)
+
+
+def _new(directory: Path, name: str) -> Path:
+    (directory / name).mkdir()
+    return directory / name
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_after_any_reorganisations_the_index_is_that_of_the_chain(world, tmp_path, seed):
+    """Of any depth, with pulls at any time, in ranges of any size, and starts anew from the file."""
+    rng = random.Random(seed)
+    depth = rng.choice([2, 5, 100])
+    index = index_of(world, tmp_path, depth=depth, span=rng.choice([1, 3, 1000]))
+    for _ in range(8):
+        busy(world, rng, rng.randrange(5))
+        for _ in range(rng.randrange(3)):
+            index.pull(ranges=rng.randrange(1, 4))
+        if rng.random() < 0.6:
+            world.chain.forget()
+            world.chain.rewind(max(0 + world.height, world.chain.height - rng.randrange(8)), keep=rng.random() < 0.5)
+        if rng.random() < 0.3:
+            index.close()
+            index = index_of(world, tmp_path, depth=depth)
+    world.chain.mine()
+    catch_up(index)
+    assert_is_the_chain(index, world)
+
+
+def test_a_reorganisation_below_all_that_is_remembered_has_everything_read_again(world, tmp_path):
+    busy(world, random.Random(1), 12)
+    index = catch_up(index_of(world, tmp_path, depth=2, span=1))
+    world.chain.rewind(world.height, keep=False)
+    busy(world, random.Random(2), 6)
+    catch_up(index)
+    assert_is_the_chain(index, world)
+
+
+def test_a_shorter_chain_is_believed_too(world, tmp_path):
+    busy(world, random.Random(1), 6)
+    index = catch_up(index_of(world, tmp_path))
+    world.chain.rewind(world.height, keep=False)
+    catch_up(index)
+    assert_is_the_chain(index, world)
+
+
+def test_a_reorganisation_in_the_middle_of_a_range_is_noticed(world, tmp_path):
+    """Between the question for events and the one for the block they end in."""
+    busy(world, random.Random(1), 4)
+    index = index_of(world, tmp_path)
+
+    def reorganise(name: str) -> None:
+        if name == "after eth_getLogs":
+            world.chain.hook = lambda name: None
+            world.chain.rewind(world.height + 1, keep=False)
+            busy(world, random.Random(2), 5)
+
+    world.chain.hook = reorganise
+    index.pull(ranges=1)
+    assert index.position is None  # nothing of it was believed
+    catch_up(index)
+    assert_is_the_chain(index, world)
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_ranges_are_halved_until_the_endpoint_takes_them(world, tmp_path, most):
+    asked = []
+
+    def limited(params):
+        first, last = (int(params[0][name], 16) for name in ("fromBlock", "toBlock"))
+        asked.append((first, last))
+        if last - first + 1 > most:
+            raise Refused("eth_getLogs", -32005, "query exceeds max block range")
+        return world.chain._logs(params)
+
+    busy(world, random.Random(1), 10)
+    world.chain.answers["eth_getLogs"] = limited
+    index = catch_up(index_of(world, tmp_path, span=64))
+    assert_is_the_chain(index, world)
+    answered = sorted(one for one in asked if one[1] - one[0] < most)
+    covered = [block for first, last in answered for block in range(first, last + 1)]
+    assert covered == list(range(world.chain.height + 1)) and max(last - first for first, last in asked) < 64
+
+
+def test_an_endpoint_that_refuses_a_single_block_is_an_error(world, tmp_path):
+    def refuse(params):
+        raise Refused("eth_getLogs", -32005, "no")
+
+    world.chain.answers["eth_getLogs"] = refuse
+    with pytest.raises(Refused):
+        catch_up(index_of(world, tmp_path, span=8))
+
+
+FORGERIES = {
+    "another contract's": lambda log: log | {"address": "0x" + "12" * 20},
+    "a later block's": lambda log: log | {"blockNumber": "0xfff"},
+    "one undone": lambda log: log | {"removed": True},
+    "one cut": lambda log: log | {"data": log["data"][:20]},
+    "one without topics": lambda log: log | {"topics": None},
+    "one with a topic too many": lambda log: log | {"topics": [*log["topics"], log["topics"][0]]},
+    "one of a block that is not": lambda log: log | {"blockHash": 7},
+    "none": lambda log: [],
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+def test_what_is_no_event_of_the_range_is_refused_and_forgotten(world, tmp_path, forge):
+    index = index_of(world, tmp_path)
+    world.chain.answers["eth_getLogs"] = lambda params: [forge(log) for log in world.chain._logs(params)]
+    with pytest.raises(MalformedAnswer):
+        index.pull()
+    world.chain.answers["eth_getLogs"] = lambda params: world.chain._logs(params) * 2
+    with pytest.raises(MalformedAnswer, match="twice"):
+        index.pull()
+    assert index.position is None and not index.entries("PeerRegistered")
+    world.chain.answers.clear()
+    assert_is_the_chain(catch_up(index), world)
+
+
+def test_names_that_are_no_text_stop_nothing(world, tmp_path):
+    """Anybody may register any bytes as a claim."""
+    call = abi.encode_call("registerPeer(string)", ("x" * 40,)).replace(b"x" * 40, b"\xff\x00" * 20)
+    world.chain.transact(OTHER.expose_secret(), world.contract, call)
+    world.chain.mine()
+    peers = ledger.peers(catch_up(index_of(world, tmp_path)))
+    assert (peers[-1].kind, peers[-1].peer_id) == ("claimed", "\ufffd\x00" * 20)
+
+
+def test_an_index_is_of_one_contract_and_one_chain(world, tmp_path):
+    catch_up(index_of(world, tmp_path)).close()
+    with pytest.raises(FileDamaged, match="another contract"):
+        EventIndex(world.chain, "0x" + "12" * 20, tmp_path / "events.sqlite")
+    world.chain.answers["eth_getBlockByNumber"] = lambda params: world.chain._block(params) | {"hash": "0x" + "1" * 64}
+    with pytest.raises(WrongChain, match="delete that file"):
+        index_of(world, tmp_path).pull()
+
+
+def test_few_hashes_are_kept(world, tmp_path):
+    index = index_of(world, tmp_path, depth=5, span=1)
+    for _ in range(40):
+        world.chain.mine()
+        catch_up(index)
+    assert len(index._run("SELECT * FROM blocks")) <= 7
