@@ -10,7 +10,7 @@ from rlswarm_jax.game.exam import Outcome, Stage
 from rlswarm_jax.tasks import Problem
 
 SMALL = [
-    "--config=configs/game.py:smoke",
+    "--config=configs/game.py:simulate-smoke",
     "--config.swarm.nodes=2",
     "--config.rounds=2",
     "--config.checkpoint_every=2",
