@@ -5,7 +5,6 @@ Anything with the same `request` will do in its place: the tests use a chain in 
 
 import json
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,11 +15,10 @@ import requests
 import urllib3
 
 from rlswarm_jax.chain.errors import AnswerTooLarge, EndpointDown, MalformedAnswer, Refused
+from rlswarm_jax.chain.nesting import is_deep
 
 MAX_ANSWER_BYTES = 4 << 20
 _MAX_WORDS = 300
-_MAX_DEPTH = 64
-_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)  # strings and brackets; in linear time
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _LOCAL = {"127.0.0.1", "::1", "localhost"}
 
@@ -93,7 +91,7 @@ class Endpoint:
 def parse_answer(body: bytes, method: str, id_: int) -> Any:
     """The result within the bytes of an answer. Raises MalformedAnswer, or Refused if the answer is an error."""
     try:
-        answer = json.loads(body) if not _is_deep(body) else None
+        answer = json.loads(body) if not is_deep(body) else None
     except (ValueError, RecursionError):
         raise MalformedAnswer(f"the chain endpoint's answer to {method} is not JSON.") from None
     if not isinstance(answer, dict):
@@ -103,18 +101,6 @@ def parse_answer(body: bytes, method: str, id_: int) -> Any:
     if answer.get("id") != id_ or "result" not in answer:
         raise MalformedAnswer(f"the chain endpoint's answer to {method} belongs to no question of ours.")
     return answer["result"]
-
-
-def _is_deep(body: bytes) -> bool:
-    """Whether JSON is nested deeper than any answer: json.loads recurses in C, up to a limit that libraries raise."""
-    if body.count(b"[") + body.count(b"{") <= _MAX_DEPTH:
-        return False
-    depth = 0
-    for token in _TOKENS.finditer(body):
-        depth += 1 if token[0] in (b"[", b"{") else -1 if token[0] in (b"]", b"}") else 0
-        if depth > _MAX_DEPTH:
-            return True
-    return False
 
 
 def _refusal(method: str, error: Any) -> Refused:

@@ -410,6 +410,16 @@ def test_hostile_requests_over_http_get_errors_and_others_are_served(tmp_path):
         assert (tmp_path / devnet.LOG).read_text() == ""
 
 
+@pytest.mark.parametrize("depth", [65, 90_000, 1_000_000])
+def test_a_request_that_nests_deeply_is_refused_before_a_decoder_overflows_the_stack(shared, depth):
+    """py-evm raises Python's limit on recursion so far that decoders, which recurse in C, would end the process."""
+    deep = b"[" * depth + b"]" * depth
+    for body in (deep, b"[" * depth, b'{"id":1,"method":"eth_chainId","params":' + deep + b"}", b'{"a":' * depth):
+        assert json.loads(shared.interface.answer(body))["error"]["code"] == -32700
+    named = b'{"id":1,"method":"' + b"[" * depth + b'","params":[]}'  # in a text brackets are nothing
+    assert json.loads(shared.interface.answer(named))["error"]["code"] == -32601
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-1, 2**300) | st.floats(-1e9, 1e9) | st.text(max_size=70)
     | st.sampled_from(["0x", "0x0", "latest", "0x" + "00" * 20, "0x" + "ab" * 32, "0x" + "f" * 64]),

@@ -28,6 +28,7 @@ from rlswarm_jax.chain.devnet.errors import (
 from rlswarm_jax.chain.devnet.execution import Outcome
 from rlswarm_jax.chain.devnet.store import Store
 from rlswarm_jax.chain.devnet.views import data, transaction_view, word
+from rlswarm_jax.chain.nesting import is_deep
 
 MAX_BATCH, MAX_BATCH_BYTES = 1000, 64 * 2**20  # requests, and bytes of their answers
 MAX_FEE_HISTORY = 1024  # blocks
@@ -62,6 +63,8 @@ class Interface:
 
     def answer(self, body: bytes) -> bytes:
         """To one request or a batch. Empty if nothing in it wants an answer."""
+        if is_deep(body):
+            return _failure(None, RpcError("parse error: the body nests too deeply", PARSE_ERROR))
         if body.lstrip()[:1] != b"[":
             return self._answer(body) or b""
         try:
