@@ -186,14 +186,16 @@ def evaluations_block(found: Evaluations) -> Block:
         both = [tasks["all tasks"] for tasks in of if {name, other} <= tasks["all tasks"].keys()]
         return [100 * (measured[name].mean - measured[other].mean) for measured in both]
 
-    rows = [["held-out problems, % right", *columns]]
+    seeds = len(columns[variants[0]])
+    headers = [name if len(of) == seeds else f"{name} ({len(of)} of {seeds} seeds)" for name, of in columns.items()]
+    rows = [["held-out problems, % right", *headers]]
     rows += [[name, *(cell(values(of, name)) for of in columns.values())] for name in names]
     compared = [(a, b) for a, b in COMPARED if a in names and b in names]
     rows += [[f"{a}, less {b}", *(cell(difference(of, a, b), "+") for of in columns.values())] for a, b in compared]
-    seeds = len(columns[variants[0]])
     first = found.evaluations[0].before["all tasks"]
     problems = max(measured.problems for measured in first.values())
-    note = f"{problems} problems, mean over nodes, ± standard error over {seeds} seeds. {found.hardware}; "
+    note = f"{problems} problems, mean over nodes, ± standard error over {seeds} seeds of the mean over these problems. "
+    note += f"{found.hardware}; "
     lines = [f"{row[0]}: {row[1]} -> {row[2]} %" for row in rows[1:] if row[1] and row[2]]
     return Block(
         rows, f"{note}commit {found.commit}.", [*lines, f"± standard error over {seeds} seeds; {found.commit}"]
