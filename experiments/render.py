@@ -194,7 +194,7 @@ def evaluations_block(found: Evaluations) -> Block:
     rows += [[f"{a}, less {b}", *(cell(difference(of, a, b), "+") for of in columns.values())] for a, b in compared]
     first = found.evaluations[0].before["all tasks"]
     problems = max(measured.problems for measured in first.values())
-    note = f"{problems} problems, mean over nodes, ± standard error over {seeds} seeds of the mean over these problems. "
+    note = f"{problems} problems, mean over nodes; ± standard error over {seeds} seeds, on the same problems. "
     note += f"{found.hardware}; "
     lines = [f"{row[0]}: {row[1]} -> {row[2]} %" for row in rows[1:] if row[1] and row[2]]
     return Block(

@@ -165,7 +165,7 @@ def test_a_study_has_means_over_seeds_and_differences_within_them(root, tmp_path
     assert "| first answer | 1.0 ± 0.0 | 82.0 ± 1.2 | 75.0 |" in text
     assert "| revised |  | 87.0 ± 1.0 |  |" in text
     assert "| revised, less first answer |  | +5.0 ± 0.6 |  |" in text  # of 5, 4 and 6
-    assert "512 problems, mean over nodes, ± standard error over 3 seeds of the mean over these problems." in text
+    assert "512 problems, mean over nodes; ± standard error over 3 seeds, on the same problems." in text
 
 
 def test_rendering_twice_changes_nothing(root, tmp_path):
