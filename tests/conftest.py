@@ -3,7 +3,10 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
+
+PYTHON_RECURSION, PY_EVM_RECURSION = 1000, 100_000
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,3 +16,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the processes that tests st
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+def pytest_runtest_setup(item) -> None:
+    """py-evm raises Python's limit on recursion when it is imported, and needs that; no node ever imports it.
+
+    With it a decoder that recurses in C ends the process where others rely on a RecursionError.
+    """
+    sys.setrecursionlimit(PY_EVM_RECURSION if "chain" in item.path.parts else PYTHON_RECURSION)
