@@ -213,6 +213,7 @@ def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path):
         assert rounds == sorted(set(rounds)) and rounds[-1] == ROUNDS - 1
 
 
+@pytest.mark.slow
 def test_a_killed_node_is_restarted_and_comes_to_the_end_with_the_others(tmp_path):
     workdir = tmp_path / "run"
     process = start("smoke", workdir, "--config.swarm.deadline=30.0", "--config.wandb.mode=offline")

@@ -92,6 +92,7 @@ def check_equal(workdir: Path, uninterrupted: Path) -> None:
         assert ours[field] == theirs[field], field
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(uninterrupted, tmp_path):
     assert sum(row["learn/updates"] for row in rows(uninterrupted)) > 4
     assert len(set(summary(uninterrupted)["weights"].values())) == 4

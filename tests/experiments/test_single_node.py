@@ -59,6 +59,7 @@ def test_a_key_file_that_cannot_be_used_is_one_sentence_and_is_never_shown(tmp_p
         assert secret.hex() not in said + complained
 
 
+@pytest.mark.slow
 def test_an_unreachable_bootnode_is_one_sentence_and_does_not_stop_a_node(tmp_path, taken_port):
     nobody = f"/ip4/127.0.0.1/tcp/{taken_port}/p2p/{simulated(1, 1).peer_id}"
     workdir = tmp_path / "run"
