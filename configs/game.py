@@ -33,7 +33,7 @@ Measured (rendered: game):
 
 Half of the problems are sums, which the embedded model gets right some of the time only, even un-spoiled: there
 answers differ, and there is something to learn from others. It starts un-spoiled, because it has been taught all three
-stages; the learning rate is a tenth of the quickstart's: at 1e-4 it already forgets more than it learns.
+stages; the learning rate is a tenth of the quickstart's, which is for a model that has a skill to bring back.
 """
 
 import ml_collections

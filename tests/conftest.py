@@ -19,8 +19,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the processes that tests st
 
 
 def pytest_runtest_setup(item) -> None:
-    """py-evm raises Python's limit on recursion when it is imported, and needs that; no node ever imports it.
+    """py-evm raises Python's limit on recursion when it is imported, and needs that; no node imports it.
 
-    With it a decoder that recurses in C ends the process where others rely on a RecursionError.
+    Why that is not for the other tests is in rlswarm_jax/chain/account.py.
     """
-    sys.setrecursionlimit(PY_EVM_RECURSION if "chain" in item.path.parts else PYTHON_RECURSION)
+    sys.setrecursionlimit(PY_EVM_RECURSION if item.nodeid.startswith("tests/chain/") else PYTHON_RECURSION)

@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from eth_account import Account
-
 from rlswarm_jax.chain import eth
+from rlswarm_jax.chain.account import Account
 from rlswarm_jax.chain.errors import InsufficientFunds, Refused
 from rlswarm_jax.chain.outbox import Outbox, Transaction, Wish
 from rlswarm_jax.chain.rpc import Rpc

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -290,6 +292,15 @@ def test_no_contract_or_another_one(world, tmp_path):
 OTHER_ADDRESS = "0x" + "12" * 20
 
 BLOCK = ["number", "hash", "timestamp", "baseFeePerGas", "status", "blockNumber", "blockHash", "transactionHash"]
+
+
+def test_a_node_that_imports_the_client_recurses_no_deeper_than_before():
+    """Else a file that nests deeply would end it: py_ecc, which eth_account brings along, raises the limit."""
+    imported = "import rlswarm_jax.chain.coordinator, rlswarm_jax.chain.events, rlswarm_jax.chain.ledger"
+    script = f"import sys; before = sys.getrecursionlimit(); {imported}; assert 'py_ecc' in sys.modules"
+    subprocess.run([sys.executable, "-c", f"{script}; assert sys.getrecursionlimit() == before"], check=True)
+
+
 answers = st.recursive(
     st.none()
     | st.booleans()

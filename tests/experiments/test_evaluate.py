@@ -89,7 +89,7 @@ def test_a_run_is_evaluated_before_and_after(tmp_path, capsys):
     assert simulated.run(cli.parse([*SMALL, f"--workdir={folder}"])) == 0
     assert evaluate.run(cli.parse([*SMALL, f"--checkpoint={folder}"])) == 0
     found = json.loads((folder / "evaluation.json").read_text())
-    assert found["name"] == "game-smoke" and {"before", "after"} <= found.keys()
+    assert found["name"] == "game-simulate-smoke" and {"before", "after"} <= found.keys()
     assert found["after"]["all tasks"]["revised"]["problems"] == 8
     assert found["after"] != found["before"]  # weights that such a learning rate has spoiled
     said = capsys.readouterr().out
