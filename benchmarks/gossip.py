@@ -60,6 +60,7 @@ def make_record(node: int, size: int) -> bytes:
         author=IDENTITIES[node].author,
         round=next(rounds),
         stage="answer",
+        beacon=b"",
         prompt_format="compact-2/01234567",
         policy_version=1,
         weights_fingerprint="0123456789abcdef",

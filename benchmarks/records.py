@@ -81,6 +81,7 @@ def make_record(groups: int, completions: int, tokens: int, vocab_size: int, cha
         author=NODE.author,
         round=1000,
         stage="answer",
+        beacon=b"",
         prompt_format="compact-2/01234567",
         policy_version=1000,
         weights_fingerprint="0123456789abcdef",

@@ -112,6 +112,15 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.evaluation.top_p = 1.0
     config.evaluation.min_p = 0.0
 
+    config.chain = ml_collections.ConfigDict()  # on which rounds and contributions are kept
+    config.chain.endpoint = "devnet"  # or "anvil", started with the swarm; "none"; http(s)://..., or $NAME that holds it
+    config.chain.contract = ""  # at an endpoint of others: the coordinator's address
+    config.chain.id = 0  # ... and the chain's
+    config.chain.confirmations = 6  # ... and blocks until a transaction counts as settled
+    config.chain.every = 5  # rounds from one look at the chain to the next: a round of the coordinator takes two
+    config.chain.payout = ""  # account that a single node's earnings go to ("": that of its key)
+    config.chain.keep = 1000  # rounds whose records a node keeps, for whoever checks claims
+
     config.devices = ml_collections.ConfigDict()  # how a process uses those that jax gives it: by default all, each
     config.devices.backend = "shard_map"  # ... with all parameters and a part of the batch; or "pmap"
     config.devices.fsdp = 1  # devices over which the parameters are split, for models that exceed one

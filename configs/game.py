@@ -59,5 +59,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.swarm.external_groups = 8
     config.learn.learning_rate = 3e-5
     config.rounds = config.evaluation.every = 100
+    config.chain.endpoint = "none"  # a study: problems follow from the seed
     common.apply(config, variant, control, novotes, common.simulate, common.smoke)
     return config

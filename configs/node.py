@@ -24,5 +24,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.driver = "node"
     config.rounds = 0  # until it is stopped
     config.swarm.nodes = 1
+    config.chain.endpoint = "none"  # nobody starts one for it; docs/chain.md says how to join a swarm that has one
     common.apply(config, variant, common.smoke)
     return config

@@ -24,5 +24,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.simulate(config)
     config.swarm.nodes = config.game.stages = 1
     config.swarm.local_groups, config.swarm.external_groups = 8, 0
+    config.chain.endpoint = "none"
     common.apply(config, variant, common.smoke)
     return config

@@ -93,6 +93,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         "devices.tensor": (config.devices.tensor, 1),
         "devices.processes": (config.devices.processes, 0),
         "devices.process": (config.devices.process, 0),
+        "chain.every": (config.chain.every, 1),
+        "chain.confirmations": (config.chain.confirmations, 0),
+        "chain.keep": (config.chain.keep, 0),
     }
     for field, (value, least) in limits.items():
         if value < least:
@@ -126,6 +129,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if value > limit:
             raise UsageError(f"config.{field} is {value}; it must be at most {limit}.")
     _check_devices(config)
+    _check_chain(config)
     if config.game.stages > 1 and config.game.shared > config.swarm.local_groups:
         wrong = f"config.game.shared is {config.game.shared} of {config.swarm.local_groups} problems"
         raise UsageError(f"{wrong}: it must be at most config.swarm.local_groups.")
@@ -158,6 +162,23 @@ def _check_devices(config: ml_collections.ConfigDict) -> None:
     if devices.processes > 1 and not re.fullmatch(r".+:\d+", devices.coordinator):
         wanted = "host:port of process 0, the same for all, such as 10.0.0.1:8476"
         raise UsageError(f"config.devices.coordinator is {devices.coordinator!r}; expected {wanted}.")
+
+
+def _check_chain(config: ml_collections.ConfigDict) -> None:
+    chain = config.chain
+    if chain.endpoint in LOCAL_CHAINS:
+        if config.driver == "node" and chain.endpoint != "none":
+            other = "give the address of one, with config.chain.contract and config.chain.id, or choose none"
+            raise UsageError(f"config.chain.endpoint {chain.endpoint} is started for a whole swarm: {other}.")
+        return
+    if not chain.endpoint.startswith(("http://", "https://", "$")):
+        wanted = f"{', '.join(LOCAL_CHAINS)}, an http(s):// address, or $NAME of an environment variable that holds one"
+        raise UsageError(f"config.chain.endpoint is none of {wanted}.")
+    for field, value in (("contract", chain.contract), *([("payout", chain.payout)] if chain.payout else [])):
+        if not re.fullmatch("0x[0-9a-fA-F]{40}", value):
+            raise UsageError(f"config.chain.{field} is {value!r}; expected an address: 0x and 40 hexadecimal digits.")
+    if chain.id < 1:
+        raise UsageError(f"config.chain.id is {chain.id}; expected that of the endpoint's chain, such as 1.")
 
 
 def main(run: Callable[[Arguments], int], help_text: str) -> None:

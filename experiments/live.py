@@ -15,11 +15,14 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
-from experiments import cli, folder, report
+from experiments import cli, folder, keeping, report
 from experiments.cli import Arguments, UsageError
 from experiments.summary import peak_memory_mb, summarise, write_summary
 from experiments.view import SwarmView
 from rlswarm_jax import identity, launch
+from rlswarm_jax.chain.devnet import CHAIN_ID, DevnetError
+from rlswarm_jax.chain.errors import ChainError
+from rlswarm_jax.chain.local import LocalChain
 from rlswarm_jax.launch import Exit, Launcher, LaunchError, Member
 from rlswarm_jax.metrics import read_rows
 
@@ -34,7 +37,7 @@ def run(arguments: Arguments) -> int:
     try:
         with folder.opened(config, workdir, arguments.resume) as resumes, folder.stop_on_signal() as stopping:
             return _run(config, workdir, resumes, Console(), stopping)
-    except (LaunchError, identity.KeyFileError) as error:
+    except (LaunchError, identity.KeyFileError, DevnetError, ChainError) as error:
         raise UsageError(str(error)) from error
 
 
@@ -44,27 +47,31 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, consol
     members = launch.assign(workdir, config.swarm.nodes, seed=config.seed, host=config.swarm.host)
     for member in members:
         console.print(f"node {member.index}  {member.name:20} {member.address}", highlight=False, soft_wrap=True)
-        _write_config(config, member, members)
-    names = [member.name for member in members]
-    view = SwarmView(console, names, config.rounds, [len(_rows(member)) for member in members])
-    tails = {member: _Tail(member.folder / folder.METRICS_FILE) for member in members}
+    with _chain(config, workdir, members) as chain:
+        for member in members:
+            _write_config(config, member, members, chain)
+        names = [member.name for member in members]
+        view = SwarmView(console, names, config.rounds, [len(_rows(member)) for member in members])
+        tails = {member: _Tail(member.folder / folder.METRICS_FILE) for member in members}
 
-    def show(exits: list[Exit]) -> None:
-        for exit in exits:
-            if exit.code not in (0, STOPPED):
-                view.say(f"node {exit.member.index} {exit.reason}{'; it is restarted' if exit.restarted else ''}")
-        states = launcher.states()
-        for member, tail in tails.items():
-            for row in tail.new_rows():
-                view.update(row | {"node": member.index})
-            view.state(member.index, _state(states[member.index], member, tail))
+        def show(exits: list[Exit]) -> None:
+            for exit in exits:
+                if exit.code not in (0, STOPPED):
+                    view.say(f"node {exit.member.index} {exit.reason}{'; it is restarted' if exit.restarted else ''}")
+            states = launcher.states()
+            for member, tail in tails.items():
+                for row in tail.new_rows():
+                    view.update(row | {"node": member.index})
+                view.state(member.index, _state(states[member.index], member, tail))
+            if chain and (said := chain.tend()):
+                view.say(said)
 
-    with Launcher(members, _command, _environment(config)) as launcher, view:
-        launcher.start()
-        while launcher.running and not stopping:
-            time.sleep(POLL)
-            show(launcher.poll())
-        show(launcher.stop())
+        with Launcher(members, _command, _environment(config)) as launcher, view:
+            launcher.start()
+            while launcher.running and not stopping:
+                time.sleep(POLL)
+                show(launcher.poll())
+            show(launcher.stop())
     summary = _summarise(config, workdir, members, before + time.monotonic() - started)
     report.write_report(workdir)
     report.print_summary(workdir, console)
@@ -73,6 +80,14 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, consol
         return 0
     console.print(f"{'stopped' if stopping else 'not all nodes finished'}; the same command with --resume goes on.")
     return STOPPED if stopping else 1
+
+
+def _chain(config: ml_collections.ConfigDict, workdir: Path, members: list[Member]) -> contextlib.AbstractContextManager:
+    """The swarm's own chain, if the config asks for one."""
+    kind = config.chain.endpoint
+    if kind not in ("devnet", "anvil"):
+        return contextlib.nullcontext()
+    return LocalChain(kind, workdir / keeping.FOLDER, len(members), [members[0].address])
 
 
 def _command(member: Member) -> list[str]:
@@ -85,8 +100,10 @@ def _environment(config: ml_collections.ConfigDict) -> Callable[[Member], dict[s
     return lambda member: launch.environment(member.index, nodes, devices, visible, os.environ)
 
 
-def _write_config(config: ml_collections.ConfigDict, member: Member, members: list[Member]) -> None:
-    """A node's own config: the swarm's, with its port, its peers, and the first node to find them through."""
+def _write_config(
+    config: ml_collections.ConfigDict, member: Member, members: list[Member], chain: LocalChain | None
+) -> None:
+    """A node's own config: the swarm's, with its port, its peers, the first node to find them through, and the chain."""
     fields = json.loads(config.to_json_best_effort())
     fields["swarm"] |= {
         "port": member.port,
@@ -94,6 +111,8 @@ def _write_config(config: ml_collections.ConfigDict, member: Member, members: li
         "bootnodes": [*fields["swarm"]["bootnodes"], *([members[0].address] if member.index else [])],
         "key": "",
     }
+    if chain:
+        fields["chain"] |= {"endpoint": chain.url, "contract": chain.contract, "id": CHAIN_ID, "confirmations": 0}
     folder.write_whole(member.folder / folder.CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
     (member.folder / folder.NODE_FILE).unlink(missing_ok=True)  # of a process that was killed
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,10 @@ import ml_collections
 from rich.console import Console
 from rich.logging import RichHandler
 
-from experiments import cli, folder
+from experiments import cli, folder, keeping
 from experiments.cli import Arguments, TransientError, UsageError
 from rlswarm_jax import identity, launch
+from rlswarm_jax.chain.keeper import Keeper
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
@@ -69,6 +70,7 @@ class Present:
     key: Path
     mailbox: Mailbox
     transport: Transport
+    chain: Keeper | None
 
     @property
     def name(self) -> str:
@@ -89,11 +91,15 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
         raise UsageError(str(error)) from error
     stages = STAGES[: config.game.stages]
     inbox = Inbox(config.swarm.name, own.author, config.swarm.max_staleness, stages, config.rounds)
-    bootnodes = [address.rpartition("/p2p/")[2] for address in config.swarm.bootnodes]
-    mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(bootnodes))
-    transport = Gossip(own, _network_config(config), mailbox.on_record, mailbox.on_peers)
-    present = Present(own, key, mailbox, transport)
-    with folder.lock(key), folder.stop_on_signal() as stopping:
+    coordinator = keeping.connect(config, own, workdir)
+    bootnodes = [*config.swarm.bootnodes]
+    if config.driver == "node":  # a swarm's launcher has named them already
+        bootnodes += [one for one in keeping.bootnodes(coordinator) if not one.endswith(own.peer_id)]
+    peers = _authors(config.swarm.peers), _authors(address.rpartition("/p2p/")[2] for address in bootnodes)
+    mailbox = Mailbox(inbox, *peers)
+    transport = Gossip(own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers)
+    with folder.lock(key), folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
+        present = Present(own, key, mailbox, transport, keeper)
         try:
             addresses = transport.start()
             _write_node_file(workdir, present, addresses, config.swarm.name)
@@ -143,12 +149,13 @@ def _play(
     metrics_file = workdir / folder.METRICS_FILE
     reported = {row["round"] for row in read_rows(metrics_file)} if resumes and metrics_file.exists() else set()
     view = recorder.open(whole_bytes(metrics_file), [len(reported)], f"{config.name}-{config.seed}-{present.name}")
-    live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every)
+    keep = config.chain.keep if present.chain else 0
+    live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every, keep)
     player = Player(0, made.games[0], present.identity, journal, present.mailbox.inbox)
     try:
         checkpoints = Checkpoints(workdir / folder.CHECKPOINT_FOLDER)
         parts = player, made.engine, present.transport, present.mailbox, journal, checkpoints
-        node = Node(*parts, live, recorder.on_round)
+        node = Node(*parts, live, recorder.on_round, present.chain)
         with view:
             node.restore(reported)
             node.run(should_stop)
@@ -181,12 +188,12 @@ def _authors(peers: Iterable[str]) -> list[bytes]:
     return [author for peer in peers if (author := identity.author_of(peer))]
 
 
-def _network_config(config: ml_collections.ConfigDict) -> GossipConfig:
+def _network_config(config: ml_collections.ConfigDict, bootnodes: Sequence[str]) -> GossipConfig:
     return GossipConfig(
         swarm=config.swarm.name,
         host=config.swarm.host,
         port=config.swarm.port,
-        bootnodes=tuple(config.swarm.bootnodes),
+        bootnodes=tuple(bootnodes),
         target_peers=config.swarm.target_peers,
     )
 

@@ -140,6 +140,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
             rewards=Rewards(game.form_reward, game.improvement_reward, game.consensus_reward),
             weights=tuple(game.weights),
             max_prompt_tokens=max_prompt_tokens,
+            chain_every=0 if config.chain.endpoint == "none" else config.chain.every,
         )
         for identity in identities
     ]
@@ -178,4 +179,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         decay_to=config.learn.decay_to,
     )
     engine = Engine(policy, verifier, prompt_format, engine_config, learner_config, len(identities), devices)
+    if config.chain.endpoint != "none":
+        state_hash = qwen.digest(parallel.fetch(engine.state(0)))
+        games = [dataclasses.replace(game, state_hash=state_hash) for game in games]
     return Pieces(games, engine)

@@ -10,6 +10,7 @@ from experiments import folder, pieces, report
 from experiments.cli import Arguments, UsageError
 from experiments.recorder import Recorder
 from rlswarm_jax import identity
+from rlswarm_jax.chain.virtual import VirtualCoordinator, quorum
 from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError
@@ -43,7 +44,9 @@ def make_simulation(config: ml_collections.ConfigDict, made: pieces.Pieces, jour
     timing = Timing(
         simulated.sample, simulated.learn, simulated.evaluate, simulated.deadline, tuple(simulated.slowdown)
     )
-    return Simulation(made.games, identities(config), made.engine, network, timing, journal, on_round, **options)
+    chain = VirtualCoordinator(config.seed, quorum(nodes)) if config.chain.endpoint != "none" else None
+    parts = made.games, identities(config), made.engine, network, timing, journal, on_round
+    return Simulation(*parts, chain=chain, **options)
 
 
 def identities(config: ml_collections.ConfigDict) -> list[identity.Identity]:

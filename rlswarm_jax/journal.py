@@ -86,9 +86,15 @@ class Journal:
         """Forgets what was written after a checkpoint's offset: a simulation computes it again, bit for bit."""
         self._execute("DELETE FROM journal WHERE id > ?", (offset,))
 
-    def prune(self, node: int, before_round: int) -> None:
-        """Forgets rounds that a checkpoint has made unnecessary, so that the disk stays bounded."""
-        self._execute("DELETE FROM journal WHERE node = ? AND round < ?", (node, before_round))
+    def prune(self, node: int, before_round: int, records_before: int | None = None) -> None:
+        """Forgets rounds that a checkpoint has made unnecessary, so that the disk stays bounded.
+
+        records_before: the same for the records of all nodes in them, which may be needed for longer.
+        """
+        kinds = "" if records_before is None else " AND kind NOT IN ('Publish', 'Gather')"
+        self._execute(f"DELETE FROM journal WHERE node = ? AND round < ?{kinds}", (node, before_round))
+        if records_before is not None:
+            self._execute("DELETE FROM journal WHERE node = ? AND round < ?", (node, records_before))
 
     def close(self) -> None:
         self._db.close()

@@ -14,12 +14,16 @@ from typing import Any
 
 import msgspec
 
+from rlswarm_jax.chain.keeper import Keeper
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.engine import Engine
-from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score, Verify
+from rlswarm_jax.game.chain import Moment
+from rlswarm_jax.game.effects import Commit, Effect, Evaluate, Gather, Hear, Learn, Publish, Sample, Score, Verify
 from rlswarm_jax.game.player import Player, RoundReport, SavedPlayer, published
 from rlswarm_jax.game.round import next_round
 from rlswarm_jax.journal import Journal
+from rlswarm_jax.parallel import fetch
+from rlswarm_jax.qwen import digest
 from rlswarm_jax.records.envelope import SignedRecord, seal
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import Transport
@@ -29,6 +33,7 @@ POLL = 0.1  # seconds between looks at whether to stop
 ASK_AFTER = 2.0  # seconds of waiting after which a missing record is asked for: gossip can lose one without a word
 SETTLE = 0.5  # seconds for the answers of peers just met
 FLUSH = 5.0  # seconds for what was published to go out
+CHAIN = 20.0  # seconds for the chain to say its round at first, and to take what is left at the end
 PART = 30.0  # seconds a finished node stays for peers that are still to come to the last round, such as restarted ones
 STOPPED = object()  # in the place of an effect's result
 CHECKPOINT = msgspec.msgpack.Decoder(SavedPlayer)
@@ -36,11 +41,15 @@ CHECKPOINT = msgspec.msgpack.Decoder(SavedPlayer)
 
 @dataclasses.dataclass(frozen=True)
 class LiveConfig:
-    """Seconds. deadline: a stage waits no longer for its peers (0: it waits for ever). join: to find peers at first."""
+    """Seconds. deadline: a stage waits no longer for its peers (0: it waits for ever). join: to find peers at first.
+
+    keep: rounds whose records stay in the journal, for whoever checks what was committed to and claimed.
+    """
 
     deadline: float
     join: float
     checkpoint_every: int
+    keep: int = 0
 
 
 class Node:
@@ -56,9 +65,11 @@ class Node:
         checkpoints: Checkpoints,
         config: LiveConfig,
         on_round: Callable[[RoundReport], None],
+        chain: Keeper | None = None,
     ):
         self.player, self._engine, self._transport, self._mailbox = player, engine, transport, mailbox
         self._journal, self._checkpoints, self._config, self._on_round = journal, checkpoints, config, on_round
+        self._chain = chain
         self._checkpoint = 0  # the round of the last one
         self._published: list[bytes] = []  # by an earlier process, in its last round
         self._seconds: dict[str, float] = collections.defaultdict(float)
@@ -131,8 +142,24 @@ class Node:
             return self._gather(effect, should_stop)
         if isinstance(effect, Learn):
             return self._engine.learn({0: effect})[0]
+        if isinstance(effect, Hear):
+            return self._hear(effect, should_stop)
+        if isinstance(effect, Commit):
+            assert self._chain, "a game that hears a chain has one"
+            state_hash = digest(fetch(self._engine.state(0)))
+            self._chain.commit(effect, state_hash, self.player.game.agreement)
+            return state_hash
         assert isinstance(effect, Evaluate)
         return self._engine.evaluate([0])[0]
+
+    def _hear(self, effect: Hear, should_stop: Callable[[], bool]) -> list[Moment] | object:
+        """What the chain says; `STOPPED` if told to while waiting."""
+        assert self._chain
+        if effect.beyond is not None and not self._chain.wait(effect.beyond, CHAIN, should_stop):
+            if should_stop():
+                return STOPPED
+            log.warning("the chain did not go on for %.0f s: what this node did last is not committed to", CHAIN)
+        return self._chain.moments()
 
     def _gather(self, effect: Gather, should_stop: Callable[[], bool]) -> list[SignedRecord] | object:
         """The records in hand once everybody waited for has spoken, or at the deadline; `STOPPED` if told to."""
@@ -164,6 +191,8 @@ class Node:
     def _end_round(self, report: RoundReport) -> None:
         with self._mailbox.changed:
             metrics = report.metrics | self.player.inbox_metrics()
+        if self._chain:
+            metrics |= {name: float(n) for name, n in sorted(self._chain.take_counts().items())}
         for name, count in sorted((self._transport.take_counts() + self._mailbox.take_counts()).items()):
             name = f"records/{name}" if name.startswith("rejected/") else name
             metrics[name] = metrics.get(name, 0.0) + float(count)
@@ -196,7 +225,7 @@ class Node:
         extra = msgspec.msgpack.encode(self.player.save(self.player.state, time.time(), inbox))
         self._checkpoints.save(round_, [self._engine.state(0)], extra)
         # the checkpoint before this one may still be the newest complete one if the process is killed now
-        self._journal.prune(self.player.index, self._checkpoint)
+        self._journal.prune(self.player.index, self._checkpoint, self._checkpoint - self._config.keep)
         self._checkpoint = round_
 
     # --- coming and going
@@ -214,12 +243,16 @@ class Node:
         if met:
             time.sleep(SETTLE)
         self._go_to_the_others(at_least=1)
+        if self._chain and not self._chain.wait(-1, CHAIN, should_stop):
+            log.warning("nothing was heard of the chain for %.0f s: going on without it until it speaks", CHAIN)
 
     def _part(self, should_stop: Callable[[], bool]) -> None:
         """Stays until what was published is out and the others have come to the last round too, but not for long."""
         mailbox, last = self._mailbox, self.player.state.round - 1
         began = time.monotonic()
         self._transport.flush(FLUSH)
+        if self._chain and not self._chain.finish(CHAIN, should_stop):
+            log.warning("not all was taken by the chain: the same command with --resume sends the rest")
         with mailbox.changed:
             while mailbox.behind(last) and time.monotonic() - began < PART and not should_stop():
                 mailbox.changed.wait(POLL)

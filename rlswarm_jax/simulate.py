@@ -12,16 +12,18 @@ from typing import Any
 
 import msgspec
 
+from rlswarm_jax.chain.virtual import VirtualCoordinator
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.engine import Engine
-from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score, Verify
+from rlswarm_jax.game.effects import Commit, Effect, Evaluate, Gather, Hear, Learn, Publish, Sample, Score, Verify
 from rlswarm_jax.game.player import BEGIN, Player, RoundReport, SavedPlayer
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Journal
-from rlswarm_jax.qwen import Params
+from rlswarm_jax.parallel import fetch
+from rlswarm_jax.qwen import Params, digest
 from rlswarm_jax.records.envelope import open_envelope, seal
 from rlswarm_jax.swarm.virtual import VirtualNetwork
 
@@ -64,12 +66,16 @@ class _Node(Player):
 
 
 class _Saved(msgspec.Struct, array_like=True):
-    """A simulation at one instant, besides the train states. deliveries: (at, receiver, sender, signed bytes)."""
+    """A simulation at one instant, besides the train states. deliveries: (at, receiver, sender, signed bytes).
+
+    chain: the coordinator, empty if there is none.
+    """
 
     nodes: list[SavedPlayer]
     deliveries: list[tuple[float, int, int, bytes]]
     journal_offset: int
     metrics_offset: int
+    chain: bytes
 
 
 class Simulation:
@@ -88,13 +94,14 @@ class Simulation:
         checkpoints: Checkpoints | None = None,
         checkpoint_every: int = 0,
         metrics_offset: Callable[[], int] = lambda: 0,
+        chain: VirtualCoordinator | None = None,
     ):
         self.nodes = [
             _Node(i, game, identity, journal) for i, (game, identity) in enumerate(zip(games, identities, strict=True))
         ]
         self._engine, self._network, self._timing, self._journal = engine, network, timing, journal
         self._on_round, self._metrics_offset = on_round, metrics_offset
-        self._checkpoints, self._every = checkpoints, checkpoint_every
+        self._checkpoints, self._every, self._chain = checkpoints, checkpoint_every, chain
         self._last_checkpoint = 0
         self._events: list[tuple] = []
         self._waiting: dict[type, dict[int, Effect]] = {Sample: {}, Learn: {}, Evaluate: {}}
@@ -134,6 +141,8 @@ class Simulation:
         elif what == _DEADLINE:
             if isinstance(node.effect, Gather) and rest == [node.effect.round, node.step]:
                 self._complete(node, node.inbox.take(node.effect.round, node.effect.stage), at)
+            elif isinstance(node.effect, Hear) and self._chain:
+                self._complete(node, self._chain.moments(), at)
         else:
             if index not in self._results:
                 self._compute(type(node.effect))
@@ -181,6 +190,18 @@ class Simulation:
             raw = seal(effect.record, node.identity)
             self._send(node.index, raw, at)
             self._complete(node, raw, at)
+        elif isinstance(effect, Hear):
+            assert self._chain, "a game that hears a chain has one"
+            heard = self._chain.moments()
+            if effect.beyond is None or heard[-1].round > effect.beyond:
+                self._complete(node, heard, at)
+            else:
+                at += self._timing.deadline
+                heapq.heappush(self._events, (at, _DEADLINE, node.index, node.state.round, node.step))
+        elif isinstance(effect, Commit):
+            assert self._chain
+            self._chain.commit(node.game.author, effect)
+            self._complete(node, digest(fetch(self._engine.state(node.index))), at)
         elif isinstance(effect, Gather):
             if self._gathered(node, effect):
                 self._complete(node, node.inbox.take(effect.round, effect.stage), at)
@@ -238,7 +259,8 @@ class Simulation:
     def _saved(self, boundaries: Sequence[_Boundary]) -> _Saved:
         nodes = [node.save(b.state, b.at, node.inbox.save()) for node, b in zip(self.nodes, boundaries, strict=True)]
         deliveries = [(e[0], e[2], e[3], e[4]) for e in sorted(self._events) if e[1] == _DELIVER]
-        return _Saved(nodes, deliveries, self._journal.offset, self._metrics_offset())
+        chain = self._chain.save() if self._chain else b""
+        return _Saved(nodes, deliveries, self._journal.offset, self._metrics_offset(), chain)
 
     def restore(self) -> int | None:
         """Goes back to the newest checkpoint; returns the metrics' offset it stands at, None if there is none.
@@ -253,6 +275,8 @@ class Simulation:
         self._engine.set_states(states)
         self._journal.truncate(saved.journal_offset)
         self._last_checkpoint, self._started = number, True
+        if self._chain:
+            self._chain.restore(saved.chain)
         for at, receiver, sender, raw in saved.deliveries:
             heapq.heappush(self._events, (at, _DELIVER, receiver, sender, raw))
         for node, kept in zip(self.nodes, saved.nodes, strict=True):

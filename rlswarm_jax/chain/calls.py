@@ -61,6 +61,8 @@ class Node(NamedTuple):
 _BY_ACCOUNT = "hasSubmittedRoundStageReward(uint256,uint256,address)"
 _BY_ID = "hasSubmittedRoundStageReward(uint256,uint256,string)"
 STATUS = ["uint256"] * 5 + ["bool", "bytes32", "bool", "uint256", "uint256"]
+PEER = ["(uint8,bool,uint32,uint32,uint32,uint32,int112)", "string"]
+COUNTED = (1, 2)  # proven, attested
 _RULES = ["uint32", "uint32", "uint32", "uint32", "uint64"]
 
 

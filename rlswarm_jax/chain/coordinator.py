@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlswarm_jax.chain import abi, calls, eth
 from rlswarm_jax.chain.errors import (
@@ -143,17 +143,24 @@ class Coordinator:
         with self._reading:
             return self._read_status(eth.head(self._rpc))
 
+    def beacon(self, round: int) -> bytes:
+        """Of a past round, 32 bytes. Raises as `status`, and Reverted for one that is still to come."""
+        return self._view("beacon(uint256)", (round,), ["bytes32"])[0]
+
+    def registered(self, author: bytes) -> int | None:
+        """In which round a node key (its 33 bytes) was registered; None if it does not count. Raises as `status`."""
+        (kind, _, _, since, *_), _ = self._view("peerOf(address)", (calls.account_of(author),), calls.PEER)
+        return since if kind in calls.COUNTED else None
+
     def bootnodes(self) -> list[str]:
         """Addresses at which to enter the swarm, as its owner names them: unchecked text. Raises as `status`."""
-        answer = eth.call(self._rpc, self.address, abi.encode_call("getBootnodes()", ()))
-        return list(abi.decode(["string[]"], answer)[0])
+        return list(self._view("getBootnodes()", (), ["string[]"])[0])
 
     def rewarded(self, round: int, stage: int) -> bool:
         """Whether the chain has this node's reward for a stage, by the view the contract offers. Raises as `status`."""
         signature = self.connect().submitted
         who = self.account if signature.endswith("address)") else self._node.peer_id
-        answer = eth.call(self._rpc, self.address, abi.encode_call(signature, (round, stage, who)))
-        return bool(abi.decode(["bool"], answer)[0])
+        return bool(self._view(signature, (round, stage, who), ["bool"])[0])
 
     # --- wishing: on disk when the call returns, whatever the chain does; whether it is new
 
@@ -234,15 +241,27 @@ class Coordinator:
                 self._trouble = ""
             return self._pause()
 
-    def run(self, stop: threading.Event) -> None:
-        """Calls `step` until told to stop: for a thread of its own."""
+    def run(self, stop: threading.Event, look: Callable[[], None] = lambda: None) -> None:
+        """Calls `step` until told to stop: for a thread of its own. look: called after each that found the chain well.
+
+        Raises FileDamaged.
+        """
         while not stop.is_set():
             delay = self.step()
+            if not self._backoff.failures:
+                try:
+                    look()
+                except ChainError as error:
+                    self._note(error)
             if not self._backoff.failures:
                 self._wished.wait(delay)
                 self._wished.clear()
             else:
                 stop.wait(delay)
+
+    def wake(self) -> None:
+        """Ends the present wait of `run`."""
+        self._wished.set()
 
     def close(self) -> None:
         """After the last `step` has returned."""
@@ -258,6 +277,9 @@ class Coordinator:
             self._wished.set()
         return new
 
+    def _view(self, signature: str, arguments: tuple, types: list[str]) -> tuple[Any, ...]:
+        return abi.decode(types, eth.call(self._rpc, self.address, abi.encode_call(signature, arguments)))
+
     def _read_status(self, head: eth.Head) -> Status:
         if self._status is None or self._status[0] != head.hash:
             self._status = (head.hash, self._ask_status(head))
@@ -265,15 +287,10 @@ class Coordinator:
 
     def _ask_status(self, head: eth.Head) -> Status:
         if not self.connect().ours:
-            numbers = [
-                abi.decode(["uint256"], eth.call(self._rpc, self.address, abi.encode_call(one, ())))[0]
-                for one in ("currentRound()", "currentStage()")
-            ]
+            numbers = [self._view(one, (), ["uint256"])[0] for one in ("currentRound()", "currentStage()")]
             return Status(numbers[0], numbers[1], None, head.number)
-        answer = eth.call(self._rpc, self.address, abi.encode_call("status()", ()))
-        round_, stage, started, commitments, needed, advanceable, beacon, _, anchor, peers = abi.decode(
-            calls.STATUS, answer
-        )
+        found = self._view("status()", (), calls.STATUS)
+        round_, stage, started, commitments, needed, advanceable, beacon, _, anchor, peers = found
         return Status(
             round_,
             stage,

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from rlswarm_jax.game.chain import Moment, Work
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.records.schema import Record
@@ -73,7 +74,29 @@ class Evaluate:
     """-> {"accuracy": fraction right by greedy decoding, "problems": n, "accuracy/<task>": ...}."""
 
 
-Effect = Sample | Verify | Score | Publish | Gather | Learn | Evaluate
+@dataclasses.dataclass(frozen=True)
+class Hear:
+    """-> list of `Moment`: the latest rounds of the coordinator that this node knows of, in order; nobody waits.
+
+    beyond: but for a round after this one the driver waits a while.
+    """
+
+    beyond: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Commit:
+    """-> the train state's hash, 32 bytes. The driver puts the commitment, its claims and votes down for the chain.
+
+    before: the train state's hash at the last commitment.
+    """
+
+    moment: Moment
+    work: Work
+    before: bytes
+
+
+Effect = Sample | Verify | Score | Publish | Gather | Learn | Evaluate | Hear | Commit
 
 _RESULTS: dict[type, Any] = {
     Sample: list[list[Sampled]],
@@ -83,6 +106,8 @@ _RESULTS: dict[type, Any] = {
     Gather: list[bytes],  # the records' signed bytes
     Learn: Metrics,
     Evaluate: Metrics,
+    Hear: list[Moment],
+    Commit: bytes,
 }
 
 

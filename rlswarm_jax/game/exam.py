@@ -34,7 +34,7 @@ class Exam(Game):
 
     problems: tuple[Problem, ...] = ()
 
-    def problem(self, author: bytes, round_: int, index: int) -> Problem:
+    def problem(self, author: bytes, round_: int, index: int, chain: bytes = b"") -> Problem:
         return self.problems[(round_ * self.local_groups + index) % len(self.problems)]
 
     @property

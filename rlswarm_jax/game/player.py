@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from rlswarm_jax.game.chain import Account
 from rlswarm_jax.game.effects import Effect, Learn, Metrics, Publish, decode_result, encode_result
 from rlswarm_jax.game.round import NodeState, Round, next_round, play_round
 from rlswarm_jax.game.rules import Game
@@ -41,6 +42,7 @@ class SavedPlayer(msgspec.Struct, array_like=True):
     at: float
     inbox: SavedInbox
     sheets: dict[bytes, Sheet]
+    account: Account
 
 
 class Fed(NamedTuple):
@@ -115,10 +117,12 @@ class Player:
 
     def save(self, state: NodeState, at: float, inbox: SavedInbox) -> SavedPlayer:
         """state: of the boundary that the checkpoint is for."""
-        return SavedPlayer(state.round, state.policy_version, state.pool.to_bytes(), at, inbox, dict(state.sheets))
+        pool, sheets = state.pool.to_bytes(), dict(state.sheets)
+        return SavedPlayer(state.round, state.policy_version, pool, at, inbox, sheets, state.account)
 
     def restore(self, saved: SavedPlayer) -> None:
-        self.state = NodeState(saved.round, saved.policy_version, Pool.from_bytes(saved.pool), saved.sheets)
+        pool = Pool.from_bytes(saved.pool)
+        self.state = NodeState(saved.round, saved.policy_version, pool, saved.sheets, saved.account)
         self.inbox.restore(saved.inbox)
 
     def _start(self) -> None:

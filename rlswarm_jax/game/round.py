@@ -14,7 +14,20 @@ import numpy as np
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game import turns
-from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Metrics, Publish, Sample, Score, Verify
+from rlswarm_jax.game.chain import Account, amount, tag
+from rlswarm_jax.game.effects import (
+    Commit,
+    Effect,
+    Evaluate,
+    Gather,
+    Hear,
+    Learn,
+    Metrics,
+    Publish,
+    Sample,
+    Score,
+    Verify,
+)
 from rlswarm_jax.game.rewards import RIGHT, Rewards, chance
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheets
@@ -32,13 +45,14 @@ MAX_NAMED = 32  # authors that a round's metrics name
 class NodeState:
     """What a node carries from one round to the next, besides its weights: a value.
 
-    sheets: what was said in the latest rounds, which late records may answer to.
+    sheets: what was said in the latest rounds, which late records may answer to. account: its account of the chain.
     """
 
     round: int = 0
     policy_version: int = 0
     pool: Pool = dataclasses.field(default_factory=Pool)
     sheets: Sheets = dataclasses.field(default_factory=dict)
+    account: Account = dataclasses.field(default_factory=Account)
 
 
 Round = Generator[Effect, Any, tuple[NodeState, Metrics]]
@@ -50,7 +64,11 @@ def play_round(game: Game, state: NodeState) -> Round:
     In each stage it samples, tells its peers, and hears them; then it scores everything that was said, and learns.
     """
     metrics: Metrics = {}
-    round_, beacon, sheets = state.round, game.beacon(state.round), dict(state.sheets)
+    round_, account, sheets = state.round, state.account, dict(state.sheets)
+    if game.chain_every:
+        account = account.hear((yield Hear()), take=round_ % game.chain_every == 0)
+    chain, beacons = account.beacon, account.beacons()
+    beacon = game.beacon(round_, chain)
     if round_ % game.evaluate_every == 0:
         metrics |= _prefixed("held_out/", (yield Evaluate()))
 
@@ -59,30 +77,33 @@ def play_round(game: Game, state: NodeState) -> Round:
     arrived: list[SignedRecord] = []
     waiting: list[SignedRecord] = []
     unused = collections.Counter[str]()
+    published: list[bytes] = []
     for stage in game.stages:
-        asked = turns.ask(game, sheets, round_, stage)
+        asked = turns.ask(game, sheets, round_, stage, chain)
         answers = (yield Sample([turn.prompt for turn in asked], _sample_keys(game, asked))) if asked else []
         played = [turns.sampled(game, turn, group) for turn, group in zip(asked, answers, strict=True)]
         own += played
         if slow := _slow(game, played):
             yield Verify(slow)
-        record = _make_record(game, state, stage, played)
+        record = _make_record(game, state, stage, tag(chain), played)
         yield Publish(record)
-        sheets[schema.content_hash(schema.encode(record))] = turns.to_sheet(game, game.author, round_, stage, played)
+        published.append(schema.content_hash(schema.encode(record)))
+        sheets[published[-1]] = turns.to_sheet(game, game.author, round_, stage, played, chain)
 
         heard = yield Gather(round_, stage)
         arrived += heard
         last = stage == game.stages[-1]
-        theirs, waiting, flaws = turns.read_records(game, sheets, [*waiting, *heard], last=last)
+        theirs, waiting, flaws = turns.read_records(game, sheets, [*waiting, *heard], last=last, beacons=beacons)
         external += theirs
         unused += flaws
         if slow := _slow(game, theirs):
             yield Verify(slow)
 
     everything = own + external
-    agreed = {t.index: turns.voted_for(game, sheets, round_, t.index, t.problem) for t in own if t.stage == REVISE}
+    revised = [turn for turn in own if turn.stage == REVISE]
+    agreed = {t.index: turns.voted_for(game, sheets, round_, t.index, t.problem, chain) for t in revised}
     items = dict.fromkeys(item for turn in everything for item in turns.to_score(game, turn))
-    items |= dict.fromkeys((t.problem, agreed[t.index] or "") for t in own if t.stage == REVISE)
+    items |= dict.fromkeys((turn.problem, agreed[turn.index] or "") for turn in revised)
     scored = yield Score(list(items))
     scores = dict(zip(items, scored.scores, strict=True))
     earned = [turns.rewards(game, sheets, turn, scores) for turn in everything]
@@ -92,6 +113,10 @@ def play_round(game: Game, state: NodeState) -> Round:
     drawn, pool = pool.draw(game.external_groups, beacon, game.author)
     local = [group for group in groups if not group.external and group.has_advantage]
     learned = yield Learn(local + drawn)
+    if game.chain_every:
+        worth = [(t.author if t.external else t.stage, amount(r)) for t, r in zip(everything, earned, strict=True)]
+        account = yield from _commit(game, account.add(published, worth), round_)
+        metrics["chain/round"] = float(account.round)
 
     for stage in game.stages:
         of_stage = [(t, rewards) for t, rewards in zip(own, earned[: len(own)], strict=True) if t.stage == stage]
@@ -110,7 +135,7 @@ def play_round(game: Game, state: NodeState) -> Round:
         metrics |= _prefixed("final/", (yield Evaluate()))
     version = state.policy_version + int(learned.get("updates", 0))
     recent = {h: sheet for h, sheet in sheets.items() if sheet.round > round_ - game.max_staleness}
-    return NodeState(round_ + 1, version, pool, recent), metrics
+    return NodeState(round_ + 1, version, pool, recent, account), metrics
 
 
 def next_round(state: NodeState, latest_rounds: dict[bytes, int], voters: int) -> NodeState:
@@ -124,13 +149,26 @@ def next_round(state: NodeState, latest_rounds: dict[bytes, int], voters: int) -
     return state
 
 
-def _make_record(game: Game, state: NodeState, stage: str, played: Sequence[Turn]) -> Record:
+def _commit(game: Game, account: Account, round_: int) -> Generator[Effect, Any, Account]:
+    """Commits where it is time; after the last round to all that is left, even if that takes another beacon."""
+    last = round_ + 1 == game.rounds
+    if last and not account.due and account.moments:
+        account = account.hear((yield Hear(beyond=account.round)), take=True)
+    if account.due and (last or (round_ + 1) % game.chain_every == 0):
+        account = account.settle(
+            (yield Commit(account.moments[-1], account.work, account.state_hash or game.state_hash))
+        )
+    return account
+
+
+def _make_record(game: Game, state: NodeState, stage: str, beacon: bytes, played: Sequence[Turn]) -> Record:
     return Record(
         version=schema.VERSION,
         swarm=game.swarm,
         author=game.author,
         round=state.round,
         stage=stage,
+        beacon=beacon,
         prompt_format=game.dialect,
         policy_version=state.policy_version,
         weights_fingerprint=game.weights_fingerprint,
@@ -143,7 +181,7 @@ def _make_record(game: Game, state: NodeState, stage: str, played: Sequence[Turn
 def _sample_keys(game: Game, asked: Sequence[Turn]) -> np.ndarray:
     """`[P, G, 2]` uint32."""
     keys = [
-        randomness.key_data("sample", game.beacon(turn.round), turn.author, turn.stage, turn.index, g)
+        randomness.key_data("sample", game.beacon(turn.round, turn.chain), turn.author, turn.stage, turn.index, g)
         for turn in asked
         for g in range(game.group_size)
     ]

@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
+import json
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game.prompts import PromptFormat
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.stages import Reading, Seat
 from rlswarm_jax.qwen.tokenizer import Tokenizer
+from rlswarm_jax.records import schema
 from rlswarm_jax.records.schema import ANSWER, STAGES
 from rlswarm_jax.tasks import Mixture, Problem
 
@@ -22,6 +24,8 @@ class Game:
     and revised. shown, critics: most answers of others, and critiques, that a node is shown of a problem. show_votes:
     and how the critics voted. stages: those that are played, in order. weights: of the stages' samples in the loss.
     max_prompt_tokens: that this node's model reads; where others have written more, it leaves the problem out.
+    chain_every: rounds after which the chain is heard, and committed to (0: there is none). `chain` in a method's
+    parameters: the coordinator's beacon that is in force, 32 bytes; empty without one.
     """
 
     swarm: str
@@ -49,6 +53,8 @@ class Game:
     rewards: Rewards = dataclasses.field(default_factory=Rewards)
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     max_prompt_tokens: int = 2**31
+    chain_every: int = 0
+    state_hash: bytes = b""  # of the train state that the node begins with
 
     @property
     def dialect(self) -> str:
@@ -56,13 +62,20 @@ class Game:
         rules = f"{self.local_groups} {self.shared} {self.shown} {self.critics} {self.show_votes}"
         return f"{self.prompt_format.name}/{hashlib.sha256(rules.encode()).hexdigest()[:8]}"
 
-    def beacon(self, round_: int) -> bytes:
-        """Common randomness of a round where no chain gives one."""
-        return randomness.digest("problem", "beacon", self.seed, round_)
+    @property
+    def agreement(self) -> bytes:
+        """SHA-256 of what nodes must have in common to find each other's records right, and worth the same."""
+        tasks = {name: task.fingerprint for name, task in self.mixture.tasks.items()}
+        same = (self.swarm, self.dialect, self.stages, tasks, self.group_size, dataclasses.astuple(self.rewards))
+        return hashlib.sha256(json.dumps([schema.VERSION, same], sort_keys=True).encode()).digest()
 
-    def problem(self, author: bytes, round_: int, index: int) -> Problem:
+    def beacon(self, round_: int, chain: bytes = b"") -> bytes:
+        """Common randomness of a round: from the chain's beacon, or without a chain from the swarm's seed."""
+        return randomness.digest("problem", "beacon", chain or self.seed, round_)
+
+    def problem(self, author: bytes, round_: int, index: int, chain: bytes = b"") -> Problem:
         """The problem that an author has at an index of a round: nobody chooses their problems."""
-        beacon, whose = self.beacon(round_), SHARED if index < self.shared else author
+        beacon, whose = self.beacon(round_, chain), SHARED if index < self.shared else author
         task = self.mixture.pick(randomness.seed("problem", beacon, whose, "mixture", index))
         return self.mixture.tasks[task].problem(randomness.seed("problem", beacon, whose, task, index))
 
@@ -70,8 +83,8 @@ class Game:
         """The problems that a stage is about."""
         return range(self.local_groups if stage == ANSWER else self.shared)
 
-    def seat(self, reader: bytes, round_: int, stage: str, index: int) -> Seat:
-        return Seat(self.beacon(round_), reader, round_, stage, index, self.shown, self.critics)
+    def seat(self, reader: bytes, round_: int, stage: str, index: int, chain: bytes = b"") -> Seat:
+        return Seat(self.beacon(round_, chain), reader, round_, stage, index, self.shown, self.critics, chain)
 
     def prompt(self, author: bytes, stage: str, problem: Problem, reading: Reading | None) -> list[int]:
         """Token ids of what an author is asked in a stage. Raises ValueError where they cannot be right."""

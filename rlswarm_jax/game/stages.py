@@ -28,12 +28,13 @@ class Said(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Sheet(msgspec.Struct, array_like=True, frozen=True):
-    """What a record says to those who read it, by index of the shared problem."""
+    """What a record says to those who read it, by index of the shared problem. chain: the beacon it was made under."""
 
     author: bytes
     round: int
     stage: str
     said: dict[int, Said]
+    chain: bytes = b""
 
 
 Sheets = Mapping[bytes, Sheet]  # by the content hash of their record
@@ -50,6 +51,7 @@ class Seat:
     index: int
     shown: int
     critics: int
+    chain: bytes = b""
 
     def rank(self, stage: str, author: bytes) -> bytes:
         """Those of least rank are shown."""
@@ -67,7 +69,8 @@ class Seat:
 
     def has(self, sheet: Sheet, stage: str) -> bool:
         """Whether a record says something of that stage here."""
-        return (sheet.stage, sheet.round) == (stage, self.round) and self.index in sheet.said
+        at = (sheet.stage, sheet.round, sheet.chain)
+        return at == (stage, self.round, self.chain) and self.index in sheet.said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +173,8 @@ def consensus(answers: Iterable[str | None], canonical: Canonical, *fields: rand
     return min(votes[winner])
 
 
-def votes_on(sheets: Sheets, round_: int, stage: str, index: int) -> list[str | None]:
+def votes_on(sheets: Sheets, round_: int, stage: str, index: int, chain: bytes = b"") -> list[str | None]:
     """Everybody's word on a problem in a stage."""
-    of_stage = [s for s in sheets.values() if (s.round, s.stage) == (round_, stage) and index in s.said]
+    at = (round_, stage, chain)
+    of_stage = [s for s in sheets.values() if (s.round, s.stage, s.chain) == at and index in s.said]
     return [s.said[index].answer for s in sorted(of_stage, key=lambda s: s.author)]

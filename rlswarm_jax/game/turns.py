@@ -18,13 +18,15 @@ from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, STAGES, Complet
 from rlswarm_jax.tasks import Problem
 
 Scored = Mapping[tuple[Problem, str], float]  # scores by problem and answer
+NO_CHAIN = {b"": b""}
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
     """One author's completions in a stage, with what they were asked.
 
-    reading: what they were shown, in the stages that show something. vote: as the author's record says it.
+    reading: what they were shown, in the stages that show something. vote: as the author's record says it. chain:
+    the beacon it was played under.
     """
 
     author: bytes
@@ -37,25 +39,27 @@ class Turn:
     completions: list[Sampled]
     vote: int | None = None
     external: bool = False
+    chain: bytes = b""
 
 
 # --- own turns
 
 
-def ask(game: Game, sheets: Sheets, round_: int, stage: str) -> list[Turn]:
+def ask(game: Game, sheets: Sheets, round_: int, stage: str, chain: bytes = b"") -> list[Turn]:
     """What a node is to sample in a stage; a problem of which nobody has said anything is not criticised.
 
     Nor is one whose prompt cannot be made from what others wrote: that must not stop this node.
     """
     turns = []
     for index in game.indices(stage):
-        problem = game.problem(game.author, round_, index)
+        problem = game.problem(game.author, round_, index, chain)
         at = (game.author, round_, stage, index, problem)
         if stage == ANSWER:
-            turns.append(Turn(*at, game.prompt(game.author, stage, problem, None), None, []))
-        elif reading := read(sheets, game.seat(game.author, round_, stage, index)):
+            turns.append(Turn(*at, game.prompt(game.author, stage, problem, None), None, [], chain=chain))
+        elif reading := read(sheets, game.seat(game.author, round_, stage, index, chain)):
             with contextlib.suppress(RecordError):
-                turns.append(Turn(*at, _prompt(game, game.author, stage, problem, reading), reading, []))
+                prompt = _prompt(game, game.author, stage, problem, reading)
+                turns.append(Turn(*at, prompt, reading, [], chain=chain))
     return turns
 
 
@@ -95,22 +99,32 @@ def to_group(game: Game, turn: Turn) -> Group:
 
 
 def read_records(
-    game: Game, sheets: dict[bytes, Sheet], records: Iterable[SignedRecord], *, last: bool
+    game: Game,
+    sheets: dict[bytes, Sheet],
+    records: Iterable[SignedRecord],
+    *,
+    last: bool,
+    beacons: Mapping[bytes, bytes] = NO_CHAIN,
 ) -> tuple[list[Turn], list[SignedRecord], collections.Counter]:
     """The turns that this node can score, records to be tried again, and how many groups it cannot use, by cause.
 
     Adds to `sheets` what the records say, an earlier stage's before a later one's. last: nothing is tried again.
+    beacons: of the chain, by what records call them.
     """
     turns: list[Turn] = []
     waiting, unused = [], collections.Counter[str]()
     for signed in sorted(records, key=_in_time):
+        chain = beacons.get(signed.record.beacon)
+        if chain is None:
+            unused["unknown beacon"] += len(signed.record.groups)
+            continue
         found: dict[int, Turn] = {}
         flaws = collections.Counter[str]()
         for group in signed.record.groups:
             try:
                 if group.index in found:
                     raise RecordError("foreign problem", f"index {group.index} comes twice")
-                found[group.index] = _read_group(game, sheets, signed, group)
+                found[group.index] = _read_group(game, sheets, signed, group, chain)
             except RecordError as error:
                 flaws[error.cause] += 1
         if flaws["unknown parent"] and not last:
@@ -118,9 +132,8 @@ def read_records(
             continue
         turns += found.values()
         unused += flaws
-        sheets[signed.hash] = to_sheet(
-            game, signed.record.author, signed.record.round, signed.record.stage, found.values()
-        )
+        at = (signed.record.author, signed.record.round, signed.record.stage)
+        sheets[signed.hash] = to_sheet(game, *at, found.values(), chain)
     return turns, waiting, unused
 
 
@@ -129,7 +142,7 @@ def _in_time(signed: SignedRecord) -> tuple[int, int, bytes]:
     return signed.record.round, (*STAGES, stage).index(stage), signed.hash
 
 
-def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group) -> Turn:
+def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group, chain: bytes) -> Turn:
     record = signed.record
     task = game.mixture.tasks.get(group.task)
     if task is None or task.fingerprint != group.task_fingerprint:
@@ -138,12 +151,12 @@ def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group) 
         raise RecordError("unknown prompt", f"{record.prompt_format!r}, stage {record.stage!r}")
     if group.index not in game.indices(record.stage):  # else one author could offer many times what the others can
         raise RecordError("foreign problem", f"index {group.index} in stage {record.stage!r}")
-    problem = game.problem(record.author, record.round, group.index)
+    problem = game.problem(record.author, record.round, group.index, chain)
     if (problem.task, problem.seed) != (group.task, group.problem_seed):
         raise RecordError("foreign problem", f"index {group.index} of round {record.round} is another problem")
     reading = None
     if record.stage != ANSWER:
-        seat = game.seat(record.author, record.round, record.stage, group.index)
+        seat = game.seat(record.author, record.round, record.stage, group.index, chain)
         reading = read_parents(sheets, seat, group.parents)
     elif group.parents:
         raise RecordError("wrong parents", "an answer answers to nobody")
@@ -153,7 +166,7 @@ def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group) 
         raise RecordError("misshapen group", f"{len(completions)} completions, {game.group_size} are played")
     prompt = _prompt(game, record.author, record.stage, problem, reading)
     at = (record.author, record.round, record.stage, group.index)
-    turn = Turn(*at, problem, prompt, reading, completions, group.vote, external=True)
+    turn = Turn(*at, problem, prompt, reading, completions, group.vote, external=True, chain=chain)
     if group.vote != (vote(_named(game, turn)) if record.stage == CRITIQUE else None):
         raise RecordError("false vote", f"a vote for {group.vote} in stage {record.stage!r}")
     return turn
@@ -184,13 +197,14 @@ def _read_completion(game: Game, completion: Completion, same_tokenizer: bool) -
 # --- what turns say to others
 
 
-def to_sheet(game: Game, author: bytes, round_: int, stage: str, turns: Iterable[Turn]) -> Sheet:
+def to_sheet(game: Game, author: bytes, round_: int, stage: str, turns: Iterable[Turn], chain: bytes = b"") -> Sheet:
     """What an author has said in a stage, of the shared problems."""
-    return Sheet(author, round_, stage, {turn.index: _said(game, turn) for turn in turns if turn.index < game.shared})
+    said = {turn.index: _said(game, turn) for turn in turns if turn.index < game.shared}
+    return Sheet(author, round_, stage, said, chain)
 
 
 def _said(game: Game, turn: Turn) -> Said:
-    beacon, how = game.beacon(turn.round), game.prompt_format
+    beacon, how = game.beacon(turn.round, turn.chain), game.prompt_format
     spoken = turn.completions[speaks(beacon, turn.author, turn.stage, turn.index, game.group_size)].text
     if turn.stage != CRITIQUE:
         return Said(how.said(turn.stage, spoken), how.answer(spoken))
@@ -228,7 +242,7 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
     assert reading is not None
     first = scores[problem, reading.answers[0].answer or ""]
     # where an answer can be verified, saying what the others say is worth nothing by itself
-    agreed = None if problem.verifiable else voted_for(game, sheets, turn.round, turn.index, problem)
+    agreed = None if problem.verifiable else voted_for(game, sheets, turn.round, turn.index, problem, turn.chain)
     canonical = functools.partial(game.mixture.canonical, problem)
     return [
         revise_reward(
@@ -242,10 +256,10 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
     ]
 
 
-def voted_for(game: Game, sheets: Sheets, round_: int, index: int, problem: Problem) -> str | None:
+def voted_for(game: Game, sheets: Sheets, round_: int, index: int, problem: Problem, chain: bytes = b"") -> str | None:
     """What most of the critics that were heard voted for."""
-    votes = votes_on(sheets, round_, CRITIQUE, index)
-    return consensus(votes, functools.partial(game.mixture.canonical, problem), game.beacon(round_), index)
+    votes = votes_on(sheets, round_, CRITIQUE, index, chain)
+    return consensus(votes, functools.partial(game.mixture.canonical, problem), game.beacon(round_, chain), index)
 
 
 def to_scored(game: Game, turn: Turn, earned: Sequence[float]) -> ScoredGroup:

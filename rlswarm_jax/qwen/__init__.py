@@ -21,7 +21,7 @@ from rlswarm_jax.qwen.model import Params, logits, prepare
 from rlswarm_jax.qwen.stopping import cut_at_stop, stop_table
 from rlswarm_jax.qwen.tokenizer import Prompt, Tokenizer, load_tokenizer
 from rlswarm_jax.qwen.verdict import Replay, Verdict, default_tau, replay_tokens
-from rlswarm_jax.qwen.weights import SaveError, fingerprint
+from rlswarm_jax.qwen.weights import SaveError, digest, fingerprint
 
 __all__ = [
     "Generation",
@@ -31,6 +31,7 @@ __all__ = [
     "Replay",
     "SaveError",
     "Verdict",
+    "digest",
     "fingerprint",
     "generate",
     "load",

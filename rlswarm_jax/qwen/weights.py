@@ -199,13 +199,18 @@ def save_checkpoint(
 
 
 def fingerprint(params: Params) -> str:
-    """16 hexadecimal digits of the SHA-256 over all parameters, in the pytree's order."""
+    """16 hexadecimal digits of the parameters' `digest`."""
+    return digest(params).hex()[:16]
+
+
+def digest(tree: Any) -> bytes:
+    """SHA-256 over all arrays of a pytree in its order, each with its path, dtype and shape; they are whole here."""
     h = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         h.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         h.update(array.tobytes())
-    return h.hexdigest()[:16]
+    return h.digest()
 
 
 def chat_renderer(directory: Path) -> ChatRenderer:

@@ -14,13 +14,14 @@ from msgspec import Meta
 
 from rlswarm_jax.identity import AUTHOR_BYTES
 
-VERSION = 2
+VERSION = 3
 MAX_RECORD_BYTES = 1 << 20
 MAX_GROUPS = 64
 MAX_GROUP_SIZE = 64
 MAX_TOKENS = 8192
 MAX_TEXT = 65_536
 MAX_NAME = 64
+BEACON_TAG = 8  # bytes
 ANSWER, CRITIQUE, REVISE = STAGES = ("answer", "critique", "revise")  # of a round, in order
 
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -52,6 +53,7 @@ CAUSES = (
     "unknown stage",
     "out of window",  # a round too far behind, or after the last
     "overflow",  # more records than a node keeps
+    "unknown beacon",  # made under a beacon of the chain that this node has not heard of, or under none
     "foreign problem",  # a problem this (author, round, index) does not have
     "unknown task",  # this node does not have the task, its version or its data
     "unknown prompt",  # another version of the prompt format, or another game
@@ -103,6 +105,7 @@ class Record(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     author: Annotated[bytes, Meta(min_length=AUTHOR_BYTES, max_length=AUTHOR_BYTES)]
     round: U32
     stage: Name
+    beacon: Annotated[bytes, Meta(max_length=BEACON_TAG)]  # first bytes of the chain's; empty without a chain
     prompt_format: Name
     policy_version: U32  # updates the author's weights have had
     weights_fingerprint: Name  # of the checkpoint they started from

@@ -83,6 +83,11 @@ class Mailbox:
         told = (self.named | self.bootnodes) & self.connected
         return told or self._spoken
 
+    def authors(self) -> list[bytes]:
+        """Everybody this node was told of, is connected with, or has heard."""
+        with self.changed:
+            return sorted(self.named | self.bootnodes | self.connected | self.inbox.latest_rounds().keys())
+
     def latest_rounds(self) -> dict[bytes, int]:
         """The latest round of each voter that has spoken."""
         voters = self.voters()

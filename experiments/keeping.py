@@ -1,0 +1,84 @@
+"""A node's account on the chain that its config names."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_collections
+
+from experiments.cli import TransientError, UsageError
+from rlswarm_jax.chain.coordinator import Coordinator
+from rlswarm_jax.chain.errors import ChainError, EndpointDown, FileDamaged, MalformedAnswer
+from rlswarm_jax.chain.keeper import Keeper
+from rlswarm_jax.chain.local import SETTINGS
+from rlswarm_jax.chain.rpc import Endpoint
+from rlswarm_jax.chain.sender import Settings
+from rlswarm_jax.identity import Identity, author_of
+from rlswarm_jax.swarm.mailbox import Mailbox
+
+log = logging.getLogger("rlswarm_jax.chain")
+FOLDER = "chain"  # in a node's: its outbox; in a swarm's: the embedded development network
+MAX_BOOTNODES = 16  # of those a coordinator names
+STAGGER = 15.0  # seconds between nodes' turns to end a round: a block of a public chain
+
+
+def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> Coordinator | None:
+    """The client, if the config names a chain. An endpoint that is down is waited for later.
+
+    Raises UsageError for another chain than the config says, or no coordinator there.
+    """
+    chain = config.chain
+    if chain.endpoint == "none":
+        return None
+    local = chain.confirmations == 0
+    settings = Settings(**SETTINGS) if local else Settings(confirmations=chain.confirmations)
+    try:
+        (workdir / FOLDER).mkdir(exist_ok=True)
+        rpc = Endpoint(address(chain.endpoint))
+        found = Coordinator(rpc, chain.contract, own, workdir / FOLDER, chain_id=chain.id, settings=settings)
+    except (FileDamaged, OSError) as error:
+        raise TransientError(str(error)) from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
+        found.connect()
+    except (EndpointDown, MalformedAnswer) as error:
+        log.warning("%s The node begins without it, and tries again.", error)
+    except ChainError as error:
+        found.close()
+        raise UsageError(str(error)) from error
+    return found
+
+
+def address(endpoint: str) -> str:
+    """A URL, from the environment where it is named so: it may hold a password. Raises UsageError if it is not there."""
+    if not endpoint.startswith("$"):
+        return endpoint
+    if url := os.environ.get(endpoint[1:]):
+        return url
+    raise UsageError(f"the environment has no {endpoint[1:]}, which is to hold the address of the chain's endpoint.")
+
+
+def bootnodes(coordinator: Coordinator | None) -> list[str]:
+    """Those that the coordinator names, as far as they are addresses; none if it can't be asked."""
+    if coordinator is None:
+        return []
+    try:
+        named = coordinator.bootnodes()
+    except ChainError as error:
+        log.warning("the coordinator names no bootnodes: %s", error)
+        return []
+    return [one for one in named if one.startswith("/") and author_of(one.rpartition("/p2p/")[2])][:MAX_BOOTNODES]
+
+
+@contextlib.contextmanager
+def kept(config: ml_collections.ConfigDict, coordinator: Coordinator | None, mailbox: Mailbox) -> Iterator[Keeper | None]:
+    """Keeps the account, in a thread of its own, for as long as the `with` block lasts."""
+    if coordinator is None:
+        yield None
+        return
+    stagger = SETTINGS["patience"] if config.chain.confirmations == 0 else STAGGER
+    with Keeper(coordinator, mailbox.inbox.owner, mailbox.authors, payout=config.chain.payout, stagger=stagger) as keeper:
+        yield keeper

@@ -1,0 +1,158 @@
+"""Keeps a live node's account on its chain: hears rounds and beacons, commits, claims and votes, in its own thread.
+
+The node asks what was heard last, and writes down what it wants; neither waits for the chain. Which peers may be voted
+for, and whose turn it is to end a round, is found out in between.
+"""
+
+import collections
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from rlswarm_jax import randomness
+from rlswarm_jax.audit import commit
+from rlswarm_jax.chain.calls import Interface
+from rlswarm_jax.chain.coordinator import Coordinator, Status
+from rlswarm_jax.chain.errors import FileDamaged
+from rlswarm_jax.game.chain import WINNERS, Moment
+from rlswarm_jax.game.effects import Commit
+from rlswarm_jax.identity import peer_id
+from rlswarm_jax.records.schema import STAGES
+
+log = logging.getLogger("rlswarm_jax.chain")
+POLL = 0.05  # seconds between looks at what the thread has heard
+ASKED = 64  # peers whose registrations are asked for in a round of the coordinator, at most
+
+
+class Keeper:
+    """One node's account. known: authors that it has heard of, oneself left out.
+
+    stagger: seconds between a node's turn to end a round and the next one's. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        author: bytes,
+        known: Callable[[], Iterable[bytes]],
+        *,
+        payout: str = "",
+        stagger: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ):
+        self._coordinator, self._author, self._known = coordinator, author, known
+        self._payout, self._stagger, self._clock, self._wall_clock = payout, stagger, clock, wall_clock
+        self._stop, self._changed = threading.Event(), threading.Condition()
+        self._moments: list[Moment] = []
+        self._registered: dict[bytes, int] = {}  # in which round, of those that count
+        self._asked = -1  # the round in which registrations were asked for
+        self._may_end: tuple[int, float] = (-1, 0.0)  # a round that may end, and since when
+        self._told: collections.Counter[str] = collections.Counter()
+        self._thread = threading.Thread(target=self._run, name="chain", daemon=True)
+
+    def __enter__(self) -> "Keeper":
+        self._coordinator.register(self._payout or None)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._coordinator.wake()
+        self._thread.join()
+        self._coordinator.close()
+
+    # --- called by the round's thread
+
+    def moments(self) -> list[Moment]:
+        """The latest two rounds as last heard; none before the chain was heard of."""
+        with self._changed:
+            return list(self._moments)
+
+    def wait(self, beyond: int, seconds: float, should_stop: Callable[[], bool]) -> bool:
+        """Whether a round after that one was heard of in time."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while not (self._moments and self._moments[-1].round > beyond):
+                if time.monotonic() >= until or should_stop() or not self._thread.is_alive():
+                    return False
+                self._changed.wait(POLL)
+        return True
+
+    def commit(self, effect: Commit, state_hash: bytes, agreement: bytes) -> None:
+        """Writes down a commitment, its claims and votes: on disk when it returns, once however often it is called."""
+        chain, work, at = self._coordinator, effect.work, effect.moment
+        if at.beacon:
+            chain.commit(at.round, at.beacon, commit.root(work.records), effect.before, state_hash, agreement)
+        for stage, amount in sorted(work.earned.items()):
+            if amount:
+                chain.reward(at.round, STAGES.index(stage), amount)
+        with self._changed:
+            eligible = [author for author in work.best if self._registered.get(author, at.round) < at.round]
+        if eligible and self._registered.get(self._author, at.round) < at.round:
+            chain.vote(at.round, [peer_id(author) for author in eligible[:WINNERS]])
+
+    def finish(self, seconds: float, should_stop: Callable[[], bool]) -> bool:
+        """Waits until all that was wished is in a block; whether it is."""
+        until = time.monotonic() + seconds
+        while not (idle := self._coordinator.idle()) and time.monotonic() < until and self._thread.is_alive():
+            if should_stop():
+                break
+            time.sleep(POLL)
+        return idle
+
+    def take_counts(self) -> collections.Counter[str]:
+        """What went wrong since the last call, by name, and how many wishes wait for the chain."""
+        problems = collections.Counter({f"chain/{name}": n for name, n in self._coordinator.problems.items()})
+        new, self._told = problems - self._told, problems
+        counts = self._coordinator.counts()
+        new["chain/waiting"] = counts.get("waiting", 0) + counts.get("signed", 0)
+        return new
+
+    # --- the chain's thread
+
+    def _run(self) -> None:
+        try:
+            self._coordinator.run(self._stop, self._look)
+        except FileDamaged as error:
+            log.error("%s The node goes on without its chain.", error)
+
+    def _look(self) -> None:
+        """After a step that found the chain well. Raises ChainError."""
+        now, interface = self._coordinator.status(), self._coordinator.connect()
+        heard = Moment(now.round, now.beacon or b"")
+        if heard not in self._moments and (now.beacon is not None or not interface.ours):
+            before = []
+            if interface.ours and now.round:
+                before = [Moment(now.round - 1, self._coordinator.beacon(now.round - 1))]
+            with self._changed:
+                self._moments = [*before, heard]
+                self._changed.notify_all()
+        if interface.ours:
+            self._ask_registrations(now.round)
+            self._end_round(now, interface)
+
+    def _ask_registrations(self, round_: int) -> None:
+        """Of those not known to be registered, once in a round."""
+        if self._asked == round_:
+            return
+        unknown = [author for author in (self._author, *self._known()) if author not in self._registered]
+        for author in unknown[:ASKED]:
+            if (since := self._coordinator.registered(author)) is not None:
+                with self._changed:
+                    self._registered[author] = since
+        self._asked = round_
+
+    def _end_round(self, now: Status, interface: Interface) -> None:
+        """Wishes it when this node's turn comes: in an order that the beacon draws, so that one node pays for it."""
+        elapsed = self._wall_clock() - now.started
+        overdue = elapsed > interface.max_seconds
+        if now.beacon is None or not (overdue or (now.commitments >= now.needed and elapsed >= interface.min_seconds)):
+            return
+        if self._may_end[0] != now.round:
+            self._may_end = (now.round, self._clock())
+        own = randomness.digest("network", now.beacon, self._author)
+        turn = sum(randomness.digest("network", now.beacon, other) < own for other in list(self._registered))
+        if self._clock() - self._may_end[1] >= turn * self._stagger:
+            self._coordinator.advance(now.round)
