@@ -113,7 +113,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.evaluation.min_p = 0.0
 
     config.chain = ml_collections.ConfigDict()  # on which rounds and contributions are kept
-    config.chain.endpoint = "devnet"  # or "anvil", started with the swarm; "none"; http(s)://..., or $NAME that holds it
+    config.chain.endpoint = "devnet"  # or "anvil", started with the swarm; "none"; a URL, or $NAME that holds one
     config.chain.contract = ""  # at an endpoint of others: the coordinator's address
     config.chain.id = 0  # ... and the chain's
     config.chain.confirmations = 6  # ... and blocks until a transaction counts as settled

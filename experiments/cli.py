@@ -14,6 +14,8 @@ from ml_collections import config_flags
 from rlswarm_jax.identity import author_of
 from rlswarm_jax.records.schema import MAX_GROUP_SIZE, MAX_GROUPS, MAX_NAME, MAX_TOKENS, STAGES
 
+LOCAL_CHAINS = ("devnet", "anvil", "none")
+
 
 class UsageError(ValueError):
     """The user asked for something that cannot be done; the message is the one sentence they get (exit code 2)."""

@@ -33,7 +33,7 @@ def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> 
     if chain.endpoint == "none":
         return None
     local = chain.confirmations == 0
-    settings = Settings(**SETTINGS) if local else Settings(confirmations=chain.confirmations)
+    settings = SETTINGS if local else Settings(confirmations=chain.confirmations)
     try:
         (workdir / FOLDER).mkdir(exist_ok=True)
         rpc = Endpoint(address(chain.endpoint))
@@ -53,7 +53,7 @@ def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> 
 
 
 def address(endpoint: str) -> str:
-    """A URL, from the environment where it is named so: it may hold a password. Raises UsageError if it is not there."""
+    """A URL, or what the environment holds under $NAME: it may have a password. Raises UsageError if it isn't there."""
     if not endpoint.startswith("$"):
         return endpoint
     if url := os.environ.get(endpoint[1:]):
@@ -74,11 +74,15 @@ def bootnodes(coordinator: Coordinator | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def kept(config: ml_collections.ConfigDict, coordinator: Coordinator | None, mailbox: Mailbox) -> Iterator[Keeper | None]:
+def kept(
+    config: ml_collections.ConfigDict, coordinator: Coordinator | None, mailbox: Mailbox
+) -> Iterator[Keeper | None]:
     """Keeps the account, in a thread of its own, for as long as the `with` block lasts."""
     if coordinator is None:
         yield None
         return
-    stagger = SETTINGS["patience"] if config.chain.confirmations == 0 else STAGGER
-    with Keeper(coordinator, mailbox.inbox.owner, mailbox.authors, payout=config.chain.payout, stagger=stagger) as keeper:
+    stagger = SETTINGS.patience if config.chain.confirmations == 0 else STAGGER
+    with Keeper(
+        coordinator, mailbox.inbox.owner, mailbox.authors, payout=config.chain.payout, stagger=stagger
+    ) as keeper:
         yield keeper

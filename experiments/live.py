@@ -82,7 +82,9 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, consol
     return STOPPED if stopping else 1
 
 
-def _chain(config: ml_collections.ConfigDict, workdir: Path, members: list[Member]) -> contextlib.AbstractContextManager:
+def _chain(
+    config: ml_collections.ConfigDict, workdir: Path, members: list[Member]
+) -> contextlib.AbstractContextManager:
     """The swarm's own chain, if the config asks for one."""
     kind = config.chain.endpoint
     if kind not in ("devnet", "anvil"):
@@ -103,7 +105,7 @@ def _environment(config: ml_collections.ConfigDict) -> Callable[[Member], dict[s
 def _write_config(
     config: ml_collections.ConfigDict, member: Member, members: list[Member], chain: LocalChain | None
 ) -> None:
-    """A node's own config: the swarm's, with its port, its peers, the first node to find them through, and the chain."""
+    """A node's own config: the swarm's, with its port, its peers, the first of them as bootnode, and the chain."""
     fields = json.loads(config.to_json_best_effort())
     fields["swarm"] |= {
         "port": member.port,

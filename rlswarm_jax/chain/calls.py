@@ -63,7 +63,7 @@ _BY_ID = "hasSubmittedRoundStageReward(uint256,uint256,string)"
 STATUS = ["uint256"] * 5 + ["bool", "bytes32", "bool", "uint256", "uint256"]
 PEER = ["(uint8,bool,uint32,uint32,uint32,uint32,int112)", "string"]
 COUNTED = (1, 2)  # proven, attested
-_RULES = ["uint32", "uint32", "uint32", "uint32", "uint64"]
+RULES = ["uint32", "uint32", "uint32", "uint32", "uint64"]
 
 
 def account_of(author: bytes) -> str:
@@ -79,7 +79,7 @@ def point(author: bytes) -> tuple[int, int]:
 def probe(rpc: Rpc, contract: str) -> Interface:
     """Which interface a contract offers. Raises NoContract if it is none of the three."""
     if _view(rpc, contract, "status()", (), STATUS) is not None:
-        rules = _view(rpc, contract, "rules()", (), _RULES)
+        rules = _view(rpc, contract, "rules()", (), RULES)
         if rules is not None:
             return Interface("rlswarm_jax", True, _BY_ACCOUNT, rules[0], rules[1], rules[3])
     if _view(rpc, contract, "currentRound()", (), ["uint256"]) is not None:

@@ -50,3 +50,23 @@ class InsufficientFunds(ChainError):
 
 class FileDamaged(ChainError):
     """The outbox or the index cannot be used: damaged, another account's, another process holds it, a full disk."""
+
+
+class NotMined(ChainError):
+    """A transaction failed in its block, or is in none so far; the message has its hash."""
+
+
+class BadRegistration(ChainError):
+    """A signed registration or attestation does not hold, or is for another swarm."""
+
+
+class ExpiredRegistration(BadRegistration):
+    """Its deadline is over, or too near."""
+
+
+class NotAllowed(ChainError):
+    """The contract lets another account do this."""
+
+
+class BeaconMissing(ChainError):
+    """A round has no beacon although its block should be there."""

@@ -27,9 +27,13 @@ class Head(NamedTuple):
 
 
 class Receipt(NamedTuple):
+    """gas: used. price: paid, in wei per gas."""
+
     block: int
     block_hash: str
     ok: bool
+    gas: int = 0
+    price: int = 0
 
 
 class Log(NamedTuple):
@@ -121,7 +125,8 @@ def receipt(rpc: Rpc, transaction: str) -> Receipt | None:
     if hash32(fields.get("transactionHash")) != transaction:
         raise MalformedAnswer("the chain endpoint answered the receipt of another transaction.")
     number, block_hash = quantity(fields.get("blockNumber")), hash32(fields.get("blockHash"))
-    return Receipt(number, block_hash, quantity(fields.get("status"), 2) == 1)
+    gas, price = quantity(fields.get("gasUsed", "0x0")), quantity(fields.get("effectiveGasPrice", "0x0"), 1 << 128)
+    return Receipt(number, block_hash, quantity(fields.get("status"), 2) == 1, gas, price)
 
 
 def send(rpc: Rpc, raw: bytes) -> None:
@@ -138,9 +143,9 @@ def call(rpc: Rpc, to: str, calldata: bytes, sender: str | None = None) -> bytes
         raise _reverted(error) from None
 
 
-def estimate(rpc: Rpc, to: str, calldata: bytes, sender: str) -> int:
-    """The gas that a transaction would take now. Raises Reverted if it would fail."""
-    message = {"from": sender, "to": to, "data": "0x" + calldata.hex()}
+def estimate(rpc: Rpc, to: str | None, calldata: bytes, sender: str) -> int:
+    """The gas that a transaction would take now; to None: of one that makes a contract. Raises Reverted."""
+    message = {"from": sender, "data": "0x" + calldata.hex()} | ({"to": to} if to is not None else {})
     try:
         return quantity(rpc.request("eth_estimateGas", [message]))
     except Refused as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
@@ -13,13 +14,14 @@ from rlswarm_jax.chain import anvil, devnet
 from rlswarm_jax.chain.deployment import Rules, deploy
 from rlswarm_jax.chain.devnet import CHAIN_ID, Devnet, DevnetError
 from rlswarm_jax.chain.rpc import Endpoint
+from rlswarm_jax.chain.sender import Settings
 from rlswarm_jax.chain.virtual import quorum
 
 CONTRACT_FILE, OWNER_FILE = "coordinator.json", "owner.key"
 MAX_SECONDS = 600  # of a round of the coordinator, should too many nodes be gone to end it
 RESTART = 1.0  # seconds until the network is started again after it died
 # a block is made for each transaction, and none is undone: no node has to wait for others on top
-SETTINGS = {"confirmations": 0, "retry_seconds": 0.5, "patience": 0.5}
+SETTINGS = Settings(confirmations=0, retry_seconds=0.5, patience=0.5)
 
 
 class LocalChain:
@@ -31,7 +33,8 @@ class LocalChain:
 
     def __init__(self, kind: str, directory: Path, nodes: int, bootnodes: list[str]):
         self._kind, self._directory, self._nodes, self._bootnodes = kind, directory, nodes, bootnodes
-        self._held, self._process, self._died = contextlib.ExitStack(), None, 0.0
+        self._held, self._died = contextlib.ExitStack(), 0.0
+        self._process: subprocess.Popen | None = None
         self.url, self.contract = "", ""
 
     def __enter__(self) -> Self:

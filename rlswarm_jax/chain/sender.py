@@ -12,15 +12,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rlswarm_jax.chain import eth
-from rlswarm_jax.chain.account import Account
 from rlswarm_jax.chain.errors import InsufficientFunds, Refused
 from rlswarm_jax.chain.outbox import Outbox, Transaction, Wish
 from rlswarm_jax.chain.rpc import Rpc
+from rlswarm_jax.chain.signing import GWEI, Price, ask_price, sign
 from rlswarm_jax.identity import Identity
 
 log = logging.getLogger("rlswarm_jax.chain")
-
-GWEI = 10**9
 
 
 class Settings(NamedTuple):
@@ -40,13 +38,6 @@ class Settings(NamedTuple):
     retry_seconds: float = 5.0
     patience: float = 60.0
     max_attempts: int = 3
-
-
-class Price(NamedTuple):
-    """Wei per gas. tip None: a legacy transaction."""
-
-    fee: int
-    tip: int | None
 
 
 class Sender:
@@ -198,31 +189,18 @@ class Sender:
     def _sign(
         self, wish: int, nonce: int, target: str, calldata: bytes, gas: int, price: Price, head: eth.Head
     ) -> Transaction:
-        fields = {"nonce": nonce, "to": target, "data": calldata, "gas": gas, "value": 0, "chainId": self._chain_id}
-        if price.tip is None:
-            fields["gasPrice"] = price.fee
-        else:
-            fields |= {"type": 2, "maxFeePerGas": price.fee, "maxPriorityFeePerGas": price.tip}
-        signed = Account.sign_transaction(fields, self._identity.expose_secret())
-        raw, hash_ = bytes(signed.raw_transaction), "0x" + bytes(signed.hash).hex()
-        return Transaction(hash_, wish, nonce, target, calldata, gas, price.fee, price.tip, raw, head.number)
+        signed = sign(self._identity, self._chain_id, nonce, target, calldata, gas, price)
+        return Transaction(
+            signed.hash, wish, nonce, target, calldata, gas, price.fee, price.tip, signed.raw, head.number
+        )
 
     # --- money
 
     def _price(self, head: eth.Head) -> Price:
         if self._known_price is None or self._known_price[0] != head.hash:
-            self._known_price = (head.hash, self._ask_price(head))
+            limits = (self._settings.max_fee, self._settings.max_tip)
+            self._known_price = (head.hash, ask_price(self._rpc, self._account, head, *limits))
         return self._known_price[1]
-
-    def _ask_price(self, head: eth.Head) -> Price:
-        limit = self._settings.max_fee
-        if head.base_fee is None:
-            return Price(min(eth.gas_price(self._rpc), limit), None)
-        try:
-            tip = min(eth.tip(self._rpc), self._settings.max_tip, limit)
-        except Refused:  # not every server suggests one
-            tip = 0 if head.base_fee == 0 else min(GWEI, self._settings.max_tip)
-        return Price(min(2 * head.base_fee + tip, limit), tip)
 
     def _check_funds(self, wanted: int) -> None:
         """Raises InsufficientFunds unless the account can pay this on top of all that is in flight."""

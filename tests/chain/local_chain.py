@@ -161,13 +161,14 @@ class LocalChain:
 
     def _run(self, message: dict):
         sender = message.get("from", "0x" + "11" * 20)
-        fields = {"from": _raw(sender), "to": _raw(message["to"]), "data": bytes.fromhex(message["data"][2:])}
+        to = _raw(message["to"]) if "to" in message else b""
+        fields = {"from": _raw(sender), "to": to, "data": bytes.fromhex(message["data"][2:])}
         chain = self._backend.chain
         vm = chain.get_vm(chain.get_block().header)
         unsigned = vm.create_unsigned_transaction(
             nonce=vm.state.get_nonce(fields["from"]),
             gas_price=chain.get_block().header.base_fee_per_gas or 0,
-            gas=GAS_LIMIT,
+            gas=12_000_000,
             to=fields["to"],
             value=0,
             data=fields["data"],
@@ -182,7 +183,8 @@ class LocalChain:
     def _estimate(self, params: list) -> str:
         computation = self._run(params[0])
         data = bytes.fromhex(params[0]["data"][2:])
-        return hex(21_000 + 16 * len(data) + computation.get_gas_used() * 65 // 64 + 5_000)
+        creation = 32_000 + len(data) // 16 if "to" not in params[0] else 0
+        return hex(21_000 + creation + 16 * len(data) + computation.get_gas_used() * 65 // 64 + 5_000)
 
     def _send(self, params: list) -> str:
         raw = bytes.fromhex(params[0][2:])
@@ -217,11 +219,16 @@ class LocalChain:
         block = self.block(number)
         if "0x" + block.transactions[at].hash.hex() != params[0]:  # of a block that is gone
             return None
+        receipts, tx = block.get_receipts(chaindb), block.transactions[at]
+        before = receipts[at - 1].gas_used if at else 0
+        base = block.header.base_fee_per_gas
         return {
             "transactionHash": params[0],
             "blockNumber": hex(number),
             "blockHash": "0x" + block.hash.hex(),
-            "status": hex(block.get_receipts(chaindb)[at].state_root == b"\x01"),
+            "status": hex(receipts[at].state_root == b"\x01"),
+            "gasUsed": hex(receipts[at].gas_used - before),
+            "effectiveGasPrice": hex(min(tx.max_fee_per_gas, base + tx.max_priority_fee_per_gas)),
         }
 
     def _logs(self, params: list) -> list[dict]:
