@@ -114,17 +114,13 @@ def read_records(
     turns: list[Turn] = []
     waiting, unused = [], collections.Counter[str]()
     for signed in sorted(records, key=_in_time):
-        chain = beacons.get(signed.record.beacon)
-        if chain is None:
-            unused["unknown beacon"] += len(signed.record.groups)
-            continue
         found: dict[int, Turn] = {}
         flaws = collections.Counter[str]()
         for group in signed.record.groups:
             try:
                 if group.index in found:
                     raise RecordError("foreign problem", f"index {group.index} comes twice")
-                found[group.index] = _read_group(game, sheets, signed, group, chain)
+                found[group.index] = _read_group(game, sheets, signed, group, beacons)
             except RecordError as error:
                 flaws[error.cause] += 1
         if flaws["unknown parent"] and not last:
@@ -133,7 +129,7 @@ def read_records(
         turns += found.values()
         unused += flaws
         at = (signed.record.author, signed.record.round, signed.record.stage)
-        sheets[signed.hash] = to_sheet(game, *at, found.values(), chain)
+        sheets[signed.hash] = to_sheet(game, *at, found.values(), beacons.get(signed.record.beacon, b""))
     return turns, waiting, unused
 
 
@@ -142,8 +138,11 @@ def _in_time(signed: SignedRecord) -> tuple[int, int, bytes]:
     return signed.record.round, (*STAGES, stage).index(stage), signed.hash
 
 
-def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group, chain: bytes) -> Turn:
+def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group, beacons: Mapping[bytes, bytes]) -> Turn:
     record = signed.record
+    chain = beacons.get(record.beacon)
+    if chain is None:
+        raise RecordError("unknown beacon", f"{record.beacon.hex()!r}")
     task = game.mixture.tasks.get(group.task)
     if task is None or task.fingerprint != group.task_fingerprint:
         raise RecordError("unknown task", f"{group.task!r} {group.task_fingerprint!r}")
