@@ -50,7 +50,9 @@ class Kept(NamedTuple):
 
 
 @contextlib.contextmanager
-def kept(world: World, directory: Path, identity: Identity = ME, peers=(OTHER, STRANGER), **options) -> Iterator[Kept]:
+def kept(
+    world: World, directory: Path, identity: Identity = ME, peers=(ME, OTHER, STRANGER), **options
+) -> Iterator[Kept]:
     directory.mkdir(exist_ok=True)
     now = [0.0]
     clocks = {"clock": lambda: now[0], "wall_clock": lambda: now[0]}
