@@ -29,8 +29,8 @@ import msgspec
 
 from experiments import results
 from experiments.cli import UsageError
-from experiments.report import Table, markdown_table
 from experiments.results import Summary, duration, mean, mean_sd, percent, points
+from experiments.sections import Table, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN, CLOSE = "<!-- rendered: ", "<!-- /rendered -->"
@@ -381,6 +381,7 @@ def collect(root: Path, name: str, workdirs: Sequence[Path]) -> Path:
         if summary.seed in runs:
             raise UsageError(f"{workdir} has seed {summary.seed}, as another of these runs does.")
         run = json.loads((workdir / "summary.json").read_bytes())
+        run.pop("ledger", None)  # thousands of lines, and they are on the chain
         run["config"] = {k: v for k, v in summary.config.items() if k not in results.UNIMPORTANT}
         runs[summary.seed] = run
     ordered = [runs[seed] for seed in sorted(runs)]
