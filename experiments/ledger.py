@@ -154,12 +154,16 @@ def ledger_sections(ledger: Ledger | Mapping[str, Any], names: Mapping[str, str]
     names: of peers for people, by peer id or account; the others get the name that their key gives them.
     """
     found = ledger if isinstance(ledger, Ledger) else load_ledger(ledger)
-    sums = [sum(len(getattr(one, what)) for one in found.rounds) for what in ("commitments", "rewards", "votes")]
-    done = f"{sums[0]:,} commitments, {sums[1]:,} rewards and {sums[2]:,} votes of {_counted(found):,} peers"
+    sums = {
+        what: sum(len(getattr(one, f"{what}s")) for one in found.rounds) for what in ("commitment", "reward", "vote")
+    }
+    done = [_many(number, what) for what, number in sums.items()]
+    who = _many(sum(peer.kind != "claimed" for peer in found.peers), "peer")
     text = (
-        f"On chain {found.chain_id}, contract {found.contract}, up to block {found.block:,}: {done}, in"
-        f" {len(found.rounds):,} rounds of the chain. Rewards are what nodes claim, in full marks; anyone can recompute"
-        f" them (experiments.claims). {TEXT_FILE} and {JSON_FILE} have it all, with whole transaction hashes."
+        f"On chain {found.chain_id}, contract {found.contract}, up to block {found.block:,}: {done[0]}, {done[1]} and"
+        f" {done[2]} of {who}, in {_many(len(found.rounds), 'round')} of the chain. Rewards are what nodes claim, in"
+        f" full marks; anyone can recompute them (experiments.claims). {TEXT_FILE} and {JSON_FILE} have it all, with"
+        " whole transaction hashes."
     )
     return [Section("The ledger", text, _peers(found, names)), Section("The ledger by round", "", _rounds(found))]
 
@@ -173,20 +177,16 @@ def write_ledger(workdir: Path, ledger: Ledger | Mapping[str, Any], names: Mappi
 
 def _peers(found: Ledger, names: Mapping[str, str]) -> list[list[str]]:
     committed = Counter(one.account for round_ in found.rounds for one in round_.commitments)
-    voted = Counter(one.account for round_ in found.rounds for one in round_.votes)
-    rows = [["peer", "account", "kind", "commitments", "rewards", "votes cast", "votes received", "registered by"]]
+    rows = [["peer", "kind", "commitments", "rewards", "votes got", "registered by"]]
     # those that only claim an id may be as many as somebody likes
     ordered = sorted(found.peers, key=lambda peer: peer.kind == "claimed")
     for peer in ordered[:_PEERS]:
-        who = [_name(peer.peer_id, peer.account, names), short(peer.account), peer.kind]
-        if peer.kind == "claimed":
-            rows.append([*who, "", "", "", "", short(peer.hash)])
-            continue
         total = found.totals.get(peer.account, Total(0, 0))
-        counts = [f"{committed[peer.account]:,}", marks(total.reward), f"{voted[peer.account]:,}", f"{total.votes:,}"]
-        rows.append([*who, *counts, short(peer.hash)])
+        counts = [f"{committed[peer.account]:,}", marks(total.reward), f"{total.votes:,}"]
+        shown = ["", "", ""] if peer.kind == "claimed" else counts
+        rows.append([_name(peer.peer_id, peer.account, names), peer.kind, *shown, short(peer.hash)])
     if len(ordered) > _PEERS:
-        rows.append([f"and {len(ordered) - _PEERS:,} more", *[""] * 7])
+        rows.append([f"and {len(ordered) - _PEERS:,} more", *[""] * 5])
     return rows
 
 
@@ -218,7 +218,7 @@ def _text(found: Ledger, names: Mapping[str, str]) -> str:
     parts += ["## Peers\n", markdown_table(rows)]
     for one in found.rounds:
         parts += [f"## Round {one.number}\n"]
-        parts += [f"Beacon {one.beacon or 'not on record'}. Advanced by {one.advanced or 'the deployment'}.\n"]
+        parts += [f"Beacon {one.beacon or 'not on record'}. Begun by {one.advanced or 'the deployment'}.\n"]
         rows = [["peer", "what", "transaction"]]
         for commitment in one.commitments:
             hashes = f"root {commitment.root}, state {commitment.state_before} -> {commitment.state_after}"
@@ -232,8 +232,8 @@ def _text(found: Ledger, names: Mapping[str, str]) -> str:
     return "\n".join(parts)
 
 
-def _counted(found: Ledger) -> int:
-    return sum(peer.kind != "claimed" for peer in found.peers)
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _name(peer_id: str, account: str, names: Mapping[str, str]) -> str:

@@ -122,7 +122,7 @@ def test_a_node_without_funds_is_registered_and_the_ledger_shows_it(say, contrac
         code, out, _ = say(f"relay {ONLINE} --key {{owner}} {signed}", contract=contract)
         assert code == 0 and said in out
     code, out, _ = say(f"ledger {ONLINE} --dir {tmp_path / 'ledger'}", contract=contract)
-    assert code == 0 and "0 votes of 1 peers" in re.sub(r"\s+", " ", out)
+    assert code == 0 and "0 votes of 1 peer," in re.sub(r"\s+", " ", out)
     (peer,) = json.loads((tmp_path / "ledger" / "ledger.json").read_text())["peers"]
     assert (peer["account"], peer["kind"], peer["payout"]) == (account, "proven", PAYOUT)
     signed.write_text(json.dumps(json.loads(signed.read_text()) | {"deadline": 1}))
