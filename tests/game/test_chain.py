@@ -121,14 +121,22 @@ def test_a_record_under_an_earlier_beacon_is_read_under_that_one():
     knows = play(game, under(FIRST, SECOND), arrived=[theirs], chain=[[FIRST, SECOND]])
     assert not knows.unused and len(knows.external) == 2
     for state in (under(SECOND), NodeState(round=1)):
-        ignorant = play(game, state, arrived=[theirs], chain=[state.account.moments])
+        ignorant = play(game, state, arrived=[theirs], chain=[state.account.moments] * 2)
         assert ignorant.unused == {"unknown beacon": 3} and not ignorant.external
 
 
 def test_nobody_may_choose_to_play_without_the_chain():
     """Its problems could be known for ever."""
     theirs = play(make_game(ALICE), identity=ALICE).said[ANSWER]
-    assert play(make_game(chain_every=2), under(FIRST), [theirs], chain=[[FIRST]]).unused == {"unknown beacon": 3}
+    assert play(make_game(chain_every=2), under(FIRST), [theirs], chain=[[FIRST]] * 2).unused == {"unknown beacon": 3}
+
+
+def test_a_record_under_a_beacon_that_came_in_mid_round_is_read_too():
+    """Its author looked at the chain an instant later than this node, which stays with the beacon it has."""
+    theirs = play(make_game(ALICE, chain_every=2), under(FIRST, SECOND), identity=ALICE, chain=[[SECOND]]).said[ANSWER]
+    played = play(make_game(chain_every=2), under(FIRST), [theirs], chain=[[FIRST], [FIRST, SECOND]])
+    assert not played.unused and len(played.external) == 2
+    assert played.records[ANSWER].beacon == FIRST.beacon[:8] and played.state.account.round == FIRST.round
 
 
 # --- what is committed to, and when
