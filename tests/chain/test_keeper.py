@@ -11,11 +11,11 @@ import pytest
 from rlswarm_jax.audit import commit as merkle
 from rlswarm_jax.chain import calls
 from rlswarm_jax.chain.coordinator import Coordinator
-from rlswarm_jax.chain.keeper import Keeper
 from rlswarm_jax.game.chain import Moment, Work
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.identity import Identity, simulated
+from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
 from tests.chain.client_world import ME, OTHER, World, make_world
 from tests.game.hand_driver import make_game, play
