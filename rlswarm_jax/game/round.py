@@ -92,7 +92,7 @@ def play_round(game: Game, state: NodeState) -> Round:
 
         heard = yield Gather(round_, stage)
         arrived += heard
-        if game.chain_every and any(signed.record.beacon not in beacons for signed in heard):
+        if game.chain_every and any(signed.record.beacon not in beacons for signed in [*waiting, *heard]):
             beacons |= by_tag((yield Hear()))  # others may have heard of a new round before this one began
         last = stage == game.stages[-1]
         theirs, waiting, flaws = turns.read_records(game, sheets, [*waiting, *heard], last=last, beacons=beacons)

@@ -123,7 +123,7 @@ def read_records(
                 found[group.index] = _read_group(game, sheets, signed, group, beacons)
             except RecordError as error:
                 flaws[error.cause] += 1
-        if flaws["unknown parent"] and not last:
+        if flaws.keys() & {"unknown parent", "unknown beacon"} and not last:  # it may come
             waiting.append(signed)
             continue
         turns += found.values()

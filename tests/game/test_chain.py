@@ -10,17 +10,19 @@ from rlswarm_jax import randomness
 from rlswarm_jax.game.chain import MOMENTS, Account, Moment, Work, amount
 from rlswarm_jax.game.effects import Commit, Hear, Learn, Publish
 from rlswarm_jax.game.round import NodeState
-from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, STAGES
 from tests.game.hand_driver import (
     ALICE,
     BOB,
     ME,
     STATE_HASH,
+    Speaker,
     all_right,
     half_right,
     make_game,
     play,
     play_together,
+    three_stages,
 )
 
 
@@ -137,6 +139,13 @@ def test_a_record_under_a_beacon_that_came_in_mid_round_is_read_too():
     played = play(make_game(chain_every=2), under(FIRST), [theirs], chain=[[FIRST], [FIRST, SECOND]])
     assert not played.unused and len(played.external) == 2
     assert played.records[ANSWER].beacon == FIRST.beacon[:8] and played.state.account.round == FIRST.round
+    both = play_together({ALICE: half_right, BOB: half_right}, states={w: under(FIRST, SECOND) for w in (ALICE, BOB)},
+                         chain_every=2, chain=[SECOND])  # fmt: skip
+    heard = {stage: [both[who].said[stage] for who in (ALICE, BOB)] for stage in STAGES}
+    for known_from in range(4):  # the stage in which this node hears of the beacon; before, it keeps what it heard
+        says = [[FIRST]] * (1 + known_from) + [[FIRST, SECOND]] * 3
+        played = play(three_stages(chain_every=2), under(FIRST), heard, model=Speaker(), chain=says)
+        assert played.unused == ({"unknown beacon": 14} if known_from == 3 else {})
 
 
 # --- what is committed to, and when
