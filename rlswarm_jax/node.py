@@ -251,7 +251,7 @@ class Node:
         began = time.monotonic()
         self._transport.flush(FLUSH)
         if self._chain and not self._chain.finish(CHAIN, should_stop):
-            log.warning("not all was taken by the chain: the same command with --resume sends the rest")
+            log.warning("the chain has not taken all that was to be told: the outbox keeps it for the next start here")
         with mailbox.changed:
             while mailbox.behind(last) and time.monotonic() - began < PART and not should_stop():
                 mailbox.changed.wait(POLL)

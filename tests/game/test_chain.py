@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game.chain import MOMENTS, Account, Moment, Work, amount
-from rlswarm_jax.game.effects import Commit, Hear, Learn, Publish
+from rlswarm_jax.game.effects import Commit, Gather, Hear, Learn, Publish
+from rlswarm_jax.game.player import Player
 from rlswarm_jax.game.round import NodeState
+from rlswarm_jax.journal import Journal
+from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, STAGES
 from tests.game.hand_driver import (
     ALICE,
@@ -18,7 +21,9 @@ from tests.game.hand_driver import (
     STATE_HASH,
     Speaker,
     all_right,
+    answer,
     half_right,
+    in_force,
     make_game,
     play,
     play_together,
@@ -238,3 +243,31 @@ def test_everything_published_is_in_the_commitment_of_a_game_of_three_stages():
     for who in (ME, ALICE):
         assert played[who].one(Commit).work.records == [s.hash for s in played[who].said.values()]
         assert len(played[who].all(Publish)) == 3
+
+
+def test_what_was_said_in_a_round_that_is_left_is_committed_to_all_the_same(tmp_path):
+    game = make_game(chain_every=1, rounds=0, evaluate_every=100)
+    player = Player(0, game, ME, Journal(tmp_path / "journal.sqlite"))
+    player.state = NodeState(round=1)
+    seen: list[tuple] = []
+
+    def play_on(until: type) -> None:
+        player.begin(0.0)
+        while not isinstance(effect := player.effect, until):
+            force = in_force(game, player.state, [FIRST])
+            heard = isinstance(effect, Hear)
+            result = [FIRST] if heard else answer(game, player.state, effect, (), half_right, ME, force)
+            seen.append((effect, result))
+            player.complete(result, 0.0)
+
+    play_on(until=Gather)
+    player.abandon()
+    player.state = dataclasses.replace(player.state, round=7)  # where the others are
+    play_on(until=Commit)
+    said = [open_envelope(result).hash for effect, result in seen if isinstance(effect, Publish)]
+    assert len(said) == 2 and player.effect.work.records == said
+    again = Player(0, game, ME, Journal(tmp_path / "journal.sqlite"))
+    again.state = NodeState(round=1)
+    for entry in Journal(tmp_path / "journal.sqlite").read(0, 0):  # after a kill
+        again.feed(entry)
+    assert again.effect == player.effect
