@@ -12,6 +12,9 @@ wheels_only := --only-binary :all: $(addprefix --no-binary ,$(no_wheel))
 pip := $(bin)/python -m pip --disable-pip-version-check
 pip_install := $(pip) install -qq --no-deps $(wheels_only)
 
+WORKERS ?= 2
+pytest := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(bin)/python -m pytest -n $(WORKERS) --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all lint lock contracts clean install install-dev
 
@@ -21,11 +24,11 @@ help:  ## list these commands
 run: $(VENV)/.installed  ## run the quickstart, and go on where an earlier run stopped (CONFIG=..., ARGS=...)
 	$(bin)/python -m experiments.run --config $(CONFIG) --resume $(ARGS)
 
-test: $(VENV)/.installed-dev  ## run the tests, but for the slow ones (ARGS=... are pytest's)
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(bin)/python -m pytest -m "not slow" $(ARGS)
+test: $(VENV)/.installed-dev  ## run the tests, but for the slow ones (ARGS=... are pytest's; WORKERS=1 for one at a time)
+	$(pytest) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.installed-dev  ## run all tests
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(bin)/python -m pytest $(ARGS)
+	$(pytest) $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## check style, formatting and types
 	$(bin)/ruff check .
