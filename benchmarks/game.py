@@ -20,7 +20,7 @@ from experiments.summary import hardware
 from rlswarm_jax.metrics import read_rows
 
 ROUNDS = 60
-PHASES = ("sample", "verify", "score", "publish", "gather", "learn")
+PHASES = ("hear", "sample", "verify", "score", "publish", "gather", "learn", "commit")
 
 
 def shares(workdir: Path) -> dict[str, float]:
