@@ -113,20 +113,13 @@ def read_records(
     """
     turns: list[Turn] = []
     waiting, unused = [], collections.Counter[str]()
-    for signed in sorted(records, key=_in_time):
+    for signed in sorted(records, key=in_time):
         chain = beacons.get(signed.record.beacon)
         if chain is None:
             unused["unknown beacon"] += len(signed.record.groups)
             continue
-        found: dict[int, Turn] = {}
-        flaws = collections.Counter[str]()
-        for group in signed.record.groups:
-            try:
-                if group.index in found:
-                    raise RecordError("foreign problem", f"index {group.index} comes twice")
-                found[group.index] = _read_group(game, sheets, signed, group, chain)
-            except RecordError as error:
-                flaws[error.cause] += 1
+        found, causes = read_record(game, sheets, signed, chain)
+        flaws = collections.Counter(causes.values())
         if flaws["unknown parent"] and not last:
             waiting.append(signed)
             continue
@@ -137,7 +130,27 @@ def read_records(
     return turns, waiting, unused
 
 
-def _in_time(signed: SignedRecord) -> tuple[int, int, bytes]:
+def read_record(
+    game: Game, sheets: Sheets, signed: SignedRecord, chain: bytes
+) -> tuple[dict[int, Turn], dict[int, str]]:
+    """A record's turns by index, and why its other groups cannot be used, by their place in the record.
+
+    chain: the beacon it was made under. sheets: of the stages before, which it may answer to.
+    """
+    found: dict[int, Turn] = {}
+    flaws: dict[int, str] = {}
+    for place, group in enumerate(signed.record.groups):
+        try:
+            if group.index in found:
+                raise RecordError("foreign problem", f"index {group.index} comes twice")
+            found[group.index] = _read_group(game, sheets, signed, group, chain)
+        except RecordError as error:
+            flaws[place] = error.cause
+    return found, flaws
+
+
+def in_time(signed: SignedRecord) -> tuple[int, int, bytes]:
+    """By round and stage: what others may answer to comes before their answers."""
     stage = signed.record.stage
     return signed.record.round, (*STAGES, stage).index(stage), signed.hash
 
