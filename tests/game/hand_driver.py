@@ -99,14 +99,15 @@ class Speaker:
     revise: Callable[[int, int, str, View], str] = half_right_again
 
 
-def asked(game: Game, round_: int, prompt: Sequence[int]) -> tuple[str, int, View]:
+def asked(game: Game, round_: int, prompt: Sequence[int], chain: bytes = b"") -> tuple[str, int, View]:
     """Stage, index of the problem and what is shown, of a compact prompt for a shared problem."""
     text = game.tokenizer.decode(prompt)
     for stage in (CRITIQUE, REVISE):
         with contextlib.suppress(ValueError):
             view = game.prompt_format.family.parse(stage, text)
             question = unquote(re.split("[|;~!]", text)[0])
-            (index,) = (i for i in game.indices(stage) if game.problem(game.author, round_, i).compact == question)
+            shared = {game.problem(game.author, round_, i, chain).compact: i for i in game.indices(stage)}
+            index = shared[question]
             return stage, index, view
     return ANSWER, -1, NOTHING
 
@@ -209,11 +210,13 @@ def answer(game, state, effect, arrived, model, identity):
             return {"loss": 0.25, "updates": 1.0}
 
 
-def say(game: Game, round_: int, position: int, prompt: Sequence[int], model: Model | Speaker) -> list[Sampled]:
+def say(
+    game: Game, round_: int, position: int, prompt: Sequence[int], model: Model | Speaker, chain: bytes = b""
+) -> list[Sampled]:
     speaker = model if isinstance(model, Speaker) else Speaker(model)
-    stage, index, view = asked(game, round_, prompt)
+    stage, index, view = asked(game, round_, prompt, chain)
     p = position if stage == ANSWER else index
-    right = game.problem(game.author, round_, p).answers[0]
+    right = game.problem(game.author, round_, p, chain).answers[0]
     texts = {
         ANSWER: lambda g: speaker.answer(p, g, right),
         CRITIQUE: lambda g: speaker.critique(p, g, right, view),

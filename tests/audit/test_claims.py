@@ -1,0 +1,342 @@
+"""Who is honest is found right, whatever was lost on the way; who is not is found out, as what they are."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from rlswarm_jax.audit.claims import (
+    ANOTHER_GAME,
+    LEFT_OUT,
+    MISSING,
+    NO_COMMITMENT,
+    RIGHT,
+    UNCHECKED,
+    UNCLAIMED,
+    WRONG,
+    WRONG_ROOT,
+)
+from rlswarm_jax.game.rewards import Rewards
+from rlswarm_jax.records.envelope import open_envelope, seal
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, STAGES
+from rlswarm_jax.tasks import Mixture
+from tests.audit.chained import HEADS, World, make_judge, of, play
+from tests.game.hand_driver import ALICE, BOB, MALLORY, ME, Speaker, all_right, all_wrong, mixture
+from tests.game.test_three_stages import OpenTask
+
+MILLION = 1_000_000
+WORLD = play()
+EVERYBODY = {**HEADS, MALLORY: Speaker()}
+
+
+def verdicts(found) -> set[str]:
+    return {claim.verdict for account in found.accounts for claim in account.claims}
+
+
+def rulings(found, put) -> dict[int, str]:
+    return {claim.stage: claim.verdict for claim in of(found, put).claims}
+
+
+# --- the honest
+
+
+def test_honest_claims_are_right_and_their_votes_count():
+    found = WORLD.check()
+    assert len(found.accounts) == 3 * 4 and not found.wrong
+    assert all(account.right and account.verdict == RIGHT for account in found.accounts)
+    assert len(found.votes) == 3 * 4 * 2 and all(vote.why == "" for vote in found.votes)
+    for account in found.accounts:  # by hand: 3 and 2 problems in 2 rounds; 1, 3 and 1 of 4 completions are right
+        worth = [3 * 2 * MILLION // 4, 2 * 2 * MILLION * 3 // 4, 2 * 2 * MILLION // 4]
+        assert [(claim.claimed, claim.worth.amount) for claim in account.claims] == [(w, w) for w in worth]
+        assert [len(account.cover.records), account.cover.left_out, account.missing] == [6, [], 0]
+
+
+def test_who_is_always_wrong_claims_nothing_and_is_right_to():
+    found = play({ME: Speaker(answer=all_wrong), ALICE: Speaker(answer=all_right)}, rounds=2, stages=(ANSWER,)).check()
+    claims = {account.author: [(c.claimed, c.worth.amount) for c in account.claims] for account in found.accounts}
+    assert claims == {ME.author: [], ALICE.author: [(6 * MILLION, 6 * MILLION)]}
+    assert all(account.right for account in found.accounts)
+
+
+nodes = st.sampled_from([*HEADS])
+lost = st.sets(st.tuples(st.integers(0, 3), st.sampled_from(STAGES), nodes, nodes))
+
+
+@settings(deadline=None, max_examples=12)
+@given(lost)
+def test_honest_claims_are_right_whatever_the_nodes_had_heard_of_each_other(lost):
+    """An observer who has all records finds what each author has found, who had but some of them."""
+    found = play(rounds=4, heard=lambda *at: at not in lost).check()
+    assert all(account.right for account in found.accounts) and verdicts(found) <= {RIGHT}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sets(st.tuples(nodes, st.integers(0, 23)), min_size=1))
+def test_nothing_is_said_against_anybody_where_records_are_missing(at):
+    missing = [WORLD.said[who][number] for who, number in at]
+    found = WORLD.check(without=missing)
+    assert not found.wrong
+    gone = {signed.hash for signed in missing}
+    for account, put in ((of(found, put), put) for put in WORLD.puts):
+        assert (account.verdict == MISSING) == bool(gone & set(put.records))
+        assert account.verdict == RIGHT or account.missing > 0
+        if account.right:
+            assert {claim.stage: claim.worth.amount for claim in account.claims} == put.claims
+
+
+def test_of_missing_records_it_is_said_how_many():
+    put = WORLD.put(ALICE, 1)
+    missing = [signed for signed in WORLD.said[ALICE] if signed.hash in put.records[1:3]]
+    account = of(WORLD.check(without=missing), put)
+    assert (account.verdict, account.missing) == (MISSING, 2)
+    assert {claim.verdict for claim in account.claims} == {MISSING}
+
+
+def test_what_answers_to_a_missing_record_is_not_judged_nor_what_answers_to_that():
+    """Without my answers nobody knows what Alice's critiques read, and without those, what Bob's revisions did."""
+    mine = [signed for signed in WORLD.said[ME] if signed.record.stage == ANSWER]
+    found = WORLD.check(without=mine)
+    assert rulings(found, WORLD.put(ALICE, 1)) == {0: RIGHT, 1: UNCHECKED, 2: UNCHECKED}
+    claim = of(found, WORLD.put(BOB, 1)).claims[2]
+    assert claim.worth.open == {"unknown parent": 4} and claim.worth.low <= claim.claimed <= claim.worth.high
+
+
+def test_a_round_left_unfinished_is_in_no_commitment_and_held_against_nobody():
+    """Whole or in part, in the middle or at the start."""
+    for at, stages in ((3, STAGES), (3, STAGES[:1]), (2, STAGES[:2]), (2, STAGES)):
+        put = WORLD.put(ALICE, 1)
+        gone = [s for s in WORLD.said[ALICE] if s.record.round == at]
+        here = [s for s in gone if s.record.stage in stages]
+        world = WORLD.replace(put, records=[h for h in put.records if h not in {s.hash for s in gone}], claims={0: 3})
+        found = world.check(without=[s for s in gone if s not in here], journals=HEADS)
+        account = of(found, world.put(ALICE, 1))
+        assert account.verdict == RIGHT and not account.cover.torn
+        if at == 2:  # what comes behind the last that is covered belongs to the next commitment
+            assert account.cover.left_out == here
+        assert {c.worth.amount for c in account.claims if c.stage == 0} == {750_000}
+        assert rulings(found, world.put(ALICE, 2))[0] == RIGHT
+
+
+def test_a_commitment_that_the_chain_never_took_leaves_its_records_to_nobody():
+    put = WORLD.put(ALICE, 1)
+    world = dataclasses.replace(WORLD, puts=[one for one in WORLD.puts if one is not put])
+    found = world.check(journals=HEADS)
+    assert not found.wrong and of(found, world.put(ALICE, 2)).right
+    assert [s.hash for s in of(found, world.put(ALICE, 2)).cover.left_out] == put.records
+
+
+def test_what_was_played_before_the_chain_was_heard_of_is_not_judged():
+    world = play(rounds=6, silent=3)
+    (first, second, *_), found = [put for put in world.puts if put.who is ME], world.check()
+    claims = of(found, first).claims
+    assert {claim.verdict for claim in claims} == {UNCHECKED} and not found.wrong
+    assert all(claim.worth.open["no beacon"] and claim.worth.amount < claim.claimed for claim in claims)
+    assert of(found, second).right
+
+
+# --- the others
+
+
+@pytest.mark.parametrize(("stage", "more"), [(0, 1), (1, 250_000), (2, -1), (2, 10**9)])
+def test_a_claim_for_more_or_less_is_wrong_and_votes_by_and_for_it_do_not_count(stage, more):
+    put = WORLD.put(ALICE, 2)
+    world = WORLD.replace(put, claims=put.claims | {stage: put.claims[stage] + more})
+    found = world.check()
+    assert found.wrong and [account.author for account in found.accounts if account.against] == [ALICE.author]
+    claim = of(found, put).claims[stage]
+    assert (claim.verdict, claim.claimed - claim.worth.amount, claim.hash) == (WRONG, more, put.hash)
+    assert of(found, put).verdict == RIGHT and verdicts(found) == {RIGHT, WRONG}
+    uncounted = [vote for vote in found.votes if vote.why]
+    assert {vote.round for vote in uncounted} == {2} and len(uncounted) == 4  # 2 by her, and 1 for her by each other
+    assert sum("winner" in vote.why for vote in uncounted) == 2 == sum("voter" in vote.why for vote in uncounted)
+
+
+def test_a_claim_that_is_not_made_is_nothing_against_anybody():
+    put = WORLD.put(ALICE, 1)
+    found = WORLD.replace(put, claims={0: put.claims[0]}).check()
+    assert rulings(found, put) == {0: RIGHT, 1: UNCLAIMED, 2: UNCLAIMED}
+    assert not found.wrong and not any(vote.why for vote in found.votes)
+
+
+def test_a_claim_for_a_stage_that_nobody_plays_is_wrong():
+    world = play(rounds=2, stages=STAGES[:2])
+    put = world.put(ALICE, 0)
+    assert rulings(world.replace(put, claims=put.claims | {2: 5}).check(), put)[2] == WRONG
+
+
+def other_root(world: World):
+    return world.replace(world.put(BOB, 1), records=[bytes(32)])
+
+
+def test_another_root_is_wrong_where_all_records_are_here():
+    """By its author's journal, or because all that it could cover is here: records of others end where it does."""
+    for journals in ([BOB], []):
+        found = other_root(WORLD).check(journals=journals)
+        assert [account.author for account in found.accounts if account.against] == [BOB.author]
+        put = WORLD.put(BOB, 1)
+        assert of(found, put).verdict == WRONG_ROOT and set(rulings(found, put).values()) == {WRONG_ROOT}
+        assert all(vote.why for vote in found.votes if (vote.round, vote.hash) == (1, put.hash))
+        assert of(found, WORLD.put(BOB, 2)).right  # it begins after what was committed to wrongly
+
+
+def test_nobody_knows_whether_a_root_is_wrong_where_a_record_is_missing():
+    for gone in (signed for signed in WORLD.said[BOB] if signed.record.round in (2, 3)):
+        found = other_root(WORLD).check(without=[gone])
+        assert not found.wrong and of(found, WORLD.put(BOB, 1)).verdict == MISSING
+    last = WORLD.put(BOB, 3)  # nor of the last commitment, unless its author's own journal says that this is all
+    for journals, verdict in (([], MISSING), ([BOB], WRONG_ROOT)):
+        assert of(WORLD.replace(last, records=[bytes(32)]).check(journals=journals), last).verdict == verdict
+
+
+@pytest.mark.parametrize("gone", range(6))
+def test_a_record_that_a_commitment_leaves_out_is_named(gone):
+    put = WORLD.put(BOB, 1)
+    records = [h for i, h in enumerate(put.records) if i != gone]
+    account = of(WORLD.replace(put, records=records).check(journals=HEADS), put)
+    assert account.verdict == LEFT_OUT and account.against and not account.right
+    assert [signed.hash for signed in account.cover.torn] == [put.records[gone]]
+    lesser = [claim for claim in account.claims if claim.verdict == WRONG]
+    assert [claim.stage for claim in lesser] == [gone % 3]  # it was claimed nevertheless
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_copied_rollouts_fail_by_their_seeds(shared):
+    """Mallory says what Alice says. Of problems that all share she could have said it: the seed is hers, too."""
+
+    def copy(record, said):
+        return replace(said[ALICE][-1].record, author=MALLORY.author)
+
+    world = play(EVERYBODY, rounds=2, tamper={MALLORY: copy}, stages=(ANSWER,), shared=shared)
+    found = world.check()
+    (claim,) = of(found, world.put(MALLORY, 0)).claims
+    assert claim.verdict == WRONG and claim.worth.flaws == {"foreign problem": 2 * (3 - shared)}
+    assert claim.worth.amount == 2 * shared * MILLION // 4
+    assert [account.author for account in found.accounts if account.against] == [MALLORY.author]
+
+
+def test_a_copied_critique_and_revision_answer_to_what_nobody_showed_their_author():
+    def copy(record, said):
+        return record if record.stage == ANSWER else replace(said[ALICE][-1].record, author=MALLORY.author)
+
+    world = play(EVERYBODY, rounds=2, tamper={MALLORY: copy})
+    claims = of(world.check(), world.put(MALLORY, 0)).claims
+    assert [claim.verdict for claim in claims] == [RIGHT, WRONG, WRONG]
+    assert claims[1].worth.flaws == claims[2].worth.flaws == {"wrong parents": 4}
+
+
+def test_a_false_vote_earns_nothing():
+    def lie(record, said):
+        groups = [replace(group, vote=None) for group in record.groups]
+        return replace(record, groups=groups) if record.stage == CRITIQUE else record
+
+    world = play(EVERYBODY, rounds=2, tamper={MALLORY: lie})
+    found = world.check()
+    claims = of(found, world.put(MALLORY, 0)).claims
+    assert claims[1].verdict == WRONG and claims[1].worth.flaws == {"false vote": 4}
+    assert [account.author for account in found.accounts if account.against] == [MALLORY.author]
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [({"beacon": b"tomorrow"}, "unknown beacon"), ({"swarm": "another"}, "wrong swarm")],
+)
+def test_records_of_another_beacon_or_swarm_earn_nothing(change, cause):
+    world = play(EVERYBODY, rounds=2, tamper={MALLORY: lambda record, said: replace(record, **change)})
+    claim = of(world.check(), world.put(MALLORY, 0)).claims[0]
+    assert (claim.verdict, claim.worth.amount, claim.worth.flaws) == (WRONG, 0, {cause: 6})
+
+
+def test_text_that_is_not_what_the_ids_say_is_wrong_but_not_where_nobody_here_can_read_them():
+    def retell(record, said):
+        groups = [
+            replace(g, completions=[replace(c, text=c.text.replace("x", "é")) for c in g.completions])
+            for g in record.groups
+        ]
+        return replace(record, groups=groups)
+
+    for tokenizer, verdict in ((WORLD.game.tokenizer_fingerprint, WRONG), ("another", UNCHECKED)):
+        tamper = {MALLORY: lambda record, said, t=tokenizer: replace(retell(record, said), tokenizer_fingerprint=t)}
+        world = play(EVERYBODY, rounds=2, tamper=tamper, stages=(ANSWER,))
+        found = world.check()
+        claim = of(found, world.put(MALLORY, 0)).claims[0]
+        assert claim.verdict == verdict
+        assert (claim.worth.flaws or claim.worth.open) == {"text mismatch": 6}
+        assert found.wrong == (verdict == WRONG)
+
+
+def test_two_records_for_one_stage_are_shown_whichever_of_them_was_committed_to():
+    first = WORLD.said[BOB][7]  # round 2, critique
+    second = open_envelope(seal(replace(first.record, policy_version=99), BOB))
+    said = {**WORLD.said, BOB: [*WORLD.said[BOB], second]}
+    put = WORLD.put(BOB, 1)
+    for records in (put.records, [second.hash if h == first.hash else h for h in put.records]):
+        found = dataclasses.replace(WORLD.replace(put, records=records), said=said).check()
+        assert found.equivocations == [(BOB.author, 2, CRITIQUE)] and found.wrong
+        assert of(found, put).verdict == RIGHT
+
+
+def test_those_who_agreed_on_another_game_are_not_judged_by_this_one():
+    put = WORLD.put(BOB, 1)
+    account = of(WORLD.replace(put, config=bytes(32)).check(), put)
+    assert account.verdict == ANOTHER_GAME and not account.against and not account.right
+
+
+def test_a_claim_without_a_commitment_is_not_judged():
+    rounds = WORLD.rounds()
+    bare = dataclasses.replace(WORLD, puts=[])
+    object.__setattr__(bare, "rounds", lambda: [one._replace(commitments=()) for one in rounds])
+    found = bare.check()
+    assert {account.verdict for account in found.accounts} == {NO_COMMITMENT} == verdicts(found)
+    assert not found.wrong and all(vote.why for vote in found.votes)
+
+
+# --- what cannot be told exactly
+
+
+def test_what_depends_on_the_votes_that_were_heard_is_wrong_only_where_no_votes_could_make_it_right():
+    open_questions = Mixture({"open": OpenTask()}, {"open": 1.0})
+    speaker = Speaker(
+        lambda p, g, right: "7",
+        lambda p, g, right, view: f"#{view.answers.index('7') + 1}",
+        lambda p, g, right, view: "7" if g else "8",
+    )
+    fields = {"mixture": open_questions, "rewards": Rewards(consensus=0.5), "rounds": 2}
+    world = play(dict.fromkeys(HEADS, speaker), **fields)
+    put = world.put(ALICE, 0)
+    earned = 2 * 2 * MILLION * 3 // 8  # half for 3 of 4 completions, of 2 problems in 2 rounds
+    assert put.claims == {2: earned} and all(account.right for account in world.check().accounts)
+    for claimed, verdict in ((earned - 1, UNCHECKED), (earned + 1, UNCHECKED), (6 * MILLION + 1, WRONG), (-1, WRONG)):
+        assert rulings(world.replace(put, claims={2: claimed}).check(), put)[2] == verdict
+    doubter = dataclasses.replace(speaker, critique=lambda p, g, right, view: "#0")
+    speakers = {ME: speaker, ALICE: doubter, BOB: speaker}
+    deaf = play(speakers, heard=lambda r, stage, s, to: (stage, to) != (CRITIQUE, ALICE), **fields)
+    assert deaf.put(ALICE, 0).claims == {} and not deaf.check().wrong  # she has heard nobody vote for what she says
+    assert rulings(deaf.check(), deaf.put(ALICE, 0)) == {2: UNCHECKED}
+
+
+def test_where_scoring_fails_here_nothing_is_said_against_its_author():
+    put = WORLD.put(ALICE, 1)
+    judge = make_judge(WORLD.game)
+    found = WORLD.check(judge=lambda items: [None if i == 0 else s for i, s in enumerate(judge(items))])
+    assert not found.wrong and verdicts(found) == {RIGHT, UNCHECKED}
+    assert {cause for a in found.accounts for c in a.claims for cause in c.worth.open} == {"failed scores"}
+    high = WORLD.replace(put, claims=put.claims | {0: 7 * MILLION})  # of 6 groups
+    assert of(high.check(judge=lambda items: [None] * len(items)), put).claims[0].verdict == WRONG
+
+
+def test_a_slow_scorer_may_have_found_less_in_time_but_never_more():
+    class Slow:
+        def __init__(self, task):
+            self.task, self.seconds = task, 1.0
+
+        def __getattr__(self, name):
+            return getattr(self.task, name)
+
+    slow = Mixture({name: Slow(task) for name, task in mixture().tasks.items()}, dict.fromkeys(mixture().tasks, 1.0))
+    put = WORLD.put(ALICE, 1)
+    assert all(account.right for account in WORLD.check(mixture=slow).accounts)
+    for stage, more, verdict in ((0, -250_000, UNCHECKED), (0, 1, WRONG), (1, 1, UNCHECKED), (2, 10 * MILLION, WRONG)):
+        claims = put.claims | {stage: put.claims[stage] + more}
+        assert rulings(WORLD.replace(put, claims=claims).check(mixture=slow), put)[stage] == verdict
