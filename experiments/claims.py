@@ -34,7 +34,7 @@ from experiments.cli import LOCAL_CHAINS, UsageError
 from experiments.report import print_table
 from experiments.results import MISSING as NOTHING
 from rlswarm_jax.audit import claims
-from rlswarm_jax.audit.claims import Account, Audit
+from rlswarm_jax.audit.claims import Audit, Standing
 from rlswarm_jax.audit.worth import Item, Judge
 from rlswarm_jax.chain import devnet, eth, ledger
 from rlswarm_jax.chain.calls import probe
@@ -233,7 +233,7 @@ def as_json(found: Audit) -> dict[str, Any]:
     }
 
 
-def _account_json(account: Account) -> dict[str, Any]:
+def _account_json(account: Standing) -> dict[str, Any]:
     covered, claimed = account.cover, [dataclasses.asdict(claim) for claim in account.claims]
     return {
         "round": account.round,
@@ -250,11 +250,11 @@ def _account_json(account: Account) -> dict[str, Any]:
 
 
 def _print(found: Audit, records: int, seconds: float, console: Console) -> None:
-    by_account = collections.defaultdict[str, list[Account]](list)
+    by_account = collections.defaultdict[str, list[Standing]](list)
     for account in found.accounts:
         by_account[account.account].append(account)
     names = {name: _name(accounts) for name, accounts in by_account.items()}
-    header = ["", "rounds", "claims right", "wrong", "unchecked", "claimed", "worth", "votes"]
+    header = ["", "rounds", "right", "wrong", "unsure", "claimed", "worth", "votes"]
     rows = [_row(found, name, names[name], accounts) for name, accounts in sorted(by_account.items())]
     print_table([header, *rows], console)
     counted = sum(not vote.why for vote in found.votes)
@@ -273,12 +273,12 @@ def _print(found: Audit, records: int, seconds: float, console: Console) -> None
     console.print("[red]something is wrong[/red]" if found.wrong else "nothing is wrong")
 
 
-def _name(accounts: Sequence[Account]) -> str:
+def _name(accounts: Sequence[Standing]) -> str:
     author = next((account.author for account in accounts if account.author), None)
     return friendly_name(author) if author else accounts[0].account
 
 
-def _row(found: Audit, account: str, name: str, accounts: Sequence[Account]) -> list[str]:
+def _row(found: Audit, account: str, name: str, accounts: Sequence[Standing]) -> list[str]:
     rulings = collections.Counter(claim.verdict for one in accounts for claim in one.claims)
     against = sum(count for verdict, count in rulings.items() if verdict in claims.AGAINST)
     fine = rulings[claims.RIGHT] + rulings[claims.UNCLAIMED]
@@ -307,6 +307,8 @@ def remarks(found: Audit, names: dict[str, str]) -> Iterator[str]:
             yield f"{where}: WRONG ROOT: all its records are here, and have another{at}"
         elif one.verdict == claims.ANOTHER_GAME:
             yield f"{where}: cannot be checked, it plays by another agreement than the config here{at}"
+        elif one.verdict == claims.UNCHECKED:
+            yield f"{where}: cannot be checked, it may have left out too many rounds to try them all{at}"
         elif one.verdict == claims.NO_COMMITMENT:
             yield f"{where}: cannot be checked, it committed to nothing"
         if one.cover and one.cover.left_out:

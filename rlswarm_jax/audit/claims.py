@@ -12,7 +12,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from rlswarm_jax.audit.cover import Cover, cover
+from rlswarm_jax.audit.cover import Cover, Undecided, cover
 from rlswarm_jax.audit.worth import Judge, Worth, read_all, total
 from rlswarm_jax.chain import ledger
 from rlswarm_jax.chain.calls import account_of
@@ -45,7 +45,7 @@ class Claim:
 
 
 @dataclasses.dataclass(frozen=True)
-class Account:
+class Standing:
     """A commitment and its claims. author: the key, None if no record here is of its account.
 
     verdict: on the commitment alone. missing: about how many records it may cover are not here.
@@ -84,7 +84,7 @@ class Vote:
 class Audit:
     """equivocations: authors, rounds and stages of which two signed records are here."""
 
-    accounts: list[Account]
+    accounts: list[Standing]
     votes: list[Vote]
     equivocations: list[Slot]
 
@@ -109,7 +109,7 @@ def audit(
     numbers = {tag(bytes.fromhex(one.beacon.removeprefix("0x"))): one.number for one in rounds if one.beacon}
     worths = read_all(game, found.values(), beacons, judge)
     shelf = _Shelf(list(found.values()), numbers, since, game.stages)
-    accounts: dict[tuple[int, str], Account] = {}
+    accounts: dict[tuple[int, str], Standing] = {}
     for one in rounds:
         commitments = {commitment.account: commitment for commitment in one.commitments}
         claims = collections.defaultdict[str, list[ledger.Reward]](list)
@@ -130,7 +130,7 @@ def _judge(
     commitment: ledger.Commitment | None,
     claims: Sequence[ledger.Reward],
     worths: Mapping[bytes, Worth],
-) -> Account:
+) -> Standing:
     author = shelf.authors.get(account)
     covered, missing = None, 0
     if commitment is None:
@@ -139,10 +139,7 @@ def _judge(
         verdict, hash_ = ANOTHER_GAME, commitment.hash
     else:
         hash_ = commitment.hash
-        covered, missing = shelf.find(author, number, bytes.fromhex(commitment.root[2:]))
-        verdict = RIGHT if covered else MISSING if missing else WRONG_ROOT
-        if covered and covered.torn:
-            verdict = LEFT_OUT
+        verdict, covered, missing = shelf.find(author, number, bytes.fromhex(commitment.root[2:]))
     of_stage = {claim.stage: claim for claim in claims}
     judged = []
     for stage in sorted({*of_stage, *(range(len(game.stages)) if covered else ())}):
@@ -154,7 +151,7 @@ def _judge(
         ruling = verdict if worth is None else _compare(said.amount if said else None, worth)
         if said or worth != Worth():
             judged.append(Claim(stage, said.amount if said else None, worth, ruling, said.hash if said else ""))
-    return Account(number, account, author, hash_, verdict, covered, missing, judged)
+    return Standing(number, account, author, hash_, verdict, covered, missing, judged)
 
 
 def _compare(claimed: int | None, worth: Worth) -> str:
@@ -165,7 +162,7 @@ def _compare(claimed: int | None, worth: Worth) -> str:
     return RIGHT if claimed == worth.amount and not worth.open else UNCHECKED
 
 
-def _votes(of: ledger.Round, accounts: Mapping[tuple[int, str], Account]) -> list[Vote]:
+def _votes(of: ledger.Round, accounts: Mapping[tuple[int, str], Standing]) -> list[Vote]:
     found = []
     for vote in of.votes:
         voter = accounts.get((of.number, vote.account))
@@ -207,13 +204,13 @@ class _Shelf:
         self._known: dict[bytes, bool] = {}
         self._before: dict[bytes, int] = {}  # the round of the coordinator of the latest commitment
 
-    def find(self, author: bytes | None, number: int, root: bytes) -> tuple[Cover | None, int]:
-        """What a commitment covers, or how many records it may cover are not here; 0 if all are.
+    def find(self, author: bytes | None, number: int, root: bytes) -> tuple[str, Cover | None, int]:
+        """Verdict, what a commitment covers, and how many records it may cover are not here.
 
         Of one author in the order of the coordinator's rounds.
         """
         if author is None:
-            return None, len(self._stages)
+            return MISSING, None, len(self._stages)
         slots, end, known = self._slots[author], self._ends.get(author, -1), self._known.get(author, True)
         earliest = -1 if known else self._before[author]
         candidates = [
@@ -221,23 +218,32 @@ class _Shelf:
             for (round_, _), of in slots.items()
             if round_ > end and earliest <= self._number(of[0], earliest) <= number
         ]
-        found = None
+        found, undecided = None, False
         for pick in range(max(map(len, candidates), default=0)):  # whoever signs two for a slot commits to one of them
-            found = found or cover([of[min(pick, len(of) - 1)] for of in candidates], root, len(self._stages))
+            try:
+                found = found or cover([of[min(pick, len(of) - 1)] for of in candidates], root, len(self._stages))
+            except Undecided:
+                undecided = True
         self._before[author], self._known[author] = number, found is not None
         if found:
             self._ends[author] = found.records[-1].record.round
             first = found.records[0].record.round
             if not known:  # what came before may be in the commitment before
                 found = found._replace(left_out=[s for s in found.left_out if s.record.round >= first])
-            return found, 0
-        if author in self._since and self._since[author] <= (end + 1 if known else 0):
-            return None, 0
+            return LEFT_OUT if found.torn else RIGHT, found, 0
+        missing = self._missing(author, end, number)
+        return MISSING if missing else UNCHECKED if undecided else WRONG_ROOT, None, missing
+
+    def _missing(self, author: bytes, end: int, number: int) -> int:
+        """About how many of an author's records are not here that come after a round and before a later beacon."""
+        if self._since.get(author, end + 2) <= end + 1:
+            return 0
+        slots = self._slots[author]
         later = [round_ for (round_, _), of in slots.items() if round_ > end and self._number(of[0], 0) > number]
         span = range(end + 1, min(later, default=self._last + 1))
         missing = sum((round_, stage) not in slots for round_ in span for stage in self._stages)
         # where its next commitment's records begin shows that this one's end before
-        return None, missing if known and later else max(missing, 1)
+        return missing if later else max(missing, 1)
 
     def _number(self, signed: SignedRecord, unknown: int) -> int:
         """The coordinator's round whose beacon a record was made under."""

@@ -29,11 +29,16 @@ class Cover(NamedTuple):
         return [signed for signed in self.left_out if signed.record.round in rounds]
 
 
-def cover(candidates: Sequence[SignedRecord], root: bytes, stages: int) -> Cover | None:
-    """None if no choice of the candidates has that root. candidates: an author's records, in order of publication.
+class Undecided(Exception):
+    """There are more choices of what an author may have left out than are tried."""
 
-    stages: of a round. The first of these that fits: nothing left out within, incomplete rounds, one or two rounds
-    more, a single record; of each, the earliest start and the shortest.
+
+def cover(candidates: Sequence[SignedRecord], root: bytes, stages: int) -> Cover | None:
+    """None if no choice of the candidates has that root; raises Undecided if there are too many to tell.
+
+    candidates: an author's records, in order of publication. stages: of a round. The first of these that fits: nothing
+    left out within, incomplete rounds, one or two rounds more, a single record, any rounds after which the author
+    jumped; of each, the earliest start and the shortest.
     """
     tries = TRIES
     for dropped in _drops(candidates, stages):
@@ -41,12 +46,12 @@ def cover(candidates: Sequence[SignedRecord], root: bytes, stages: int) -> Cover
         for start in range(len(kept)):
             if start and kept[start - 1].record.round == kept[start].record.round:
                 continue
+            if tries <= 0:
+                raise Undecided
             for end, found in enumerate(roots([signed.hash for signed in kept[start:]]), start + 1):
                 if found == root:
                     return _cover(candidates, kept[start:end])
-                tries -= 1
-            if tries <= 0:
-                return None
+            tries -= len(kept) - start
     return None
 
 
@@ -87,3 +92,8 @@ def _drops(candidates: Sequence[SignedRecord], stages: int) -> Iterator[Collecti
             yield incomplete.union(*rounds)
     for signed in candidates:
         yield {signed.hash}
+    numbers = sorted(by_round)
+    jumped = {r for r, following in itertools.pairwise(numbers) if following > r + 1}
+    for count in range(3, len(jumped) + 1):
+        for chosen in itertools.combinations([r for r in sorted(jumped) if len(by_round[r]) >= stages], count):
+            yield incomplete.union(*(by_round[r] for r in chosen))

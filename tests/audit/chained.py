@@ -8,7 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from rlswarm_jax.audit import commit
-from rlswarm_jax.audit.claims import Account, Audit, audit
+from rlswarm_jax.audit.claims import Audit, Standing, audit
 from rlswarm_jax.chain import ledger
 from rlswarm_jax.chain.calls import account_of
 from rlswarm_jax.chain.virtual import VirtualCoordinator
@@ -91,7 +91,7 @@ def make_judge(game: Game):
     return lambda items: [game.mixture.score(*item) for item in items]
 
 
-def of(found: Audit, put: Put) -> Account:
+def of(found: Audit, put: Put) -> Standing:
     account = account_of(put.who.author)
     return next(one for one in found.accounts if (one.round, one.account) == (put.round, account))
 
@@ -102,13 +102,15 @@ def play(
     heard: Heard = lambda round_, stage, speaker, listener: True,
     silent: int = 0,
     tamper: Mapping[Identity, Tamper] | None = None,
+    own: Mapping[Identity, Mapping[str, Any]] | None = None,
     **fields: Any,
 ) -> World:
     """All of them play all rounds, two of them to one of the chain's. silent: first rounds in which no chain is heard.
 
-    tamper: who says other things than they should, to everybody, and commits to those.
+    tamper: who says other things than they should, to everybody, and commits to those. own: fields of single games.
     """
-    games = {who: three_stages(who, **{"chain_every": 2, "rounds": rounds} | fields) for who in speakers}
+    fields = {"chain_every": 2} | fields
+    games = {who: three_stages(who, **{"rounds": rounds} | fields | dict((own or {}).get(who, {}))) for who in speakers}
     states = dict.fromkeys(speakers, NodeState(round=0))
     chain = VirtualCoordinator(3, quorum=len(speakers))
     beacons = [chain.moments()[-1].beacon]
@@ -149,7 +151,7 @@ def play(
                         case effect:
                             one.go_on(one.answer(effect))
         states = {who: one.state for who, one in playing.items()}
-    return World(three_stages(**{"chain_every": 2} | fields), said, puts, beacons)
+    return World(three_stages(**fields), said, puts, beacons)
 
 
 def _with_parents(record: Record, renamed: Mapping[bytes, bytes]) -> Record:

@@ -99,8 +99,23 @@ def test_what_answers_to_a_missing_record_is_not_judged_nor_what_answers_to_that
     mine = [signed for signed in WORLD.said[ME] if signed.record.stage == ANSWER]
     found = WORLD.check(without=mine)
     assert rulings(found, WORLD.put(ALICE, 1)) == {0: RIGHT, 1: UNCHECKED, 2: UNCHECKED}
-    claim = of(found, WORLD.put(BOB, 1)).claims[2]
+    claim = of(found, put := WORLD.put(BOB, 1)).claims[2]
     assert claim.worth.open == {"unknown parent": 4} and claim.worth.low <= claim.claimed <= claim.worth.high
+    assert claim.worth.amount == 0
+    found = WORLD.replace(put, claims=put.claims | {2: 0}).check(without=mine)
+    assert rulings(found, put)[2] == UNCHECKED  # nothing more is known to be earned, but who knows
+
+
+def test_what_answers_to_what_cannot_be_read_is_not_judged():
+    """Each reads one answer, so some revise by a critique that read another's: where that one is missing, who knows."""
+    world = play(EVERYBODY, rounds=8, shown=1, critics=2)
+    mine = [signed for signed in world.said[ME] if signed.record.stage == ANSWER]
+    found = world.check(without=mine)
+    assert not world.check().wrong and not found.wrong
+    causes = {
+        cause for account in found.accounts for claim in account.claims if claim.worth for cause in claim.worth.open
+    }
+    assert causes == {"unknown parent", "wrong parents"}
 
 
 def test_a_round_left_unfinished_is_in_no_commitment_and_held_against_nobody():
@@ -178,7 +193,21 @@ def test_another_root_is_wrong_where_all_records_are_here():
         put = WORLD.put(BOB, 1)
         assert of(found, put).verdict == WRONG_ROOT and set(rulings(found, put).values()) == {WRONG_ROOT}
         assert all(vote.why for vote in found.votes if (vote.round, vote.hash) == (1, put.hash))
-        assert of(found, WORLD.put(BOB, 2)).right  # it begins after what was committed to wrongly
+        after = of(found, WORLD.put(BOB, 2))  # it begins after what was committed to wrongly
+        assert after.right and after.cover.left_out == []
+
+
+def test_a_root_is_not_called_wrong_before_all_that_may_be_left_out_was_tried(monkeypatch):
+    monkeypatch.setattr("rlswarm_jax.audit.cover.TRIES", 50)
+    found = other_root(WORLD).check(journals=HEADS)
+    assert not found.wrong and of(found, WORLD.put(BOB, 1)).verdict == UNCHECKED
+    assert [vote.why for vote in found.votes if vote.hash == WORLD.put(BOB, 1).hash] != ["", ""]
+
+
+def test_nobody_commits_to_what_was_played_under_a_later_beacon():
+    put, after = WORLD.put(ALICE, 1), WORLD.put(ALICE, 2)
+    found = WORLD.replace(put, records=after.records).check()
+    assert of(found, put).verdict == WRONG_ROOT and of(found, after).right
 
 
 def test_nobody_knows_whether_a_root_is_wrong_where_a_record_is_missing():
@@ -264,6 +293,40 @@ def test_text_that_is_not_what_the_ids_say_is_wrong_but_not_where_nobody_here_ca
         assert claim.verdict == verdict
         assert (claim.worth.flaws or claim.worth.open) == {"text mismatch": 6}
         assert found.wrong == (verdict == WRONG)
+
+
+def test_who_reads_by_the_text_alone_is_not_to_blame_for_what_they_answer_to():
+    """Mallory's text is not what her ids say, which Bob, who has another tokenizer, cannot know."""
+
+    def retell(record, said):
+        groups = [
+            replace(g, completions=[replace(c, text=c.text.replace("x", "z")) for c in g.completions])
+            for g in record.groups
+        ]
+        return replace(record, groups=groups) if record.stage == ANSWER else record
+
+    lying = {MALLORY: Speaker(answer=all_wrong), BOB: Speaker()}
+    for tokenizer in ("another", WORLD.game.tokenizer_fingerprint):
+        world = play(lying, rounds=2, tamper={MALLORY: retell}, own={BOB: {"tokenizer_fingerprint": tokenizer}})
+        found = world.check()
+        critique = next((claim for claim in of(found, world.put(BOB, 0)).claims if claim.stage == 1), None)
+        if tokenizer == "another":
+            assert critique.verdict == UNCHECKED and critique.worth.open == {"wrong parents": 4}
+        else:
+            assert critique is None  # he has heard nothing to criticise
+        assert not of(found, world.put(BOB, 0)).against
+
+
+@pytest.mark.parametrize("tokenizer", ["another", WORLD.game.tokenizer_fingerprint])
+def test_a_group_of_another_size_is_wrong_in_any_tokens(tokenizer):
+    def crowd(record, said):
+        first, *others = record.groups
+        crowded = replace(first, completions=[replace(c, text="é") for c in [*first.completions, first.completions[0]]])
+        return replace(record, groups=[crowded, *others], tokenizer_fingerprint=tokenizer)
+
+    world = play(EVERYBODY, rounds=2, tamper={MALLORY: crowd}, stages=(ANSWER,))
+    claim = of(world.check(), world.put(MALLORY, 0)).claims[0]
+    assert claim.verdict == WRONG and claim.worth.flaws == {"text mismatch": 2}
 
 
 def test_two_records_for_one_stage_are_shown_whichever_of_them_was_committed_to():

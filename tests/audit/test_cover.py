@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlswarm_jax.audit import commit
-from rlswarm_jax.audit.cover import TRIES, cover, roots
+from rlswarm_jax.audit.cover import TRIES, Cover, Undecided, cover, roots
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import STAGES
 from tests.records.samples import ALICE, record
@@ -50,6 +50,22 @@ def test_some_rounds_in_a_row_are_found_without_those_that_were_left(count, data
         assert [s.hash for s in found.left_out] == [s.hash for s in here if s.record.round <= last and s not in chosen]
 
 
+def test_rounds_that_were_left_and_rounds_that_were_not_finished_may_both_be_between():
+    here = [signed for signed in said(9) if (signed.record.round, signed.record.stage) != (2, "revise")]
+    for left in ({4, 6}, {4}):
+        chosen = [signed for signed in here if signed.record.round not in {2, *left}]
+        assert cover(here, root_of(chosen), len(STAGES)) == Cover(chosen, [s for s in here if s not in chosen])
+
+
+def test_a_slow_node_may_have_left_many_rounds_each_time_it_went_to_where_the_others_were():
+    """In a game of one stage each of them looks whole; but after each it jumped, as it did after some it finished."""
+    here = [one(round_, "answer") for round_ in range(18) if round_ % 3 != 2]
+    chosen = [signed for signed in here if signed.record.round not in (1, 4, 7, 13)]
+    assert cover(here, root_of(chosen), 1).records == chosen
+    others = [signed for signed in here if signed.record.round not in (0, 3, 6, 9)]  # after these it did not jump
+    assert cover(here, root_of(others), 1) is None
+
+
 @pytest.mark.parametrize("gone", range(9))
 def test_a_record_left_out_of_its_round_is_found_too(gone):
     records = said(3)
@@ -70,5 +86,6 @@ def test_the_search_is_bounded_and_finds_a_long_commitment_at_once(monkeypatch):
     tried = itertools.count()
     node = "rlswarm_jax.audit.cover.roots"
     monkeypatch.setattr(node, lambda hashes: (bytes([next(tried) % 2]) for _ in hashes))
-    assert cover(records, random.Random(0).randbytes(32), len(STAGES)) is None
+    with pytest.raises(Undecided):
+        cover(records, random.Random(0).randbytes(32), len(STAGES))
     assert next(tried) <= TRIES + len(records)
