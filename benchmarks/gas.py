@@ -89,6 +89,7 @@ def measure() -> dict[str, int]:
     chain.pass_time(1)
     send("submitWinners, one who has none yet", first, "submitWinners", 3, [relayed.peer_id], first.peer_id)
     send("submitWinners, one", second, "submitWinners", 3, [relayed.peer_id], second.peer_id)
+    send("vote for three", third, "vote", 3, ours)
     send(
         "publishWeights",
         first,

@@ -119,7 +119,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.chain.confirmations = 6  # ... and blocks until a transaction counts as settled
     config.chain.every = 5  # rounds from one look at the chain to the next: a round of the coordinator takes two
     config.chain.payout = ""  # account that a single node's earnings go to ("": that of its key)
-    config.chain.keep = 1000  # rounds whose records a node keeps, for whoever checks claims
+    config.chain.keep = 200  # rounds whose records a node keeps, for whoever checks claims (a disk for large swarms)
 
     config.devices = ml_collections.ConfigDict()  # how a process uses those that jax gives it: by default all, each
     config.devices.backend = "shard_map"  # ... with all parameters and a part of the batch; or "pmap"

@@ -29,7 +29,7 @@ Measured (rendered: game):
   revised, less first answer: +1.5 ± 0.3 -> +1.4 ± 0.2 %
   revised, less vote of the critics: +0.8 ± 0.5 -> +1.2 ± 0.5 %
   majority of revised, less vote of the critics: +1.5 ± 0.5 -> +1.6 ± 0.5 %
-  ± standard error over 5 seeds; 9b8193dd6c81
+  ± standard error over 5 seeds; cd74f9684aa6
 
 Half of the problems are sums, which the embedded model gets right some of the time only, even un-spoiled: there
 answers differ, and there is something to learn from others. It starts un-spoiled, because it has been taught all three

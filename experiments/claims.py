@@ -224,7 +224,7 @@ def make_judge(verifier: Verifier) -> Judge:
 def as_json(found: Audit) -> dict[str, Any]:
     """claims.json. Amounts are millionths of a full reward."""
     return {
-        "accounts": [_account_json(account) for account in found.accounts],
+        "accounts": [_account_json(account) for account in found.standings],
         "votes": [dataclasses.asdict(vote) for vote in found.votes],
         "equivocations": [
             {"author": author.hex(), "round": round_, "stage": stage} for author, round_, stage in found.equivocations
@@ -245,22 +245,23 @@ def _account_json(account: Standing) -> dict[str, Any]:
         "records": [signed.hash.hex() for signed in covered.records] if covered else None,
         "left_out": [f"round {s.record.round} {s.record.stage}" for s in covered.left_out] if covered else None,
         "missing": account.missing,
+        "left": account.left,
         "claims": claimed,
     }
 
 
 def _print(found: Audit, records: int, seconds: float, console: Console) -> None:
     by_account = collections.defaultdict[str, list[Standing]](list)
-    for account in found.accounts:
+    for account in found.standings:
         by_account[account.account].append(account)
     names = {name: _name(accounts) for name, accounts in by_account.items()}
     header = ["", "rounds", "right", "wrong", "unsure", "claimed", "worth", "votes"]
     rows = [_row(found, name, names[name], accounts) for name, accounts in sorted(by_account.items())]
     print_table([header, *rows], console)
     counted = sum(not vote.why for vote in found.votes)
-    checked = sum(len(account.claims) for account in found.accounts)
+    checked = sum(len(account.claims) for account in found.standings)
     console.print(
-        f"{checked} claims of {len(found.accounts)} commitments by {records} records in {seconds:.1f} s; "
+        f"{checked} claims of {len(found.standings)} commitments by {records} records in {seconds:.1f} s; "
         f"{counted} of {len(found.votes)} votes count",
         highlight=False,
         soft_wrap=True,
@@ -298,7 +299,7 @@ def _row(found: Audit, account: str, name: str, accounts: Sequence[Standing]) ->
 
 def remarks(found: Audit, names: dict[str, str]) -> Iterator[str]:
     """What is not right, and what earned nothing, in a line each."""
-    for one in found.accounts:
+    for one in found.standings:
         where = f"round {one.round}, {names[one.account]}"
         at = f" ({one.hash})" if one.hash else ""
         if one.verdict == claims.MISSING:
@@ -307,14 +308,14 @@ def remarks(found: Audit, names: dict[str, str]) -> Iterator[str]:
             yield f"{where}: WRONG ROOT: all its records are here, and have another{at}"
         elif one.verdict == claims.ANOTHER_GAME:
             yield f"{where}: cannot be checked, it plays by another agreement than the config here{at}"
-        elif one.verdict == claims.UNCHECKED:
-            yield f"{where}: cannot be checked, it may have left out too many rounds to try them all{at}"
         elif one.verdict == claims.NO_COMMITMENT:
             yield f"{where}: cannot be checked, it committed to nothing"
         if one.cover and one.cover.left_out:
             slots = ", ".join(f"{s.record.round} {s.record.stage}" for s in one.cover.left_out)
-            loud = "RECORDS LEFT OUT" if one.cover.torn else "rounds left out (a node may leave a round unfinished)"
+            loud = "RECORDS LEFT OUT" if one.cover.holes else "in no commitment (the chain may have undone a beacon)"
             yield f"{where}: {loud}: {slots}{at}"
+        if one.left:
+            yield f"{where}: nothing claimed for {', '.join(map(str, one.left))}, which it may have left{at}"
         for claim in one.claims:
             stage = dict(enumerate(STAGES)).get(claim.stage, str(claim.stage))
             if claim.worth is None:

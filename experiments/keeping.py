@@ -11,11 +11,11 @@ import ml_collections
 from experiments.cli import TransientError, UsageError
 from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.errors import ChainError, EndpointDown, FileDamaged, MalformedAnswer
-from rlswarm_jax.chain.keeper import Keeper
 from rlswarm_jax.chain.local import SETTINGS
 from rlswarm_jax.chain.rpc import Endpoint
 from rlswarm_jax.chain.sender import Settings
 from rlswarm_jax.identity import Identity, author_of
+from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.swarm.mailbox import Mailbox
 
 log = logging.getLogger("rlswarm_jax.chain")

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from experiments import cli, folder, keeping, report
 from experiments.cli import Arguments, UsageError
+from experiments.ledger import INDEX_FILE, read_ledger
 from experiments.summary import peak_memory_mb, summarise, write_summary
 from experiments.view import SwarmView
 from rlswarm_jax import identity, launch
@@ -72,7 +73,8 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, consol
                 time.sleep(POLL)
                 show(launcher.poll())
             show(launcher.stop())
-    summary = _summarise(config, workdir, members, before + time.monotonic() - started)
+        ledger, of_chain_mb = _ledger(chain, console), peak_memory_mb(chain.pid) if chain else 0
+    summary = _summarise(config, workdir, members, before + time.monotonic() - started, ledger, of_chain_mb)
     report.write_report(workdir)
     report.print_summary(workdir, console)
     console.print(f"report: {workdir / 'report.md'}; each node's log: {workdir / 'node-*' / launch.LOG_FILE}")
@@ -90,6 +92,17 @@ def _chain(
     if kind not in ("devnet", "anvil"):
         return contextlib.nullcontext()
     return LocalChain(kind, workdir / keeping.FOLDER, len(members), [members[0].address])
+
+
+def _ledger(chain: LocalChain | None, console: Console) -> dict[str, Any] | None:
+    """What the swarm's own chain has of it."""
+    if chain is None:
+        return None
+    try:
+        return read_ledger(chain.url, chain.contract, CHAIN_ID, chain.directory / INDEX_FILE)
+    except ChainError as error:
+        console.print(f"the report has no ledger: {error}")
+        return None
 
 
 def _command(member: Member) -> list[str]:
@@ -150,7 +163,14 @@ def _rows(member: Member) -> list[dict[str, Any]]:
     return [row | {"node": member.index} for row in read_rows(path)] if path.exists() else []
 
 
-def _summarise(config: ml_collections.ConfigDict, workdir: Path, members: list[Member], seconds: float) -> dict:
+def _summarise(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    members: list[Member],
+    seconds: float,
+    ledger: dict[str, Any] | None,
+    of_chain_mb: int,
+) -> dict:
     """The swarm's summary.json and metrics.jsonl, from its nodes'."""
     rows = sorted((row for member in members for row in _rows(member)), key=lambda row: (row["round"], row["node"]))
     (workdir / folder.METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -166,9 +186,10 @@ def _summarise(config: ml_collections.ConfigDict, workdir: Path, members: list[M
         weights={name: weights for own in found.values() for name, weights in own["weights"].items()},
         base=_base(next(iter(found.values()), None)),
         seconds=seconds,
-        memory_mb=peak_memory_mb() + sum(own["peak_memory_mb"] for own in found.values()),
+        memory_mb=peak_memory_mb() + of_chain_mb + sum(own["peak_memory_mb"] for own in found.values()),
         hardware=next((own["hardware"] for own in found.values()), "unknown"),
     )
+    summary |= {"ledger": ledger} if ledger else {}
     write_summary(workdir, summary)
     return summary
 

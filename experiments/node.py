@@ -23,8 +23,8 @@ from rich.logging import RichHandler
 from experiments import cli, folder, keeping
 from experiments.cli import Arguments, TransientError, UsageError
 from rlswarm_jax import identity, launch
-from rlswarm_jax.chain.keeper import Keeper
 from rlswarm_jax.journal import Journal, JournalError
+from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError

@@ -1,4 +1,4 @@
-"""Writes measured figures into the README and the configs' docstrings, so that none is ever typed.
+"""Writes measured figures into the README, docs/ and the configs' docstrings, so that none is ever typed.
 
     python -m experiments.render                     fills the blocks from results/
     python -m experiments.render --check             changes nothing; exit code 1 if a block is stale
@@ -8,8 +8,9 @@
                                                      merges their evaluation.json into results/game.json
 
 In Markdown a block stands between `<!-- rendered: NAME -->` and `<!-- /rendered -->`. In a config's docstring
-it is the indented lines after `Measured (rendered: NAME):`. NAME is warmstart, benchmarks/decode, benchmarks/replay,
-benchmarks (all other results/benchmarks/*.jsonl), or an experiment of configs/ such as quickstart (results/NAME.json).
+it is the indented lines after `Measured (rendered: NAME):`. NAME is warmstart, gas, gas/day, benchmarks/decode,
+benchmarks/replay, benchmarks (all other results/benchmarks/*.jsonl), or an experiment of configs/ such as quickstart
+(results/NAME.json).
 """
 
 import argparse
@@ -29,8 +30,8 @@ import msgspec
 
 from experiments import results
 from experiments.cli import UsageError
-from experiments.report import Table, markdown_table
 from experiments.results import Summary, duration, mean, mean_sd, percent, points
+from experiments.sections import Table, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN, CLOSE = "<!-- rendered: ", "<!-- /rendered -->"
@@ -83,6 +84,14 @@ class Warmstart(msgspec.Struct, frozen=True):
     base: dict[str, float | str]
     spoiled: dict[str, float | str]
     seconds: float
+
+
+class Gas(msgspec.Struct, frozen=True):
+    """results/gas.json: gas of each call of the coordinator."""
+
+    compiler: str
+    evm: str
+    gas: dict[str, int]
 
 
 class Benchmark(msgspec.Struct, frozen=True):
@@ -220,6 +229,37 @@ def warmstart_block(found: Warmstart) -> Block:
     return Block(rows, note, [f"base: {base}", f"spoiled: {spoiled}", made])
 
 
+def gas_block(found: Gas) -> Block:
+    """A row for each call."""
+    rows = [["call", "gas"], *([name, f"{gas:,}"] for name, gas in found.gas.items())]
+    return Block(rows, f"solc {found.compiler.partition('+')[0]}, the EVM's {found.evm}.", [])
+
+
+GWEI = (0.01, 1.0, 20.0)  # prices of gas
+A_DAY = 24 * 60  # rounds of the chain, at one a minute
+
+
+def gas_day_block(found: Gas) -> Block:
+    """What a node pays a day at one round of the chain a minute, and what a swarm pays together."""
+    gas = found.gas
+    claims = gas["reward, first of a round"] + 2 * gas["reward, further stage"]
+    ending = gas["advanceRound"] + gas["commit, first of a round: records its beacon"] - gas["commit"]
+    daily = {
+        "a node: commitment": gas["commit"],
+        "a node: claims for three stages": claims,
+        "a node: vote for three": gas["vote for three"],
+        "**a node: all of these**": gas["commit"] + claims + gas["vote for three"],
+        "the whole swarm: ending a round, its beacon": ending,
+    }
+    once = {"a node: registration": gas["registerKey"], "the whole swarm: deployment": gas["deployment"]}
+    rows = [["", "gas", "times a day", *(f"coins at {price:g} gwei" for price in GWEI)]]
+    for times, parts in ((A_DAY, daily), (1, once)):
+        for name, used in parts.items():
+            costs = [number(times * used * price / 1e9) for price in GWEI]
+            rows.append([name, f"{used:,}", f"{times:,}" if parts is daily else "once", *costs])
+    return Block(rows, "From results/gas.json (python -m benchmarks.gas).", [])
+
+
 def benchmarks_block(found: Sequence[Benchmark]) -> Block:
     """A row for each measurement."""
     rows = [["benchmark", "config", "value", "against", "hardware"]]
@@ -292,6 +332,9 @@ def find_block(root: Path, name: str) -> Block:
     path = root / "results" / f"{name}.json"
     if name == "warmstart":
         return warmstart_block(_read(path, Warmstart))
+    if name in ("gas", "gas/day"):
+        measured = _read(root / "results" / "gas.json", Gas)
+        return gas_block(measured) if name == "gas" else gas_day_block(measured)
     if own := BLOCKS_OF_THEIR_OWN.get(name):
         return own(_read(root / "results" / f"{name}.jsonl", list[Benchmark]))
     if name == "benchmarks":
@@ -301,7 +344,7 @@ def find_block(root: Path, name: str) -> Block:
             raise NotMeasured("results/benchmarks/*.jsonl")
         return benchmarks_block([b for path in paths for b in _read(path, list[Benchmark])])
     if not (root / "configs" / f"{name}.py").exists():
-        raise UsageError(f"unknown block {name!r}; expected warmstart, benchmarks, or NAME of configs/NAME.py.")
+        raise UsageError(f"unknown block {name!r}; expected warmstart, gas, benchmarks, or NAME of configs/NAME.py.")
     if "evaluations" in _read(path, dict[str, Any]):
         return evaluations_block(_read(path, Evaluations))
     return runs_block(name, _read(path, Runs))
@@ -353,9 +396,9 @@ def fill_config(text: str, root: Path) -> str:
 
 
 def render(root: Path, check: bool = False) -> list[Path]:
-    """Fills README.md and configs/*.py; returns the stale ones. With `check` they stay as they are."""
+    """Fills README.md, docs/*.md and configs/*.py; returns the stale ones. With `check` they stay as they are."""
     stale = []
-    for path in [root / "README.md", *sorted((root / "configs").glob("*.py"))]:
+    for path in [root / "README.md", *sorted((root / "docs").glob("*.md")), *sorted((root / "configs").glob("*.py"))]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         try:
             filled = fill_markdown(text, root) if path.suffix == ".md" else fill_config(text, root)
@@ -381,6 +424,7 @@ def collect(root: Path, name: str, workdirs: Sequence[Path]) -> Path:
         if summary.seed in runs:
             raise UsageError(f"{workdir} has seed {summary.seed}, as another of these runs does.")
         run = json.loads((workdir / "summary.json").read_bytes())
+        run.pop("ledger", None)  # thousands of lines, and they are on the chain
         run["config"] = {k: v for k, v in summary.config.items() if k not in results.UNIMPORTANT}
         runs[summary.seed] = run
     ordered = [runs[seed] for seed in sorted(runs)]

@@ -14,7 +14,6 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
@@ -23,6 +22,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from experiments.cli import UsageError
+from experiments.ledger import ledger_sections, write_ledger
 from experiments.plots import plot
 from experiments.results import (
     MISSING,
@@ -40,25 +40,14 @@ from experiments.results import (
     percent,
     points,
 )
+from experiments.sections import Section, Table, markdown_table
 
-Table = Sequence[Sequence[str]]  # the header, then the rows
 SPOILED = (
     "The embedded model was taught these tasks and then spoiled: a gain here is a spoiled skill brought back by "
     "reinforcement learning, not knowledge gained; the un-spoiled base gets {}."
 )
 
 # --- the report, for Markdown and terminal alike
-
-
-@dataclass(frozen=True)
-class Section:
-    """A piece of the report; whatever is empty is left out."""
-
-    title: str
-    text: str = ""
-    table: Table = ()
-    images: Sequence[str] = ()
-    code: str = ""
 
 
 def title(summary: Summary) -> str:
@@ -76,6 +65,7 @@ def sections(run: Run) -> list[Section]:
         _tasks(run),
         *([_game(run)] if run.summary.game else []),
         *exchange,
+        *(ledger_sections(run.summary.ledger, {}) if run.summary.ledger else []),
         _cost(run),
         _reproduce(run),
     ]
@@ -223,15 +213,8 @@ def comparison(runs: Sequence[Run]) -> list[list[str]]:
 # --- Markdown and terminal
 
 
-def markdown_table(table: Table) -> str:
-    """A Markdown table; under a header, all columns but the first to the right."""
-    rule = [":--", *["--:" if any(table[0]) else ":--"] * (len(table[0]) - 1)]
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table[0], rule, *table[1:])]
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
-
-
 def write_report(workdir: Path) -> Path:
-    """Writes report.md and its plots into a run's folder; returns report.md's path. Raises UsageError."""
+    """Writes report.md, its plots and its ledger into a run's folder; returns report.md's path. Raises UsageError."""
     run = load(workdir)
     parts = [f"# {title(run.summary)}\n"]
     for section in sections(run):
@@ -241,6 +224,8 @@ def write_report(workdir: Path) -> Path:
         parts += [f"![{Path(image).stem.replace('_', ' ')}]({image})\n" for image in section.images]
         parts += [f"```bash\n{section.code}\n```\n"] if section.code else []
     plot(run)
+    if run.summary.ledger:
+        write_ledger(workdir, run.summary.ledger, {})
     path = workdir / "report.md"
     path.write_text("\n".join(parts), encoding="utf-8")
     return path

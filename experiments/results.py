@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from experiments.cli import UsageError
+from experiments.ledger import Ledger
 from rlswarm_jax.evaluation import wilson
 
 Accuracy = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -48,7 +49,10 @@ class Records(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """summary.json of a run. game: of its metrics, the means of the first and of the last tenth of the rounds."""
+    """summary.json of a run. game: of its metrics, the means of the first and of the last tenth of the rounds.
+
+    ledger: what the chain has of it; None without a chain.
+    """
 
     name: str
     status: Literal["finished", "stopped"]
@@ -70,6 +74,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any] = {}
     versions: dict[str, str] = {}
     hardware: str = "unknown"
+    ledger: Ledger | None = None
 
     @property
     def before(self) -> float | None:

@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -123,8 +124,14 @@ def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
     write_whole(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
 
 
-def peak_memory_mb() -> int:
-    """Of this process, resident."""
+def peak_memory_mb(pid: int | None = None) -> int:
+    """Of this process, resident; or of another one, as far as the system tells (else 0)."""
+    if pid is not None:
+        try:
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        except OSError:
+            return 0
+        return round(int(found[1]) / 1024) if found else 0
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(usage / (1024 if sys.platform == "linux" else 1024**2))
 

@@ -23,6 +23,7 @@ class _Shown:
     received: int = 0
     published: int = 0
     rejected: int = 0
+    chain: str = ""  # the round of the chain; and what waits to be told, if anything does
 
 
 class SwarmView:
@@ -75,6 +76,9 @@ class SwarmView:
         node.published += int(row["records/published"])
         node.rejected += int(sum(v for k, v in row.items() if k.startswith("records/rejected/")))
         node.peers = int(row["peers/connected"]) if "peers/connected" in row else None
+        if "chain/round" in row:
+            waiting = int(row.get("chain/waiting", 0))
+            node.chain = f"{row['chain/round']:.0f}{f' ({waiting} to send)' if waiting else ''}"
         done = sum(n.round for n in self._nodes)
         self._progress.update(self._task, completed=done, rate=self._rate(done))
         if self._console.is_terminal:
@@ -115,13 +119,24 @@ class SwarmView:
         table = Table(title=None, expand=False)
         live = any(n.state or n.peers is not None for n in self._nodes)
         columns = ["node", *(["process", "peers"] if live else [])]
-        for column in (*columns, "round", "reward", "held-out accuracy", "records in", "out", "rejected"):
+        chain = any(n.chain for n in self._nodes)
+        for column in (
+            *columns,
+            "round",
+            *(["chain"] if chain else []),
+            "reward",
+            "held-out accuracy",
+            "records in",
+            "out",
+            "rejected",
+        ):
             table.add_column(column, justify="left" if column in ("node", "process") else "right")
         for n in self._nodes:
             table.add_row(
                 n.name,
                 *([n.state, "" if n.peers is None else str(n.peers)] if live else []),
                 str(n.round),
+                *([n.chain] if chain else []),
                 "" if n.reward is None else f"{n.reward:.2f}",
                 "" if n.held_out is None else f"{100 * n.held_out:.1f} %",
                 str(n.received),

@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 
-from rlswarm_jax.chain.keeper import Keeper
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.engine import Engine
 from rlswarm_jax.game.chain import Moment
@@ -22,7 +21,7 @@ from rlswarm_jax.game.effects import Commit, Effect, Evaluate, Gather, Hear, Lea
 from rlswarm_jax.game.player import Player, RoundReport, SavedPlayer, published
 from rlswarm_jax.game.round import next_round
 from rlswarm_jax.journal import Journal
-from rlswarm_jax.parallel import fetch
+from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.qwen import digest
 from rlswarm_jax.records.envelope import SignedRecord, seal
 from rlswarm_jax.swarm.mailbox import Mailbox
@@ -146,7 +145,7 @@ class Node:
             return self._hear(effect, should_stop)
         if isinstance(effect, Commit):
             assert self._chain, "a game that hears a chain has one"
-            state_hash = digest(fetch(self._engine.state(0)))
+            state_hash = digest(self._engine.state(0))
             self._chain.commit(effect, state_hash, self.player.game.agreement)
             return state_hash
         assert isinstance(effect, Evaluate)
@@ -252,7 +251,7 @@ class Node:
         began = time.monotonic()
         self._transport.flush(FLUSH)
         if self._chain and not self._chain.finish(CHAIN, should_stop):
-            log.warning("not all was taken by the chain: the same command with --resume sends the rest")
+            log.warning("the chain has not taken all that was to be told: the outbox keeps it for the next start here")
         with mailbox.changed:
             while mailbox.behind(last) and time.monotonic() - began < PART and not should_stop():
                 mailbox.changed.wait(POLL)

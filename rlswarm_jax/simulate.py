@@ -12,9 +12,11 @@ from typing import Any
 
 import msgspec
 
+from rlswarm_jax.audit import commit
 from rlswarm_jax.chain.virtual import VirtualCoordinator
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.engine import Engine
+from rlswarm_jax.game.chain import Moment
 from rlswarm_jax.game.effects import Commit, Effect, Evaluate, Gather, Hear, Learn, Publish, Sample, Score, Verify
 from rlswarm_jax.game.player import BEGIN, Player, RoundReport, SavedPlayer
 from rlswarm_jax.game.round import NodeState
@@ -22,7 +24,6 @@ from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Journal
-from rlswarm_jax.parallel import fetch
 from rlswarm_jax.qwen import Params, digest
 from rlswarm_jax.records.envelope import open_envelope, seal
 from rlswarm_jax.swarm.virtual import VirtualNetwork
@@ -141,8 +142,8 @@ class Simulation:
         elif what == _DEADLINE:
             if isinstance(node.effect, Gather) and rest == [node.effect.round, node.step]:
                 self._complete(node, node.inbox.take(node.effect.round, node.effect.stage), at)
-            elif isinstance(node.effect, Hear) and self._chain:
-                self._complete(node, self._chain.moments(), at)
+            elif isinstance(node.effect, Hear) and rest == [node.state.round, node.step]:
+                self._complete(node, self._heard(), at)
         else:
             if index not in self._results:
                 self._compute(type(node.effect))
@@ -191,8 +192,7 @@ class Simulation:
             self._send(node.index, raw, at)
             self._complete(node, raw, at)
         elif isinstance(effect, Hear):
-            assert self._chain, "a game that hears a chain has one"
-            heard = self._chain.moments()
+            heard = self._heard()
             if effect.beyond is None or heard[-1].round > effect.beyond:
                 self._complete(node, heard, at)
             else:
@@ -200,8 +200,8 @@ class Simulation:
                 heapq.heappush(self._events, (at, _DEADLINE, node.index, node.state.round, node.step))
         elif isinstance(effect, Commit):
             assert self._chain
-            self._chain.commit(node.game.author, effect)
-            self._complete(node, digest(fetch(self._engine.state(node.index))), at)
+            self._chain.commit(node.game.author, effect.moment.round, commit.root(effect.work.records))
+            self._complete(node, digest(self._engine.state(node.index)), at)
         elif isinstance(effect, Gather):
             if self._gathered(node, effect):
                 self._complete(node, node.inbox.take(effect.round, effect.stage), at)
@@ -213,6 +213,10 @@ class Simulation:
             assert effect is not None
             self._waiting[type(effect)][node.index] = effect
             heapq.heappush(self._events, (at + self._timing.of(node.index, effect), _DONE, node.index))
+
+    def _heard(self) -> list[Moment]:
+        assert self._chain, "a game that hears a chain has one"
+        return [Moment(*moment) for moment in self._chain.moments()]
 
     def _gathered(self, node: _Node, effect: Gather) -> bool:
         """Whether all peers have spoken; strangers, of whom anyone can make as many as they like, don't count."""

@@ -267,7 +267,7 @@ def test_a_round_that_was_over_but_not_reported_is_reported_once(tmp_path):
 def ahead(index: int, round_: int) -> SignedRecord:
     """A record of a peer that is in that round."""
     game = make_game(simulated(SEED, index), rounds=1000)
-    return open_envelope(seal(_make_record(game, NodeState(round=round_), ANSWER, []), simulated(SEED, index)))
+    return open_envelope(seal(_make_record(game, NodeState(round=round_), ANSWER, b"", []), simulated(SEED, index)))
 
 
 def begun(node: Live) -> list[int]:

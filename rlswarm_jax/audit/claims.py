@@ -1,8 +1,9 @@
 """Judges what nodes have claimed on the chain by the records they committed to: anybody can, who has those records.
 
-A claim is right if it is exactly what the covered records of its stage are worth (`worth.py`), and wrong if no honest
-author can have found that. In between, or where records are not here, nothing is said against it; but a vote counts
-only where the commitment and all claims of the voter and of the winner in that round were found right.
+A claim is right if it is exactly what the covered records of its stage are worth (`worth.py`), but for rounds that
+their author left before they were scored; it is wrong if no honest author can have found that. In between, or where
+records are not here, nothing is said against it; but a vote counts only where the commitment and all claims of the
+voter and of the winner in that round were found right.
 
 Two things that no claim can show: a completion copied for a problem that all nodes share, whose seed is the copier's
 as well (replaying the sampling with its author's weights would show it); and how many rounds an author played.
@@ -10,15 +11,17 @@ as well (replaying the sampling with its author's weights would show it); and ho
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from rlswarm_jax.audit.cover import Cover, Undecided, cover
+from rlswarm_jax.audit.cover import Cover
+from rlswarm_jax.audit.trace import Shelf, Slot, Traced
 from rlswarm_jax.audit.worth import Judge, Worth, read_all, total
 from rlswarm_jax.chain import ledger
 from rlswarm_jax.chain.calls import account_of
-from rlswarm_jax.game.chain import tag
+from rlswarm_jax.game.chain import Moment, by_tag, tag
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.game.turns import in_time
 from rlswarm_jax.identity import author_of
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import STAGES
@@ -26,8 +29,9 @@ from rlswarm_jax.records.schema import STAGES
 RIGHT, WRONG, UNCLAIMED, UNCHECKED = "right", "wrong", "unclaimed", "unchecked"
 MISSING, WRONG_ROOT, LEFT_OUT = "missing records", "wrong root", "records left out"
 ANOTHER_GAME, NO_COMMITMENT = "another agreement", "no commitment"
+UNFINISHED, LATER_BEACON = "unfinished round", "later beacon"  # why groups earn nothing, beside what records say
+LEAVES = 2_000  # choices of rounds that are tried
 AGAINST = {WRONG, WRONG_ROOT, LEFT_OUT}  # verdicts that no honest node gets
-Slot = tuple[bytes, int, str]  # author, round, stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Claim:
 class Standing:
     """A commitment and its claims. author: the key, None if no record here is of its account.
 
-    verdict: on the commitment alone. missing: about how many records it may cover are not here.
+    verdict: on the commitment alone. missing: about how many records it may cover are not here. left: rounds that its
+    author seems to have left after the last stage.
     """
 
     round: int
@@ -58,6 +63,7 @@ class Standing:
     verdict: str
     cover: Cover | None
     missing: int
+    left: list[int]
     claims: list[Claim]
 
     @property
@@ -84,13 +90,13 @@ class Vote:
 class Audit:
     """equivocations: authors, rounds and stages of which two signed records are here."""
 
-    accounts: list[Standing]
+    standings: list[Standing]
     votes: list[Vote]
     equivocations: list[Slot]
 
     @property
     def wrong(self) -> bool:
-        return bool(self.equivocations) or any(account.against for account in self.accounts)
+        return bool(self.equivocations) or any(one.against for one in self.standings)
 
 
 def audit(
@@ -105,53 +111,113 @@ def audit(
     game: an observer's. since: of authors whose own journal is here, the round from which on it has all they published.
     """
     found = {signed.hash: signed for signed in records}
-    beacons = {tag(beacon): beacon for one in rounds if (beacon := bytes.fromhex(one.beacon.removeprefix("0x")))}
-    numbers = {tag(bytes.fromhex(one.beacon.removeprefix("0x"))): one.number for one in rounds if one.beacon}
-    worths = read_all(game, found.values(), beacons, judge)
-    shelf = _Shelf(list(found.values()), numbers, since, game.stages)
-    accounts: dict[tuple[int, str], Standing] = {}
+    moments = [Moment(one.number, bytes.fromhex(one.beacon.removeprefix("0x"))) for one in rounds if one.beacon]
+    numbers = {tag(moment.beacon): moment.round for moment in moments}
+    worths = read_all(game, found.values(), by_tag(moments), judge)
+    shelf = Shelf(list(found.values()), since, numbers, game.stages)
+    commitments: dict[tuple[int, str], ledger.Commitment] = {}
+    claims = collections.defaultdict[tuple[int, str], dict[int, ledger.Reward]](dict)
     for one in rounds:
-        commitments = {commitment.account: commitment for commitment in one.commitments}
-        claims = collections.defaultdict[str, list[ledger.Reward]](list)
+        commitments |= {(one.number, commitment.account): commitment for commitment in one.commitments}
         for reward in one.rewards:
-            claims[reward.account].append(reward)
-        for account in dict.fromkeys([*commitments, *claims]):
-            judged = _judge(game, shelf, one.number, account, commitments.get(account), claims[account], worths)
-            accounts[one.number, account] = judged
-    votes = [vote for one in rounds for vote in _votes(one, accounts)]
-    return Audit(list(accounts.values()), votes, shelf.equivocations)
+            claims[one.number, reward.account][reward.stage] = reward
+    traced: dict[tuple[int, str], Traced] = {}
+    for account in {account for _, account in commitments}:
+        own = [at for at in commitments if at[1] == account]
+        roots = [(at[0], bytes.fromhex(commitments[at].root[2:])) for at in own]
+        traced |= zip(own, shelf.trace(shelf.authors.get(account), roots), strict=True)
+    standings = {}
+    for at in sorted({*commitments, *claims}):
+        author, commitment = shelf.authors.get(at[1]), commitments.get(at)
+        cover, missing = traced.get(at, Traced(None, 0))
+        if commitment is None:
+            verdict = NO_COMMITMENT
+        elif bytes.fromhex(commitment.config[2:]) != game.agreement:
+            verdict, cover = ANOTHER_GAME, None
+        elif cover:
+            verdict = LEFT_OUT if cover.holes else RIGHT
+        else:
+            verdict = MISSING if missing else WRONG_ROOT
+        hash_ = commitment.hash if commitment else ""
+        left: list[int] = []
+        if cover and author:
+            paid = _paid(cover, worths, shelf.rounds(author), numbers, at[0], game.stages)
+            left, judged = _judge(claims[at], paid, len(game.stages))
+        else:
+            judged = [Claim(stage, said.amount, None, verdict, said.hash) for stage, said in sorted(claims[at].items())]
+        standings[at] = Standing(*at, author, hash_, verdict, cover, missing, left, judged)
+    votes = [vote for one in rounds for vote in _votes(one, standings)]
+    return Audit(list(standings.values()), votes, shelf.equivocations)
 
 
-def _judge(
-    game: Game,
-    shelf: "_Shelf",
-    number: int,
-    account: str,
-    commitment: ledger.Commitment | None,
-    claims: Sequence[ledger.Reward],
+class _Paid(NamedTuple):
+    """A covered round. worths: by the stage's number. jumped: whether its author did not go on to the next round."""
+
+    round: int
+    worths: dict[int, Worth]
+    jumped: bool
+
+
+def _paid(
+    cover: Cover,
     worths: Mapping[bytes, Worth],
-) -> Standing:
-    author = shelf.authors.get(account)
-    covered, missing = None, 0
-    if commitment is None:
-        verdict, hash_ = NO_COMMITMENT, ""
-    elif bytes.fromhex(commitment.config[2:]) != game.agreement:
-        verdict, hash_ = ANOTHER_GAME, commitment.hash
-    else:
-        hash_ = commitment.hash
-        verdict, covered, missing = shelf.find(author, number, bytes.fromhex(commitment.root[2:]))
-    of_stage = {claim.stage: claim for claim in claims}
-    judged = []
-    for stage in sorted({*of_stage, *(range(len(game.stages)) if covered else ())}):
-        said = of_stage.get(stage)
-        worth = None
-        if covered:
-            name = dict(enumerate(STAGES)).get(stage)
-            worth = total(worths[signed.hash] for signed in covered.records if signed.record.stage == name)
-        ruling = verdict if worth is None else _compare(said.amount if said else None, worth)
-        if said or worth != Worth():
-            judged.append(Claim(stage, said.amount if said else None, worth, ruling, said.hash if said else ""))
-    return Standing(number, account, author, hash_, verdict, covered, missing, judged)
+    played: Mapping[int, set[str]],
+    numbers: Mapping[bytes, int],
+    number: int,
+    stages: Sequence[str],
+) -> list[_Paid]:
+    """What the covered rounds are worth: nothing if they were surely left."""
+    found: dict[int, _Paid] = {}
+    for signed in cover.records:
+        record, worth = signed.record, worths[signed.hash]
+        groups = len(record.groups)
+        if len(played[record.round]) < len(stages):
+            worth = Worth(flaws={UNFINISHED: groups})
+        elif numbers.get(record.beacon, number) > number:  # who finishes a round commits in the newest they know of
+            worth = Worth(flaws={LATER_BEACON: groups})
+        one = found.setdefault(record.round, _Paid(record.round, {}, record.round + 1 not in played))
+        one.worths[STAGES.index(record.stage)] = worth
+    return list(found.values())
+
+
+def _judge(said: Mapping[int, ledger.Reward], paid: Sequence[_Paid], stages: int) -> tuple[list[int], list[Claim]]:
+    """Rounds that their author seems to have left after the last stage, and what becomes of the claims.
+
+    Whoever leaves a round claims nothing for it in any stage: the fewest such rounds with which all claims are right.
+    """
+    best: tuple[list[int], list[Claim]] | None = None
+    choices = _leaves(paid)
+    for left in itertools.islice(choices, LEAVES):
+        claims = []
+        for stage in sorted({*said, *range(stages)}):
+            worth = total(one.worths.get(stage, Worth()) for one in paid if one.round not in left)
+            claim = said.get(stage)
+            if claim or worth != Worth():
+                amount, hash_ = (claim.amount, claim.hash) if claim else (None, "")
+                claims.append(Claim(stage, amount, worth, _compare(amount, worth), hash_))
+        verdicts = {claim.verdict for claim in claims}
+        if verdicts <= {RIGHT, UNCLAIMED}:
+            return left, claims
+        if best is None or (WRONG in {claim.verdict for claim in best[1]} and WRONG not in verdicts):
+            best = left, claims
+    assert best
+    if next(choices, None) is None:
+        return best
+    return best[0], [_softened(claim) for claim in best[1]]
+
+
+def _softened(claim: Claim) -> Claim:
+    """Where not all was tried, nobody knows whether a claim for less is for fewer rounds."""
+    less = claim.worth is not None and (claim.claimed or 0) <= claim.worth.high
+    return dataclasses.replace(claim, verdict=UNCHECKED) if claim.verdict == WRONG and less else claim
+
+
+def _leaves(paid: Sequence[_Paid]) -> Iterator[list[int]]:
+    """Rounds that may have been left, none at first: one or two, or any after which their author jumped."""
+    jumped = [one.round for one in paid if one.jumped]
+    every = [*jumped, *(one.round for one in paid if not one.jumped)]
+    for count in range(len(paid) + 1):
+        yield from map(list, itertools.combinations(every if count <= 2 else jumped, count))
 
 
 def _compare(claimed: int | None, worth: Worth) -> str:
@@ -162,13 +228,13 @@ def _compare(claimed: int | None, worth: Worth) -> str:
     return RIGHT if claimed == worth.amount and not worth.open else UNCHECKED
 
 
-def _votes(of: ledger.Round, accounts: Mapping[tuple[int, str], Standing]) -> list[Vote]:
+def _votes(of: ledger.Round, standings: Mapping[tuple[int, str], Standing]) -> list[Vote]:
     found = []
     for vote in of.votes:
-        voter = accounts.get((of.number, vote.account))
+        voter = standings.get((of.number, vote.account))
         for winner in vote.winners:
             author = author_of(winner)
-            elected = accounts.get((of.number, account_of(author))) if author else None
+            elected = standings.get((of.number, account_of(author))) if author else None
             if not (voter and voter.right):
                 why = "the voter's own claims were not found right"
             elif elected is None:
@@ -177,74 +243,3 @@ def _votes(of: ledger.Round, accounts: Mapping[tuple[int, str], Standing]) -> li
                 why = "" if elected.right else "the winner's claims were not found right"
             found.append(Vote(of.number, vote.account, winner, why, vote.hash))
     return found
-
-
-class _Shelf:
-    """The records of each author in order, and how far its commitments have come."""
-
-    def __init__(
-        self,
-        records: Sequence[SignedRecord],
-        numbers: Mapping[bytes, int],
-        since: Mapping[bytes, int],
-        stages: tuple[str, ...],
-    ):
-        self._numbers, self._since, self._stages = numbers, since, stages
-        self._slots = collections.defaultdict[bytes, dict[tuple[int, str], list[SignedRecord]]](dict)
-        for signed in sorted(records, key=in_time):
-            at = (signed.record.round, signed.record.stage)
-            self._slots[signed.record.author].setdefault(at, []).append(signed)
-        self.authors = {account_of(author): author for author in self._slots}
-        self.equivocations = [
-            (author, *at) for author, slots in self._slots.items() for at, of in slots.items() if len(of) > 1
-        ]
-        self._last = max((signed.record.round for signed in records), default=-1)
-        # of each author: the last round that a commitment covers; whether that of the latest one is known
-        self._ends: dict[bytes, int] = {}
-        self._known: dict[bytes, bool] = {}
-        self._before: dict[bytes, int] = {}  # the round of the coordinator of the latest commitment
-
-    def find(self, author: bytes | None, number: int, root: bytes) -> tuple[str, Cover | None, int]:
-        """Verdict, what a commitment covers, and how many records it may cover are not here.
-
-        Of one author in the order of the coordinator's rounds.
-        """
-        if author is None:
-            return MISSING, None, len(self._stages)
-        slots, end, known = self._slots[author], self._ends.get(author, -1), self._known.get(author, True)
-        earliest = -1 if known else self._before[author]
-        candidates = [
-            of
-            for (round_, _), of in slots.items()
-            if round_ > end and earliest <= self._number(of[0], earliest) <= number
-        ]
-        found, undecided = None, False
-        for pick in range(max(map(len, candidates), default=0)):  # whoever signs two for a slot commits to one of them
-            try:
-                found = found or cover([of[min(pick, len(of) - 1)] for of in candidates], root, len(self._stages))
-            except Undecided:
-                undecided = True
-        self._before[author], self._known[author] = number, found is not None
-        if found:
-            self._ends[author] = found.records[-1].record.round
-            first = found.records[0].record.round
-            if not known:  # what came before may be in the commitment before
-                found = found._replace(left_out=[s for s in found.left_out if s.record.round >= first])
-            return LEFT_OUT if found.torn else RIGHT, found, 0
-        missing = self._missing(author, end, number)
-        return MISSING if missing else UNCHECKED if undecided else WRONG_ROOT, None, missing
-
-    def _missing(self, author: bytes, end: int, number: int) -> int:
-        """About how many of an author's records are not here that come after a round and before a later beacon."""
-        if self._since.get(author, end + 2) <= end + 1:
-            return 0
-        slots = self._slots[author]
-        later = [round_ for (round_, _), of in slots.items() if round_ > end and self._number(of[0], 0) > number]
-        span = range(end + 1, min(later, default=self._last + 1))
-        missing = sum((round_, stage) not in slots for round_ in span for stage in self._stages)
-        # where its next commitment's records begin shows that this one's end before
-        return missing if later else max(missing, 1)
-
-    def _number(self, signed: SignedRecord, unknown: int) -> int:
-        """The coordinator's round whose beacon a record was made under."""
-        return self._numbers.get(signed.record.beacon, unknown)

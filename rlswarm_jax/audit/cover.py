@@ -1,9 +1,7 @@
 """Which of an author's records a commitment covers: found by its Merkle root.
 
-As a rule those published since the author's last commitment. But a round that a node has left for one in which the
-others were is in no commitment, and what was made for a beacon that a reorganisation undid, or for a commitment that
-the chain did not take, is in none either: so single rounds, and all before some round, may be left out. Parts of a
-round may not.
+All those that were published since the author's last commitment, those of a round that was left included. But where a
+reorganisation undid a beacon, or the chain did not take a commitment, what was said until then is in none.
 """
 
 import hashlib
@@ -13,7 +11,7 @@ from typing import NamedTuple
 
 from rlswarm_jax.records.envelope import SignedRecord
 
-TRIES = 200_000  # roots that are computed for one commitment, about 3 µs each
+TRIES = 100_000  # roots that are computed to say what was left out, about 3 µs each
 
 
 class Cover(NamedTuple):
@@ -23,35 +21,30 @@ class Cover(NamedTuple):
     left_out: list[SignedRecord]
 
     @property
-    def torn(self) -> list[SignedRecord]:
-        """What was left out of rounds of which it covers the rest."""
-        rounds = {signed.record.round for signed in self.records}
-        return [signed for signed in self.left_out if signed.record.round in rounds]
+    def holes(self) -> list[SignedRecord]:
+        """What was left out of the rounds from its first one on, which nobody has a reason to."""
+        first = self.records[0].record.round
+        return [signed for signed in self.left_out if signed.record.round >= first]
 
 
-class Undecided(Exception):
-    """There are more choices of what an author may have left out than are tried."""
+def cover(candidates: Sequence[SignedRecord], root: bytes) -> Cover | None:
+    """None if no choice of the candidates has that root. candidates: an author's records, in order of publication.
 
-
-def cover(candidates: Sequence[SignedRecord], root: bytes, stages: int) -> Cover | None:
-    """None if no choice of the candidates has that root; raises Undecided if there are too many to tell.
-
-    candidates: an author's records, in order of publication. stages: of a round. The first of these that fits: nothing
-    left out within, incomplete rounds, one or two rounds more, a single record, any rounds after which the author
-    jumped; of each, the earliest start and the shortest.
+    Tried are all that follow each other from the beginning of any round on, the earliest and shortest first; then the
+    same without a round, or a record, within.
     """
-    tries = TRIES
-    for dropped in _drops(candidates, stages):
+    tries = 0
+    for dropped in _drops(candidates):
         kept = [signed for signed in candidates if signed.hash not in dropped]
         for start in range(len(kept)):
             if start and kept[start - 1].record.round == kept[start].record.round:
                 continue
-            if tries <= 0:
-                raise Undecided
+            if dropped and tries > TRIES:
+                return None
             for end, found in enumerate(roots([signed.hash for signed in kept[start:]]), start + 1):
                 if found == root:
                     return _cover(candidates, kept[start:end])
-            tries -= len(kept) - start
+            tries += len(kept) - start if dropped else 0
     return None
 
 
@@ -79,21 +72,10 @@ def _node(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(b"\1" + left + right).digest()
 
 
-def _drops(candidates: Sequence[SignedRecord], stages: int) -> Iterator[Collection[bytes]]:
-    """Hashes to leave out, the likeliest first."""
-    by_round = {r: [s.hash for s in of] for r, of in itertools.groupby(candidates, key=lambda s: s.record.round)}
-    incomplete = {hash_ for of_round in by_round.values() if len(of_round) < stages for hash_ in of_round}
-    whole = [of_round for of_round in by_round.values() if len(of_round) >= stages]
+def _drops(candidates: Sequence[SignedRecord]) -> Iterator[Collection[bytes]]:
+    """Hashes to leave out."""
     yield set()
-    if incomplete:
-        yield incomplete
-    for count in (1, 2):
-        for rounds in itertools.combinations(whole, count):
-            yield incomplete.union(*rounds)
+    for _, of_round in itertools.groupby(candidates, key=lambda signed: signed.record.round):
+        yield {signed.hash for signed in of_round}
     for signed in candidates:
         yield {signed.hash}
-    numbers = sorted(by_round)
-    jumped = {r for r, following in itertools.pairwise(numbers) if following > r + 1}
-    for count in range(3, len(jumped) + 1):
-        for chosen in itertools.combinations([r for r in sorted(jumped) if len(by_round[r]) >= stages], count):
-            yield incomplete.union(*(by_round[r] for r in chosen))

@@ -61,6 +61,7 @@ def read_all(
 
     game: an observer's, whose own limits are no measure. beacons: of the chain, by what records call them.
     """
+    beacons = {b"": b"", **beacons}
     found: dict[bytes, Worth] = {}
     for _, of_round in itertools.groupby(sorted(records, key=in_time), key=lambda signed: signed.record.round):
         found |= _read_round(game, list(of_round), beacons, judge)
@@ -76,12 +77,11 @@ def _read_round(
     found: dict[bytes, list[Worth]] = collections.defaultdict(list)
     for signed in records:
         record, hash_ = signed.record, signed.hash
-        chain = beacons.get(record.beacon) if record.beacon else b""
-        if chain is None or record.swarm != game.swarm:
-            cause = "wrong swarm" if record.swarm != game.swarm else "unknown beacon"
-            found[hash_].append(Worth(flaws={cause: len(record.groups)}))
+        if record.swarm != game.swarm:
+            found[hash_].append(Worth(flaws={"wrong swarm": len(record.groups)}))
             continue
-        read, causes = read_record(game, sheets, signed, chain)
+        read, causes = read_record(game, sheets, signed, beacons)
+        chain = beacons.get(record.beacon, b"")
         sheets[hash_] = to_sheet(game, record.author, record.round, record.stage, read.values(), chain)
         turns[hash_] = list(read.values()) if chain else []
         found[hash_] += [_open(game, NO_BEACON)] * (0 if chain else len(read))

@@ -45,6 +45,24 @@ class Deployment(NamedTuple):
     paid: int
 
 
+class Moment(NamedTuple):
+    """started: seconds since 1970. needed: commitments that make a quorum. beacon: zeros if it is not there yet.
+
+    recorded: whether it is on record. anchor: the beacon's block comes after this one.
+    """
+
+    round: int
+    stage: int
+    started: int
+    commitments: int
+    needed: int
+    advanceable: bool
+    beacon: bytes
+    recorded: bool
+    anchor: int
+    peers: int
+
+
 def deploy(
     rpc: Rpc,
     owner: Identity,
@@ -73,7 +91,7 @@ def deploy(
     # the beacon is a later block's hash, and the transaction after that block puts it on record: two at most, even
     # where a block is made only for a transaction
     for _ in range(3):
-        if _status(rpc, made.created)[6] != bytes(32):
+        if any(read_status(rpc, made.created).beacon):
             return Deployment(made.created, made.hash, made.block, made.gas, sum(one.paid for one in sent))
         finalize = abi.encode_call("finalizeBeacon()", ())
         sent.append(transact(payer, made.created, finalize, "recording the first beacon", gas=100_000))
@@ -119,6 +137,11 @@ def read_bootnodes(rpc: Rpc, address: str) -> Sequence[str]:
     return _view(rpc, address, "getBootnodes()", (), ["string[]"])[0]
 
 
+def read_status(rpc: Rpc, address: str) -> Moment:
+    """The contract's own account of the moment. Raises NoContract, EndpointDown, MalformedAnswer."""
+    return Moment(*_view(rpc, address, "status()", (), calls.STATUS))
+
+
 def read_rules(rpc: Rpc, address: str) -> Rules:
     """What a coordinator was deployed with. Raises NoContract, EndpointDown, MalformedAnswer."""
     return Rules(*_view(rpc, address, "rules()", (), calls.RULES))
@@ -157,10 +180,6 @@ def _add(payer: Payer, address: str, bootnodes: Sequence[str]) -> list[Mined]:
     parts = [list(bootnodes[at : at + _AT_ONCE]) for at in range(0, len(bootnodes), _AT_ONCE)]
     encoded = [abi.encode_call("addBootnodes(string[])", (part,)) for part in parts]
     return [transact(payer, address, one, "adding bootnodes") for one in encoded]
-
-
-def _status(rpc: Rpc, address: str) -> tuple[Any, ...]:
-    return _view(rpc, address, "status()", (), calls.STATUS)
 
 
 def _view(rpc: Rpc, address: str, signature: str, arguments: tuple, types: list[str]) -> tuple[Any, ...]:

@@ -32,17 +32,17 @@ class LocalChain:
     """
 
     def __init__(self, kind: str, directory: Path, nodes: int, bootnodes: list[str]):
-        self._kind, self._directory, self._nodes, self._bootnodes = kind, directory, nodes, bootnodes
+        self._kind, self.directory, self._nodes, self._bootnodes = kind, directory, nodes, bootnodes
         self._held, self._died = contextlib.ExitStack(), 0.0
         self._process: subprocess.Popen | None = None
         self.url, self.contract = "", ""
 
     def __enter__(self) -> Self:
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DevnetError(f"cannot keep a chain in {self._directory}: {error.strerror}.") from None
-        known = self._directory / CONTRACT_FILE
+            raise DevnetError(f"cannot keep a chain in {self.directory}: {error.strerror}.") from None
+        known = self.directory / CONTRACT_FILE
         if self._kind == "anvil":
             if known.exists():
                 raise DevnetError("anvil keeps no chain, so this run cannot go on: begin another one.")
@@ -89,14 +89,14 @@ class LocalChain:
         return "the chain is there again"
 
     def _start(self, port: int) -> Devnet:
-        return devnet.start(self._directory, port=port, options=["--tick", "0"])
+        return devnet.start(self.directory, port=port, options=["--tick", "0"])
 
     def _stop(self) -> None:
         assert self._process
         devnet.stop(Devnet(self.url, self._process))
 
     def _deploy(self, known: Path) -> None:
-        owner = identity.load_or_create(self._directory / OWNER_FILE)
+        owner = identity.load_or_create(self.directory / OWNER_FILE)
         rules = Rules(min_seconds=0, max_seconds=MAX_SECONDS, quorum=quorum(self._nodes))
         made = deploy(Endpoint(self.url), owner, CHAIN_ID, rules, self._bootnodes)
         partial = known.with_name(f"{known.name}.partial")

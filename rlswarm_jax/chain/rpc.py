@@ -38,13 +38,17 @@ class Endpoint:
     """
 
     def __init__(self, url: str, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname if parts.scheme in ("http", "https") else None, parts.port
+        except ValueError:  # its text has a part of the address
+            host, port = None, None
+        if not host:
             raise ValueError("the address of a chain endpoint begins with http:// or https:// and names a host.")
-        self.host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
+        self.host = f"{host}:{port}" if port else host
         self._url, self._seconds, self._clock = url, seconds, clock
         self._session, self._lock, self._id = requests.Session(), threading.Lock(), 0
-        self._session.trust_env = parts.hostname not in _LOCAL  # no proxy stands between a machine and itself
+        self._session.trust_env = host not in _LOCAL  # no proxy stands between a machine and itself
         self._session.headers["Accept-Encoding"] = "identity"  # an answer is as large as it is on the wire
 
     def __repr__(self) -> str:

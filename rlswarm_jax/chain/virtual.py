@@ -3,9 +3,8 @@
 import msgspec
 
 from rlswarm_jax import randomness
-from rlswarm_jax.audit import commit
-from rlswarm_jax.game.chain import Moment
-from rlswarm_jax.game.effects import Commit
+
+Moment = tuple[int, bytes]  # a round and its beacon
 
 
 class _Saved(msgspec.Struct, array_like=True):
@@ -18,22 +17,22 @@ class VirtualCoordinator:
 
     def __init__(self, seed: int, quorum: int):
         self._quorum = quorum
-        self._saved = _Saved([Moment(0, randomness.digest("problem", "virtual", seed))], {})
+        self._saved = _Saved([(0, randomness.digest("problem", "virtual", seed))], {})
 
     def moments(self) -> list[Moment]:
         """The latest two rounds."""
         return list(self._saved.moments)
 
-    def commit(self, author: bytes, effect: Commit) -> None:
+    def commit(self, author: bytes, round_: int, root: bytes) -> None:
         """Takes a commitment; only those for the present round make it end."""
-        now = self._saved.moments[-1]
-        if effect.moment != now:
+        now, beacon = self._saved.moments[-1]
+        if round_ != now:
             return
-        self._saved.commitments.setdefault(author, commit.root(effect.work.records))
+        self._saved.commitments.setdefault(author, root)
         if len(self._saved.commitments) >= self._quorum:
             fields = (field for item in sorted(self._saved.commitments.items()) for field in item)
-            following = Moment(now.round + 1, randomness.digest("problem", "virtual", now.beacon, *fields))
-            self._saved = _Saved([now, following], {})
+            following = now + 1, randomness.digest("problem", "virtual", beacon, *fields)
+            self._saved = _Saved([(now, beacon), following], {})
 
     def save(self) -> bytes:
         return msgspec.msgpack.encode(self._saved)

@@ -5,7 +5,7 @@ beacon, and commits to what it has published, if it has not yet in the present r
 waits for a block, and while the chain is away the game goes on under the last beacon.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -76,10 +76,6 @@ class Account(msgspec.Struct, array_like=True, frozen=True):
         """In force; empty if the chain was never heard of."""
         return self.moments[-1].beacon if self.moments else b""
 
-    def beacons(self) -> Mapping[bytes, bytes]:
-        """By what records call them."""
-        return {tag(m.beacon): m.beacon for m in self.moments} or {b"": b""}
-
     def hear(self, heard: Sequence[Moment], take: bool) -> "Account":
         """With what the chain says, in order. take: whether a new round's beacon comes into force.
 
@@ -111,6 +107,11 @@ class Account(msgspec.Struct, array_like=True, frozen=True):
 def tag(beacon: bytes) -> bytes:
     """What a record calls the beacon it was made under."""
     return beacon[:BEACON_TAG]
+
+
+def by_tag(moments: Iterable[Moment]) -> dict[bytes, bytes]:
+    """Beacons, by what records call them."""
+    return {tag(m.beacon): m.beacon for m in moments}
 
 
 def amount(rewards: Sequence[float]) -> int:

@@ -68,6 +68,7 @@ class Player:
         self.effect: Effect | None = None
         self.step, self.learned = 0, False
         self._round: Round | None = None
+        self._published: list[bytes] = []  # in this round: content hashes
 
     @property
     def finished(self) -> bool:
@@ -88,12 +89,16 @@ class Player:
         assert effect is not None
         raw = encode_result(effect, result)
         self._journal.write(Entry(self.index, played, self.step, type(effect).__name__, raw, at))
+        if isinstance(effect, Publish):
+            self._published.append(open_envelope(result).hash)
         metrics = self._resume(None if isinstance(effect, Publish) else result)
         return None if metrics is None else RoundReport(self.index, played, at, metrics)
 
     def feed(self, entry: Entry) -> Fed:
         """Takes a journaled step again. Raises JournalError if it is not a step of this round."""
         if entry.kind == BEGIN:
+            if self.effect is not None:
+                self.abandon()
             self.state = dataclasses.replace(self.state, round=entry.round)
             self._start()
             return Fed(None, None, None)
@@ -102,8 +107,11 @@ class Player:
         if effect is None or (entry.kind, entry.round, entry.step) != at_step:
             raise JournalError(f"node {self.index} round {entry.round}: the journal is of another run.")
         result = decode_result(effect, entry.result)
-        if isinstance(effect, Publish) and open_envelope(published(entry)).record.author != self.game.author:
-            raise JournalError(f"node {self.index} round {entry.round}: the journal is of a node with another key.")
+        if isinstance(effect, Publish):
+            signed = open_envelope(published(entry))
+            if signed.record.author != self.game.author:
+                raise JournalError(f"node {self.index} round {entry.round}: the journal is of a node with another key.")
+            self._published.append(signed.hash)
         return Fed(effect, result, self._resume(result))
 
     def join(self, latest_rounds: dict[bytes, int], voters: int) -> None:
@@ -111,8 +119,10 @@ class Player:
         self.state = next_round(self.state, latest_rounds, voters)
 
     def abandon(self) -> None:
-        """Leaves the round that is being played unfinished; what was published in it stands."""
+        """Leaves the round that is being played unfinished; what was published in it stands, and earns nothing."""
         assert not self.learned, "its update would be lost to the policy's version"
+        if self.game.chain_every:
+            self.state = dataclasses.replace(self.state, account=self.state.account.add(self._published, []))
         self.effect, self._round = None, None
 
     def save(self, state: NodeState, at: float, inbox: SavedInbox) -> SavedPlayer:
@@ -126,7 +136,7 @@ class Player:
         self.inbox.restore(saved.inbox)
 
     def _start(self) -> None:
-        self._round, self.step, self.learned = play_round(self.game, self.state), 1, False
+        self._round, self.step, self.learned, self._published = play_round(self.game, self.state), 1, False, []
         self.effect = self._round.send(None)
 
     def _resume(self, result: Any) -> Metrics | None:

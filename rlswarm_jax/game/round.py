@@ -14,7 +14,7 @@ import numpy as np
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game import turns
-from rlswarm_jax.game.chain import Account, amount, tag
+from rlswarm_jax.game.chain import Account, amount, by_tag, tag
 from rlswarm_jax.game.effects import (
     Commit,
     Effect,
@@ -67,7 +67,7 @@ def play_round(game: Game, state: NodeState) -> Round:
     round_, account, sheets = state.round, state.account, dict(state.sheets)
     if game.chain_every:
         account = account.hear((yield Hear()), take=round_ % game.chain_every == 0)
-    chain, beacons = account.beacon, account.beacons()
+    chain, beacons = account.beacon, by_tag(account.moments) or {b"": b""}
     beacon = game.beacon(round_, chain)
     if round_ % game.evaluate_every == 0:
         metrics |= _prefixed("held_out/", (yield Evaluate()))
@@ -92,6 +92,8 @@ def play_round(game: Game, state: NodeState) -> Round:
 
         heard = yield Gather(round_, stage)
         arrived += heard
+        if game.chain_every and any(signed.record.beacon not in beacons for signed in [*waiting, *heard]):
+            beacons |= by_tag((yield Hear()))  # others may have heard of a new round before this one began
         last = stage == game.stages[-1]
         theirs, waiting, flaws = turns.read_records(game, sheets, [*waiting, *heard], last=last, beacons=beacons)
         external += theirs

@@ -114,28 +114,24 @@ def read_records(
     turns: list[Turn] = []
     waiting, unused = [], collections.Counter[str]()
     for signed in sorted(records, key=in_time):
-        chain = beacons.get(signed.record.beacon)
-        if chain is None:
-            unused["unknown beacon"] += len(signed.record.groups)
-            continue
-        found, causes = read_record(game, sheets, signed, chain)
+        found, causes = read_record(game, sheets, signed, beacons)
         flaws = collections.Counter(causes.values())
-        if flaws["unknown parent"] and not last:
+        if flaws.keys() & {"unknown parent", "unknown beacon"} and not last:  # it may come
             waiting.append(signed)
             continue
         turns += found.values()
         unused += flaws
         at = (signed.record.author, signed.record.round, signed.record.stage)
-        sheets[signed.hash] = to_sheet(game, *at, found.values(), chain)
+        sheets[signed.hash] = to_sheet(game, *at, found.values(), beacons.get(signed.record.beacon, b""))
     return turns, waiting, unused
 
 
 def read_record(
-    game: Game, sheets: Sheets, signed: SignedRecord, chain: bytes
+    game: Game, sheets: Sheets, signed: SignedRecord, beacons: Mapping[bytes, bytes]
 ) -> tuple[dict[int, Turn], dict[int, str]]:
     """A record's turns by index, and why its other groups cannot be used, by their place in the record.
 
-    chain: the beacon it was made under. sheets: of the stages before, which it may answer to.
+    sheets: of the stages before, which it may answer to.
     """
     found: dict[int, Turn] = {}
     flaws: dict[int, str] = {}
@@ -143,7 +139,7 @@ def read_record(
         try:
             if group.index in found:
                 raise RecordError("foreign problem", f"index {group.index} comes twice")
-            found[group.index] = _read_group(game, sheets, signed, group, chain)
+            found[group.index] = _read_group(game, sheets, signed, group, beacons)
         except RecordError as error:
             flaws[place] = error.cause
     return found, flaws
@@ -155,8 +151,11 @@ def in_time(signed: SignedRecord) -> tuple[int, int, bytes]:
     return signed.record.round, (*STAGES, stage).index(stage), signed.hash
 
 
-def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group, chain: bytes) -> Turn:
+def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group, beacons: Mapping[bytes, bytes]) -> Turn:
     record = signed.record
+    chain = beacons.get(record.beacon)
+    if chain is None:
+        raise RecordError("unknown beacon", f"{record.beacon.hex()!r}")
     task = game.mixture.tasks.get(group.task)
     if task is None or task.fingerprint != group.task_fingerprint:
         raise RecordError("unknown task", f"{group.task!r} {group.task_fingerprint!r}")

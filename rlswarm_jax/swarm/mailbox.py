@@ -84,9 +84,10 @@ class Mailbox:
         return told or self._spoken
 
     def authors(self) -> list[bytes]:
-        """Everybody this node was told of, is connected with, or has heard."""
+        """Everybody this node was told of, then those it is connected with, then those it has heard."""
         with self.changed:
-            return sorted(self.named | self.bootnodes | self.connected | self.inbox.latest_rounds().keys())
+            in_order = (self.named | self.bootnodes, self.connected, self.inbox.latest_rounds())
+            return list(dict.fromkeys(author for authors in in_order for author in sorted(authors)))
 
     def latest_rounds(self) -> dict[bytes, int]:
         """The latest round of each voter that has spoken."""

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -12,6 +12,7 @@ from rlswarm_jax.audit.claims import Audit, Standing, audit
 from rlswarm_jax.chain import ledger
 from rlswarm_jax.chain.calls import account_of
 from rlswarm_jax.chain.virtual import VirtualCoordinator
+from rlswarm_jax.game.chain import Moment
 from rlswarm_jax.game.effects import Commit, Gather, Hear, Publish, Sample
 from rlswarm_jax.game.round import NodeState, play_round
 from rlswarm_jax.game.rules import Game
@@ -93,7 +94,7 @@ def make_judge(game: Game):
 
 def of(found: Audit, put: Put) -> Standing:
     account = account_of(put.who.author)
-    return next(one for one in found.accounts if (one.round, one.account) == (put.round, account))
+    return next(one for one in found.standings if (one.round, one.account) == (put.round, account))
 
 
 def play(
@@ -103,29 +104,34 @@ def play(
     silent: int = 0,
     tamper: Mapping[Identity, Tamper] | None = None,
     own: Mapping[Identity, Mapping[str, Any]] | None = None,
+    leaves: Collection[tuple[Identity, int, str]] = (),
     **fields: Any,
 ) -> World:
     """All of them play all rounds, two of them to one of the chain's. silent: first rounds in which no chain is heard.
 
     tamper: who says other things than they should, to everybody, and commits to those. own: fields of single games.
+    leaves: who leaves which round when they listen in a stage, or before it begins if that is none.
     """
     fields = {"chain_every": 2} | fields
     games = {who: three_stages(who, **{"rounds": rounds} | fields | dict((own or {}).get(who, {}))) for who in speakers}
     states = dict.fromkeys(speakers, NodeState(round=0))
     chain = VirtualCoordinator(3, quorum=len(speakers))
-    beacons = [chain.moments()[-1].beacon]
+    beacons = [chain.moments()[-1][1]]
     said: dict[Identity, list[SignedRecord]] = {who: [] for who in speakers}
     puts: list[Put] = []
     renamed: dict[bytes, bytes] = {}  # records that were tampered with
     for round_ in range(rounds):
         mail = collections.defaultdict[tuple[Identity, str], list[SignedRecord]](list)
         playing = {who: _Playing(games[who], states[who], speakers[who], who) for who in speakers}
+        for who, one in playing.items():
+            if (who, round_, "") in leaves:
+                one.leave()
         while any(not one.ended for one in playing.values()):
             for who, one in playing.items():
                 while not one.ended:
                     match one.effect:
                         case Hear():
-                            one.go_on([] if round_ < silent else chain.moments())
+                            one.go_on([] if round_ < silent else [Moment(*moment) for moment in chain.moments()])
                         case Publish(record):
                             signed = open_envelope(seal(_with_parents(record, renamed), who))
                             if tamper and who in tamper:
@@ -138,15 +144,17 @@ def play(
                             one.go_on(None)
                         case Gather() if not one.listened:
                             one.listened = True
+                            if (who, round_, one.effect.stage) in leaves:
+                                one.leave()
                             break  # until the others have spoken
                         case Gather(stage=stage):
                             one.listened = False
                             one.go_on(mail[who, stage])
                         case Commit():
                             puts.append(_put(who, one.effect, games, renamed))
-                            chain.commit(who.author, one.effect)
+                            chain.commit(who.author, puts[-1].round, commit.root(puts[-1].records))
                             one.go_on(bytes(32))
-                            if (beacon := chain.moments()[-1].beacon) != beacons[-1]:
+                            if (beacon := chain.moments()[-1][1]) != beacons[-1]:
                                 beacons.append(beacon)
                         case effect:
                             one.go_on(one.answer(effect))
@@ -172,17 +180,27 @@ class _Playing:
     def __init__(self, game: Game, state: NodeState, speaker: Speaker, who: Identity):
         self._game, self._before, self._speaker, self._who = game, state, speaker, who
         self._account, self._round = state.account, play_round(game, state)
-        self.ended, self.listened = False, False
+        self.ended, self.listened, self._heard = False, False, False
+        self._published: list[bytes] = []
         self.effect: Any = None
         self.go_on(None)
 
     def go_on(self, result: Any) -> None:
-        if isinstance(self.effect, Hear):
+        if isinstance(self.effect, Hear) and not self._heard:  # what comes later in a round is for the next one
+            self._heard = True
             self._account = self._account.hear(result, take=self._before.round % self._game.chain_every == 0)
+        if isinstance(self.effect, Publish):
+            self._published.append(schema.content_hash(schema.encode(self.effect.record)))
         try:
             self.effect = self._round.send(result)
         except StopIteration as stop:
             self.ended, (self.state, _) = True, stop.value
+
+    def leave(self) -> None:
+        """As `Player.abandon` does."""
+        before = self._before
+        self.ended, account = True, before.account.add(self._published, [])
+        self.state = dataclasses.replace(before, round=before.round + 1, account=account)
 
     def answer(self, effect: Any) -> Any:
         if isinstance(effect, Sample):

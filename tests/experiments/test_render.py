@@ -168,6 +168,37 @@ def test_a_study_has_means_over_seeds_and_differences_within_them(root, tmp_path
     assert "512 problems, mean over nodes; ± standard error over 3 seeds, on the same problems." in text
 
 
+def test_what_a_node_pays_a_day_follows_from_the_gas_of_its_calls(root):
+    calls = {
+        "commit": 50_000,
+        "commit, first of a round: records its beacon": 60_000,
+        "reward, first of a round": 70_000,
+        "reward, further stage": 40_000,
+        "vote for three": 100_000,
+        "advanceRound": 30_000,
+        "registerKey": 80_000,
+        "deployment": 5_000_000,
+    }
+    (root / "results").mkdir()
+    (root / "results" / "gas.json").write_text(json.dumps({"compiler": "0.8.1+x", "evm": "prague", "gas": calls}))
+    (root / "docs").mkdir()
+    page = root / "docs" / "chain.md"
+    page.write_text("<!-- rendered: gas -->\n<!-- /rendered -->\n<!-- rendered: gas/day -->\n<!-- /rendered -->\n")
+    assert page in render.render(root)
+    text = page.read_text()
+    assert "| registerKey | 80,000 |" in text and "solc 0.8.1, the EVM's prague." in text
+    # 300,000 gas in each of 1,440 minutes are 432 million, which are 0.432 coins at a gwei
+    assert "| **a node: all of these** | 300,000 | 1,440 | 0.00432 | 0.432 | 8.64 |" in text
+    assert "| the whole swarm: ending a round, its beacon | 40,000 | 1,440 | 0.000576 | 0.0576 | 1.15 |" in text
+    assert "| the whole swarm: deployment | 5,000,000 | once | 0.0000500 | 0.00500 | 0.100 |" in text
+
+
+def test_the_costs_in_the_docs_are_those_that_were_measured():
+    page = render.ROOT / "docs" / "chain.md"
+    text = page.read_text(encoding="utf-8")
+    assert text.count(render.OPEN) == 2 and render.fill_markdown(text, render.ROOT) == text
+
+
 def test_rendering_twice_changes_nothing(root, tmp_path):
     write_results(root, tmp_path)
     assert render.render(root) == [root / "README.md", root / "configs" / "quickstart.py"]

@@ -9,7 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlswarm_jax import assets, tasks
-from rlswarm_jax.game.effects import Evaluate, Gather, Learn, Publish, Sample, Sampled, Score, Verify
+from rlswarm_jax.game.chain import Moment
+from rlswarm_jax.game.effects import (
+    Commit,
+    Evaluate,
+    Gather,
+    Hear,
+    Learn,
+    Publish,
+    Sample,
+    Sampled,
+    Score,
+    Verify,
+)
 from rlswarm_jax.game.prompts import FORMATS, NONE, NOTHING, View
 from rlswarm_jax.game.quote import unquote
 from rlswarm_jax.game.round import NodeState, play_round
@@ -22,6 +34,7 @@ from rlswarm_jax.tasks.verifier import Scores
 
 ME, ALICE, BOB, MALLORY = (simulated(11, node) for node in range(4))
 GROUP_SIZE = 4
+STATE_HASH = b"\5" * 32  # after every commitment
 END = 0  # the embedded tokenizer's end of sequence
 
 
@@ -102,12 +115,12 @@ class Speaker:
 def asked(game: Game, round_: int, prompt: Sequence[int], chain: bytes = b"") -> tuple[str, int, View]:
     """Stage, index of the problem and what is shown, of a compact prompt for a shared problem."""
     text = game.tokenizer.decode(prompt)
+    problem = functools.partial(game.problem, game.author, round_, chain=chain)
     for stage in (CRITIQUE, REVISE):
         with contextlib.suppress(ValueError):
             view = game.prompt_format.family.parse(stage, text)
             question = unquote(re.split("[|;~!]", text)[0])
-            shared = {game.problem(game.author, round_, i, chain).compact: i for i in game.indices(stage)}
-            index = shared[question]
+            (index,) = (i for i in game.indices(stage) if problem(i).compact == question)
             return stage, index, view
     return ANSWER, -1, NOTHING
 
@@ -173,30 +186,40 @@ def play(
     arrived: Arrived = (),
     model: Model | Speaker = half_right,
     identity: Identity = ME,
+    chain: Sequence[Sequence[Moment]] = (),
 ) -> Played:
-    state = NodeState(round=1) if state is None else state
+    """chain: what it says each time that the node listens."""
+    state, heard = NodeState(round=1) if state is None else state, iter(chain)
     generator = play_round(game, state)
     effects: list[Any] = []
     results: list[Any] = []
-    result = None
+    result, beacon = None, b""
     while True:
         try:
             effect = generator.send(result)
         except StopIteration as stop:
             return Played(effects, results, *stop.value)
-        result = answer(game, state, effect, arrived, model, identity)
+        if isinstance(effect, Hear):
+            result = list(next(heard))
+            beacon = beacon if results else in_force(game, state, result)
+        else:
+            result = answer(game, state, effect, arrived, model, identity, beacon)
         effects.append(effect)
         results.append(result)
         if isinstance(effect, Publish):
             result = None
 
 
-def answer(game, state, effect, arrived, model, identity):
+def in_force(game: Game, state: NodeState, heard: Sequence[Moment]) -> bytes:
+    return state.account.hear(heard, take=state.round % game.chain_every == 0).beacon
+
+
+def answer(game, state, effect, arrived, model, identity, beacon=b""):
     match effect:
         case Evaluate():
             return {"accuracy": 0.5}
         case Sample():
-            return [say(game, state.round, p, prompt, model) for p, prompt in enumerate(effect.prompts)]
+            return [say(game, state.round, p, prompt, model, beacon) for p, prompt in enumerate(effect.prompts)]
         case Verify():
             return None
         case Score():
@@ -208,15 +231,17 @@ def answer(game, state, effect, arrived, model, identity):
             return list(by_stage.get(effect.stage, ()))
         case Learn():
             return {"loss": 0.25, "updates": 1.0}
+        case Commit():
+            return STATE_HASH
 
 
 def say(
-    game: Game, round_: int, position: int, prompt: Sequence[int], model: Model | Speaker, chain: bytes = b""
+    game: Game, round_: int, position: int, prompt: Sequence[int], model: Model | Speaker, beacon: bytes = b""
 ) -> list[Sampled]:
     speaker = model if isinstance(model, Speaker) else Speaker(model)
-    stage, index, view = asked(game, round_, prompt, chain)
+    stage, index, view = asked(game, round_, prompt, beacon)
     p = position if stage == ANSWER else index
-    right = game.problem(game.author, round_, p, chain).answers[0]
+    right = game.problem(game.author, round_, p, beacon).answers[0]
     texts = {
         ANSWER: lambda g: speaker.answer(p, g, right),
         CRITIQUE: lambda g: speaker.critique(p, g, right, view),
@@ -237,9 +262,10 @@ def play_together(
     speakers: Speakers,
     heard: Heard = lambda stage, speaker, listener: stage,
     states: Mapping[Identity, NodeState] | None = None,
+    chain: Sequence[Moment] = (),
     **fields,
 ) -> dict[Identity, Played]:
-    """One round of some nodes who hear each other, stage by stage."""
+    """One round of some nodes who hear each other, stage by stage. chain: what it says to all of them."""
     games = {who: three_stages(who, **fields) for who in speakers}
     states = states or dict.fromkeys(speakers, NodeState(round=1))
     rounds = {who: play_round(games[who], states[who]) for who in speakers}
@@ -257,7 +283,11 @@ def play_together(
                     ended[who] = stop.value
                     break
                 effects[who].append(effect)
-                result = answer(games[who], states[who], effect, (), speakers[who], who)
+                if isinstance(effect, Hear):
+                    result = list(chain)
+                else:
+                    beacon = in_force(games[who], states[who], chain) if chain else b""
+                    result = answer(games[who], states[who], effect, (), speakers[who], who, beacon)
                 results[who].append(result)
                 if isinstance(effect, Gather):
                     break

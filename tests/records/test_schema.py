@@ -128,10 +128,10 @@ def test_a_record_is_named_by_its_bytes():
         VALID.replace(b"\xa5tests", b"\xd9\x05tests"),  # str 8 where fixstr is shorter
         VALID.replace(b"\xa5tests", b"\xda\x00\x05tests"),  # str 16
         VALID.replace(b"\xc4\x21", b"\xc5\x00\x21", 1),  # bin 16
-        b"\xdc\x00\x0b" + VALID[1:],  # array 16
-        b"\x9b\xcc\x02" + VALID[2:],  # uint 8
-        b"\x9b\xd3" + struct.pack(">q", 2) + VALID[2:],  # int 64
-        b"\x9b\xcb" + struct.pack(">d", 2.0) + VALID[2:],  # a float that is whole
+        b"\xdc\x00\x0c" + VALID[1:],  # array 16
+        b"\x9c\xcc\x03" + VALID[2:],  # uint 8
+        b"\x9c\xd3" + struct.pack(">q", 3) + VALID[2:],  # int 64
+        b"\x9c\xcb" + struct.pack(">d", 3.0) + VALID[2:],  # a float that is whole
         VALID.replace(b"\xcb" + struct.pack(">d", 1.0), b"\xca" + struct.pack(">f", 1.0)),  # float 32
         VALID.replace(b"\xcb" + struct.pack(">d", 1.0), b"\x01"),  # an integer for a float
     ],
@@ -156,10 +156,10 @@ def test_a_longer_form_of_the_same_record_is_not_canonical(raw):
         repacked(with_field(3, 2**32)),
         repacked(with_field(3, "3")),
         repacked(with_field(3, True)),
-        repacked(with_field(10, {})),
-        repacked(with_field(10, [VALID])),
-        repacked(with_field(10, msgpack.Timestamp(0, 0))),
-        repacked(with_field(10, msgpack.ExtType(1, b"x"))),
+        repacked(with_field(11, {})),
+        repacked(with_field(11, [VALID])),
+        repacked(with_field(11, msgpack.Timestamp(0, 0))),
+        repacked(with_field(11, msgpack.ExtType(1, b"x"))),
         json.dumps("tests").encode(),
     ],
 )
@@ -288,5 +288,5 @@ def test_no_record_has_room_for_a_verdict():
         "vote",
         "completions",
     )
-    for place in (lambda f: [*f, 1.0], lambda f: with_field(10, [[*f[10][0], 1.0]])(f)):
+    for place in (lambda f: [*f, 1.0], lambda f: with_field(11, [[*f[11][0], 1.0]])(f)):
         assert cause(repacked(place)) == "undecodable"

@@ -88,10 +88,16 @@ class Keeper:
         for stage, amount in sorted(work.earned.items()):
             if amount:
                 chain.reward(at.round, STAGES.index(stage), amount)
+        if winners := self._eligible(work.best, at)[:WINNERS]:
+            chain.vote(at.round, [peer_id(author) for author in winners])
+
+    def _eligible(self, authors: list[bytes], at: Moment) -> list[bytes]:
+        """Who was registered before that round, if this node was; all, where the contract does not ask for it."""
+        if not at.beacon:
+            return authors
         with self._changed:
-            eligible = [author for author in work.best if self._registered.get(author, at.round) < at.round]
-        if eligible and self._registered.get(self._author, at.round) < at.round:
-            chain.vote(at.round, [peer_id(author) for author in eligible[:WINNERS]])
+            counted = {author for author, since in self._registered.items() if since < at.round}
+        return [author for author in authors if author in counted] if self._author in counted else []
 
     def finish(self, seconds: float, should_stop: Callable[[], bool]) -> bool:
         """Waits until all that was wished is in a block; whether it is."""
@@ -114,11 +120,11 @@ class Keeper:
 
     def _run(self) -> None:
         try:
-            self._coordinator.run(self._stop, self._look)
+            self._coordinator.run(self._stop, self.look)
         except FileDamaged as error:
             log.error("%s The node goes on without its chain.", error)
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """After a step that found the chain well. Raises ChainError."""
         now, interface = self._coordinator.status(), self._coordinator.connect()
         heard = Moment(now.round, now.beacon or b"")
@@ -145,10 +151,15 @@ class Keeper:
         self._asked = round_
 
     def _end_round(self, now: Status, interface: Interface) -> None:
-        """Wishes it when this node's turn comes: in an order that the beacon draws, so that one node pays for it."""
+        """Wishes it when this node's turn comes: in an order that the beacon draws, so that one node pays for it.
+
+        By this machine's clock, too: the chain's stands still where a block is made only for a transaction.
+        """
         elapsed = self._wall_clock() - now.started
-        overdue = elapsed > interface.max_seconds
-        if now.beacon is None or not (overdue or (now.commitments >= now.needed and elapsed >= interface.min_seconds)):
+        by_clock = elapsed > interface.max_seconds or (
+            elapsed >= interface.min_seconds and now.commitments >= now.needed
+        )
+        if now.beacon is None or not (now.advanceable or by_clock):
             return
         if self._may_end[0] != now.round:
             self._may_end = (now.round, self._clock())

@@ -1,0 +1,268 @@
+"""The coordinator contract from the command line: deploy it, look at it, register nodes with it.
+
+    python -m experiments.chain account --key owner.key       makes a key, and says which account to fund
+    python -m experiments.chain deploy --rpc URL --chain-id N --key owner.key
+                                                              a contract for a swarm; says what to give to its nodes
+    python -m experiments.chain bootnodes --rpc URL --chain-id N --contract 0x... --key owner.key ADDRESS ...
+                                                              where new nodes enter the swarm
+    python -m experiments.chain status --rpc URL --chain-id N --contract 0x...
+    python -m experiments.chain ledger --rpc URL --chain-id N --contract 0x... --dir DIR
+                                                              who did what, by the chain's events
+    python -m experiments.chain sign-registration --chain-id N --contract 0x... --key node.key > node.json
+    python -m experiments.chain relay --rpc URL --chain-id N --contract 0x... --key payer.key node.json ...
+                                                              registers nodes that have no funds
+
+URL is that of an Ethereum JSON-RPC endpoint. As it often holds a password, it may also be '$NAME', quoted: then it is
+read from the environment variable NAME. No more of it than its host is ever shown. Keys are files that only you can
+read (64 hexadecimal digits); a node's is in its folder. Do not use the key of a node that is running to deploy or to
+relay: both would count its transactions. A chain to try it on: python -m rlswarm_jax.chain.devnet --dir DIR --port 8545
+"""
+
+import argparse
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+from rich.console import Console
+
+from experiments.cli import UsageError
+from experiments.ledger import INDEX_FILE, JSON_FILE, TEXT_FILE, ledger_sections, read_ledger, write_ledger
+from experiments.report import print_table
+from rlswarm_jax.chain import calls, eth, relay
+from rlswarm_jax.chain.deployment import Rules, deploy, read_bootnodes, read_rules, read_status, set_bootnodes
+from rlswarm_jax.chain.errors import ChainError
+from rlswarm_jax.chain.rpc import Endpoint
+from rlswarm_jax.chain.transact import check_chain
+from rlswarm_jax.identity import Identity, KeyFileError, author_of, friendly_name, load_or_create
+
+MAX_FILE = 1 << 16  # bytes of a signed registration
+_HELP = {
+    "min_seconds": "of a round with a quorum; a brake, not the clock",
+    "max_seconds": "after which anyone may end a round",
+    "quorum": "commitments that a round takes at least",
+    "window": "past rounds that nodes can still catch up with",
+    "max_reward": "of a peer for one stage, in millionths of a full mark",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser("python -m experiments.chain", description=__doc__)
+    found.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = found.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], about: str, *wants: str
+    ) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=about, description=about)
+        one.set_defaults(run=run)
+        if "rpc" in wants:
+            one.add_argument("--rpc", required=True, metavar="URL", help="of the endpoint, or '$NAME' of a variable")
+        if "chain-id" in wants:
+            one.add_argument("--chain-id", required=True, type=int, metavar="N", help="of the chain, to be sure")
+        if "contract" in wants:
+            one.add_argument("--contract", required=True, metavar="0x...", help="the coordinator's address")
+        if "key" in wants:
+            one.add_argument("--key", required=True, type=Path, metavar="FILE", help="of the account that acts")
+        return one
+
+    command("account", _account, "make a key file if there is none, and show its account and peer id", "key")
+
+    one = command(
+        "deploy", _deploy, "put a coordinator on a chain; the key's account owns it", "rpc", "chain-id", "key"
+    )
+    for name, value in Rules()._asdict().items():
+        flag = f"--{name.replace('_', '-')}"
+        one.add_argument(flag, type=int, default=value, metavar="N", help=f"{_HELP[name]} (default {value})")
+    one.add_argument("--bootnodes", nargs="*", default=[], metavar="ADDRESS", help="/ip4/.../p2p/...")
+
+    online = ("rpc", "chain-id", "contract")
+    one = command("bootnodes", _bootnodes, "replace the list of bootnodes", *online, "key")
+    one.add_argument("addresses", nargs="*", metavar="ADDRESS", help="/ip4/.../p2p/...; none at all clears the list")
+
+    command("status", _status, "show round, beacon, quorum, rules and bootnodes", *online)
+
+    one = command("ledger", _ledger, "read all events, and show peers and rounds", *online)
+    one.add_argument("--dir", required=True, type=Path, help=f"for {INDEX_FILE}, {JSON_FILE} and {TEXT_FILE}")
+    one.add_argument("--from-block", type=int, default=0, metavar="N", help="that of the deployment, or any before")
+
+    one = command(
+        "sign-registration",
+        _sign,
+        "sign a node's registration, for somebody else to relay",
+        "chain-id",
+        "contract",
+        "key",
+    )
+    one.add_argument("--payout", metavar="0x...", help="where its earnings go (default: its own account)")
+    one.add_argument("--hours", type=float, default=24.0, metavar="N", help="that the signature holds (default 24)")
+
+    one = command("relay", _relay, "register nodes by what they signed, and pay for it", *online, "key")
+    one.add_argument("files", nargs="+", type=Path, metavar="FILE", help="from sign-registration")
+    return found
+
+
+# --- the commands
+
+
+def _account(given: argparse.Namespace) -> None:
+    one = load_or_create(given.key)
+    print(f"account {calls.account_of(one.author)}")
+    print(f"peer id {one.peer_id} ({friendly_name(one.author)})")
+
+
+def _deploy(given: argparse.Namespace) -> None:
+    owner, rules = _key(given.key), Rules(*(getattr(given, name) for name in Rules._fields))
+    _check_addresses(given.bootnodes)
+    endpoint = _endpoint(given.rpc)
+    made = deploy(endpoint, owner, given.chain_id, rules, given.bootnodes)
+    print(f"contract {made.address} on chain {given.chain_id}, owned by {calls.account_of(owner.author)}")
+    print(f"transaction {made.hash} in block {made.block}")
+    print(f"cost {_coins(made.paid)}; of it, {made.gas:,} gas for the contract itself")
+    print("give this to every node:")
+    print(
+        f"  --config.chain.endpoint={_shown(given.rpc)} --config.chain.contract={made.address}"
+        f" --config.chain.id={given.chain_id}"
+    )
+
+
+def _bootnodes(given: argparse.Namespace) -> None:
+    owner = _key(given.key)
+    _check_addresses(given.addresses)
+    sent = set_bootnodes(_endpoint(given.rpc), owner, given.chain_id, given.contract, given.addresses)
+    for one in sent:
+        print(f"transaction {one.hash} in block {one.block}: {one.gas:,} gas, {_coins(one.paid)}")
+    print(f"{len(given.addresses)} bootnodes" if sent else "the list was this one already")
+
+
+def _status(given: argparse.Namespace) -> None:
+    endpoint, contract = _endpoint(given.rpc), eth.checksum(given.contract)
+    check_chain(endpoint, given.chain_id)
+    now, rules = read_status(endpoint, contract), read_rules(endpoint, contract)
+    age = max(0, int(time.time()) - now.started)
+    print(f"contract {contract} on chain {given.chain_id}, block {eth.head(endpoint).number:,}")
+    print(f"round {now.round}, stage {now.stage}, began {age:,} s ago; anyone may end it now: {_yes(now.advanceable)}")
+    print(f"{now.commitments} of {now.needed} commitments that make a quorum; {now.peers} peers, proven or attested")
+    print(f"beacon {'0x' + now.beacon.hex() if any(now.beacon) else 'not there yet'}")
+    print("rules " + ", ".join(f"{name} {value:,}" for name, value in rules._asdict().items()))
+    for one in read_bootnodes(endpoint, contract):
+        print(f"bootnode {''.join(c if c.isprintable() else ' ' for c in one)}")
+
+
+def _ledger(given: argparse.Namespace) -> None:
+    given.dir.mkdir(parents=True, exist_ok=True)
+    index = given.dir / INDEX_FILE
+    found = read_ledger(_url(given.rpc), given.contract, given.chain_id, index, first_block=given.from_block)
+    write_ledger(given.dir, found, {})
+    console = Console()
+    for section in ledger_sections(found, {}):
+        console.print(f"\n{section.title}", style="bold cyan", markup=False)
+        console.print(section.text, markup=False, highlight=False)
+        print_table(section.table, console)
+    console.print(f"wrote {given.dir / TEXT_FILE} and {given.dir / JSON_FILE}", markup=False, soft_wrap=True)
+
+
+def _sign(given: argparse.Namespace) -> None:
+    if not 0 < given.hours <= 24 * 366:
+        raise UsageError(f"--hours is {given.hours:g}; it must be above 0 and at most a year's.")
+    deadline = int(time.time() + 3600 * given.hours)
+    signed = relay.sign_registration(_key(given.key), given.chain_id, given.contract, given.payout, deadline)
+    print(msgspec.json.encode(signed).decode())
+
+
+def _relay(given: argparse.Namespace) -> None:
+    payer, signed = _key(given.key), [_registration(path) for path in given.files]
+    done = relay.relay(_endpoint(given.rpc), payer, given.chain_id, given.contract, signed)
+    for account in done.skipped:
+        print(f"{account} was registered already")
+    for account in done.sent:
+        print(f"{account} is registered")
+    for one in done.transactions:
+        print(f"transaction {one.hash} in block {one.block}: {one.gas:,} gas, {_coins(one.paid)}")
+
+
+# --- what they are given
+
+
+def _key(path: Path) -> Identity:
+    """An existing one: a mistyped path must not make another identity."""
+    if not path.exists():
+        raise UsageError(f"there is no key file {path}; python -m experiments.chain account --key {path} makes one.")
+    return load_or_create(path)
+
+
+def _url(given: str) -> str:
+    if not given.startswith("$"):
+        return given
+    found = os.environ.get(given[1:])
+    if not found:
+        raise UsageError(f"the environment has no variable {given[1:]!r} for --rpc {given}.")
+    return found
+
+
+def _endpoint(given: str) -> Endpoint:
+    return Endpoint(_url(given))
+
+
+def _shown(given: str) -> str:
+    """What may be shown of --rpc."""
+    if given.startswith("$"):
+        return f"'{given}'"
+    parts = urlsplit(given)
+    bare = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+    return bare if given.rstrip("/") == bare else "URL"
+
+
+def _check_addresses(addresses: Sequence[str]) -> None:
+    for one in addresses:
+        if author_of(one.rpartition("/p2p/")[2]) is None:
+            wanted = "/ip4/ADDRESS/tcp/PORT/p2p/PEER_ID, as a node prints it when it starts"
+            raise UsageError(f"the bootnode {one!r} is no address of a node; expected {wanted}.")
+
+
+def _registration(path: Path) -> relay.SignedRegistration:
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(MAX_FILE), type=relay.SignedRegistration)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}.") from None
+    except ValueError:
+        raise UsageError(f"{path} is no signed registration: python -m experiments.chain sign-registration.") from None
+
+
+def _coins(wei: int) -> str:
+    return f"{wei / 10**18:.6f} coins"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _sentence(error: Exception) -> str:
+    """One line, without whatever an endpoint may have put into it."""
+    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(error))).rstrip(".") + "."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    given = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("rlswarm_jax.chain").setLevel(logging.INFO)  # what was sent, while it waits
+    try:
+        given.run(given)
+    except (UsageError, ChainError, KeyFileError, ValueError, OSError) as error:
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was sent may still get into a block", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""What the chain has of a swarm, for summary.json and the report.
+
+Amounts are in millionths of a full mark: 1,000,000 is what one right answer earns.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from experiments.folder import write_whole
+from experiments.sections import Section, markdown_table
+from rlswarm_jax.identity import author_of, friendly_name
+
+INDEX_FILE, JSON_FILE, TEXT_FILE = "ledger.sqlite", "ledger.json", "ledger.md"
+MARK = 10**6
+_FIRST, _LAST, _PEERS = 3, 12, 32  # rounds and peers that a report shows
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """A registration. kind: proven, attested, claimed (counts for nothing) or struck. hash: of its transaction."""
+
+    account: str
+    peer_id: str
+    kind: str
+    payout: str
+    hash: str
+
+
+class Commitment(msgspec.Struct, frozen=True):
+    """root, state_before, state_after, config: 32 bytes, 0x and hex."""
+
+    account: str
+    root: str
+    state_before: str
+    state_after: str
+    config: str
+    hash: str
+
+
+class Reward(msgspec.Struct, frozen=True):
+    account: str
+    stage: int
+    amount: int
+    hash: str
+
+
+class Vote(msgspec.Struct, frozen=True):
+    """winners: peer ids."""
+
+    account: str
+    winners: list[str]
+    hash: str
+
+
+class Weights(msgspec.Struct, frozen=True):
+    account: str
+    weights: str
+    uri: str
+    hash: str
+
+
+class Round(msgspec.Struct, frozen=True):
+    """beacon: empty if it is not on record. advanced: the transaction that began it; empty for round 0."""
+
+    number: int
+    beacon: str
+    advanced: str
+    commitments: list[Commitment]
+    rewards: list[Reward]
+    votes: list[Vote]
+    weights: list[Weights] = []
+
+
+class Total(msgspec.Struct, frozen=True):
+    """votes: received."""
+
+    reward: int
+    votes: int
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """block: up to which the chain was read. totals: by account."""
+
+    contract: str
+    chain_id: int
+    block: int
+    peers: list[Peer]
+    rounds: list[Round]
+    totals: dict[str, Total]
+
+
+def read_ledger(url: str, contract: str, chain_id: int, index_path: Path, *, first_block: int = 0) -> dict[str, Any]:
+    """All that a coordinator's events say, as a `Ledger` in JSON's types.
+
+    index_path: a SQLite file, made if there is none; what it has is not read again. first_block: that of the
+    deployment, or any before it. Raises ChainError (WrongChain, NoContract, EndpointDown, ...), ValueError for an
+    address or URL that is none.
+    """
+    # here: reports need none of it, and it takes a second
+    from rlswarm_jax.chain import eth, ledger
+    from rlswarm_jax.chain.errors import NoContract
+    from rlswarm_jax.chain.events import EventIndex
+    from rlswarm_jax.chain.rpc import Endpoint
+    from rlswarm_jax.chain.transact import check_chain
+
+    endpoint = Endpoint(url)
+    try:
+        check_chain(endpoint, chain_id)
+        if not eth.has_code(endpoint, eth.checksum(contract)):
+            raise NoContract(f"there is no contract at {contract} on chain {chain_id}: check the address.")
+        index = EventIndex(endpoint, contract, index_path, first_block)
+        try:
+            while not index.pull():
+                pass
+            position = index.position
+            peers = [Peer(*one) for one in ledger.peers(index)]
+            rounds = [_round(one) for one in ledger.rounds(index)]
+            totals = {account: Total(*one) for account, one in ledger.totals(index).items()}
+        finally:
+            index.close()
+    finally:
+        endpoint.close()
+    block = position[0] if position else 0
+    return msgspec.to_builtins(Ledger(eth.checksum(contract), chain_id, block, peers, rounds, totals))
+
+
+def _round(one: Any) -> Round:
+    """Of rlswarm_jax.chain.ledger."""
+    return Round(
+        one.number,
+        one.beacon,
+        one.began,
+        [Commitment(*commitment) for commitment in one.commitments],
+        [Reward(reward.account, reward.stage, reward.amount, reward.hash) for reward in one.rewards],
+        [Vote(vote.account, list(vote.winners), vote.hash) for vote in one.votes],
+        [Weights(*weights) for weights in one.weights],
+    )
+
+
+def load_ledger(found: Mapping[str, Any]) -> Ledger:
+    """`read_ledger`'s answer, typed. Raises ValueError (msgspec's) if it is none."""
+    return msgspec.convert(found, Ledger)
+
+
+# --- for people
+
+
+def ledger_sections(ledger: Ledger | Mapping[str, Any], names: Mapping[str, str]) -> list[Section]:
+    """The report's part: its peers with what they earned, and its rounds.
+
+    names: of peers for people, by peer id or account; the others get the name that their key gives them.
+    """
+    found = ledger if isinstance(ledger, Ledger) else load_ledger(ledger)
+    sums = {
+        what: sum(len(getattr(one, f"{what}s")) for one in found.rounds) for what in ("commitment", "reward", "vote")
+    }
+    done = [_many(number, what) for what, number in sums.items()]
+    who = _many(sum(peer.kind != "claimed" for peer in found.peers), "peer")
+    text = (
+        f"On chain {found.chain_id}, contract {found.contract}, up to block {found.block:,}: {done[0]}, {done[1]} and"
+        f" {done[2]} of {who}, in {_many(len(found.rounds), 'round')} of the chain. Rewards are what nodes claim, in"
+        f" full marks; anyone can recompute them (experiments.claims). {TEXT_FILE} and {JSON_FILE} have it all, with"
+        " whole transaction hashes."
+    )
+    return [Section("The ledger", text, _peers(found, names)), Section("The ledger by round", "", _rounds(found))]
+
+
+def write_ledger(workdir: Path, ledger: Ledger | Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Writes ledger.json and ledger.md, with whole hashes. Raises UsageError if the disk does not take them."""
+    found = ledger if isinstance(ledger, Ledger) else load_ledger(ledger)
+    write_whole(workdir / JSON_FILE, msgspec.json.format(msgspec.json.encode(found)).decode() + "\n")
+    write_whole(workdir / TEXT_FILE, _text(found, names))
+
+
+def _peers(found: Ledger, names: Mapping[str, str]) -> list[list[str]]:
+    committed = Counter(one.account for round_ in found.rounds for one in round_.commitments)
+    rows = [["peer", "kind", "commitments", "rewards", "votes got", "registered by"]]
+    # those that only claim an id may be as many as somebody likes
+    ordered = sorted(found.peers, key=lambda peer: peer.kind == "claimed")
+    for peer in ordered[:_PEERS]:
+        total = found.totals.get(peer.account, Total(0, 0))
+        counts = [f"{committed[peer.account]:,}", marks(total.reward), f"{total.votes:,}"]
+        shown = ["", "", ""] if peer.kind == "claimed" else counts
+        rows.append([_name(peer.peer_id, peer.account, names), peer.kind, *shown, short(peer.hash)])
+    if len(ordered) > _PEERS:
+        rows.append([f"and {len(ordered) - _PEERS:,} more", *[""] * 5])
+    return rows
+
+
+def _rounds(found: Ledger) -> list[list[str]]:
+    rows = [["round", "commitments", "rewards", "votes", "advanced by"]]
+    for one in found.rounds:
+        amount = marks(sum(reward.amount for reward in one.rewards))
+        counts = [f"{len(one.commitments):,}", amount, f"{len(one.votes):,}"]
+        rows.append([str(one.number), *counts, short(one.advanced)])
+    left_out = len(found.rounds) - _FIRST - _LAST
+    if left_out > 1:
+        rows[1 + _FIRST : -_LAST] = [[f"... {left_out:,} more", *[""] * 4]]
+    return rows
+
+
+def _text(found: Ledger, names: Mapping[str, str]) -> str:
+    """The whole ledger in Markdown."""
+    by_id = {peer.peer_id: _name(peer.peer_id, peer.account, names) for peer in found.peers}
+    by_account = {peer.account: by_id[peer.peer_id] for peer in found.peers if peer.kind != "claimed"}
+
+    def who(account: str) -> str:
+        return by_account.get(account, account)
+
+    parts = [f"# The ledger of {found.contract} on chain {found.chain_id}, up to block {found.block:,}\n"]
+    rows = [["peer", "kind", "account", "peer id", "earnings to", "transaction"]]
+    for peer in found.peers:
+        own = [by_id[peer.peer_id], peer.kind, peer.account, printable(peer.peer_id)]
+        rows.append([*own, "itself" if peer.payout == peer.account else peer.payout, peer.hash])
+    parts += ["## Peers\n", markdown_table(rows)]
+    for one in found.rounds:
+        parts += [f"## Round {one.number}\n"]
+        parts += [f"Beacon {one.beacon or 'not on record'}. Begun by {one.advanced or 'the deployment'}.\n"]
+        rows = [["peer", "what", "transaction"]]
+        for commitment in one.commitments:
+            hashes = f"root {commitment.root}, state {commitment.state_before} -> {commitment.state_after}"
+            rows.append([who(commitment.account), f"commits: {hashes}, config {commitment.config}", commitment.hash])
+        rows += [[who(r.account), f"stage {r.stage}: claims {marks(r.amount)}", r.hash] for r in one.rewards]
+        for vote in one.votes:
+            chosen = ", ".join(by_id.get(winner, printable(winner)) for winner in vote.winners)
+            rows.append([who(vote.account), f"votes for {chosen}", vote.hash])
+        rows += [[who(w.account), f"publishes {w.weights} at {printable(w.uri)}", w.hash] for w in one.weights]
+        parts += [markdown_table(rows)] if rows[1:] else []
+    return "\n".join(parts)
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _name(peer_id: str, account: str, names: Mapping[str, str]) -> str:
+    known = names.get(peer_id) or names.get(account)
+    author = author_of(peer_id)
+    return known or (friendly_name(author) if author else printable(peer_id)[:24])
+
+
+def marks(amount: int) -> str:
+    """An amount in full marks."""
+    return f"{amount / MARK:,.3f}"
+
+
+def short(hash_: str) -> str:
+    """A hash or address for the eye."""
+    return f"{hash_[:8]}…{hash_[-4:]}" if len(hash_) > 16 else hash_
+
+
+def printable(text: str) -> str:
+    """Text that anybody may have put on the chain, in one line."""
+    return "".join(c if c.isprintable() else " " for c in text[:160])

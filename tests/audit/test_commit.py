@@ -1,0 +1,39 @@
+"""The root that a node commits to, against the vectors that implementations of Certificate Transparency share."""
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlswarm_jax.audit import commit
+
+LEAVES = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
+ROOTS = [
+    "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+    "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
+    "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77",
+    "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+    "4e3bbb1f7b478dcfe71fb631631519a3bca12c9aefca1612bfce4c13a86264d4",
+    "76e67dadbcdf1e10e1b74ddc608abd2f98dfb16fbce75277b5232a127f2087ef",
+    "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
+    "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
+]
+
+
+@pytest.mark.parametrize("count", range(1, len(LEAVES) + 1))
+def test_the_tree_is_that_of_rfc_6962(count):
+    assert commit.root([bytes.fromhex(leaf) for leaf in LEAVES[:count]]).hex() == ROOTS[count - 1]
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32), min_size=2, max_size=40, unique=True), st.data())
+def test_no_two_lists_have_the_same_root(records, data):
+    other = data.draw(st.sampled_from([records[:-1], records[::-1], [*records, records[-1]], records[1:]]))
+    assert commit.root(records) != commit.root(other)
+    inner = [hashlib.sha256(b"\0" + record).digest() for record in records]
+    assert commit.root(records) != commit.root(inner)  # a leaf is no node
+
+
+def test_nothing_has_no_root():
+    with pytest.raises(ValueError, match="nothing to commit to"):
+        commit.root([])

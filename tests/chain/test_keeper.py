@@ -1,0 +1,232 @@
+"""A node's account, kept: what is heard, committed, claimed and voted, whatever the chain does meanwhile."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from rlswarm_jax.audit import commit as merkle
+from rlswarm_jax.chain import calls
+from rlswarm_jax.chain.coordinator import Coordinator
+from rlswarm_jax.game.chain import Moment, Work
+from rlswarm_jax.game.effects import Commit
+from rlswarm_jax.game.round import NodeState
+from rlswarm_jax.identity import Identity, simulated
+from rlswarm_jax.keeper import Keeper
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
+from tests.chain.client_world import ME, OTHER, World, make_world
+from tests.game.hand_driver import make_game, play
+
+STRANGER = simulated(0, 5)
+BEFORE, AFTER, AGREEMENT = (bytes([byte]) * 32 for byte in (7, 8, 9))
+MINUTES = {"min": 0, "max": 3600, "most": 10**9}
+
+
+class Kept(NamedTuple):
+    """A keeper whose thread is not running: `turn` does what that would do once."""
+
+    keeper: Keeper
+    client: Coordinator
+    world: World
+    now: list[float]
+
+    def turn(self, count: int = 1, seconds: float = 1.0) -> None:
+        for _ in range(count):
+            self.client.step()
+            if not self.world.chain.down:
+                self.keeper.look()
+            self.world.chain.mine()
+            self.now[0] += seconds
+
+    @property
+    def moment(self) -> Moment:
+        return self.keeper.moments()[-1]
+
+    def states(self) -> dict[str, str]:
+        return {f"{wish.kind} {wish.round} {wish.stage}": wish.state for wish in self.client.wishes()}
+
+
+@contextlib.contextmanager
+def kept(
+    world: World, directory: Path, identity: Identity = ME, peers=(ME, OTHER, STRANGER), **options
+) -> Iterator[Kept]:
+    directory.mkdir(exist_ok=True)
+    now = [0.0]
+    clocks = {"clock": lambda: now[0], "wall_clock": lambda: now[0]}
+    client = world.client(directory, identity=identity, **clocks)
+    known = [one.author for one in peers if one is not identity]
+    keeper = Keeper(client, identity.author, lambda: known, **clocks, **options)
+    client.register()
+    yield Kept(keeper, client, world, now)
+    client.close()
+
+
+def work(*records: bytes, peers=()) -> Work:
+    return Work(list(records), {ANSWER: 5, CRITIQUE: 0, REVISE: 7}, {one.author: n for one, n in peers})
+
+
+@pytest.fixture
+def world():
+    """In round 1, so that votes count; it ends when both nodes have committed."""
+    world = make_world(0, quorum=2, **MINUTES)
+    for one in (ME, OTHER):
+        commit_by_hand(world, one, Moment(0, world.beacon))
+    world.call(OTHER, "advanceRound()")
+    world.chain.mine(3)
+    seed = bytes.fromhex(world.chain.request("eth_call", [{"to": world.contract, "data": "0x200d2ed2"}, "latest"])[2:])
+    return world._replace(round=1, beacon=seed[192:224])
+
+
+def commit_by_hand(world: World, identity: Identity, at: Moment) -> None:
+    signature = "commit(uint256,bytes4,bytes32,bytes32,bytes32,bytes32)"
+    world.call(identity, signature, at.round, at.beacon[:4], *(bytes([byte]) * 32 for byte in range(1, 5)))
+
+
+def test_it_hears_the_present_round_and_the_one_before(world, tmp_path):
+    with kept(world, tmp_path) as one:
+        assert one.keeper.moments() == []
+        one.turn()
+        before = beacon_of(world, world.round - 1)
+        assert one.keeper.moments() == [Moment(world.round - 1, before), Moment(world.round, world.beacon)]
+
+
+def beacon_of(world: World, number: int) -> bytes:
+    """By the event, as foreign readers get it."""
+    (found,) = [e for e in world.chain.events(world.contract, "BeaconFinalized") if e["round"] == number]
+    return found["beacon"]
+
+
+def test_a_commitment_with_its_claims_and_votes_comes_to_the_chain(world, tmp_path):
+    with kept(world, tmp_path) as one:
+        one.turn()
+        effect = Commit(one.moment, work(b"r1", b"r2", peers=[(STRANGER, 9), (OTHER, 4)]), BEFORE)
+        for _ in range(3):  # a node that was killed says it again
+            one.keeper.commit(effect, AFTER, AGREEMENT)
+        one.turn(6)
+        *_, committed = world.events("Committed")
+        hashes = [committed[name] for name in ("root", "stateBefore", "stateAfter", "configHash")]
+        expected = [merkle.root([b"r1", b"r2"]), BEFORE, AFTER, AGREEMENT]
+        assert hashes == expected and committed["round"] == world.round
+        (vote,) = world.events("WinnerSubmitted")
+        assert vote["winners"] == (OTHER.peer_id,)  # the stranger is not registered
+        number = world.round
+        assert one.states() == {
+            "register 0 0": "done",
+            f"commit {number} 0": "done",
+            f"reward {number} 0": "done",
+            f"reward {number} 2": "waiting",  # until the round is over
+            f"vote {number} 0": "done",
+        }
+        commit_by_hand(world, OTHER, one.moment)
+        one.turn(9)  # which makes a quorum: this node ends the round, and claims the rest
+        assert one.moment.round == number + 1
+        assert [e["reward"] for e in world.events("RewardSubmitted")] == [5, 7]
+        assert set(one.states().values()) == {"done"}
+
+
+def test_a_round_is_ended_by_the_node_whose_turn_it_is_and_by_the_next_if_that_is_gone(world, tmp_path):
+    with kept(world, tmp_path / "a", ME) as a, kept(world, tmp_path / "b", OTHER) as b:
+        both = (a, b)
+        for one in both:
+            one.turn()
+            one.keeper.commit(Commit(one.moment, work(b"r"), BEFORE), AFTER, AGREEMENT)
+        number, height = a.moment.round, world.chain.height
+        for _ in range(3):
+            for one in both:
+                one.turn(seconds=0.2)
+        wished = [one for one in both if f"advance {number} 0" in one.states()]
+        assert len(wished) == 1 and wished[0].client.status().round == number + 1
+    world.chain.rewind(height, keep=False)
+    with kept(world, tmp_path / "a2", ME) as a, kept(world, tmp_path / "b2", OTHER) as b:
+        (alive,) = [one for one in (a, b) if one.client.account != wished[0].client.account]
+        for one in (a, b):
+            one.turn(2)
+            one.keeper.commit(Commit(one.moment, work(b"r"), BEFORE), AFTER, AGREEMENT)
+            one.client.step()
+        world.chain.mine()
+        alive.turn(1, seconds=0.5)
+        assert f"advance {number} 0" not in alive.states()  # it may still come
+        alive.turn(6, seconds=0.5)
+        assert alive.client.status().round == number + 1
+
+
+def test_nobody_votes_who_was_registered_too_late(tmp_path):
+    world = make_world(0, quorum=2, **MINUTES)
+    with kept(world, tmp_path) as one:
+        one.turn(3)
+        one.keeper.commit(Commit(one.moment, work(b"r", peers=[(OTHER, 4)]), BEFORE), AFTER, AGREEMENT)
+        assert one.moment.round == 0 and "vote 0 0" not in one.states()
+
+
+def test_a_node_whose_chain_is_away_for_five_minutes_catches_up_and_loses_nothing(world, tmp_path):
+    """Sixty rounds of five seconds, the chain away in twenty to eighty of a hundred; every record is committed to."""
+    game, state = make_game(ME, chain_every=5, rounds=0, evaluate_every=1000, state_hash=BEFORE), NodeState(round=0)
+    published: list[bytes] = []
+    commits: list[Commit] = []
+    with kept(world, tmp_path) as one:
+        one.turn(2)
+        for number in range(110):
+            world.chain.down = 20 <= number < 80
+            if number == 19:
+                world.chain.down = True  # and in the very moment in which it is to be told
+            chain = [one.keeper.moments()]
+            played = play(game, state, chain=chain, identity=ME)
+            published += [signed.hash for signed in played.said.values()]
+            for effect in played.all(Commit):
+                one.keeper.commit(effect, AFTER, game.agreement)
+                commits.append(effect)
+            state = played.state
+            one.turn(1, seconds=5.0)
+            if not world.chain.down and one.moment.round not in {e["round"] for e in theirs(world)}:
+                with contextlib.suppress(Exception):
+                    commit_by_hand(world, OTHER, one.moment)
+        assert one.client.problems["EndpointDown"] >= 5
+        one.turn(20)
+    committed = {e["round"]: e["root"] for e in world.events("Committed") if e["round"] > 0}
+    rounds = [effect.moment.round for effect in commits]
+    assert rounds == sorted(set(rounds)) and len(rounds) >= 4
+    assert committed == {e.moment.round: merkle.root(e.work.records) for e in commits}
+    covered = [record for effect in commits for record in effect.work.records]
+    assert covered == published[: len(covered)] and len(covered) >= 100
+    assert max(len(effect.work.records) for effect in commits) >= 60  # those of the time without a chain at once
+    claimed = {(e["roundNumber"], e["stageNumber"]): e["reward"] for e in world.events("RewardSubmitted")}
+    assert claimed == {(e.moment.round, 0): e.work.earned[ANSWER] for e in commits}
+
+
+def theirs(world: World) -> list[dict]:
+    return world.events("Committed", calls.account_of(OTHER.author))
+
+
+def test_on_a_contract_of_the_original_s_it_claims_and_votes_without_commitments(world, tmp_path):
+    artifacts = json.loads((Path(__file__).parent / "original" / "artifacts.json").read_text())
+    original = world._replace(contract=world.chain.deploy(artifacts["Original060"]["bytecode"]))
+    with kept(original, tmp_path) as one:
+        one.turn(4)
+        assert one.keeper.moments() == [Moment(0, b"")]
+        one.keeper.commit(Commit(one.moment, work(b"r", peers=[(OTHER, 4)]), BEFORE), AFTER, AGREEMENT)
+        one.turn(8)
+        assert [e["reward"] for e in original.events("RewardSubmitted")] == [5]
+        assert [e["winners"] for e in original.events("WinnerSubmitted")] == [(OTHER.peer_id,)]
+
+
+def test_its_thread_does_the_same_by_itself_and_ends_when_it_is_told_to(world, tmp_path):
+    client = world.client(tmp_path)
+    world.chain.instant = True
+    with Keeper(client, ME.author, lambda: [OTHER.author]) as keeper:
+        assert keeper.wait(-1, 30.0, lambda: False) and keeper.moments()[-1] == Moment(world.round, world.beacon)
+        assert keeper.finish(30.0, lambda: False) and not keeper.wait(world.round, 0.1, lambda: False)
+        assert not keeper.wait(world.round, 30.0, lambda: True)
+    with pytest.raises(Exception, match="outbox"):
+        client.counts()  # it is closed
+
+
+def test_trouble_is_counted_by_name_once(world, tmp_path):
+    with kept(world, tmp_path) as one:
+        world.chain.down = True
+        one.turn(2)
+        first = one.keeper.take_counts()
+        assert first["chain/EndpointDown"] == 2 and first["chain/waiting"] == 1
+        assert one.keeper.take_counts()["chain/EndpointDown"] == 0

@@ -1,0 +1,117 @@
+"""A live swarm on a development network of its own, which is killed in the middle: everything comes to be on it."""
+
+import itertools
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from rlswarm_jax.audit import commit
+from rlswarm_jax.chain import calls, devnet
+from rlswarm_jax.chain.events import EventIndex
+from rlswarm_jax.chain.rpc import Endpoint
+from rlswarm_jax.metrics import read_rows
+from rlswarm_jax.records.envelope import open_envelope
+
+CHECKOUT = Path(__file__).parent.parent
+NODES, ROUNDS, KILLED_AT = 3, 40, 8
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("chain") / "run"
+    command = [sys.executable, "-m", "experiments.run", "--config=configs/quickstart.py:smoke", f"--workdir={folder}"]
+    command += [f"--config.swarm.nodes={NODES}", f"--config.rounds={ROUNDS}", "--config.chain.every=2"]
+    command += ["--config.evaluation.every=100", "--config.checkpoint_every=4"]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    rows = folder / "node-0" / "metrics.jsonl"
+    while process.poll() is None and not (rows.exists() and len(rows.read_text().splitlines()) >= KILLED_AT):
+        time.sleep(0.05)
+    for child in psutil.Process(process.pid).children():
+        if "rlswarm_jax.chain.devnet" in child.cmdline():
+            child.send_signal(signal.SIGKILL)
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said + "".join(log.read_text() for log in folder.glob("node-*/log.txt"))
+    assert "the chain is there again" in said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def events(run, tmp_path_factory) -> EventIndex:
+    contract = json.loads((run / "chain" / "coordinator.json").read_text())["contract"]
+    with devnet.running(run / "chain") as network:
+        index = EventIndex(Endpoint(network.url), contract, tmp_path_factory.mktemp("index") / "events.sqlite")
+        assert index.pull()
+    return index
+
+
+def published(run: Path, node: int) -> list[bytes]:
+    """Content hashes in the order in which a node said it."""
+    with sqlite3.connect(f"file:{run / f'node-{node}' / 'journal.sqlite'}?mode=ro", uri=True) as db:
+        rows = db.execute("SELECT result FROM journal WHERE kind = 'Publish' ORDER BY round, step").fetchall()
+    return [open_envelope(msgspec.msgpack.decode(raw)).hash for (raw,) in rows]
+
+
+def test_everything_that_was_published_is_committed_to_once(run, events):
+    for node in range(NODES):
+        said = published(run, node)
+        assert len(said) == 3 * ROUNDS
+        account = calls.account_of(_author(run, node)).lower()
+        made = [e for e in events.entries("Committed") if e.fields["account"].lower() == account]
+        assert len(made) >= 3 and [e.round for e in made] == sorted({e.round for e in made})
+        at = 0
+        for entry in made:
+            left, root = said[at:], bytes.fromhex(entry.fields["root"][2:])
+            length = next((n for n in range(1, len(left) + 1) if commit.root(left[:n]) == root), 0)
+            assert length, f"node {node}, round {entry.round}: not the root of what it said"
+            at += length
+        assert at == len(said)
+        for earlier, later in itertools.pairwise(made):  # one chain of states
+            assert earlier.fields["stateAfter"] == later.fields["stateBefore"] != later.fields["stateAfter"]
+    assert len({e.fields["configHash"] for e in events.entries("Committed")}) == 1
+
+
+def _author(run: Path, node: int) -> bytes:
+    with sqlite3.connect(f"file:{run / f'node-{node}' / 'journal.sqlite'}?mode=ro", uri=True) as db:
+        (raw,) = db.execute("SELECT result FROM journal WHERE kind = 'Publish' LIMIT 1").fetchone()
+    return open_envelope(msgspec.msgpack.decode(raw)).record.author
+
+
+def test_records_were_made_under_the_beacons_of_the_chain(run, events):
+    beacons = {bytes.fromhex(e.fields["beacon"][2:])[:8]: e.round for e in events.entries("BeaconFinalized")}
+    for node in range(NODES):
+        with sqlite3.connect(f"file:{run / f'node-{node}' / 'journal.sqlite'}?mode=ro", uri=True) as db:
+            rows = db.execute("SELECT result FROM journal WHERE kind = 'Publish' ORDER BY round, step").fetchall()
+        under = [beacons[open_envelope(msgspec.msgpack.decode(raw)).record.beacon] for (raw,) in rows]
+        assert under == sorted(under) and len(set(under)) >= 3
+    rows = read_rows(
+        run / "metrics.jsonl"
+    )  # nodes change it together: but for the time of the kill they read each other
+    unused = sum(n for row in rows for name, n in row.items() if name.startswith("groups/unused/"))
+    assert unused < 0.2 * sum(row["groups/received"] for row in rows)
+
+
+def test_claims_and_votes_are_on_it_too(run, events):
+    rewarded = events.entries("RewardSubmitted")
+    assert {e.fields["account"].lower() for e in rewarded} == {
+        calls.account_of(_author(run, n)).lower() for n in range(NODES)
+    }
+    assert {e.fields["stageNumber"] for e in rewarded} >= {0} and all(e.fields["reward"] > 0 for e in rewarded)
+    votes = events.entries("WinnerSubmitted")
+    assert votes and all(e.round > 0 for e in votes)
+
+
+def test_the_report_shows_the_ledger(run, events):
+    report = (run / "report.md").read_text()
+    (first,) = [e for e in events.entries("RoundAdvanced") if e.round == 1]
+    assert first.hash[:8] in report and first.hash in (run / "ledger.md").read_text()
+    (rewarded,) = {sum(e.fields["reward"] for e in events.entries("RewardSubmitted"))}
+    totals = json.loads((run / "ledger.json").read_text())["totals"]
+    assert sum(one["reward"] for one in totals.values()) == rewarded
