@@ -13,23 +13,17 @@ import jax
 import ml_collections
 from rich.console import Console
 
+from experiments import games
 from experiments.cli import UsageError, check
 from rlswarm_jax import assets, compilation, parallel, qwen, tasks
 from rlswarm_jax.engine import Engine, EngineConfig
-from rlswarm_jax.game.prompts import choose_format
-from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo.learner import LearnerConfig
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
-from rlswarm_jax.records.schema import STAGES
-from rlswarm_jax.tasks.verifier import Verifier
 
-EMBEDDED = {"embedded": assets.SPOILED, "embedded:base": assets.BASE}
 COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
-# prompt and completion tokens, where the config says 0: of a game of one stage, and of one that shows what others said
-BUDGETS = {"compact": ((16, 12), (96, 12)), "chat": ((512, 256), (3072, 256))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,26 +76,12 @@ def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], con
 
 
 def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None) -> Pieces:
-    path = EMBEDDED.get(config.model.path, config.model.path)
+    path = games.path(config)
     devices = DeviceConfig(config.devices.backend, config.devices.fsdp, config.devices.tensor)
     mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)
     policy = qwen.load(path, place=parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
-    game, stages = config.game, STAGES[: config.game.stages]
-    prompt_format = choose_format(
-        config.model.prompts,
-        policy.tokenizer,
-        config.model.thinking,
-        (game.answer_tokens, game.critique_tokens),
-        game.personas,
-    )
-    prompt_budget, completion_budget = BUDGETS[prompt_format.name.partition("-")[0]][len(stages) > 1]
-    max_prompt_tokens = config.sampling.max_prompt_tokens or prompt_budget
-    max_new_tokens = config.sampling.max_new_tokens or completion_budget
-    answers, critiques = ((0, 0), (game.shown, 0), (game.shown + 1, game.critics))[len(stages) - 1]
-    shown = answers * prompt_format.budgets.answer + critiques * prompt_format.budgets.critique
-    if shown >= max_prompt_tokens:
-        what = f"a prompt of {max_prompt_tokens} tokens cannot show {shown} of what was written"
-        raise UsageError(f"{what}: raise config.sampling.max_prompt_tokens, or show less (config.game).")
+    fingerprint = qwen.fingerprint(parallel.fetch(policy.params))
+    game = games.make_game(config, policy.tokenizer, policy.config.eos_token_ids, fingerprint)
     if console is not None:
         nodes = "1 node" if len(identities) == 1 else f"{len(identities)} nodes"
         console.print(
@@ -109,47 +89,13 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
             f"{nodes} on {jax.device_count()} {jax.default_backend()} device(s)",
             soft_wrap=True,
         )
-    described = config.tasks.to_dict()
-    mixture = tasks.make_mixture(described)
-    verifier = Verifier(described, mixture, config.scoring.workers)
-    fingerprint = qwen.fingerprint(parallel.fetch(policy.params))
-    games = [
-        Game(
-            swarm=config.swarm.name,
-            seed=config.seed,
-            author=identity.author,
-            mixture=mixture,
-            tokenizer=policy.tokenizer,
-            prompt_format=prompt_format,
-            tokenizer_fingerprint=policy.tokenizer.fingerprint,
-            weights_fingerprint=fingerprint,
-            eos_token_ids=policy.config.eos_token_ids,
-            rounds=config.rounds,
-            local_groups=config.swarm.local_groups,
-            external_groups=config.swarm.external_groups,
-            group_size=config.sampling.group_size,
-            temperature=config.sampling.temperature,
-            max_new_tokens=max_new_tokens,
-            max_staleness=config.swarm.max_staleness,
-            evaluate_every=config.evaluation.every,
-            stages=stages,
-            shared=game.shared if len(stages) > 1 else 0,
-            shown=game.shown,
-            critics=game.critics,
-            show_votes=game.show_votes,
-            rewards=Rewards(game.form_reward, game.improvement_reward, game.consensus_reward),
-            weights=tuple(game.weights),
-            max_prompt_tokens=max_prompt_tokens,
-            chain_every=0 if config.chain.endpoint == "none" else config.chain.every,
-        )
-        for identity in identities
-    ]
+    verifier = games.make_verifier(config, game)
     engine_config = EngineConfig(
-        max_prompt_tokens=max_prompt_tokens,
-        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=game.max_prompt_tokens,
+        max_new_tokens=game.max_new_tokens,
         group_size=config.sampling.group_size,
         max_prompts=config.swarm.local_groups,
-        max_groups=sum(len(games[0].indices(stage)) for stage in stages) + config.swarm.external_groups,
+        max_groups=sum(len(game.indices(stage)) for stage in game.stages) + config.swarm.external_groups,
         temperature=config.sampling.temperature,
         exact=config.sampling.exact,
         exact_rows=config.sampling.exact_rows,
@@ -171,15 +117,14 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         clip_low=config.learn.clip_low,
         clip_high=config.learn.clip_high,
         temperature=config.sampling.temperature,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=game.max_new_tokens,
         weight_decay=config.learn.weight_decay,
         max_grad_norm=config.learn.max_grad_norm,
         microbatch_rows=config.learn.microbatch_rows,
         decay_updates=config.rounds * config.learn.updates_per_round,
         decay_to=config.learn.decay_to,
     )
-    engine = Engine(policy, verifier, prompt_format, engine_config, learner_config, len(identities), devices)
+    engine = Engine(policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices)
     if config.chain.endpoint != "none":
-        state_hash = qwen.digest(parallel.fetch(engine.state(0)))
-        games = [dataclasses.replace(game, state_hash=state_hash) for game in games]
-    return Pieces(games, engine)
+        game = dataclasses.replace(game, state_hash=qwen.digest(parallel.fetch(engine.state(0))))
+    return Pieces([dataclasses.replace(game, author=identity.author) for identity in identities], engine)

@@ -4,6 +4,7 @@ Each effect's result is one row. A generator fed the rows of its round goes on w
 what it published before the kill is there as the exact bytes.
 """
 
+import contextlib
 import secrets
 import sqlite3
 from collections.abc import Collection
@@ -104,3 +105,25 @@ class Journal:
             return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise JournalError(f"cannot use the journal {self._path}: {error}.") from None
+
+
+def look(path: Path, kinds: Collection[str]) -> tuple[list[Entry], int]:
+    """Rows of some kinds in the journal of a node that may be running, and the round from which on all are there.
+
+    Nothing is changed but, where a process wrote or was killed there, SQLite's own files beside it. Raises JournalError
+    if it is not there, locked or damaged.
+    """
+    if not path.is_file():
+        raise JournalError(f"there is no journal {path}: name the folder of a node.")
+    # nobody has it open, so it needs no locks: they would be files beside it
+    quiet = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?{quiet}", uri=True)) as db:
+            db.execute("BEGIN")  # all that follows is of one moment
+            marks = ", ".join("?" * len(kinds))
+            rows = db.execute(f"SELECT {_COLUMNS} FROM journal WHERE kind IN ({marks}) ORDER BY id", tuple(kinds))
+            entries = [Entry(*row) for row in rows]
+            first, since = db.execute("SELECT coalesce(min(id), 1), coalesce(min(round), 0) FROM journal").fetchone()
+    except sqlite3.Error as error:
+        raise JournalError(f"cannot read the journal {path}: {error}.") from None
+    return entries, 0 if first == 1 else since

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlswarm_jax.journal import Entry, Journal, JournalError
+from rlswarm_jax.journal import Entry, Journal, JournalError, look
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 
@@ -158,7 +158,7 @@ def test_a_path_that_cannot_be_opened_is_an_error_that_names_it(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from rlswarm_jax.journal import Entry, Journal, JournalError
+from rlswarm_jax.journal import Entry, Journal, JournalError, look
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(Path(sys.argv[1]))
@@ -244,3 +244,41 @@ def test_a_journal_keeps_its_number_and_no_other_has_it(tmp_path):
     assert len(set(numbers)) == 3 and all(numbers)
     journals[0].close()
     assert Journal(tmp_path / "0.sqlite").id == numbers[0]
+
+
+# --- somebody else looks
+
+
+def test_a_look_finds_the_rows_of_a_kind_while_another_writes_and_changes_nothing(path):
+    journal = Journal(path)
+    written = [entry(round_=r, step=s, result=bytes([r, s])) for r in range(3) for s in range(2)]
+    for one in written[:4]:
+        journal.write(one._replace(kind="Publish") if one.step else one)
+    found, since = look(path, ["Publish"])  # it is in the WAL still
+    assert found == [one._replace(kind="Publish") for one in written[:4] if one.step] and since == 0
+    journal.write(written[4])
+    journal.close()
+    before = path.read_bytes(), sorted(path.parent.iterdir())
+    assert look(path, ["Learn", "Publish"])[0][-1] == written[4] and look(path, ["Gather"]) == ([], 0)
+    assert (path.read_bytes(), sorted(path.parent.iterdir())) == before
+
+
+def test_a_look_says_from_which_round_on_nothing_was_pruned(path):
+    journal = Journal(path)
+    for round_ in range(3, 9):  # a node that came late
+        journal.write(entry(round_=round_))
+    assert look(path, ["Learn"])[1] == 0
+    journal.prune(0, 5)
+    assert look(path, ["Learn"])[1] == 5
+
+
+def test_a_look_at_what_is_no_journal_is_one_sentence(path):
+    with pytest.raises(JournalError, match="there is no journal"):
+        look(path, ["Learn"])
+    path.write_bytes(b"not a database" * 99)
+    with pytest.raises(JournalError, match="cannot read the journal"):
+        look(path, ["Learn"])
+    path.unlink()
+    sqlite3.connect(path).execute("CREATE TABLE other (a)").connection.commit()
+    with pytest.raises(JournalError, match="no such table"):
+        look(path, ["Learn"])

@@ -113,16 +113,9 @@ def read_records(
     """
     turns: list[Turn] = []
     waiting, unused = [], collections.Counter[str]()
-    for signed in sorted(records, key=_in_time):
-        found: dict[int, Turn] = {}
-        flaws = collections.Counter[str]()
-        for group in signed.record.groups:
-            try:
-                if group.index in found:
-                    raise RecordError("foreign problem", f"index {group.index} comes twice")
-                found[group.index] = _read_group(game, sheets, signed, group, beacons)
-            except RecordError as error:
-                flaws[error.cause] += 1
+    for signed in sorted(records, key=in_time):
+        found, causes = read_record(game, sheets, signed, beacons)
+        flaws = collections.Counter(causes.values())
         if flaws.keys() & {"unknown parent", "unknown beacon"} and not last:  # it may come
             waiting.append(signed)
             continue
@@ -133,7 +126,27 @@ def read_records(
     return turns, waiting, unused
 
 
-def _in_time(signed: SignedRecord) -> tuple[int, int, bytes]:
+def read_record(
+    game: Game, sheets: Sheets, signed: SignedRecord, beacons: Mapping[bytes, bytes]
+) -> tuple[dict[int, Turn], dict[int, str]]:
+    """A record's turns by index, and why its other groups cannot be used, by their place in the record.
+
+    sheets: of the stages before, which it may answer to.
+    """
+    found: dict[int, Turn] = {}
+    flaws: dict[int, str] = {}
+    for place, group in enumerate(signed.record.groups):
+        try:
+            if group.index in found:
+                raise RecordError("foreign problem", f"index {group.index} comes twice")
+            found[group.index] = _read_group(game, sheets, signed, group, beacons)
+        except RecordError as error:
+            flaws[place] = error.cause
+    return found, flaws
+
+
+def in_time(signed: SignedRecord) -> tuple[int, int, bytes]:
+    """By round and stage: what others may answer to comes before their answers."""
     stage = signed.record.stage
     return signed.record.round, (*STAGES, stage).index(stage), signed.hash
 

@@ -1,0 +1,141 @@
+"""The check of claims as a user runs it: on what is in folders, and on a real run."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from experiments import claims as command
+from experiments import folder, games
+from rlswarm_jax.journal import Entry, Journal
+from rlswarm_jax.tasks.verifier import Verifier
+from tests.audit.chained import World, play
+from tests.game.hand_driver import ALICE, BOB, TASKS, mixture
+
+CHECKOUT = Path(__file__).parent.parent.parent
+CONFIG = {"chain": {"endpoint": "devnet"}}
+
+
+def leave(world: World, directory: Path, heard: bool = True) -> Path:
+    """The folders of a swarm's nodes, with their journals."""
+    for number, (who, said) in enumerate(world.said.items()):
+        node = directory / f"node-{number}"
+        node.mkdir(parents=True)
+        (node / folder.CONFIG_FILE).write_text(json.dumps(CONFIG))
+        journal = Journal(node / folder.JOURNAL_FILE)
+        others = [signed.raw for other, theirs in world.said.items() if other is not who for signed in theirs]
+        for step, signed in enumerate(said):
+            raw = msgspec.msgpack.encode(signed.raw)
+            journal.write(Entry(0, signed.record.round, 2 * step, "Publish", raw, 0.0))
+            gathered = [*others[step :: len(said)], b"no record"] if heard else []
+            journal.write(Entry(0, signed.record.round, 2 * step + 1, "Gather", msgspec.msgpack.encode(gathered), 0.0))
+        journal.close()
+    return directory
+
+
+def check(monkeypatch, world: World, *arguments: Path | str) -> int:
+    """The command, where the chain says what is in `world`."""
+    monkeypatch.setattr(games, "observed", lambda config: world.game)
+    monkeypatch.setattr(games, "make_verifier", lambda config, game: Verifier(TASKS, mixture(), 1))
+    monkeypatch.setattr(command, "_endpoint", lambda *_: contextlib.nullcontext((None, "")))
+    monkeypatch.setattr(command, "read_chain", lambda *_: world.rounds())
+    return command.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return play(rounds=4)
+
+
+def test_a_swarm_s_folder_is_enough_and_so_is_one_of_its_nodes(world, tmp_path, monkeypatch, capsys):
+    swarm = leave(world, tmp_path / "swarm")
+    for arguments in ([swarm], [swarm / "node-1"], [swarm / "node-0", "--out", tmp_path]):
+        assert check(monkeypatch, world, *arguments) == 0
+        printed = capsys.readouterr().out
+        assert "18 claims of 6 commitments by 36 records" in printed and "12 of 12 votes count" in printed
+        assert "nothing is wrong" in printed
+    for written in (swarm, swarm / "node-1", tmp_path):
+        found = json.loads((written / "claims.json").read_text())
+        assert not found["wrong"] and all(account["right"] for account in found["accounts"])
+        assert {len(account["records"]) for account in found["accounts"]} == {6}
+
+
+def test_what_is_wrong_is_printed_with_its_transaction(world, tmp_path, monkeypatch, capsys):
+    put = world.put(ALICE, 1)
+    false = world.replace(put, claims=put.claims | {1: put.claims[1] + 500_000})
+    assert check(monkeypatch, false, leave(world, tmp_path)) == 1
+    printed = capsys.readouterr().out
+    assert f"critique: WRONG: claimed 3.5, worth 3 ({put.hash})" in printed and "something is wrong" in printed
+    (wrong,) = [a for a in json.loads((tmp_path / "claims.json").read_text())["accounts"] if not a["right"]]
+    assert (wrong["author"], wrong["hash"]) == (ALICE.author.hex(), put.hash)
+    assert [claim["verdict"] for claim in wrong["claims"]] == ["right", "wrong", "right"]
+
+
+def test_more_folders_bring_the_records_that_one_has_not(world, tmp_path, monkeypatch, capsys):
+    """A node that heard nobody can check its own answers only: the rest answers to what is not here."""
+    swarm = leave(world, tmp_path, heard=False)
+    nodes = sorted(swarm.glob("node-*"))
+    assert check(monkeypatch, world, nodes[0]) == 0
+    printed = capsys.readouterr().out
+    assert "cannot be checked" in printed and "cannot be judged: unknown parent" in printed
+    assert "0 of 12 votes count" in printed
+    assert check(monkeypatch, world, *nodes) == 0
+    assert "12 of 12 votes count" in capsys.readouterr().out
+
+
+def test_whose_journal_is_whole_is_known_by_what_they_published(world, tmp_path):
+    swarm = leave(world, tmp_path)
+    bobs = command.node_folders(swarm)[2]
+    journal = Journal(bobs / folder.JOURNAL_FILE)
+    journal.prune(0, 2)
+    journal.close()
+    assert command.read_journals([bobs]).since == {BOB.author: 2}
+    assert len(command.read_journals(command.node_folders(swarm)).records) == 36
+
+
+def test_what_cannot_be_checked_is_one_sentence(world, tmp_path, capsys):
+    def says(*arguments: Path | str) -> str:
+        assert command.main([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1
+        return said
+
+    assert "is the folder of no node" in says(tmp_path / "nowhere")
+    swarm = leave(world, tmp_path / "swarm")
+    assert "of another version" in says(swarm)
+    (swarm / "node-0" / folder.CONFIG_FILE).write_text(json.dumps({"chain": {"endpoint": "none"}}))
+    assert "has no chain" in says(swarm)
+    (swarm / "node-0" / folder.CONFIG_FILE).write_text("{")
+    assert "is not the config of a node" in says(swarm)
+    (swarm / "node-1" / folder.JOURNAL_FILE).write_bytes(b"nonsense" * 99)
+    with pytest.raises(command.JournalError, match="cannot read the journal"):
+        command.read_journals(command.node_folders(swarm))
+
+
+@pytest.mark.slow
+def test_every_claim_of_a_real_run_is_right(tmp_path):
+    """Also once the chain of that run is gone and somebody else serves it, with one node's records alone."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess:
+        words = [sys.executable, "-m", *map(str, arguments)]
+        return subprocess.run(words, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=500)
+
+    swarm = tmp_path / "swarm"
+    smoke = ("--config=configs/quickstart.py:smoke", "--config.wandb.mode=disabled", "--workdir", swarm)
+    assert run("experiments.run", *smoke).returncode == 0
+    for arguments in ([swarm], [swarm / "node-1", "--out", tmp_path]):
+        done = run("experiments.claims", *arguments)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(((tmp_path if len(arguments) > 1 else swarm) / "claims.json").read_text())
+        rulings = [claim["verdict"] for account in found["accounts"] for claim in account["claims"]]
+        assert rulings and set(rulings) == {"right"} and all(account["right"] for account in found["accounts"])
+        assert not any(vote["why"] for vote in found["votes"])
+    contract = json.loads((swarm / "chain" / "coordinator.json").read_text())["contract"]
+    nowhere = run("experiments.claims", swarm, "--rpc", "http://127.0.0.1:9", "--contract", contract)
+    assert nowhere.returncode == 2 and "does not answer" in nowhere.stderr
