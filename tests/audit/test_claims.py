@@ -143,6 +143,13 @@ def test_a_round_that_was_left_is_committed_to_and_earns_nothing(stage, jumps, a
         assert covering.left == [] and {"unfinished round"} == {c for cl in covering.claims for c in cl.worth.flaws}
 
 
+def test_a_round_that_was_left_is_not_taken_for_a_wrong_claim_where_records_are_missing_too():
+    world = play(leaves={(ALICE, 3, REVISE)})
+    for stage in STAGES:
+        missing = [signed for signed in world.said[ME] if signed.record.stage == stage]
+        assert not world.check(without=missing).wrong
+
+
 def test_a_slow_node_may_leave_many_rounds_each_time_for_where_the_others_are():
     """In a game of one stage each of them looks whole."""
     leaves = {(ALICE, at + more, stage) for at in (0, 4, 8) for more, stage in ((0, ANSWER), (1, ""))}
