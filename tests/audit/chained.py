@@ -78,13 +78,14 @@ class World:
         return ledger.Round(number, "0x" + beacon.hex(), "", tuple(commitments), tuple(rewards), tuple(votes), ())
 
     def check(
-        self, without: Iterable[SignedRecord] = (), journals: Iterable[Identity] = (), judge=None, **fields: Any
+        self, without: Iterable[SignedRecord] = (), journals: Collection[Identity] = (), judge=None, **fields: Any
     ) -> Audit:
-        """journals: of whom. fields: of the observer's game."""
+        """journals: of whom, and from which round on if it is a mapping. fields: of the observer's game."""
         gone = {signed.hash for signed in without}
         here = [signed for said in self.said.values() for signed in said if signed.hash not in gone]
         game = dataclasses.replace(self.game, **fields)
-        whole = {who.author: 0 for who in journals}
+        since = journals if isinstance(journals, Mapping) else dict.fromkeys(journals, 0)
+        whole = {who.author: round_ for who, round_ in since.items()}
         return audit(game, self.rounds(), here, whole, judge or make_judge(game))
 
 

@@ -143,6 +143,13 @@ def test_a_round_that_was_left_is_committed_to_and_earns_nothing(stage, jumps, a
         assert covering.left == [] and {"unfinished round"} == {c for cl in covering.claims for c in cl.worth.flaws}
 
 
+def test_a_round_that_was_left_is_not_taken_for_a_wrong_claim_where_records_are_missing_too():
+    world = play(leaves={(ALICE, 3, REVISE)})
+    for stage in STAGES:
+        missing = [signed for signed in world.said[ME] if signed.record.stage == stage]
+        assert not world.check(without=missing).wrong
+
+
 def test_a_slow_node_may_leave_many_rounds_each_time_for_where_the_others_are():
     """In a game of one stage each of them looks whole."""
     leaves = {(ALICE, at + more, stage) for at in (0, 4, 8) for more, stage in ((0, ANSWER), (1, ""))}
@@ -175,7 +182,7 @@ def test_what_was_begun_under_a_later_beacon_and_left_earns_nothing_for_an_earli
 def test_a_commitment_that_the_chain_never_took_leaves_its_records_to_nobody():
     put = WORLD.put(ALICE, 1)
     world = dataclasses.replace(WORLD, puts=[one for one in WORLD.puts if one is not put])
-    found = world.check(journals=HEADS)
+    found = world.check(journals=[*HEADS])
     assert not found.wrong and of(found, world.put(ALICE, 2)).right
     assert [s.hash for s in of(found, world.put(ALICE, 2)).cover.left_out] == put.records
 
@@ -235,9 +242,34 @@ def test_another_root_is_wrong_where_all_records_are_here():
         assert after.right and after.cover.left_out == []
 
 
+def test_nobody_knows_whether_a_root_is_wrong_where_a_record_is_missing():
+    for gone in (signed for signed in WORLD.said[BOB] if signed.record.round in (2, 3)):
+        found = other_root(WORLD).check(without=[gone])
+        assert not found.wrong and of(found, WORLD.put(BOB, 1)).verdict == MISSING
+    last = WORLD.put(BOB, 3)  # nor of the last commitment, unless its author's own journal says that this is all
+    for journals, verdict in (([], MISSING), ([BOB], WRONG_ROOT)):
+        assert of(WORLD.replace(last, records=[bytes(32)]).check(journals=journals), last).verdict == verdict
+
+
+def test_records_that_are_missing_elsewhere_are_no_excuse():
+    """Where two commitments that have a cover enclose it, and all between them is here, the root is wrong."""
+    missing = [signed for signed in WORLD.said[BOB] if signed.record.round == 7]
+    assert of(other_root(WORLD).check(without=missing), WORLD.put(BOB, 1)).verdict == WRONG_ROOT
+
+
+@pytest.mark.parametrize("since", range(6))
+def test_a_pruned_journal_says_nothing_of_what_was_before(since):
+    """Bob's, who has committed to rounds 0 and 1, and then to something else."""
+    put = WORLD.put(BOB, 1)
+    for heard, verdict in ((0, WRONG_ROOT if since == 0 else MISSING), (2, WRONG_ROOT if since <= 2 else MISSING)):
+        here = [s for s in WORLD.said[BOB] if s.record.round < heard or s.record.round >= since]
+        world = dataclasses.replace(other_root(WORLD), said={**WORLD.said, BOB: here})
+        assert of(world.check(journals={BOB: since}), put).verdict == verdict
+
+
 def test_nobody_claims_for_what_was_played_under_a_later_beacon():
     put, after = WORLD.put(ALICE, 1), WORLD.put(ALICE, 2)
-    found = WORLD.replace(put, records=after.records).check(journals=HEADS)
+    found = WORLD.replace(put, records=after.records).check(journals=[*HEADS])
     assert set(rulings(found, put).values()) == {WRONG}
     assert of(found, after).verdict == WRONG_ROOT  # of these it has committed to all
 
@@ -246,7 +278,7 @@ def test_nobody_claims_for_what_was_played_under_a_later_beacon():
 def test_a_record_that_a_commitment_leaves_out_is_named(gone):
     put = WORLD.put(BOB, 1)
     records = [h for i, h in enumerate(put.records) if i != gone]
-    standing = of(WORLD.replace(put, records=records).check(journals=HEADS), put)
+    standing = of(WORLD.replace(put, records=records).check(journals=[*HEADS]), put)
     assert standing.verdict == LEFT_OUT and standing.against and not standing.right
     assert [signed.hash for signed in standing.cover.holes] == [put.records[gone]]
     lesser = [claim for claim in standing.claims if claim.verdict == WRONG]
