@@ -92,6 +92,9 @@ class Account(msgspec.Struct, array_like=True, frozen=True):
         return Account([*self.moments, *fresh][-MOMENTS:], self.committed, self.state_hash, self.work)
 
     def add(self, records: Sequence[bytes], earned: Iterable[tuple[bytes | str, int]]) -> "Account":
+        """With the work of a round; without, where no beacon was in force, because nobody could check it."""
+        if not self.moments:
+            return self
         return Account(self.moments, self.committed, self.state_hash, self.work.add(records, earned))
 
     @property

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from rlswarm_jax.game.chain import Account
-from rlswarm_jax.game.effects import Effect, Learn, Metrics, Publish, decode_result, encode_result
+from rlswarm_jax.game.chain import Account, Moment
+from rlswarm_jax.game.effects import Effect, Hear, Learn, Metrics, Publish, decode_result, encode_result
 from rlswarm_jax.game.round import NodeState, Round, next_round, play_round
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheet
@@ -68,6 +68,7 @@ class Player:
         self.effect: Effect | None = None
         self.step, self.learned = 0, False
         self._round: Round | None = None
+        self._heard: list[Moment] = []  # of the chain when this round began
         self._published: list[bytes] = []  # in this round: content hashes
 
     @property
@@ -122,7 +123,9 @@ class Player:
         """Leaves the round that is being played unfinished; what was published in it stands, and earns nothing."""
         assert not self.learned, "its update would be lost to the policy's version"
         if self.game.chain_every:
-            self.state = dataclasses.replace(self.state, account=self.state.account.add(self._published, []))
+            take = self.state.round % self.game.chain_every == 0
+            account = self.state.account.hear(self._heard, take).add(self._published, [])
+            self.state = dataclasses.replace(self.state, account=account)
         self.effect, self._round = None, None
 
     def save(self, state: NodeState, at: float, inbox: SavedInbox) -> SavedPlayer:
@@ -136,11 +139,14 @@ class Player:
         self.inbox.restore(saved.inbox)
 
     def _start(self) -> None:
-        self._round, self.step, self.learned, self._published = play_round(self.game, self.state), 1, False, []
+        self._round, self.step, self.learned = play_round(self.game, self.state), 1, False
+        self._heard, self._published = [], []
         self.effect = self._round.send(None)
 
     def _resume(self, result: Any) -> Metrics | None:
         assert self._round is not None
+        if isinstance(self.effect, Hear) and self.step == 1:
+            self._heard = result
         self.step, self.learned = self.step + 1, self.learned or isinstance(self.effect, Learn)
         try:
             self.effect = self._round.send(result)

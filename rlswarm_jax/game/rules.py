@@ -65,9 +65,9 @@ class Game:
     @property
     def agreement(self) -> bytes:
         """SHA-256 of what nodes must have in common to find each other's records right, and worth the same."""
-        tasks = {name: task.fingerprint for name, task in self.mixture.tasks.items()}
-        same = (self.swarm, self.dialect, self.stages, tasks, self.group_size, dataclasses.astuple(self.rewards))
-        return hashlib.sha256(json.dumps([schema.VERSION, same], sort_keys=True).encode()).digest()
+        rewards, tasks = dataclasses.astuple(self.rewards), self.mixture.fingerprint
+        same = (self.swarm, self.dialect, self.stages, tasks, self.group_size, rewards)
+        return hashlib.sha256(json.dumps([schema.VERSION, same]).encode()).digest()
 
     def beacon(self, round_: int, chain: bytes = b"") -> bytes:
         """Common randomness of a round: from the chain's beacon, or without a chain from the swarm's seed."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlswarm_jax import randomness
+from rlswarm_jax import randomness, tasks
 from rlswarm_jax.game.chain import MOMENTS, Account, Moment, Work, amount
 from rlswarm_jax.game.effects import Commit, Gather, Hear, Learn, Publish
 from rlswarm_jax.game.player import Player
@@ -19,6 +19,7 @@ from tests.game.hand_driver import (
     BOB,
     ME,
     STATE_HASH,
+    TASKS,
     Speaker,
     all_right,
     answer,
@@ -77,6 +78,7 @@ def test_whoever_hears_of_the_chain_for_the_first_time_takes_what_there_is():
     game = make_game(chain_every=4)
     without = play(game, chain=[[]])
     assert without.records[ANSWER].beacon == b"" and without.state.account.round == -1
+    assert not without.state.account.work.records  # of which nobody could say that it was not prepared
     assert play(game, chain=[[FIRST, SECOND]]).records[ANSWER].beacon == SECOND.beacon[:8]
 
 
@@ -234,6 +236,10 @@ def test_nodes_that_agree_have_the_same_hash_and_others_have_not():
     assert make_game(ALICE, seed=9, rounds=3, external_groups=9).agreement == game.agreement
     for fields in ({"group_size": 8}, {"local_groups": 4}, {"swarm": "other"}, {"chain_every": 0, "shown": 1}):
         assert dataclasses.replace(game, **fields).agreement != game.agreement
+    weighted = tasks.make_mixture(
+        {name: {**fields, "weight": 2.0 + n} for n, (name, fields) in enumerate(TASKS.items())}
+    )
+    assert dataclasses.replace(game, mixture=weighted).agreement != game.agreement  # the same tasks, other problems
     assert len(game.agreement) == 32
 
 
