@@ -7,9 +7,9 @@
 
 Hardware: 2 CPU cores, no GPU.
 Measured (rendered: quickstart):
-  held-out accuracy 1.0 % -> 90.3 %: +89.3 points over 1 seed, +89.3 with the worst
-  159 s a run on AMD EPYC, 2 cores
-  commit 0cccde04ddc4
+  held-out accuracy 1.0 % -> 89.9 %: +88.9 ± 1.0 points over 5 seeds, +87.7 with the worst
+  153 ± 5 s a run on AMD EPYC, 2 cores
+  commit c00f206995e0
 
 The tiny model was taught its tasks and then spoiled (configs/tiny.py), so what the run shows is a skill brought
 back by reinforcement learning, not knowledge gained.

@@ -53,6 +53,7 @@ from rlswarm_jax.tasks.verifier import Verifier, VerifierError
 
 FILE = "claims.json"
 SHOWN = 50  # lines of what is wrong, in the terminal
+SETTLED = (claims.RIGHT, claims.WRONG, claims.UNCLAIMED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +272,9 @@ def _print(found: Audit, records: int, seconds: float, console: Console) -> None
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if len(lines) > SHOWN:
         console.print(f"... and {len(lines) - SHOWN} more")
-    console.print("[red]something is wrong[/red]" if found.wrong else "nothing is wrong")
+    open_ = sum(claim.verdict not in SETTLED for one in found.standings for claim in one.claims)
+    verdict = "[red]something is wrong[/red]" if found.wrong else "nothing was found wrong"
+    console.print(f"{verdict}; {open_} claims could not be checked" if open_ else verdict)
 
 
 def _name(accounts: Sequence[Standing]) -> str:

@@ -8,9 +8,9 @@
                                                      merges their evaluation.json into results/game.json
 
 In Markdown a block stands between `<!-- rendered: NAME -->` and `<!-- /rendered -->`. In a config's docstring
-it is the indented lines after `Measured (rendered: NAME):`. NAME is warmstart, gas, gas/day, benchmarks/decode,
-benchmarks/replay, benchmarks (all other results/benchmarks/*.jsonl), or an experiment of configs/ such as quickstart
-(results/NAME.json).
+it is the indented lines after `Measured (rendered: NAME):`. NAME is warmstart, gas, gas/day, benchmarks/chain,
+benchmarks/decode, benchmarks/replay, benchmarks (all other results/benchmarks/*.jsonl), or an experiment of configs/
+such as quickstart (results/NAME.json).
 """
 
 import argparse
@@ -321,7 +321,11 @@ def number(value: float) -> str:
     return f"{value:,.{max(digits, 0)}f}"
 
 
-BLOCKS_OF_THEIR_OWN = {"benchmarks/decode": decode_block, "benchmarks/replay": replay_block}
+BLOCKS_OF_THEIR_OWN = {
+    "benchmarks/chain": benchmarks_block,
+    "benchmarks/decode": decode_block,
+    "benchmarks/replay": replay_block,
+}
 
 
 # --- where they say it

@@ -199,9 +199,8 @@ class _Playing:
 
     def leave(self) -> None:
         """As `Player.abandon` does."""
-        before = self._before
-        self.ended, account = True, before.account.add(self._published, [])
-        self.state = dataclasses.replace(before, round=before.round + 1, account=account)
+        self.ended, account = True, self._account.add(self._published, [])
+        self.state = dataclasses.replace(self._before, round=self._before.round + 1, account=account)
 
     def answer(self, effect: Any) -> Any:
         if isinstance(effect, Sample):

@@ -58,7 +58,7 @@ def test_a_swarm_s_folder_is_enough_and_so_is_one_of_its_nodes(world, tmp_path, 
         assert check(monkeypatch, world, *arguments) == 0
         printed = capsys.readouterr().out
         assert "18 claims of 6 commitments by 36 records" in printed and "12 of 12 votes count" in printed
-        assert "nothing is wrong" in printed
+        assert "nothing was found wrong" in printed
     for written in (swarm, swarm / "node-1", tmp_path):
         found = json.loads((written / "claims.json").read_text())
         assert not found["wrong"] and all(account["right"] for account in found["accounts"])
