@@ -117,7 +117,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.chain.contract = ""  # at an endpoint of others: the coordinator's address
     config.chain.id = 0  # ... and the chain's
     config.chain.confirmations = 6  # ... and blocks until a transaction counts as settled
-    config.chain.every = 5  # rounds from one look at the chain to the next: a round of the coordinator takes two
+    config.chain.every = 5  # rounds between looks at it; a round of its own takes two of these (at 1 stages follow it)
     config.chain.payout = ""  # account that a single node's earnings go to ("": that of its key)
     config.chain.keep = 200  # rounds whose records a node keeps, for whoever checks claims (a disk for large swarms)
 

@@ -150,7 +150,8 @@ def _play(
     reported = {row["round"] for row in read_rows(metrics_file)} if resumes and metrics_file.exists() else set()
     view = recorder.open(whole_bytes(metrics_file), [len(reported)], f"{config.name}-{config.seed}-{present.name}")
     keep = config.chain.keep if present.chain else 0
-    live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every, keep)
+    follow = config.chain.every == 1
+    live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every, keep, follow)
     player = Player(0, made.games[0], present.identity, journal, present.mailbox.inbox)
     try:
         checkpoints = Checkpoints(workdir / folder.CHECKPOINT_FOLDER)

@@ -46,6 +46,7 @@ class Keeper:
         self._payout, self._stagger, self._clock, self._wall_clock = payout, stagger, clock, wall_clock
         self._stop, self._changed = threading.Event(), threading.Condition()
         self._moments: list[Moment] = []
+        self._at = (-1, 0)  # round and stage
         self._registered: dict[bytes, int] = {}  # in which round, of those that count
         self._asked = -1  # the round in which registrations were asked for
         self._may_end: tuple[int, float] = (-1, 0.0)  # a round that may end, and since when
@@ -69,6 +70,11 @@ class Keeper:
         """The latest two rounds as last heard; none before the chain was heard of."""
         with self._changed:
             return list(self._moments)
+
+    def is_past(self, round_: int, stage: int) -> bool:
+        """Whether the coordinator was last heard to be in a later round, or in a later stage of that one."""
+        with self._changed:
+            return self._at > (round_, stage)
 
     def wait(self, beyond: int, seconds: float, should_stop: Callable[[], bool]) -> bool:
         """Whether a round after that one was heard of in time."""
@@ -128,6 +134,8 @@ class Keeper:
         """After a step that found the chain well. Raises ChainError."""
         now, interface = self._coordinator.status(), self._coordinator.connect()
         heard = Moment(now.round, now.beacon or b"")
+        with self._changed:
+            self._at = (now.round, now.stage)
         if heard not in self._moments and (now.beacon is not None or not interface.ours):
             before = []
             if interface.ours and now.round:

@@ -24,6 +24,7 @@ from rlswarm_jax.journal import Journal
 from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.qwen import digest
 from rlswarm_jax.records.envelope import SignedRecord, seal
+from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import Transport
 
@@ -42,13 +43,15 @@ CHECKPOINT = msgspec.msgpack.Decoder(SavedPlayer)
 class LiveConfig:
     """Seconds. deadline: a stage waits no longer for its peers (0: it waits for ever). join: to find peers at first.
 
-    keep: rounds whose records stay in the journal, for whoever checks what was committed to and claimed.
+    keep: rounds whose records stay in the journal, for whoever checks what was committed to and claimed. follow: the
+    coordinator's stages are the game's: one ends when the coordinator is past it, too.
     """
 
     deadline: float
     join: float
     checkpoint_every: int
     keep: int = 0
+    follow: bool = False
 
 
 class Node:
@@ -69,6 +72,7 @@ class Node:
         self.player, self._engine, self._transport, self._mailbox = player, engine, transport, mailbox
         self._journal, self._checkpoints, self._config, self._on_round = journal, checkpoints, config, on_round
         self._chain = chain
+        self._coordinators_round: int | None = None  # when the present round began, as far as it was heard
         self._checkpoint = 0  # the round of the last one
         self._published: list[bytes] = []  # by an earlier process, in its last round
         self._seconds: dict[str, float] = collections.defaultdict(float)
@@ -158,7 +162,10 @@ class Node:
             if should_stop():
                 return STOPPED
             log.warning("the chain did not go on for %.0f s: what this node did last is not committed to", CHAIN)
-        return self._chain.moments()
+        heard = self._chain.moments()
+        if effect.beyond is None and self.player.step == 1:
+            self._coordinators_round = heard[-1].round if heard else None
+        return heard
 
     def _gather(self, effect: Gather, should_stop: Callable[[], bool]) -> list[SignedRecord] | object:
         """The records in hand once everybody waited for has spoken, or at the deadline; `STOPPED` if told to."""
@@ -169,15 +176,24 @@ class Node:
                 now = time.monotonic()
                 if should_stop():
                     return STOPPED
-                if self._config.deadline and now - began >= self._config.deadline:
+                late = self._config.deadline and now - began >= self._config.deadline
+                if late or self._is_over(effect):
                     mailbox.give_up(missing)
-                    log.warning("round %d went on without %d peer(s) at its deadline", effect.round, len(missing))
+                    why = "at its deadline" if late else "because the coordinator is past it"
+                    log.warning("round %d went on without %d peer(s) %s", effect.round, len(missing), why)
                     break
                 if now - asked >= ASK_AFTER:
                     asked = now
                     self._transport.ask(missing)
                 mailbox.changed.wait(POLL)
             return self.player.inbox.take(effect.round, effect.stage)
+
+    def _is_over(self, effect: Gather) -> bool:
+        """Whether the coordinator is past a stage, and this node is to follow it."""
+        at = self._coordinators_round
+        if not self._config.follow or self._chain is None or at is None:
+            return False
+        return self._chain.is_past(at, STAGES.index(effect.stage))
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -10,12 +10,14 @@ import msgspec
 import pytest
 
 from rlswarm_jax.checkpoint import Checkpoints
+from rlswarm_jax.game.chain import Moment
 from rlswarm_jax.game.effects import Gather
 from rlswarm_jax.game.player import BEGIN, Player
 from rlswarm_jax.game.round import NodeState, _make_record
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.node import LiveConfig, Node
+from rlswarm_jax.qwen import digest
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, STAGES
@@ -79,10 +81,13 @@ class End:
 class Live:
     """A table node in a thread; made again on the same folder, it is the same node after a restart."""
 
-    def __init__(self, path, wire: Wire, index: int, named=(), rounds=6, deadline=30.0, every=1000, stages=1):
+    def __init__(
+        self, path, wire: Wire, index: int, named=(), rounds=6, deadline=30.0, every=1000, stages=1, chain=None
+    ):
         path.mkdir(exist_ok=True)
         own = simulated(SEED, index)
-        self.game = make_game(own, rounds=rounds, stages=STAGES[:stages], shared=2 if stages > 1 else 0)
+        fields = {"chain_every": 1, "state_hash": bytes(32)} if chain else {}
+        self.game = make_game(own, rounds=rounds, stages=STAGES[:stages], shared=2 if stages > 1 else 0, **fields)
         inbox = Inbox(self.game.swarm, own.author, self.game.max_staleness, STAGES[:stages], rounds)
         self.mailbox = Mailbox(inbox, [simulated(SEED, i).author for i in named])
         self.end, self.wire, self.index = wire.connect(index, self.mailbox), wire, index
@@ -91,7 +96,7 @@ class Live:
         self.checkpoints = Checkpoints(path / "checkpoints")
         self.player = Player(0, self.game, own, self.journal, inbox)
         self.engine.player = self.player
-        config = LiveConfig(deadline, 2.0, every)
+        config = LiveConfig(deadline, 2.0, every, follow=bool(chain))
         self.node = Node(
             self.player,
             self.engine,
@@ -101,6 +106,7 @@ class Live:
             self.checkpoints,
             config,
             self.reports.append,
+            chain,
         )
         self.error: BaseException | None = None
 
@@ -358,3 +364,60 @@ def test_a_long_journal_does_not_fill_the_inbox(tmp_path):
     again.node.restore(nodes[0].rounds())
     held = [round_ for _, round_, _ in again.player.inbox.records]
     assert held and min(held) >= 20 - again.game.max_staleness and again.mailbox.round == 20
+
+
+class Coordinators:
+    """A keeper's, for a test: it goes to the next stage each time that a node has asked for it long enough."""
+
+    def __init__(self):
+        self.at, self.asked, self.committed = (4, 0), 0, []
+
+    def moments(self):
+        return [Moment(self.at[0], bytes([self.at[0]]) * 32)]
+
+    def wait(self, beyond, seconds, should_stop):
+        return True
+
+    def is_past(self, round_, stage):
+        self.asked += 1
+        if self.asked % 3 == 0:
+            number, stage_now = self.at
+            self.at = (number, stage_now + 1) if stage_now + 1 < len(STAGES) else (number + 1, 0)
+        return self.at > (round_, stage)
+
+    def commit(self, effect, state_hash, agreement):
+        self.committed.append((effect.moment.round, len(effect.work.records), state_hash, agreement))
+
+    def finish(self, seconds, should_stop):
+        return True
+
+    def take_counts(self):
+        return collections.Counter({"chain/waiting": 1})
+
+
+def test_a_stage_ends_when_the_coordinator_is_past_it(tmp_path):
+    """The peer that it waits for never comes, and there is no deadline."""
+    chain = Coordinators()
+    node = Live(tmp_path / "node", Wire(), 0, named=[1], rounds=3, deadline=0.0, stages=3, chain=chain)
+    play(node)
+    assert node.player.finished and node.total("peers/given_up") >= 1
+    assert [report.metrics["chain/waiting"] for report in node.reports] == [1.0] * 3
+
+
+def test_a_live_node_commits_to_what_it_published_and_to_its_state(tmp_path):
+    chain = Coordinators()
+    node = Live(tmp_path / "node", Wire(), 0, rounds=3, stages=3, chain=chain)
+    chain.is_past = lambda round_, stage: False
+    began = digest(node.engine.state(0))
+    commit = chain.commit
+
+    def goes_on(effect, state_hash, agreement):
+        commit(effect, state_hash, agreement)
+        chain.at = (chain.at[0] + 1, 0)
+
+    chain.commit = goes_on
+    play(node)
+    assert [round_ for round_, *_ in chain.committed] == [4, 5, 6] and {n for _, n, *_ in chain.committed} == {3}
+    states = [state for _, _, state, _ in chain.committed]
+    assert states[-1] == digest(node.engine.state(0)) != began and len(set(states)) == 3
+    assert {agreement for *_, agreement in chain.committed} == {node.game.agreement}

@@ -230,3 +230,13 @@ def test_trouble_is_counted_by_name_once(world, tmp_path):
         first = one.keeper.take_counts()
         assert first["chain/EndpointDown"] == 2 and first["chain/waiting"] == 1
         assert one.keeper.take_counts()["chain/EndpointDown"] == 0
+
+
+def test_the_coordinator_s_stage_is_heard_with_its_round(world, tmp_path):
+    with kept(world, tmp_path) as one:
+        assert not one.keeper.is_past(0, 0)  # before it was heard of
+        one.turn()
+        assert not one.keeper.is_past(world.round, 0) and one.keeper.is_past(world.round - 1, 2)
+        world.call(OTHER, "updateStageAndRound()")
+        one.turn()
+        assert one.keeper.is_past(world.round, 0) and not one.keeper.is_past(world.round, 1)
