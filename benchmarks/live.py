@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -25,10 +26,10 @@ from rlswarm_jax.metrics import read_rows
 ROUNDS, REPEATS = 60, 3
 
 
-def run(variant: str, workdir: Path, rounds: int = ROUNDS) -> dict[str, float]:
+def run(variant: str, workdir: Path, rounds: int = ROUNDS, arguments: Sequence[str] = ()) -> dict[str, float]:
     """What one run takes, in seconds and rounds a second."""
     command = [sys.executable, "-m", "experiments.run", f"--config=configs/quickstart.py{variant}"]
-    command += [f"--config.rounds={rounds}", "--config.wandb.mode=disabled", f"--workdir={workdir}"]
+    command += [f"--config.rounds={rounds}", "--config.wandb.mode=disabled", f"--workdir={workdir}", *arguments]
     used, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     assert process.stdout is not None
