@@ -77,12 +77,14 @@ def bootnodes(coordinator: Coordinator | None) -> list[str]:
 def kept(
     config: ml_collections.ConfigDict, coordinator: Coordinator | None, mailbox: Mailbox
 ) -> Iterator[Keeper | None]:
-    """Keeps the account, in a thread of its own, for as long as the `with` block lasts."""
+    """Keeps the account, in a thread of its own, for as long as the `with` block lasts. Raises TransientError."""
     if coordinator is None:
         yield None
         return
     stagger = SETTINGS.patience if config.chain.confirmations == 0 else STAGGER
-    with Keeper(
-        coordinator, mailbox.inbox.owner, mailbox.authors, payout=config.chain.payout, stagger=stagger
-    ) as keeper:
-        yield keeper
+    options = {"payout": config.chain.payout, "stagger": stagger}
+    try:
+        with Keeper(coordinator, mailbox.inbox.owner, mailbox.authors, **options) as keeper:
+            yield keeper
+    except FileDamaged as error:  # a full disk, say, in whatever the node does
+        raise TransientError(str(error)) from error
