@@ -1,4 +1,4 @@
-"""Four nodes, each a process with its own key, libp2p host and tiny Qwen, learn from each other's rollouts.
+"""Four nodes, each a process with its key, libp2p host and tiny Qwen, learn from each other; a chain has the ledger.
 
     make run
     python -m experiments.run --config configs/quickstart.py [--config.seed=1]
