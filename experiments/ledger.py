@@ -12,10 +12,10 @@ import msgspec
 
 from experiments.folder import write_whole
 from experiments.sections import Section, markdown_table
+from rlswarm_jax.game.chain import MARK
 from rlswarm_jax.identity import author_of, friendly_name
 
 INDEX_FILE, JSON_FILE, TEXT_FILE = "ledger.sqlite", "ledger.json", "ledger.md"
-MARK = 10**6
 _FIRST, _LAST, _PEERS = 3, 12, 32  # rounds and peers that a report shows
 
 

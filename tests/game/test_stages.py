@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -246,3 +247,15 @@ def test_which_completion_speaks_is_drawn_and_evenly():
         for author, stage, index in itertools.product(OTHERS, (ANSWER, CRITIQUE, REVISE), range(50))
     )
     assert set(drawn) == set(range(4)) and all(170 < count < 280 for count in drawn.values())  # 225 expected
+
+
+def test_what_was_said_under_another_beacon_of_the_chain_is_of_another_problem():
+    """In the same round, by a node that heard of the chain's next round a moment earlier or later."""
+    under = {h: msgspec.structs.replace(one, chain=b"next") for h, one in EVERYTHING.items() if one.stage == ANSWER}
+    assert read(under, CRITIC) is None and read(under, REVISER) is None
+    with pytest.raises(RecordError, match="wrong parents"):
+        read_parents(under, CRITIC, list(under)[:1])
+    shown = read(under, dataclasses.replace(CRITIC, chain=b"next"))
+    assert shown is not None and len(shown.answers) == 3
+    votes = {h: one for h, one in EVERYTHING.items() if one.stage == CRITIQUE}
+    assert votes_on(votes, 3, CRITIQUE, 0) and votes_on(votes, 3, CRITIQUE, 0, b"next") == []
