@@ -21,6 +21,7 @@ from rlswarm_jax.tasks.base import fold
 MAX_TEXT = 10_000  # characters
 MAX_NUMBER = 100
 MAX_MATH = 500
+SMALL = Fraction(1, 10**6)
 MAX_DEPTH = 10  # of brackets: the time to parse them grows with its square, seconds from 20 on
 
 _NUMBER = re.compile(r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.(?P<part>[0-9]*))?", re.ASCII)
@@ -34,10 +35,10 @@ _DELIMITERS = re.compile(r"\\?[$€£¥₹]|\\[()\[\]]")
 _COMMANDS = set("{}%\\|") | set(
     re.findall(
         r"\w+",
-        """frac sqrt binom boxed fbox cdot times div pm mp pi infty le leq ge geq lt gt ne neq approx in cup cap setminus
-        emptyset varnothing circ begin end lfloor rfloor lceil rceil max min gcd sin cos tan cot sec csc arcsin arccos
-        arctan sinh cosh tanh log ln exp text textbf textit textrm mathrm mathbf mathit mathbb mbox alpha beta gamma
-        delta epsilon theta lambda mu nu rho sigma tau phi varphi omega Delta Omega ldots dots""",
+        """frac sqrt binom boxed fbox cdot times div pm mp pi infty le leq ge geq lt gt ne neq approx in cup cap
+        setminus emptyset varnothing circ begin end lfloor rfloor lceil rceil max min gcd sin cos tan cot sec csc
+        arcsin arccos arctan sinh cosh tanh log ln exp text textbf textit textrm mathrm mathbf mathit mathbb mbox
+        alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi omega Delta Omega ldots dots""",
     )
 )
 
@@ -47,13 +48,15 @@ class Check:
     """How answers are compared.
 
     seconds: most that one comparison may take, 0 for a quick one. right: whether (accepted answer, answer) say the
-    same. readable: whether an accepted answer is one that any answer could ever equal. canonical: as `Task` has it.
-    versions: what its verdicts depend on besides this project's code.
+    same. readable: whether an accepted answer is one that any answer could ever equal. reads: whether it is more than
+    a text to this check, quickly; a parser may still fail at it. canonical: as `Task` has it. versions: what its
+    verdicts depend on besides this project's code.
     """
 
     seconds: float
     right: Callable[[str, str], bool]
     readable: Callable[[str], bool]
+    reads: Callable[[str], bool]
     canonical: Callable[[str], str]
     versions: Callable[[], tuple[str, ...]] = tuple
 
@@ -113,8 +116,9 @@ def _same_text(gold: str, answer: str) -> bool:
 def _same_number(gold: str, answer: str) -> bool:
     if len(answer) > MAX_TEXT:
         return False
-    value = number(_final(answer))
-    return value is not None and value == number(gold)
+    answer, gold = _final(answer), _final(gold)
+    value = number(answer)
+    return value == number(gold) if value is not None else fold(answer) == fold(gold) != ""
 
 
 def _canonical_number(text: str) -> str:
@@ -124,13 +128,16 @@ def _canonical_number(text: str) -> str:
 
 def _same_mathematics(gold: str, answer: str) -> bool:
     """math-verify's verdict. What it takes for the same beyond algebra: 50% is 50 and a half; 5 cm is 5; x = 5 is 5;
-    decimals are equal if they are to six places.
+    decimals are equal if they are to six places, but for those that have no digit there.
     """
     if len(answer) > MAX_TEXT:
         return False
     answer, gold = _final(answer), _final(gold)
     if fold(answer) == fold(gold):
         return bool(answer.strip())
+    values = number(answer), number(gold)
+    if None not in values and (values[0] == values[1] or any(abs(value) < SMALL for value in values if value)):
+        return values[0] == values[1]  # to math-verify 0.0000001 is nothing
     found_latex, wanted_latex = screened(answer), screened(gold)
     if not found_latex or not wanted_latex:
         return False
@@ -197,10 +204,23 @@ def _mathematics_versions() -> tuple[str, ...]:
     )
 
 
+def _reads_mathematics(gold: str) -> bool:
+    gold = _final(gold)
+    return number(gold) is not None or not latex.incomplete(screened(gold))
+
+
+def _reads_number(gold: str) -> bool:
+    return number(_final(gold)) is not None
+
+
+def _reads_text(gold: str) -> bool:
+    return bool(gold.strip())
+
+
 CHECKS: Mapping[str, Check] = {
-    "exact": Check(0.0, _same_text, lambda gold: bool(gold.strip()), fold),
-    "numeric": Check(0.0, _same_number, lambda gold: number(gold) is not None, _canonical_number),
+    "exact": Check(0.0, _same_text, _reads_text, _reads_text, fold),
+    "numeric": Check(0.0, _same_number, _reads_number, _reads_number, _canonical_number),
     "math": Check(
-        5.0, _same_mathematics, lambda gold: bool(gold.strip()), _canonical_mathematics, _mathematics_versions
+        5.0, _same_mathematics, _reads_text, _reads_mathematics, _canonical_mathematics, _mathematics_versions
     ),
 }

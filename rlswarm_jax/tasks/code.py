@@ -28,10 +28,9 @@ MAX_CANONICAL_CHARACTERS = 4_000  # of a program that is parsed to see what it s
 MARGIN_SECONDS = 2 * sandbox.START_SECONDS  # to start and to end a program on a busy machine
 EMBEDDED = {"embedded:programs": Path(__file__).parent.parent / "assets" / "programs.jsonl"}
 HARNESS = Path(harness.__file__).read_text()
-_FENCE = re.compile(  # of a block of its own, in a list, or first in an item of one
-    r"^(?P<indent>[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*)(?:(?P<ticks>```+)(?P<info>[^`\n]*)|(?P<tildes>~~~+)(?P<about>.*))$",
-    re.MULTILINE,
-)
+_INDENT = r"(?P<indent>[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*)"  # in a list, or first in an item of one
+_MARK = r"(?:(?P<ticks>```+)(?P<info>[^`\n]*)|(?P<tildes>~~~+)(?P<about>.*))"
+_FENCE = re.compile(rf"^{_INDENT}{_MARK}$", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"[\w.-]+=(?:\"[^\"]*\"|'[^']*'|[^\s,{}]*)")
 _PYTHON = re.compile(r"(?:python|py)(?:[23](?:\.[0-9]+)*)?", re.IGNORECASE)
 

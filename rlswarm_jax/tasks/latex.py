@@ -21,16 +21,17 @@ _SPACES = {"~", r"\,", r"\:", r"\;", r"\>", "\\ ", r"\quad", r"\qquad", r"\thins
 _NOTHING = {rf"\{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "r", "m")}
 _NOTHING |= {r"\!", r"\left", r"\right", r"\middle", r"\displaystyle", r"\textstyle"}
 _SAME = {  # other names of what a parser knows
-    "−": "-", "–": "-", "±": r"\pm", "∞": r"\infty", "²": "^{2}", "³": "^{3}", "°": r"^{\circ}", r"\degree": r"^{\circ}",
+    "−": "-", "–": "-", "±": r"\pm", "∞": r"\infty", "²": "^{2}", "³": "^{3}", "°": r"^{\circ}",
+    r"\degree": r"^{\circ}",
     r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
     r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lvert": "|", r"\rvert": "|", r"\leqslant": r"\le", r"\geqslant": r"\ge",
 }  # fmt: skip
-_ARGUMENTS = {r"\frac": 2, r"\binom": 2} | dict.fromkeys(
-    (r"\sqrt", r"\boxed", r"\fbox", r"\text", r"\textbf", r"\textit", r"\textrm", r"\mbox", r"\operatorname")
-    + (r"\mathrm", r"\mathbf", r"\mathit", r"\mathbb"),
-    1,
-)
-_INFIX = set("+-*/^_=<>&") | {rf"\{name}" for name in "cdot times div pm mp le leq ge geq lt gt ne neq cup cap".split()}
+_ALPHABETS = ("text", "textbf", "textit", "textrm", "mbox", "mathrm", "mathbf", "mathit", "mathbb", "operatorname")
+_ARGUMENTS = {rf"\{name}": 1 for name in ("sqrt", "boxed", "fbox", *_ALPHABETS)} | {r"\frac": 2, r"\binom": 2}
+_INFIX = {*"+-*/^_=<>&", r"\cdot", r"\times", r"\div", r"\pm", r"\mp", r"\le", r"\leq", r"\ge", r"\geq", r"\lt", r"\gt"}
+_NO_ARGUMENT = {"", "}", "^", "_", "&", r"\\"}
+_SIGNS = {"+", "-", r"\pm", r"\mp"}
+_INFIX |= {r"\ne", r"\neq", r"\cup", r"\cap"}
 
 _LETTER_UNITS = "m|s|h|g|t|l|L|N|J|W|V|A|K|C|F"
 _SHORT_UNITS = (
@@ -53,7 +54,7 @@ _QUANTITY = re.compile(
 
 
 class LatexError(ValueError):
-    """Text whose meaning would have to be guessed: braces that do not match, two numbers side by side."""
+    """Text whose meaning would have to be guessed: unmatched braces, a missing argument, two numbers side by side."""
 
 
 def tidy(text: str) -> str:
@@ -70,7 +71,7 @@ def tidy(text: str) -> str:
 
 
 def incomplete(text: str) -> bool:
-    """Whether a tidy text lacks something that no parser could do without: a bracket, an operand, an argument."""
+    """Whether a tidy text lacks something that no parser could do without: a bracket or an operand."""
     tokens = [token for token in _TOKEN.findall(text) if not token.isspace()]
     brackets = [token for token in tokens if token in {"(", ")", "[", "]", r"\{", r"\}", r"\begin", r"\end"}]
     depth = 0
@@ -78,13 +79,7 @@ def incomplete(text: str) -> bool:
         depth += 1 if token in {"(", "[", r"\{", r"\begin"} else -1
         if depth < 0:
             return True
-    bare = any(
-        token in _ARGUMENTS and following not in ("{", "[")
-        for token, following in zip(tokens, [*tokens[1:], ""], strict=True)
-    )
-    return bool(
-        depth or bare or not tokens or tokens[-1] in _INFIX or tokens[0] in _INFIX - set("+-") - {r"\pm", r"\mp"}
-    )
+    return bool(depth or not tokens or tokens[-1] in _INFIX or tokens[0] in _INFIX - _SIGNS)
 
 
 class _Reader:
@@ -142,12 +137,12 @@ class _Reader:
 
     def _next(self) -> str:
         """The next token that is no space, which stays."""
-        while self._tokens and (self._tokens[-1] in _SPACES or self._tokens[-1].isspace()):
+        while self._tokens and (self._tokens[-1] in _SPACES | {r"\!"} or self._tokens[-1].isspace()):
             self._tokens.pop()
         return self._tokens[-1] if self._tokens else ""
 
     def _argument(self, whole: bool = False) -> str:
-        """In braces; "" if there is none. whole: all digits of a number, and its sign; else TeX's one."""
+        """In braces, or "" before a bracket. whole: all digits of a number, and its sign; else TeX's one."""
         sign = ""
         while (token := self._next()) in ("-", "+") and whole:
             sign += self._tokens.pop()
@@ -163,13 +158,15 @@ class _Reader:
         if token.isalpha() or token in _ARGUMENTS or _WORD.fullmatch(token):
             self._tokens.pop()
             return f"{{{sign}{self._command(token) if token in _ARGUMENTS else token}}}"
-        return sign
+        if token in _NO_ARGUMENT:
+            raise LatexError("an argument is missing.")
+        return sign  # a ( or | and what follows: for the parser to make sense of
 
     def _base_is_whole(self) -> bool:
         r"""Whether the digits after `\log_` are all of its base, as something to take the logarithm of follows them."""
         self._next()
         after = next((token for token in reversed(self._tokens[:-1]) if not token.isspace()), "")
-        return after[:1].isalnum() or after in ("{", "(") or after[:1] == "\\" and after not in _INFIX
+        return after[:1].isalnum() or after in ("{", "(") or (after[:1] == "\\" and after not in _INFIX)
 
 
 def _last(items: list[str]) -> str:
