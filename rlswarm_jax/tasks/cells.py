@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_EXPONENT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]{1,3}")
+EXPONENT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]{1,3}")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -29,8 +29,8 @@ def text(value: Any) -> str:
         said = value
     elif is_number(value):
         said = _digits(value)
-    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-        said = _messages(value)
+    elif isinstance(value, Mapping) or (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+        said = _messages(value if isinstance(value, list) else [value])
     else:
         raise ValueError(f"is a {type(value).__name__}; expected text")
     if not said.strip():
@@ -51,7 +51,7 @@ def spellings(said: str, number: bool = False) -> tuple[str, ...]:
 
     number: whether it is known to be one; otherwise only digits with an exponent are.
     """
-    if not number and not _EXPONENT.fullmatch(said):
+    if not number and not EXPONENT.fullmatch(said):
         return (said,)
     return tuple(dict.fromkeys((said, plain(decimal.Decimal(said)))))
 
@@ -75,9 +75,9 @@ def _digits(value: Any) -> str:
     return getattr(value, "digits", "") or plain(decimal.Decimal(str(value)))
 
 
-def _messages(found: list[Mapping[str, Any]]) -> str:
+def _messages(found: list[Any]) -> str:
     """A chat, or the parts of one message: what was said, without who said it. A call of a tool says nothing."""
-    parts = [_content(message["content"]) if "content" in message else _part(message) for message in found]
+    parts = [_content(one["content"]) if isinstance(one, Mapping) and "content" in one else _part(one) for one in found]
     return "\n\n".join(filter(str.strip, parts))
 
 
@@ -93,7 +93,7 @@ def _part(part: Any) -> str:
     """Raises ValueError for an image, say: a question without it would be another one."""
     if isinstance(part, str):
         return part
-    kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+    kind = part.get("type") or "text" if isinstance(part, Mapping) else type(part).__name__
     said = part.get("text") if isinstance(part, Mapping) else None
     if kind not in _TEXT_PARTS or not isinstance(said, str | None):
         raise ValueError(f"has a part of type {str(kind)[:40]!r}, which is no text: leave such rows out")

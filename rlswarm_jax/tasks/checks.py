@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from rlswarm_jax.tasks import latex
+from rlswarm_jax.tasks import cells, latex
 from rlswarm_jax.tasks.base import fold
 
 MAX_TEXT = 10_000  # characters
@@ -135,6 +135,7 @@ def _same_mathematics(gold: str, answer: str) -> bool:
     answer, gold = _final(answer), _final(gold)
     if fold(answer) == fold(gold):
         return bool(answer.strip())
+    answer, gold = (cells.spellings(text.strip())[-1] for text in (answer, gold))  # or 1e-5 would be a sum
     values = number(answer), number(gold)
     if None not in values and (values[0] == values[1] or any(abs(value) < SMALL for value in values if value)):
         return values[0] == values[1]  # to math-verify 0.0000001 is nothing
@@ -205,7 +206,7 @@ def _mathematics_versions() -> tuple[str, ...]:
 
 
 def _reads_mathematics(gold: str) -> bool:
-    gold = _final(gold)
+    gold = cells.spellings(_final(gold).strip())[-1]
     return number(gold) is not None or not latex.incomplete(screened(gold))
 
 
