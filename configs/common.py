@@ -96,7 +96,8 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.learn.max_grad_norm = 1.0
     config.learn.clip_low = 0.2
     config.learn.clip_high = 0.28
-    config.learn.advantage_scale = "std"  # or "none" (Dr. GRPO)
+    config.learn.dual_clip = 3.0  # bound on the ratio where the advantage is negative, above 1: PPO has none there
+    config.learn.advantage_scale = "std"  # or "none": rewards in their own units
     config.learn.positive_only_external = True  # of peers' completions only the better ones
     config.learn.positive_only_local = False  # the same of a node's own
     config.learn.external_correction = "reencode"  # on-policy by assertion (SAPO), or "behaviour"

@@ -134,6 +134,7 @@ def _play(
     from experiments.recorder import Recorder
     from rlswarm_jax import multihost
     from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
+    from rlswarm_jax.engine import DivergedError
     from rlswarm_jax.game.effects import Publish
     from rlswarm_jax.game.player import Player
     from rlswarm_jax.node import LiveConfig, Node
@@ -164,7 +165,7 @@ def _play(
         checkpoints.close()
     except CheckpointError as error:
         raise TransientError(str(error)) from error
-    except PromptError as error:
+    except (DivergedError, PromptError) as error:
         raise UsageError(str(error)) from error
     journal.close()
     recorder.finish(player.finished)

@@ -47,7 +47,12 @@ CONFIG = EngineConfig(
     updates_per_round=1,
 )
 LEARNER = LearnerConfig(
-    learning_rate=1e-3, clip_low=0.2, clip_high=0.28, temperature=TEMPERATURE, max_new_tokens=CONFIG.max_new_tokens
+    learning_rate=1e-3,
+    clip_low=0.2,
+    clip_high=0.28,
+    dual_clip=3.0,
+    temperature=TEMPERATURE,
+    max_new_tokens=CONFIG.max_new_tokens,
 )
 
 
