@@ -121,6 +121,7 @@ class Engine:
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
         self._states = [state if self._mesh is None else parallel.place(state, self._mesh) for state in states]
         self._stack = _stack(self._states) if self.stacked else None
+        self._nonfinite = [0] * self.num_nodes
         self._cast_params.clear()
 
     def evaluate_params(self, params: qwen.Params) -> Metrics:
@@ -304,9 +305,7 @@ class Engine:
         times = f"{NONFINITE_IN_A_ROW} updates in a row were left out because their gradient is not finite"
         raise DivergedError(f"{times}; {why}.")
 
-    def _run_step(
-        self, batches: Mapping[int, learner.Batch], rates: Mapping[int, float]
-    ) -> dict[int, learner.Metrics]:
+    def _run_step(self, batches: Mapping[int, learner.Batch], rates: Mapping[int, float]) -> dict[int, learner.Metrics]:
         self._cast_params.clear()
         if not self.stacked:
             found = {}

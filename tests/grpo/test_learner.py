@@ -72,7 +72,8 @@ class TestLoss:
         np.testing.assert_allclose(pair["loss"], (1 * alone[0]["loss"] + 4 * alone[1]["loss"]) / 5, rtol=1e-5)
 
     @pytest.mark.parametrize(
-        ("factor", "advantage", "binds"), [(2.0, 1.0, True), (2.0, -1.0, False), (4.0, -1.0, True), (0.5, 1.0, False), (0.5, -1.0, True)]
+        ("factor", "advantage", "binds"),
+        [(2.0, 1.0, True), (2.0, -1.0, False), (4.0, -1.0, True), (0.5, 1.0, False), (0.5, -1.0, True)],
     )
     def test_a_stale_samples_ratio_is_exp_of_the_difference_and_the_clip_binds(self, factor, advantage, binds):
         """Old log-probs detached from the current ones would give a ratio of 1 and an unclipped gradient."""
