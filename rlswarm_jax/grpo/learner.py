@@ -70,7 +70,7 @@ class Batch:
 
 
 def learning_rate(config: LearnerConfig, round_: int) -> float:
-    """Of a round, counted from 0: whoever missed some, or had nothing to learn in them, has the others' all the same."""
+    """Of a round, counted from 0; whoever missed some, or had nothing to learn in them, has that of the others."""
     if not config.decay_rounds:
         return config.learning_rate
     done = min(1.0, round_ / max(1, config.decay_rounds - 1))
