@@ -118,8 +118,7 @@ def grpo(params, batch, config=LEARNER):
             logprob = table[row, at - 1, batch.tokens_BT[row, at]]
             old = float(batch.old_logprobs_BC[row, c]) if batch.old_known_B[row] else logprob
             ratio = np.exp(logprob - old)
-            # a good token gains nothing above the upper bound, a bad one nothing below the lower one; nor does a bad one
-            # cost more above the dual bound
+            # a good token gains nothing above its bound; what a bad one costs is bounded on both sides
             bad = min(max(ratio, 1 - config.clip_low), config.dual_clip)
             kept = min(ratio, 1 + config.clip_high) if advantage > 0 else bad
             loss -= kept * advantage
