@@ -22,6 +22,7 @@ from rlswarm_jax.grpo.learner import LearnerConfig
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
+from rlswarm_jax.tasks.verifier import VerifierError
 
 COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
 
@@ -71,7 +72,7 @@ def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], con
     check(config)
     try:
         return _build(config, identities, console)
-    except (tasks.TaskError, ValueError) as error:
+    except (tasks.TaskError, VerifierError, ValueError) as error:
         raise UsageError(str(error)) from error
 
 

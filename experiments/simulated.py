@@ -19,6 +19,7 @@ from rlswarm_jax.qwen.sampling import PromptError
 from rlswarm_jax.records.schema import RecordError
 from rlswarm_jax.simulate import Simulation, Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
+from rlswarm_jax.tasks.verifier import VerifierError
 
 
 def run(arguments: Arguments) -> int:
@@ -27,7 +28,15 @@ def run(arguments: Arguments) -> int:
     try:
         with folder.opened(config, workdir, arguments.resume) as resumes, folder.stop_on_signal() as stopping:
             return _run(config, workdir, resumes, Console(), stopping)
-    except (CheckpointError, DivergedError, JournalError, MetricsError, PromptError, RecordError) as error:
+    except (
+        CheckpointError,
+        DivergedError,
+        JournalError,
+        MetricsError,
+        PromptError,
+        RecordError,
+        VerifierError,
+    ) as error:
         raise UsageError(str(error)) from error
 
 

@@ -128,6 +128,8 @@ def play_round(game: Game, state: NodeState) -> Round:
             metrics[f"{stage}/groups"] = float(len(of_stage))
     metrics |= _game_metrics(game, own, scores, agreed)
     metrics |= {f"score/failed/{cause}": float(count) for cause, count in sorted(scored.failures.items())}
+    if game.mixture.unread:
+        metrics["score/unread_answers"] = float(game.mixture.unread)
     metrics |= _prefixed("learn/", learned)
     external_groups = [group for group in groups if group.external]
     metrics |= _exchange_metrics(round_, arrived, external_groups, unused, local, drawn)
