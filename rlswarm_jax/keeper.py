@@ -15,6 +15,7 @@ from rlswarm_jax.audit import commit
 from rlswarm_jax.chain.calls import Interface
 from rlswarm_jax.chain.coordinator import Coordinator, Status
 from rlswarm_jax.chain.errors import FileDamaged
+from rlswarm_jax.chain.registrations import Registrations
 from rlswarm_jax.game.chain import WINNERS, Moment
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.identity import peer_id
@@ -22,7 +23,6 @@ from rlswarm_jax.records.schema import STAGES
 
 log = logging.getLogger("rlswarm_jax.chain")
 POLL = 0.05  # seconds between looks at what the thread has heard
-ASKED = 64  # peers whose registrations are asked for in a round of the coordinator, at most
 
 
 class Keeper:
@@ -47,8 +47,7 @@ class Keeper:
         self._stop, self._changed = threading.Event(), threading.Condition()
         self._moments: list[Moment] = []
         self._at = (-1, 0)  # round and stage
-        self._registered: dict[bytes, int] = {}  # in which round, of those that count
-        self._asked = -1  # the round in which registrations were asked for
+        self._registrations = Registrations(coordinator.registered, stagger, clock)
         self._may_end: tuple[int, float] = (-1, 0.0)  # a round that may end, and since when
         self._told: collections.Counter[str] = collections.Counter()
         self._thread = threading.Thread(target=self._run, name="chain", daemon=True)
@@ -76,6 +75,12 @@ class Keeper:
         with self._changed:
             return self._at > (round_, stage)
 
+    def members(self) -> frozenset[bytes] | None:
+        """Authors known to be registered; None where that is not known or not asked for: a contract that has no
+        registrations of keys, or one not heard of yet.
+        """
+        return self._registrations.members()
+
     def wait(self, beyond: int, seconds: float, should_stop: Callable[[], bool]) -> bool:
         """Whether a round after that one was heard of in time."""
         until = time.monotonic() + seconds
@@ -101,8 +106,7 @@ class Keeper:
         """Who was registered before that round, if this node was; all, where the contract does not ask for it."""
         if not at.beacon:
             return authors
-        with self._changed:
-            counted = {author for author, since in self._registered.items() if since < at.round}
+        counted = self._registrations.before(at.round)
         return [author for author in authors if author in counted] if self._author in counted else []
 
     def finish(self, seconds: float, should_stop: Callable[[], bool]) -> bool:
@@ -144,19 +148,8 @@ class Keeper:
                 self._moments = [*before, heard]
                 self._changed.notify_all()
         if interface.ours:
-            self._ask_registrations(now.round)
+            self._registrations.look([self._author, *self._known()])
             self._end_round(now, interface)
-
-    def _ask_registrations(self, round_: int) -> None:
-        """Of those not known to be registered, once in a round."""
-        if self._asked == round_:
-            return
-        unknown = [author for author in (self._author, *self._known()) if author not in self._registered]
-        for author in unknown[:ASKED]:
-            if (since := self._coordinator.registered(author)) is not None:
-                with self._changed:
-                    self._registered[author] = since
-        self._asked = round_
 
     def _end_round(self, now: Status, interface: Interface) -> None:
         """Wishes it when this node's turn comes: in an order that the beacon draws, so that one node pays for it.
@@ -172,6 +165,8 @@ class Keeper:
         if self._may_end[0] != now.round:
             self._may_end = (now.round, self._clock())
         own = randomness.digest("network", now.beacon, self._author)
-        turn = sum(randomness.digest("network", now.beacon, other) < own for other in list(self._registered))
+        turn = sum(
+            randomness.digest("network", now.beacon, other) < own for other in self._registrations.members() or ()
+        )
         if self._clock() - self._may_end[1] >= turn * self._stagger:
             self._coordinator.advance(now.round)

@@ -153,6 +153,17 @@ def test_a_round_is_ended_by_the_node_whose_turn_it_is_and_by_the_next_if_that_i
         assert alive.client.status().round == number + 1
 
 
+def test_members_are_those_that_the_coordinator_counts_of_those_heard_of(world, tmp_path):
+    heard = [STRANGER]
+    with kept(world, tmp_path, peers=heard) as one:
+        assert one.keeper.members() is None  # the chain was not heard of yet
+        one.turn()
+        assert one.keeper.members() == {ME.author}
+    with kept(world, tmp_path, peers=[STRANGER, OTHER]) as one:
+        one.turn()
+        assert one.keeper.members() == {ME.author, OTHER.author}
+
+
 def test_nobody_votes_who_was_registered_too_late(tmp_path):
     world = make_world(0, quorum=2, **MINUTES)
     with kept(world, tmp_path) as one:
@@ -205,7 +216,7 @@ def test_on_a_contract_of_the_original_s_it_claims_and_votes_without_commitments
     original = world._replace(contract=world.chain.deploy(artifacts["Original060"]["bytecode"]))
     with kept(original, tmp_path) as one:
         one.turn(4)
-        assert one.keeper.moments() == [Moment(0, b"")]
+        assert one.keeper.moments() == [Moment(0, b"")] and one.keeper.members() is None
         one.keeper.commit(Commit(one.moment, work(b"r", peers=[(OTHER, 4)]), BEFORE), AFTER, AGREEMENT)
         one.turn(8)
         assert [e["reward"] for e in original.events("RewardSubmitted")] == [5]
