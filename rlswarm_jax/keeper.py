@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 
 from rlswarm_jax import randomness
 from rlswarm_jax.audit import commit
-from rlswarm_jax.chain.calls import Interface
+from rlswarm_jax.chain.calls import Interface, account_of
 from rlswarm_jax.chain.coordinator import Coordinator, Status
-from rlswarm_jax.chain.errors import FileDamaged
+from rlswarm_jax.chain.errors import AnswerTooLarge, FileDamaged, Refused
 from rlswarm_jax.chain.registrations import Registrations
 from rlswarm_jax.game.chain import WINNERS, Moment
 from rlswarm_jax.game.effects import Commit
@@ -22,6 +22,7 @@ from rlswarm_jax.identity import peer_id
 from rlswarm_jax.records.schema import STAGES
 
 log = logging.getLogger("rlswarm_jax.chain")
+TURNS = 4  # before everybody's, at most: those whose turn it is may be gone, and keys are free
 POLL = 0.05  # seconds between looks at what the thread has heard
 
 
@@ -48,7 +49,7 @@ class Keeper:
         self._moments: list[Moment] = []
         self._at = (-1, 0)  # round and stage
         self._registrations = Registrations(coordinator.registered, stagger, clock)
-        self._may_end: tuple[int, float] = (-1, 0.0)  # a round that may end, and since when
+        self._may_end = (-1, 0.0, 0)  # a round that may end, since when, and how many turns come before this node's
         self._told: collections.Counter[str] = collections.Counter()
         self._thread = threading.Thread(target=self._run, name="chain", daemon=True)
 
@@ -163,10 +164,22 @@ class Keeper:
         if now.beacon is None or not (now.advanceable or by_clock):
             return
         if self._may_end[0] != now.round:
-            self._may_end = (now.round, self._clock())
-        own = randomness.digest("network", now.beacon, self._author)
-        turn = sum(
-            randomness.digest("network", now.beacon, other) < own for other in self._registrations.members() or ()
-        )
-        if self._clock() - self._may_end[1] >= turn * self._stagger:
+            self._may_end = (now.round, self._clock(), self._turn(now, now.beacon))
+        _, since, turn = self._may_end
+        if self._clock() - since >= turn * self._stagger:
             self._coordinator.advance(now.round)
+
+    def _turn(self, now: Status, beacon: bytes) -> int:
+        """How many come first: of those who have committed in this round, and so are there and have funds."""
+
+        def rank(account: str) -> bytes:
+            return randomness.digest("network", beacon, account)
+
+        try:
+            there = self._coordinator.committers(now)
+        except (Refused, AnswerTooLarge) as error:
+            log.debug("%s", error)
+            there = frozenset()
+        there = there or {account_of(author) for author in self._registrations.members() or ()}
+        own = self._coordinator.account
+        return min(TURNS, sum(rank(other) < rank(own) for other in there if other != own))

@@ -47,6 +47,7 @@ log = logging.getLogger("rlswarm_jax.chain")
 _BATCH = 64  # waiting wishes looked at in one step
 _KEPT_ROUNDS = 1000
 _ADVANCE_GAS = 150_000
+_EVENT_BLOCKS = 1000  # that endpoints give the events of at once
 _HASH_DEPTH = 256  # blocks whose hashes the EVM knows
 
 
@@ -151,6 +152,17 @@ class Coordinator:
         """In which round a node key (its 33 bytes) was registered; None if it does not count. Raises as `status`."""
         (kind, _, _, since, *_), _ = self._view("peerOf(address)", (calls.account_of(author),), calls.PEER)
         return since if kind in calls.COUNTED else None
+
+    def committers(self, now: Status) -> frozenset[str]:
+        """Accounts that have committed in the present round, as far as its latest blocks tell.
+
+        Raises as `status`, and Refused by an endpoint that gives no events.
+        """
+        first = max(now.anchor, now.block - _EVENT_BLOCKS)
+        logs = eth.logs(self._rpc, self.address, first, max(first, now.block), abi.topic("Committed"))
+        events = [abi.decode_event(log.topics, log.data) for log in logs]
+        told = [fields for name, fields in filter(None, events) if name == "Committed"]
+        return frozenset(eth.checksum(fields["account"]) for fields in told if fields["round"] == now.round)
 
     def bootnodes(self) -> list[str]:
         """Addresses at which to enter the swarm, as its owner names them: unchecked text. Raises as `status`."""

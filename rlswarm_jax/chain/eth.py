@@ -162,9 +162,13 @@ def tip(rpc: Rpc) -> int:
     return quantity(rpc.request("eth_maxPriorityFeePerGas", []), 1 << 128)
 
 
-def logs(rpc: Rpc, address: str, first: int, last: int) -> list[Log]:
-    """A contract's events in blocks first to last, in their order. Raises MalformedAnswer for any other."""
-    question = {"address": address, "fromBlock": hex(first), "toBlock": hex(last)}
+def logs(rpc: Rpc, address: str, first: int, last: int, topic: bytes | None = None) -> list[Log]:
+    """A contract's events in blocks first to last, in their order; those of a first topic only, if one is given.
+
+    Raises MalformedAnswer for any other.
+    """
+    question: dict[str, Any] = {"address": address, "fromBlock": hex(first), "toBlock": hex(last)}
+    question |= {"topics": ["0x" + topic.hex()]} if topic else {}
     answer = rpc.request("eth_getLogs", [question])
     if not isinstance(answer, list) or len(answer) > MAX_LOGS:
         raise MalformedAnswer("the chain endpoint answered no list of events, or one too long.")

@@ -10,12 +10,13 @@ import pytest
 
 from rlswarm_jax.audit import commit as merkle
 from rlswarm_jax.chain import calls
-from rlswarm_jax.chain.coordinator import Coordinator
+from rlswarm_jax.chain.coordinator import Coordinator, Status
+from rlswarm_jax.chain.errors import Refused
 from rlswarm_jax.game.chain import Moment, Work
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.identity import Identity, simulated
-from rlswarm_jax.keeper import Keeper
+from rlswarm_jax.keeper import TURNS, Keeper
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
 from tests.chain.client_world import ME, OTHER, World, make_world
 from tests.game.hand_driver import make_game, play
@@ -120,9 +121,11 @@ def test_a_commitment_with_its_claims_and_votes_comes_to_the_chain(world, tmp_pa
             f"reward {number} 2": "waiting",  # until the round is over
             f"vote {number} 0": "done",
         }
+        assert one.client.committers(one.client.status()) == {one.client.account}
         commit_by_hand(world, OTHER, one.moment)
+        assert one.client.committers(one.client.status()) == {one.client.account, calls.account_of(OTHER.author)}
         one.turn(9)  # which makes a quorum: this node ends the round, and claims the rest
-        assert one.moment.round == number + 1
+        assert one.moment.round == number + 1 and not one.client.committers(one.client.status())
         assert [e["reward"] for e in world.events("RewardSubmitted")] == [5, 7]
         assert set(one.states().values()) == {"done"}
 
@@ -251,3 +254,74 @@ def test_the_coordinator_s_stage_is_heard_with_its_round(world, tmp_path):
         world.call(OTHER, "updateStageAndRound()")
         one.turn()
         assert one.keeper.is_past(world.round, 0) and not one.keeper.is_past(world.round, 1)
+
+
+class Swarm:
+    """A coordinator of four honest nodes, and of keys that have registered once and left; all share one clock."""
+
+    def __init__(self, gone: int, committed: frozenset[str], refuse: bool = False):
+        self.honest = [simulated(3, node) for node in range(4)]
+        self.registered = [one.author for one in self.honest] + [simulated(4, node).author for node in range(gone)]
+        self.committed, self.refuse, self.now, self.over = committed, refuse, 0.0, False
+
+    def node(self, identity: Identity) -> Keeper:
+        swarm = self
+
+        class Client:
+            account = calls.account_of(identity.author)
+
+            def connect(self):
+                return calls.Interface("rlswarm_jax", True, "", min_seconds=30, max_seconds=600, window=4)
+
+            def status(self):
+                return Status(7, 0, b"b" * 32, block=90, started=0, commitments=len(swarm.committed), needed=200)
+
+            def beacon(self, round_):
+                return b"a" * 32
+
+            def registered(self, author):
+                return 0 if author in swarm.registered else None
+
+            def committers(self, now):
+                if swarm.refuse:
+                    raise Refused("eth_getLogs", -32601, "no such method")
+                return swarm.committed
+
+            def advance(self, round_):
+                swarm.over = True
+
+        known = [author for author in self.registered if author != identity.author]
+        clocks = {"clock": lambda: self.now, "wall_clock": lambda: self.now}
+        return Keeper(Client(), identity.author, lambda: known, stagger=15.0, **clocks)
+
+    def seconds(self) -> float:
+        """Until one of the honest ends the round."""
+        nodes = [self.node(one) for one in self.honest]
+        while not self.over:
+            for node in nodes:
+                node.look()
+            self.now += 1.0
+            assert self.now < 3600
+        return self.now
+
+
+HONEST = frozenset(calls.account_of(simulated(3, node).author) for node in range(4))
+
+
+def test_keys_that_registered_once_and_left_have_no_turn_at_ending_a_round():
+    assert Swarm(300, HONEST).seconds() <= 600 + 2  # the first of the honest is there
+
+
+@pytest.mark.parametrize("swarm", [Swarm(300, frozenset()), Swarm(300, HONEST, refuse=True)])
+def test_where_nobody_knows_who_is_there_few_turns_pass_before_everybody_s(swarm):
+    assert swarm.seconds() <= 600 + TURNS * 15 + 2
+
+
+def test_of_four_that_are_there_one_ends_a_round_and_one_more_each_turn():
+    swarm = Swarm(300, HONEST)
+    nodes, turns = [swarm.node(one) for one in swarm.honest], []
+    swarm.now = 601.0
+    for node in nodes:
+        node.look()
+        turns.append(node._may_end[2])
+    assert sorted(turns) == [0, 1, 2, 3]

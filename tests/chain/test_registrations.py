@@ -1,5 +1,7 @@
 """Who is registered is found out soon, and at a rate that made-up keys cannot raise."""
 
+import itertools
+
 import pytest
 
 from rlswarm_jax.chain.errors import EndpointDown
@@ -55,7 +57,7 @@ def test_a_no_is_asked_about_again_after_ever_longer_and_becomes_a_yes():
     for _ in range(3600):
         if chain.look(b"x", seconds=1.0):
             times.append(chain.now)
-    waits = [b - a for a, b in zip(times, times[1:], strict=False)]
+    waits = [b - a for a, b in itertools.pairwise(times)]
     assert waits[:6] == [10, 20, 40, 80, 160, 320] and set(waits[6:]) == {MOST}
     chain.since[b"x"] = 7
     chain.look(b"x", seconds=MOST)
