@@ -6,16 +6,19 @@ for, and whose turn it is to end a round, is found out in between.
 
 import collections
 import logging
+import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 
 from rlswarm_jax import randomness
 from rlswarm_jax.audit import commit
 from rlswarm_jax.chain.calls import Interface, account_of
 from rlswarm_jax.chain.coordinator import Coordinator, Status
-from rlswarm_jax.chain.errors import AnswerTooLarge, FileDamaged, Refused
+from rlswarm_jax.chain.errors import AnswerTooLarge, ChainError, Refused
 from rlswarm_jax.chain.registrations import Registrations
+from rlswarm_jax.chain.rpc import Backoff
 from rlswarm_jax.game.chain import WINNERS, Moment
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.identity import peer_id
@@ -50,6 +53,7 @@ class Keeper:
         self._at = (-1, 0)  # round and stage
         self._registrations = Registrations(coordinator.registered, stagger, clock)
         self._may_end = (-1, 0.0, 0)  # a round that may end, since when, and how many turns come before this node's
+        self._crashes = 0  # of the thread
         self._told: collections.Counter[str] = collections.Counter()
         self._thread = threading.Thread(target=self._run, name="chain", daemon=True)
 
@@ -122,6 +126,7 @@ class Keeper:
     def take_counts(self) -> collections.Counter[str]:
         """What went wrong since the last call, by name, and how many wishes wait for the chain."""
         problems = collections.Counter({f"chain/{name}": n for name, n in self._coordinator.problems.items()})
+        problems["chain/crashed"] = self._crashes
         new, self._told = problems - self._told, problems
         counts = self._coordinator.counts()
         new["chain/waiting"] = counts.get("waiting", 0) + counts.get("signed", 0)
@@ -130,18 +135,28 @@ class Keeper:
     # --- the chain's thread
 
     def _run(self) -> None:
-        try:
-            self._coordinator.run(self._stop, self.look)
-        except FileDamaged as error:
-            log.error("%s The node goes on without its chain.", error)
+        """Supervised: whatever ends the client's work is counted, and it begins anew; the node never ends by it."""
+        backoff = Backoff(random.Random(self._author))
+        while not self._stop.is_set():
+            try:
+                self._coordinator.run(self._stop, self.look)
+            except Exception as error:  # there is nothing else to tell it to, and a node plays on without its chain
+                self._crashes += 1
+                delay = backoff.failed()
+                # an unforeseen error's own words may hold the endpoint's whole address
+                said = str(error) if isinstance(error, ChainError) else f"{type(error).__name__}{_where(error)}."
+                log.error("the chain's thread failed: %s It begins anew in %.0f s.", said, delay)
+                self._stop.wait(delay)
 
     def look(self) -> None:
         """After a step that found the chain well. Raises ChainError."""
         now, interface = self._coordinator.status(), self._coordinator.connect()
         heard = Moment(now.round, now.beacon or b"")
+        if now.round < self._at[0]:
+            self._registrations.doubt()
         with self._changed:
             self._at = (now.round, now.stage)
-        if heard not in self._moments and (now.beacon is not None or not interface.ours):
+        if self._moments[-1:] != [heard] and (now.beacon is not None or not interface.ours):
             before = []
             if interface.ours and now.round:
                 before = [Moment(now.round - 1, self._coordinator.beacon(now.round - 1))]
@@ -183,3 +198,8 @@ class Keeper:
         there = there or {account_of(author) for author in self._registrations.members() or ()}
         own = self._coordinator.account
         return min(TURNS, sum(rank(other) < rank(own) for other in there if other != own))
+
+
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    return "".join(f", {frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in frames)

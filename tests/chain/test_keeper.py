@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from eth_abi import encode
 
 from rlswarm_jax.audit import commit as merkle
-from rlswarm_jax.chain import calls
+from rlswarm_jax.chain import abi, calls
 from rlswarm_jax.chain.coordinator import Coordinator, Status
-from rlswarm_jax.chain.errors import Refused
+from rlswarm_jax.chain.errors import ChainError, FileDamaged, MalformedAnswer, Refused
 from rlswarm_jax.game.chain import Moment, Work
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.game.round import NodeState
@@ -34,11 +35,13 @@ class Kept(NamedTuple):
     world: World
     now: list[float]
 
-    def turn(self, count: int = 1, seconds: float = 1.0) -> None:
+    def turn(self, count: int = 1, seconds: float = 1.0, failing: bool = False) -> None:
+        """failing: whether the look may fail, which its thread notes and survives."""
         for _ in range(count):
             self.client.step()
             if not self.world.chain.down:
-                self.keeper.look()
+                with contextlib.suppress(*[ChainError] * failing):
+                    self.keeper.look()
             self.world.chain.mine()
             self.now[0] += seconds
 
@@ -254,6 +257,108 @@ def test_the_coordinator_s_stage_is_heard_with_its_round(world, tmp_path):
         world.call(OTHER, "updateStageAndRound()")
         one.turn()
         assert one.keeper.is_past(world.round, 0) and not one.keeper.is_past(world.round, 1)
+
+
+# --- an endpoint that lies
+
+
+STATUS_CALL = abi.encode_call("status()", ())
+
+
+def lie(world: World, **said) -> None:
+    """The endpoint says other numbers of the moment."""
+    honest = world.chain._handlers()["eth_call"]
+
+    def answer(params: list) -> str:
+        raw = honest(params)
+        if params[0]["data"] != "0x" + STATUS_CALL.hex():
+            return raw
+        values = calls.Now(*abi.decode(calls.STATUS, bytes.fromhex(raw[2:])))._replace(**said)
+        return "0x" + encode(calls.STATUS, values).hex()
+
+    world.chain.answers["eth_call"] = answer
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *[{"round": 2**33}, {"round": 2**64}, {"round": 2**255}, {"stage": 2**64}],
+        *[{"started": 2**70}, {"commitments": 2**64}, {"needed": 2**200}, {"anchor": 2**64}],
+    ],
+)
+def test_a_number_that_the_contract_cannot_have_is_a_malformed_answer_counted(world, tmp_path, said):
+    with kept(world, tmp_path) as one:
+        one.turn()
+        lie(world, **said)
+        one.client.step()
+        with pytest.raises(MalformedAnswer, match=f"coordinator's {next(iter(said))} is"):
+            one.keeper.look()
+        assert one.keeper.take_counts()["chain/MalformedAnswer"] == 1
+        world.chain.answers.clear()
+        one.turn()
+        assert one.moment == Moment(world.round, world.beacon)
+
+
+def test_a_far_round_that_is_said_once_is_not_believed(world, tmp_path):
+    """It is asked for again at once; so is the first round that a node hears of."""
+    for heard in (True, False):
+        with kept(world, tmp_path / str(heard)) as one:
+            if heard:
+                one.turn()
+            honest, lies = world.chain._handlers()["eth_call"], [abi.encode_call("status()", ()).hex()]
+            lie(world, round=10**9)
+            lying = world.chain.answers["eth_call"]
+
+            def once(params, lies=lies, lying=lying, honest=honest):
+                is_lie = lies and params[0]["data"][2:] == lies[0]
+                return (lies.clear() or lying(params)) if is_lie else honest(params)
+
+            world.chain.mine()
+            one.client.connect()
+            world.chain.answers["eth_call"] = once
+            one.client.step()
+            assert not lies and one.client.problems["MalformedAnswer"] == 1
+            one.turn()
+            assert one.moment == Moment(world.round, world.beacon)
+            world.chain.answers.clear()
+
+
+def test_a_far_round_that_was_believed_is_corrected_by_what_the_chain_says_later(world, tmp_path):
+    """Nor does what was wished under it stay, or what had been wished before get lost by it."""
+    with kept(world, tmp_path) as one:
+        one.turn(4)
+        before = Commit(one.moment, work(b"before"), BEFORE)
+        lie(world, round=10**9, beacon=b"x" * 32, commitments=9)
+        one.turn(failing=True)  # the contract knows no beacon of the round before
+        one.keeper.commit(before, AFTER, AGREEMENT)
+        one.keeper.commit(Commit(Moment(10**9, b"x" * 32), work(b"lie"), BEFORE), AFTER, AGREEMENT)
+        one.turn(failing=True)
+        world.chain.answers.clear()
+        one.turn(9, failing=True)
+        assert one.moment == Moment(world.round, world.beacon) and not one.keeper.is_past(world.round, 0)
+        states = one.states()
+        assert states[f"commit {world.round} 0"] == "done"
+        assert states[f"commit {10**9} 0"] == "refused" and states[f"reward {10**9} 0"] == "dropped"
+        assert not [name for name, state in states.items() if state in ("waiting", "signed") and str(10**9) in name]
+
+
+def test_whatever_kills_the_chain_s_thread_is_counted_and_it_begins_anew(world, tmp_path, caplog):
+    client = world.client(tmp_path)
+    world.chain.instant, look, failures = True, client.status, [ZeroDivisionError("secret"), FileDamaged("full.")]
+
+    def status():
+        if failures:
+            raise failures.pop()
+        return look()
+
+    client.status = status
+    with Keeper(client, ME.author, lambda: [OTHER.author]) as keeper:
+        assert keeper.wait(-1, 30.0, lambda: False) and keeper.moments()[-1] == Moment(world.round, world.beacon)
+        assert keeper.take_counts()["chain/crashed"] == 2
+    assert "ZeroDivisionError" in caplog.text and "begins anew" in caplog.text and "secret" not in caplog.text
+
+
+# --- ending a round
 
 
 class Swarm:
