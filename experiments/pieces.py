@@ -82,6 +82,10 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
     policy = qwen.load(path, place=parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
     fingerprint = qwen.fingerprint(parallel.fetch(policy.params))
     game = games.make_game(config, policy.tokenizer, policy.config.eos_token_ids, fingerprint)
+    if game.max_prompt_tokens + game.max_new_tokens > policy.config.context_length:
+        what = f"config.sampling.max_prompt_tokens {game.max_prompt_tokens} and max_new_tokens {game.max_new_tokens}"
+        limit = f"the {policy.config.context_length} positions that {path} was made for (max_position_embeddings)"
+        raise UsageError(f"{what} exceed {limit}: lower one of them.")
     if console is not None:
         nodes = "1 node" if len(identities) == 1 else f"{len(identities)} nodes"
         console.print(
