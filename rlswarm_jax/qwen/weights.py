@@ -252,7 +252,8 @@ def _with_end_tokens(
         changed |= written("generation_config.json", {"eos_token_id": list(end_token_ids)})
     if "tokenizer_config.json" not in files:
         added = tokenizer.backend.get_added_tokens_decoder()
-        eos = {"eos_token": added[n].content for n in reversed(end_token_ids) if n in added}  # of several, the first
+        first = next((added[n].content for n in end_token_ids if n in added), None)
+        eos = {} if first is None else {"eos_token": first}
         changed |= written("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | eos)
     return changed
 
