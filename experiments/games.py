@@ -9,9 +9,8 @@ from rlswarm_jax import assets, tasks
 from rlswarm_jax.game.prompts import choose_format
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.qwen.config import read_config
-from rlswarm_jax.qwen.tokenizer import Tokenizer, load_tokenizer
-from rlswarm_jax.qwen.weights import resolve
+from rlswarm_jax.qwen.tokenizer import Tokenizer
+from rlswarm_jax.qwen.weights import read_model, resolve
 from rlswarm_jax.records.schema import MAX_TOKENS, STAGES
 from rlswarm_jax.tasks.verifier import Verifier
 
@@ -85,9 +84,8 @@ def observed(config: ml_collections.ConfigDict) -> Game:
     """
     check(config)
     try:
-        directory = resolve(path(config))
-        model = read_config(directory)
-        game = make_game(config, load_tokenizer(directory, model.vocab_size), model.eos_token_ids, "")
+        model, tokenizer = read_model(resolve(path(config)))
+        game = make_game(config, tokenizer, model.eos_token_ids, "")
     except (tasks.TaskError, ValueError) as error:
         raise UsageError(str(error)) from error
     return dataclasses.replace(game, max_prompt_tokens=2**31, max_new_tokens=MAX_TOKENS)
