@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game.prompts import PromptFormat
@@ -14,6 +15,10 @@ from rlswarm_jax.records.schema import ANSWER, STAGES
 from rlswarm_jax.tasks import Mixture, Problem
 
 SHARED = b"shared"  # the author of problems that all nodes have
+# rules that bind only those who share a tokenizer: who has another one reads the text, and encodes it anew
+TOKENIZER, END_TOKENS = OF_TOKENS = ("model.tokenizer", "model.end_tokens")
+NO_CHAIN = "none"
+MAX_TASKS = 24  # that the rules name; of more, they say what all of them hash to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +29,9 @@ class Game:
     and revised. shown, critics: most answers of others, and critiques, that a node is shown of a problem. show_votes:
     and how the critics voted. stages: those that are played, in order. weights: of the stages' samples in the loss.
     max_prompt_tokens: that this node's model reads; where others have written more, it leaves the problem out.
-    chain_every: rounds after which the chain is heard, and committed to (0: there is none). `chain` in a method's
-    parameters: the coordinator's beacon that is in force, 32 bytes; empty without one.
+    chain_every: rounds after which the chain is heard, and committed to (0: there is none). chain_id, contract: the
+    chain's and the coordinator's address there (0 and empty: simulated). `chain` in a method's parameters: the
+    coordinator's beacon that is in force, 32 bytes; empty without one.
     """
 
     swarm: str
@@ -54,6 +60,8 @@ class Game:
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     max_prompt_tokens: int = 2**31
     chain_every: int = 0
+    chain_id: int = 0
+    contract: str = ""
     state_hash: bytes = b""  # of the train state that the node begins with
 
     @property
@@ -63,11 +71,46 @@ class Game:
         return f"{self.prompt_format.name}/{hashlib.sha256(rules.encode()).hexdigest()[:8]}"
 
     @property
+    def rules(self) -> dict[str, str]:
+        """What nodes must have in common to find each other's records right, and worth the same, in readable parts.
+
+        Each is called as the config's field that decides it, as far as one does. Not among them is what may differ:
+        another model, temperature, budget of tokens or share of external groups. Those under `OF_TOKENS` bind only
+        nodes that have the same tokenizer: what ends a completion is one of its ids.
+        """
+        tasks = self.mixture.parts
+        if len(tasks) > MAX_TASKS:
+            tasks = {"": f"{len(tasks)} tasks, {self.mixture.fingerprint}"}
+        chance = {"chain.contract": NO_CHAIN, "seed": self.seed}  # what problems are drawn from
+        if self.chain_every:
+            chance = {"chain.contract": self.contract.lower(), "chain.id": self.chain_id}
+        return {
+            "records": str(schema.VERSION),
+            "swarm.name": self.swarm,
+            **{f"tasks.{name}".rstrip("."): part for name, part in tasks.items()},
+            "model.prompts": self.prompt_format.name,
+            "game.stages": str(len(self.stages)),
+            "swarm.local_groups": str(self.local_groups),
+            "game.shared": str(self.shared),
+            "game.shown": str(self.shown),
+            "game.critics": str(self.critics),
+            "game.show_votes": str(self.show_votes),
+            "sampling.group_size": str(self.group_size),
+            **{f"game.{name}_reward": str(float(paid)) for name, paid in dataclasses.asdict(self.rewards).items()},
+            **{name: str(value) for name, value in chance.items()},
+            TOKENIZER: self.tokenizer_fingerprint,
+            END_TOKENS: " ".join(map(str, sorted(self.eos_token_ids))),
+        }
+
+    @property
     def agreement(self) -> bytes:
-        """SHA-256 of what nodes must have in common to find each other's records right, and worth the same."""
-        rewards, tasks = dataclasses.astuple(self.rewards), self.mixture.fingerprint
-        same = (self.swarm, self.dialect, self.stages, tasks, self.group_size, rewards)
-        return hashlib.sha256(json.dumps([schema.VERSION, same]).encode()).digest()
+        """32 bytes that stand for the rules: see `agreement_of`."""
+        return agreement_of(self.rules)
+
+    def agrees(self, agreement: bytes, same_tokenizer: bool) -> bool:
+        """Whether somebody with that agreement plays this game. same_tokenizer: as this one, by their records."""
+        ours, half = self.agreement, len(self.agreement) // 2
+        return agreement == ours if same_tokenizer else agreement[:half] == ours[:half]
 
     def beacon(self, round_: int, chain: bytes = b"") -> bytes:
         """Common randomness of a round: from the chain's beacon, or without a chain from the swarm's seed."""
@@ -97,3 +140,18 @@ class Game:
 
     def weight(self, stage: str) -> float:
         return self.weights[STAGES.index(stage)]
+
+
+def agreement_of(rules: Mapping[str, str]) -> bytes:
+    """32 bytes: half of the SHA-256 over the rules that bind everybody, and of that over those `OF_TOKENS`."""
+    halves = [{}, {}]
+    for name, value in rules.items():
+        halves[name in OF_TOKENS][name] = value
+    return b"".join(hashlib.sha256(json.dumps(half, sort_keys=True).encode()).digest()[:16] for half in halves)
+
+
+def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """The rules, by name, in which two nodes differ so that they cannot use what the other one says."""
+    of_tokens = set(OF_TOKENS) if ours.get(TOKENIZER) != theirs.get(TOKENIZER) else set()
+    names = dict.fromkeys([*ours, *theirs])
+    return [name for name in names if name not in of_tokens and ours.get(name) != theirs.get(name)]

@@ -16,13 +16,17 @@ __all__ = ["Mixture", "Problem", "Split", "Task", "TaskError", "make_mixture"]
 
 
 class Mixture:
-    """Weighted tasks. Everything is a function of the seed; nothing is drawn from a stream."""
+    """Weighted tasks. Everything is a function of the seed; nothing is drawn from a stream.
+
+    parts: by task, what must be equal for two mixtures to have the same problems; fingerprint: of all of them.
+    """
 
     def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float]):
         if not tasks or not all(0 < weight < math.inf for weight in weights.values()):
             raise TaskError("a mixture needs at least one task, and every weight must be a positive number.")
         self.tasks = dict(sorted(tasks.items()))
         self._weights = weights
+        self.parts = {name: f"weight {weights[name]}, {task.fingerprint}" for name, task in self.tasks.items()}
         joined = " ".join(f"{name} {weights[name]} {task.fingerprint}" for name, task in self.tasks.items())
         self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:16]
 
