@@ -2,8 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Mapping
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game.prompts import PromptFormat
@@ -11,13 +9,20 @@ from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.stages import Reading, Seat
 from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.records import schema
+from rlswarm_jax.records.agreement import (
+    CHAIN,
+    CHAIN_ID,
+    END_TOKENS,
+    NO_CHAIN,
+    PROMPTS,
+    RECORDS,
+    TOKENIZER,
+    agreement_of,
+)
 from rlswarm_jax.records.schema import ANSWER, STAGES
 from rlswarm_jax.tasks import Mixture, Problem
 
 SHARED = b"shared"  # the author of problems that all nodes have
-# rules that bind only those who share a tokenizer: who has another one reads the text, and encodes it anew
-TOKENIZER, END_TOKENS = OF_TOKENS = ("model.tokenizer", "model.end_tokens")
-NO_CHAIN = "none"
 MAX_TASKS = 24  # that the rules name; of more, they say what all of them hash to
 
 
@@ -81,14 +86,14 @@ class Game:
         tasks = self.mixture.parts
         if len(tasks) > MAX_TASKS:
             tasks = {"": f"{len(tasks)} tasks, {self.mixture.fingerprint}"}
-        chance = {"chain.contract": NO_CHAIN, "seed": self.seed}  # what problems are drawn from
+        chance = {CHAIN: NO_CHAIN, "seed": self.seed}  # what problems are drawn from
         if self.chain_every:
-            chance = {"chain.contract": self.contract.lower(), "chain.id": self.chain_id}
+            chance = {CHAIN: self.contract.lower(), CHAIN_ID: self.chain_id}
         return {
-            "records": str(schema.VERSION),
+            RECORDS: str(schema.VERSION),
             "swarm.name": self.swarm,
             **{f"tasks.{name}".rstrip("."): part for name, part in tasks.items()},
-            "model.prompts": self.prompt_format.name,
+            PROMPTS: self.prompt_format.name,
             "game.stages": str(len(self.stages)),
             "swarm.local_groups": str(self.local_groups),
             "game.shared": str(self.shared),
@@ -140,18 +145,3 @@ class Game:
 
     def weight(self, stage: str) -> float:
         return self.weights[STAGES.index(stage)]
-
-
-def agreement_of(rules: Mapping[str, str]) -> bytes:
-    """32 bytes: half of the SHA-256 over the rules that bind everybody, and of that over those `OF_TOKENS`."""
-    halves = [{}, {}]
-    for name, value in rules.items():
-        halves[name in OF_TOKENS][name] = value
-    return b"".join(hashlib.sha256(json.dumps(half, sort_keys=True).encode()).digest()[:16] for half in halves)
-
-
-def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """The rules, by name, in which two nodes differ so that they cannot use what the other one says."""
-    of_tokens = set(OF_TOKENS) if ours.get(TOKENIZER) != theirs.get(TOKENIZER) else set()
-    names = dict.fromkeys([*ours, *theirs])
-    return [name for name in names if name not in of_tokens and ours.get(name) != theirs.get(name)]

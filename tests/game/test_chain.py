@@ -12,8 +12,8 @@ from rlswarm_jax.game.effects import Commit, Gather, Hear, Learn, Publish
 from rlswarm_jax.game.player import Player
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.round import NodeState
-from rlswarm_jax.game.rules import differences
 from rlswarm_jax.journal import Journal
+from rlswarm_jax.records.agreement import differences
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, STAGES
 from tests.game.hand_driver import (

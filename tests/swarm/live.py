@@ -28,7 +28,7 @@ def stranger() -> Identity:
 class Node:
     """A Gossip, with what it delivered and all it counted."""
 
-    def __init__(self, bootnodes=(), identity=None, **config):
+    def __init__(self, bootnodes=(), identity=None, memory=None, **config):
         self.identity = identity or stranger()
         self.author = self.identity.author
         self.records: list[bytes] = []
@@ -37,7 +37,7 @@ class Node:
         settings = {"swarm": "tests", "bootnodes": tuple(bootnodes)} | config
         self.peers: list[frozenset[bytes]] = []  # as they came and went
         config = GossipConfig(**settings)
-        self.gossip = Gossip(self.identity, config, self._take, self.peers.append)
+        self.gossip = Gossip(self.identity, config, self._take, self.peers.append, memory)
         self.addresses = self.gossip.start()
 
     def _take(self, signed: SignedRecord) -> bool:
