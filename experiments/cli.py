@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from rlswarm_jax.identity import author_of
 from rlswarm_jax.records.schema import MAX_GROUP_SIZE, MAX_GROUPS, MAX_NAME, MAX_TOKENS, STAGES
+from rlswarm_jax.swarm import addresses
 
 LOCAL_CHAINS = ("devnet", "anvil", "none")
 
@@ -148,9 +149,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         if author_of(peer) is None:
             raise UsageError(f"config.swarm.peers names {peer!r}, which is not the peer id of a secp256k1 key.")
     for address in config.swarm.bootnodes:
-        if not isinstance(address, str) or author_of(address.rpartition("/p2p/")[2]) is None:
-            wanted = "/ip4/ADDRESS/tcp/PORT/p2p/PEER_ID, as a node prints it when it starts"
-            raise UsageError(f"config.swarm.bootnodes holds {address!r}; expected {wanted}.")
+        if addresses.read(address) is None:
+            raise UsageError(f"config.swarm.bootnodes holds {address!r}; expected {addresses.WANTED}.")
 
 
 def _check_devices(config: ml_collections.ConfigDict) -> None:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlswarm_jax.identity import Identity
@@ -70,7 +69,7 @@ class Gossip:
     """A `Transport` over libp2p. `on_record` and `on_peers` are called on the network's thread: be quick there.
 
     on_record: takes each record once, and returns whether it is kept; one that is not may come again.
-    memory: file in which the port, where the config names none, and good peers stay for the next start.
+    memory: in which the port, where the config names none, and good peers stay for the next start.
     """
 
     def __init__(
@@ -79,14 +78,14 @@ class Gossip:
         config: GossipConfig,
         on_record: Callable[[SignedRecord], bool],
         on_peers: Callable[[frozenset[bytes]], None] = lambda peers: None,
-        memory: Path | None = None,
+        memory: Memory | None = None,
     ):
         self.identity, self.config, self.on_record = identity, config, on_record
         self._on_peers = on_peers
         self.latest: collections.deque[bytes] = collections.deque(maxlen=len(STAGES))
         self.outbox: collections.deque[bytes] = collections.deque()
         self.asked: set[bytes] = set()
-        self.memory = Memory(memory)
+        self.memory = memory or Memory(None)
         self.port = config.port or self.memory.port  # the one that was given, so that a restart keeps it
         self.started = False  # it has listened, so that the port is its own
         self.rules: Mapping[str, str] | None = None  # by which this node plays, once it knows

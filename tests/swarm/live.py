@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.records.envelope import SignedRecord, seal
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
+from rlswarm_jax.swarm.memory import Memory
 from tests.records.samples import completion, group, record, sealed
 
 numbers = itertools.count()
@@ -37,7 +38,7 @@ class Node:
         settings = {"swarm": "tests", "bootnodes": tuple(bootnodes)} | config
         self.peers: list[frozenset[bytes]] = []  # as they came and went
         config = GossipConfig(**settings)
-        self.gossip = Gossip(self.identity, config, self._take, self.peers.append, memory)
+        self.gossip = Gossip(self.identity, config, self._take, self.peers.append, Memory(memory))
         self.addresses = self.gossip.start()
 
     def _take(self, signed: SignedRecord) -> bool:

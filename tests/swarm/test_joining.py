@@ -188,7 +188,9 @@ def test_a_port_that_is_taken_meanwhile_is_said_and_another_one_used(start, tmp_
 
 def test_a_port_that_was_asked_for_comes_before_the_one_of_last_time(tmp_path):
     Memory(tmp_path / "peers.json").save(4001, {})
-    gossip = Gossip(stranger(), GossipConfig("tests", port=4002), lambda signed: True, memory=tmp_path / "peers.json")
+    gossip = Gossip(
+        stranger(), GossipConfig("tests", port=4002), lambda signed: True, memory=Memory(tmp_path / "peers.json")
+    )
     assert gossip.port == 4002
 
 
