@@ -21,7 +21,7 @@ from rlswarm_jax.records import agreement
 from rlswarm_jax.swarm import addresses, greeting, peers, presence
 from rlswarm_jax.swarm.addresses import UnknownNameError, read, resolve
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
-from rlswarm_jax.swarm.greeting import MAX_BYTES, Hello
+from rlswarm_jax.swarm.greeting import MAX_BYTES, PROTOCOL, Hello
 from rlswarm_jax.swarm.memory import MAX_KEPT, Memory
 from rlswarm_jax.swarm.peers import AddressBook
 from rlswarm_jax.swarm.presence import Presence
@@ -385,6 +385,28 @@ def test_peers_of_one_mind_say_nothing(start, caplog):
     wait_for(lambda: second.sees(first) and third.sees(first), "they are together")
     time.sleep(1.0)
     assert not lines(caplog, "rules") and not first.count("network/other_rules") + second.count("network/other_rules")
+
+
+def test_what_is_no_greeting_is_counted_and_nobody_ends_by_it(start, attack, caplog):
+    victim = play_by(RULES, start())
+    peer = attack(victim)
+    for number, raw in enumerate((b"garbage", msgspec.msgpack.encode(["tests", None, []]), bytes(MAX_BYTES + 1)), 1):
+        peer.request(raw, PROTOCOL)
+        wait_for(lambda n=number: victim.count("network/malformed") == n, "it is counted")
+    assert not lines(caplog, "other rules")
+    honest = start(victim.addresses[:1])
+    wait_for(lambda: honest.sees(victim), "it is there for others")
+
+
+def test_ever_other_rules_write_few_lines_and_none_that_a_terminal_obeys(start, attack, caplog):
+    victim = play_by(RULES, start())
+    peer = attack(victim)
+    for number in range(40):
+        rules = RULES | {"swarm.name": f"\x1b[2J\n{number}", f"x{number}": "$(reboot)"}
+        peer.request(msgspec.msgpack.encode(Hello(bytes(32), rules)), PROTOCOL)
+    wait_for(lambda: victim.count("network/other_rules") == 40, "all are counted")
+    said = lines(caplog, "other rules")
+    assert 1 <= len(said) <= 3 and all(line.isprintable() and len(line) < 2000 for line in said)
 
 
 @pytest.mark.parametrize(
