@@ -70,6 +70,8 @@ def make_game(
         weights=tuple(game.weights),
         max_prompt_tokens=max_prompt_tokens,
         chain_every=0 if config.chain.endpoint == "none" else config.chain.every,
+        chain_id=config.chain.id,
+        contract=config.chain.contract,
     )
 
 

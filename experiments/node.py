@@ -20,7 +20,7 @@ import ml_collections
 from rich.console import Console
 from rich.logging import RichHandler
 
-from experiments import cli, folder, keeping
+from experiments import cli, folder, joining, keeping
 from experiments.cli import Arguments, TransientError, UsageError
 from rlswarm_jax import identity, launch
 from rlswarm_jax.journal import Journal, JournalError
@@ -30,7 +30,8 @@ from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
-from rlswarm_jax.swarm.transport import NetworkError, Transport
+from rlswarm_jax.swarm.memory import FILE, Memory
+from rlswarm_jax.swarm.transport import NetworkError
 from rlswarm_jax.tasks.verifier import NoWorkerError, VerifierError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Present:
     identity: identity.Identity
     key: Path
     mailbox: Mailbox
-    transport: Transport
+    transport: Gossip
     chain: Keeper | None
 
     @property
@@ -96,9 +97,10 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
     bootnodes = [*config.swarm.bootnodes]
     if config.driver == "node":  # a swarm's launcher has named them already
         bootnodes += [one for one in keeping.bootnodes(coordinator) if not one.endswith(own.peer_id)]
-    peers = _authors(config.swarm.peers), _authors(address.rpartition("/p2p/")[2] for address in bootnodes)
-    mailbox = Mailbox(inbox, *peers)
-    transport = Gossip(own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers)
+    memory = Memory(workdir / FILE)
+    told = [address.rpartition("/p2p/")[2] for address in bootnodes] or memory.peers
+    mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(told))
+    transport = Gossip(own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory)
     with folder.lock(key), folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
         present = Present(own, key, mailbox, transport, keeper)
         try:
@@ -106,7 +108,7 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
             _write_node_file(workdir, present, addresses, config.swarm.name)
             console.print(f"{present.name} listens on {' '.join(addresses)}", soft_wrap=True)
             if config.driver == "node":
-                console.print(f"others join it with --config.swarm.bootnodes=\"['{addresses[0]}']\"", soft_wrap=True)
+                console.print(f"others join it with: {joining.command(config, addresses[0])}", soft_wrap=True)
             finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel)
         except (NetworkError, JournalError, MetricsError, NoWorkerError) as error:
             raise TransientError(str(error)) from error
@@ -146,6 +148,7 @@ def _play(
     made = pieces.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.engine, channel))
+    present.transport.tell_rules(made.games[0].rules)
     made.compile()
     journal = Journal(workdir / folder.JOURNAL_FILE, durable=[Publish.__name__])
     _claim(present.key, journal)

@@ -9,6 +9,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from experiments.hearing import Hearing
+
 SMOOTHING = 0.9
 
 
@@ -22,7 +24,11 @@ class _Shown:
     held_out: float | None = None
     received: int = 0
     published: int = 0
+    learned: int = 0  # groups of peers
+    usable: int = 0
+    heard: int = 0
     rejected: int = 0
+    hearing: Hearing = dataclasses.field(default_factory=Hearing)
     chain: str = ""  # the round of the chain; and what waits to be told, if anything does
 
 
@@ -74,6 +80,12 @@ class SwarmView:
         node.held_out = row.get("final/accuracy", row.get("held_out/accuracy", node.held_out))
         node.received += int(row["records/received"])
         node.published += int(row["records/published"])
+        node.learned += int(row["groups/external"])
+        node.usable += int(row["groups/received"])
+        unused = sum(v for k, v in row.items() if k.startswith("groups/unused/"))
+        node.heard += int(row["groups/received"] + unused)
+        if said := node.hearing.on_round(row):
+            self.say(f"{node.name}: {said}")
         node.rejected += int(sum(v for k, v in row.items() if k.startswith("records/rejected/")))
         node.peers = int(row["peers/connected"]) if "peers/connected" in row else None
         if "chain/round" in row:
@@ -128,6 +140,7 @@ class SwarmView:
             "held-out accuracy",
             "records in",
             "out",
+            "groups learned/usable/heard",
             "rejected",
         ):
             table.add_column(column, justify="left" if column in ("node", "process") else "right")
@@ -141,6 +154,7 @@ class SwarmView:
                 "" if n.held_out is None else f"{100 * n.held_out:.1f} %",
                 str(n.received),
                 str(n.published),
+                f"{n.learned}/{n.usable}/{n.heard}",
                 str(n.rejected),
             )
         return Group(table, self._progress)
