@@ -1,7 +1,7 @@
 """Drives the rounds of one live node: devices in this thread, the network in its own, every result journaled first.
 
-A stage ends as `swarm.waiting` says, at its deadline at the latest, down to playing alone. A node that was killed loads its
-checkpoint, plays its journal again, re-sends the bytes it had signed, and joins the round in which the others are.
+A stage ends as `swarm.waiting` says, at its deadline at the latest, down to playing alone. A node that was killed loads
+its checkpoint, plays its journal again, re-sends the bytes it had signed, and joins the round in which the others are.
 """
 
 import collections

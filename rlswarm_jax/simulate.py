@@ -29,7 +29,7 @@ from rlswarm_jax.qwen import Params, digest
 from rlswarm_jax.records.envelope import open_envelope, seal
 from rlswarm_jax.records.shelf import Slot
 from rlswarm_jax.swarm.virtual import VirtualNetwork
-from rlswarm_jax.swarm.waiting import stage_end, still_to_speak
+from rlswarm_jax.swarm.waiting import Company, Standing, quorum_time, stage_end, still_to_speak
 
 _DELIVER, _DONE, _DEADLINE = range(3)
 
@@ -64,7 +64,8 @@ class _Boundary:
 class _Node(Player):
     """boundaries: by number of the checkpoint, the node where it crossed its round.
 
-    stage_began: when it began to work on the stage. spoke: when it had done. arrived: when records came.
+    stage_began: when it began to work on the stage. spoke: when it had done. arrived: when records came. company: of
+    its peers.
     """
 
     def __init__(self, index: int, game: Game, identity: Identity, journal: Journal):
@@ -72,17 +73,19 @@ class _Node(Player):
         self.boundaries: dict[int, _Boundary] = {}
         self.stage_began = self.spoke = 0.0
         self.arrived: dict[Slot, float] = {}
+        self.company = Company()
 
 
 class _Saved(msgspec.Struct, array_like=True):
     """A simulation at one instant, besides the train states. deliveries: (at, receiver, sender, signed bytes).
 
-    arrived: each node's. chain: the coordinator, empty if there is none.
+    arrived, standings: each node's. chain: the coordinator, empty if there is none.
     """
 
     nodes: list[SavedPlayer]
     deliveries: list[tuple[float, int, int, bytes]]
     arrived: list[dict[Slot, float]]
+    standings: list[dict[bytes, Standing]]
     journal_offset: int
     metrics_offset: int
     chain: bytes
@@ -112,6 +115,7 @@ class Simulation:
         self._authors = frozenset(node.game.author for node in self.nodes)
         for node in self.nodes:
             node.inbox.favoured = self._authors
+            node.company = Company(self._authors - {node.game.author})
         self._engine, self._network, self._timing, self._journal = engine, network, timing, journal
         self._on_round, self._metrics_offset = on_round, metrics_offset
         self._checkpoints, self._every, self._chain = checkpoints, checkpoint_every, chain
@@ -151,6 +155,8 @@ class Simulation:
             if signed := node.inbox.offer(raw, node.state.round):
                 record = signed.record
                 node.arrived[record.author, record.round, record.stage] = at
+                if record.author in self._authors:
+                    node.company.spoke(record.author, record.round, node.state.round)
             if isinstance(node.effect, Gather):
                 self._gather(node, node.effect, at)
         elif what == _DEADLINE:
@@ -232,22 +238,27 @@ class Simulation:
     def _gather(self, node: _Node, effect: Gather, at: float) -> None:
         """Ends a stage if it is over, else looks again when it will be if nothing more comes.
 
-        Waited for are all nodes; strangers, of whom anyone can make as many as they like, are not. With a chain they
-        are not registered either, and so not heard.
+        Waited for are the nodes that are not late; strangers, of whom anyone can make as many as they like, are not.
+        With a chain they are not registered either, and so not heard.
         """
-        began, peers = node.stage_began, self._authors - {node.game.author}
-        missing = still_to_speak(peers, node.inbox, effect.round, effect.stage)
-        spoken = peers & node.inbox.authors(effect.round, effect.stage)
-        times = [max(0.0, node.arrived[author, effect.round, effect.stage] - began) for author in spoken]
-        end = began + stage_end(node.spoke - began, times, len(missing | spoken), self._timing.deadline)
+        began, own, inbox = node.stage_began, node.spoke - node.stage_began, node.inbox
+        awaited = {author for author in node.company.told if node.company.earned(author)}
+        missing = still_to_speak(awaited, inbox, effect.round, effect.stage)
+        spoken = awaited & inbox.authors(effect.round, effect.stage)
+        times = {a: max(0.0, node.arrived[a, effect.round, effect.stage] - began) for a in sorted(spoken)}
+        heard = own, list(times.values()), len(missing | spoken)
+        end = began + stage_end(*heard, self._timing.deadline)
         if missing and at < end:
             if end < math.inf:
                 heapq.heappush(self._events, (end, _DEADLINE, node.index, effect.round, node.step))
             return
+        if self._timing.deadline and (quorum := quorum_time(*heard)) < math.inf:
+            node.company.heard(times, quorum)
+            node.company.late(missing)  # where most are silent, it is the network that is
         node.stage_began = at
-        node.arrived = {slot: when for slot, when in node.arrived.items() if slot in node.inbox.records}
+        node.arrived = {slot: when for slot, when in node.arrived.items() if slot in inbox.records}
         registered = self._authors.__contains__ if self._chain else lambda author: True
-        self._complete(node, node.inbox.take(effect.round, effect.stage, registered), at)
+        self._complete(node, inbox.take(effect.round, effect.stage, registered), at)
 
     def _send(self, sender: int, raw: bytes, at: float) -> None:
         for receiver, arrival in self._network.arrivals(sender, open_envelope(raw).hash, at).items():
@@ -289,8 +300,8 @@ class Simulation:
         nodes = [node.save(b.state, b.at, node.inbox.save()) for node, b in zip(self.nodes, boundaries, strict=True)]
         deliveries = [(e[0], e[2], e[3], e[4]) for e in sorted(self._events) if e[1] == _DELIVER]
         chain = self._chain.save() if self._chain else b""
-        arrived = [node.arrived for node in self.nodes]
-        return _Saved(nodes, deliveries, arrived, self._journal.offset, self._metrics_offset(), chain)
+        arrived, standings = [node.arrived for node in self.nodes], [node.company.standings for node in self.nodes]
+        return _Saved(nodes, deliveries, arrived, standings, self._journal.offset, self._metrics_offset(), chain)
 
     def restore(self) -> int | None:
         """Goes back to the newest checkpoint; returns the metrics' offset it stands at, None if there is none.
@@ -309,9 +320,9 @@ class Simulation:
             self._chain.restore(saved.chain)
         for at, receiver, sender, raw in saved.deliveries:
             heapq.heappush(self._events, (at, _DELIVER, receiver, sender, raw))
-        for node, kept, arrived in zip(self.nodes, saved.nodes, saved.arrived, strict=True):
+        for node, kept, arrived, standings in zip(self.nodes, saved.nodes, saved.arrived, saved.standings, strict=True):
             node.restore(kept)
-            node.arrived = arrived
+            node.arrived, node.company.standings = arrived, standings
             node.boundaries[number] = _Boundary(states[node.index], node.state, kept.at)
         for node, kept in zip(self.nodes, saved.nodes, strict=True):
             self._replay(node, kept.at)

@@ -1,4 +1,4 @@
-"""Records by their slots, with what an inbox asks of them at every arrival kept at hand: nothing here walks them all."""
+"""Records by their slots, with what an inbox asks of them at every arrival kept at hand: nothing walks them all."""
 
 import bisect
 import heapq
@@ -10,7 +10,10 @@ Slot = tuple[bytes, int, str]  # author, round, stage
 
 
 class Shelf:
-    """records: empty at first, and in the order in which they came. bytes: of all. A change costs the logarithm of how many there are."""
+    """records: empty at first, then in the order in which they came. bytes: of all.
+
+    A change costs the logarithm of how many there are.
+    """
 
     def __init__(self, records: dict[Slot, SignedRecord]) -> None:
         self.records = records

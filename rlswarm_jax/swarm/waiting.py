@@ -4,7 +4,6 @@ A node's own record counts as one that was spoken: who waits for two peers has h
 All times are seconds from the stage's begin here, so they hold the work that the stage takes.
 """
 
-import collections
 import dataclasses
 import math
 import statistics
@@ -78,9 +77,9 @@ class Company:
     stage is over, and who draws stages out again and again though it speaks before they are.
     """
 
-    def __init__(self, told: Collection[bytes]):
+    def __init__(self, told: Collection[bytes] = ()):
         self.told = frozenset(told)
-        self._standings: collections.OrderedDict[bytes, Standing] = collections.OrderedDict()
+        self.standings: dict[bytes, Standing] = {}
 
     def spoke(self, author: bytes, round_: int, now: int) -> bool:
         """Notes a record of `round_` that came in round `now`; whether its author is to be waited for from here on."""
@@ -99,7 +98,7 @@ class Company:
         for author in authors:
             standing = self._of(author)
             standing.strikes += 1
-            standing.owed, standing.lags = standing.strikes, 0.0
+            standing.owed = standing.strikes
             standing.rounds //= 2
 
     def heard(self, times: dict[bytes, float], quorum: float) -> set[bytes]:
@@ -111,20 +110,19 @@ class Company:
             standing.lags = standing.lags + 1 if drawn_out else max(0.0, standing.lags - FORGIVEN)
             if standing.lags >= LAGS:
                 over.add(author)
+                standing.lags = LAGS - 1  # the next one is one too many again
         self.late(over)
         return over
 
     def is_late(self, author: bytes) -> bool:
         """Whether one was waited for in vain, and has not made up for it."""
-        standing = self._standings.get(author)
+        standing = self.standings.get(author)
         return standing is not None and bool(standing.strikes and standing.owed)
 
     def earned(self, author: bytes) -> bool:
-        """Whether this author's word counts."""
-        if author in self.told:
-            return True
-        standing = self._standings.get(author)
-        return standing is not None and not standing.owed
+        """Whether this author is waited for when it is here."""
+        standing = self.standings.get(author)
+        return not standing.owed if standing is not None else author in self.told
 
     def seasoned(self, authors: Iterable[bytes], at_most: float = math.inf) -> set[bytes]:
         """Those told of, and of the others that have earned it who has been there half as long as the longest.
@@ -132,16 +130,15 @@ class Company:
         However many keys are made today, they are no majority of a swarm that has played for a week. at_most: rounds
         that are long enough.
         """
-        found = {author for author in authors if self.earned(author)}
-        rounds = {author: self._standings[author].rounds for author in found if author in self._standings}
+        found = {author for author in authors if author in self.told or self.earned(author)}
+        rounds = {author: self.standings[author].rounds for author in found if author in self.standings}
         enough = min(max(rounds.values(), default=0) / 2, at_most)
         return {author for author in found if author in self.told or rounds.get(author, 0) >= enough}
 
     def _of(self, author: bytes) -> Standing:
-        standing = self._standings.get(author)
+        standing = self.standings.get(author)
         if standing is None:
-            standing = self._standings[author] = Standing(owed=0 if author in self.told else EARN)
-            if len(self._standings) > MAX_STANDINGS:  # the newcomers of longest ago go before anyone of standing
-                self._standings.move_to_end(author)
-                del self._standings[min(self._standings, key=lambda one: self._standings[one].rounds)]
+            standing = self.standings[author] = Standing(owed=0 if author in self.told else EARN)
+            if len(self.standings) > MAX_STANDINGS:  # the newcomers of longest ago go before anyone of standing
+                del self.standings[min(self.standings, key=lambda one: self.standings[one].rounds)]
         return standing
