@@ -97,7 +97,7 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
         bootnodes += [one for one in keeping.bootnodes(coordinator) if not one.endswith(own.peer_id)]
     peers = _authors(config.swarm.peers), _authors(address.rpartition("/p2p/")[2] for address in bootnodes)
     mailbox = Mailbox(inbox, *peers)
-    transport = Gossip(own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers)
+    transport = Gossip(own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, mailbox.trusts)
     with folder.lock(key), folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
         present = Present(own, key, mailbox, transport, keeper)
         try:

@@ -67,7 +67,8 @@ class GossipConfig:
 class Gossip:
     """A `Transport` over libp2p. `on_record` and `on_peers` are called on the network's thread: be quick there.
 
-    on_record: takes each record once, and returns whether it is kept; one that is not may come again.
+    on_record: takes each record once, and returns whether it is kept; one that is not may come again. trusts: whether
+    an author is no stranger; what strangers may send is bounded in sum, too.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class Gossip:
         config: GossipConfig,
         on_record: Callable[[SignedRecord], bool],
         on_peers: Callable[[frozenset[bytes]], None] = lambda peers: None,
+        trusts: Callable[[bytes], bool] = lambda author: False,
     ):
-        self.identity, self.config, self.on_record = identity, config, on_record
+        self.identity, self.config, self.on_record, self.trusts = identity, config, on_record, trusts
         self._on_peers = on_peers
         self.latest: collections.deque[bytes] = collections.deque(maxlen=len(STAGES))
         self.outbox: collections.deque[bytes] = collections.deque()

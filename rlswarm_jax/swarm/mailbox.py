@@ -79,6 +79,10 @@ class Mailbox:
             self._favour()
             self.changed.notify_all()
 
+    def trusts(self, author: bytes) -> bool:
+        """Whether one is no stranger."""
+        return author in self.inbox.favoured
+
     def _favour(self) -> None:
         favoured = self.named | self.bootnodes | {a for a in self.connected if self._company.earned(a)}
         if favoured != self.inbox.favoured:
