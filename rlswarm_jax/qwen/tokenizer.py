@@ -1,6 +1,7 @@
 """Text to token ids and back, from the files of a checkpoint directory."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,11 @@ class Tokenizer:
             return self.backend.decode([index], skip_special_tokens=True).encode()
 
         return [of(index) for index in range(self.vocab_size)]
+
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token, and so at least as many as a token has characters."""
+        return max((len(piece.encode()) for piece in self.backend.get_vocab()), default=1)
 
     @property
     def fingerprint(self) -> str:
