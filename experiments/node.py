@@ -31,6 +31,7 @@ from rlswarm_jax.records.schema import STAGES, RecordError
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import NetworkError, Transport
+from rlswarm_jax.tasks.verifier import NoWorkerError, VerifierError
 
 if TYPE_CHECKING:
     from rlswarm_jax.multihost import Channel  # and with it jax
@@ -107,8 +108,10 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
             if config.driver == "node":
                 console.print(f"others join it with --config.swarm.bootnodes=\"['{addresses[0]}']\"", soft_wrap=True)
             finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel)
-        except (NetworkError, JournalError, MetricsError) as error:
+        except (NetworkError, JournalError, MetricsError, NoWorkerError) as error:
             raise TransientError(str(error)) from error
+        except VerifierError as error:
+            raise UsageError(str(error)) from error
         except RecordError as error:
             what = "what this node has to say does not fit into a record"
             fewer = "lower sampling.max_new_tokens, sampling.group_size or swarm.local_groups"
@@ -134,6 +137,7 @@ def _play(
     from experiments.recorder import Recorder
     from rlswarm_jax import multihost
     from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
+    from rlswarm_jax.engine import DivergedError
     from rlswarm_jax.game.effects import Publish
     from rlswarm_jax.game.player import Player
     from rlswarm_jax.node import LiveConfig, Node
@@ -164,7 +168,7 @@ def _play(
         checkpoints.close()
     except CheckpointError as error:
         raise TransientError(str(error)) from error
-    except PromptError as error:
+    except (DivergedError, PromptError) as error:
         raise UsageError(str(error)) from error
     journal.close()
     recorder.finish(player.finished)
