@@ -100,7 +100,8 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
     memory = Memory(workdir / FILE)
     told = [address.rpartition("/p2p/")[2] for address in bootnodes] or memory.peers
     mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(told))
-    transport = Gossip(own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory)
+    parts = own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory, mailbox.trusts
+    transport = Gossip(*parts)
     with folder.lock(key), folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
         present = Present(own, key, mailbox, transport, keeper)
         try:
