@@ -16,6 +16,7 @@ from wandb.proto import wandb_internal_pb2
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records.envelope import seal
+from tests.metric_names import complaint, undocumented
 from tests.records.samples import record
 from tests.swarm.hostile_peer import HostilePeer, framed
 
@@ -103,6 +104,12 @@ def test_live_equals_simulated_bit_for_bit_with_a_hostile_peer_beside(runs):
         kinds = [kind for _, _, kind, _ in found]
         assert {"Sample", "Score", "Publish", "Gather", "Learn"} <= set(kinds)
         assert found == wanted  # problems, completions, log-probs, signed bytes, scores, what was learned from
+
+
+def test_every_metric_of_real_rounds_is_in_the_docs(runs):
+    names = {name for path in runs[:2] for row in read_rows(path / "metrics.jsonl") for name in row}
+    assert {"learn/rows_external", "network/bytes_in", "virtual_seconds"} <= names
+    assert not undocumented(names), complaint(undocumented(names))
 
 
 def test_what_the_hostile_peer_sent_is_counted_by_cause(runs):
