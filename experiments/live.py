@@ -54,6 +54,9 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, consol
         names = [member.name for member in members]
         view = SwarmView(console, names, config.rounds, [len(_rows(member)) for member in members])
         tails = {member: _Tail(member.folder / folder.METRICS_FILE) for member in members}
+        for member, tail in tails.items():
+            view.catch_up(row | {"node": member.index} for row in tail.new_rows())
+            tail.start = tail.offset
 
         def show(exits: list[Exit]) -> None:
             for exit in exits:
@@ -133,10 +136,10 @@ def _write_config(
 
 
 class _Tail:
-    """The rows that a node adds to its metrics.jsonl."""
+    """The rows that a node adds to its metrics.jsonl. start: where those of an earlier process end."""
 
     def __init__(self, path: Path):
-        self._path, self.offset = path, 0
+        self._path, self.offset, self.start = path, 0, 0
 
     def new_rows(self) -> list[dict[str, Any]]:
         """Whole lines since the last call."""
@@ -155,7 +158,9 @@ def _state(state: str, member: Member, tail: _Tail) -> str:
     """A node's state in a word: the launcher's, or how far one that runs has come."""
     if state != "running":
         return state
-    return "playing" if tail.offset else "listening" if (member.folder / folder.NODE_FILE).exists() else "starting"
+    if tail.offset > tail.start:
+        return "playing"
+    return "compiling" if (member.folder / folder.NODE_FILE).exists() else "starting"
 
 
 def _rows(member: Member) -> list[dict[str, Any]]:

@@ -5,14 +5,16 @@
 The network starts first, so that peers can find the node while jax loads.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
+import logging.handlers
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,8 @@ from rlswarm_jax.swarm.transport import NetworkError, Transport
 if TYPE_CHECKING:
     from rlswarm_jax.multihost import Channel  # and with it jax
 
+SAID = logging.getLogger("experiments.node.said")  # what is printed anyway; only a log file has it
+LOG_BYTES = 4 << 20  # of log.txt, and of the one before it
 JOIN_SECONDS = 10.0  # to find a peer through the bootnodes, before going on without
 
 
@@ -46,7 +50,7 @@ def run(arguments: Arguments) -> int:
         from experiments import processes  # and with it jax
 
         return processes.run(arguments)
-    with folder.opened(config, workdir, arguments.resume) as resumes:
+    with folder.opened(config, workdir, arguments.resume) as resumes, logged(workdir):
         return play(config, workdir, resumes)
 
 
@@ -103,7 +107,7 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
         try:
             addresses = transport.start()
             _write_node_file(workdir, present, addresses, config.swarm.name)
-            console.print(f"{present.name} listens on {' '.join(addresses)}", soft_wrap=True)
+            _say(console, f"{present.name} listens on {' '.join(addresses)}")
             if config.driver == "node":
                 console.print(f"others join it with --config.swarm.bootnodes=\"['{addresses[0]}']\"", soft_wrap=True)
             finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel)
@@ -142,7 +146,6 @@ def _play(
     made = pieces.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.engine, channel))
-    made.compile()
     journal = Journal(workdir / folder.JOURNAL_FILE, durable=[Publish.__name__])
     _claim(present.key, journal)
     recorder = Recorder(config, workdir, console, made, started)
@@ -158,6 +161,7 @@ def _play(
         parts = player, made.engine, present.transport, present.mailbox, journal, checkpoints
         node = Node(*parts, live, recorder.on_round, present.chain)
         with view:
+            made.compile()
             node.restore(reported)
             node.run(should_stop)
         present.transport.close()  # what is left needs no peers
@@ -209,6 +213,44 @@ def _write_node_file(workdir: Path, present: Present, addresses: list[str], swar
         "addresses": addresses,
     }
     folder.write_whole(workdir / folder.NODE_FILE, json.dumps(told, indent=2) + "\n")
+
+
+class _Log(logging.handlers.RotatingFileHandler):
+    """A node's log.txt and the one before it, bounded."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A disk that takes no log ends nothing, and need not be said for each line."""
+
+
+@contextlib.contextmanager
+def logged(workdir: Path) -> Iterator[None]:
+    """Keeps what a node started by hand has to say in its folder, too; a launcher does that for its own."""
+    kept, loggers = _Log(workdir / launch.LOG_FILE), (logging.getLogger("rlswarm_jax"), SAID)
+    SAID.setLevel(logging.INFO)
+    SAID.propagate = False
+    for logger in loggers:
+        logger.addHandler(kept)
+    SAID.info("process %d began", os.getpid())
+    try:
+        yield
+    except BaseException as error:
+        SAID.error("ended by %s", "Ctrl-C" if isinstance(error, KeyboardInterrupt) else repr(error))
+        raise
+    finally:
+        SAID.info("process %d ended", os.getpid())
+        for logger in loggers:
+            logger.removeHandler(kept)
+        kept.close()
+
+
+def _say(console: Console, sentence: str) -> None:
+    """On the terminal, and in the log."""
+    console.print(sentence, soft_wrap=True)
+    SAID.info(sentence)
 
 
 def _log_to(console: Console) -> None:
