@@ -7,7 +7,8 @@
 
 Hardware: 2 CPU cores, no GPU.
 Measured (rendered: quickstart):
-  held-out accuracy 1.0 % -> 89.9 %: +88.9 ± 1.0 points over 5 seeds, +87.7 with the worst
+  held-out accuracy 1.0 % -> 89.9 %: +88.9 ± 1.0 points over 5 seeds and chance beacons, +87.7 with
+    the worst
   153 ± 5 s a run on AMD EPYC, 2 cores
   commit c00f206995e0
 

@@ -51,7 +51,7 @@ def run(arguments: Arguments) -> int:
 
         return processes.run(arguments)
     with folder.opened(config, workdir, arguments.resume) as resumes, logged(workdir):
-        return play(config, workdir, resumes)
+        return play(config, workdir, resumes, words=arguments.words)
 
 
 def main(workdir: Path) -> int:
@@ -81,10 +81,16 @@ class Present:
         return identity.friendly_name(self.identity.author)
 
 
-def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channel: "Channel | None" = None) -> int:
+def play(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    resumes: bool,
+    channel: "Channel | None" = None,
+    words: Sequence[str] = (),
+) -> int:
     """Plays until done or told to stop. Raises UsageError for whatever the user can mend.
 
-    channel: to the other processes of this node, if there are any.
+    channel: to the other processes of this node, if there are any. words: the arguments that it was started with.
     """
     console = Console()
     _log_to(console)
@@ -110,7 +116,7 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
             _say(console, f"{present.name} listens on {' '.join(addresses)}")
             if config.driver == "node":
                 console.print(f"others join it with --config.swarm.bootnodes=\"['{addresses[0]}']\"", soft_wrap=True)
-            finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel)
+            finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel, words)
         except (NetworkError, JournalError, MetricsError) as error:
             raise TransientError(str(error)) from error
         except RecordError as error:
@@ -131,6 +137,7 @@ def _play(
     present: Present,
     should_stop: Callable[[], bool],
     channel: "Channel | None",
+    words: Sequence[str],
 ) -> bool:
     """Whether all rounds were played."""
     started = time.monotonic()
@@ -148,7 +155,7 @@ def _play(
         made = dataclasses.replace(made, engine=multihost.lead(made.engine, channel))
     journal = Journal(workdir / folder.JOURNAL_FILE, durable=[Publish.__name__])
     _claim(present.key, journal)
-    recorder = Recorder(config, workdir, console, made, started)
+    recorder = Recorder(config, workdir, console, made, started, words)
     metrics_file = workdir / folder.METRICS_FILE
     reported = {row["round"] for row in read_rows(metrics_file)} if resumes and metrics_file.exists() else set()
     view = recorder.open(whole_bytes(metrics_file), [len(reported)], f"{config.name}-{config.seed}-{present.name}")
