@@ -143,6 +143,7 @@ def _play(
     started = time.monotonic()
     from experiments import pieces, report  # and with them jax
     from experiments.recorder import Recorder
+    from experiments.view import compiling
     from rlswarm_jax import multihost
     from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
     from rlswarm_jax.game.effects import Publish
@@ -153,12 +154,15 @@ def _play(
     made = pieces.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.engine, channel))
+    with compiling(console):
+        made.compile()
     journal = Journal(workdir / folder.JOURNAL_FILE, durable=[Publish.__name__])
     _claim(present.key, journal)
     recorder = Recorder(config, workdir, console, made, started, words)
     metrics_file = workdir / folder.METRICS_FILE
     reported = {row["round"] for row in read_rows(metrics_file)} if resumes and metrics_file.exists() else set()
     view = recorder.open(whole_bytes(metrics_file), [len(reported)], f"{config.name}-{config.seed}-{present.name}")
+    view.begin()
     keep = config.chain.keep if present.chain else 0
     follow = config.chain.every == 1
     live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every, keep, follow)
@@ -168,7 +172,6 @@ def _play(
         parts = player, made.engine, present.transport, present.mailbox, journal, checkpoints
         node = Node(*parts, live, recorder.on_round, present.chain)
         with view:
-            made.compile()
             node.restore(reported)
             node.run(should_stop)
         present.transport.close()  # what is left needs no peers

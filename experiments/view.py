@@ -1,9 +1,10 @@
 """What a person sees while a swarm runs: one table on a terminal, a line now and then elsewhere."""
 
+import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from rich import box
@@ -78,6 +79,44 @@ def nodes_table(nodes: list[_Shown], console: Console) -> Table:
             columns[0] = _Column("#", 0, lambda n: str(n.index))
 
 
+@contextlib.contextmanager
+def compiling(console: Console) -> Iterator[None]:
+    """Says so for as long as the `with` block lasts, with a sign that moves."""
+    if console.is_terminal:
+        with _spinner(console):
+            yield
+        return
+    done = threading.Event()
+    try:
+        _remind(console, done)
+        yield
+    finally:
+        done.set()
+
+
+def _spinner(console: Console) -> Progress:
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    progress = Progress(*columns, console=console, transient=True)
+    progress.add_task(COMPILING, total=None)
+    return progress
+
+
+def _remind(console: Console, done: threading.Event) -> None:
+    """Says it in a line, and once in a while that it goes on."""
+
+    def follow() -> None:
+        while not done.wait(REMIND):
+            say(f"still compiling, for {time.monotonic() - began:.0f} s")
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    began = time.monotonic()
+    if not done.is_set():
+        say(COMPILING)
+        threading.Thread(target=follow, daemon=True).start()
+
+
 class SwarmView:
     """`with SwarmView(...) as view: view.update(row)` for each finished round of a node. rounds: 0 for no end."""
 
@@ -93,8 +132,7 @@ class SwarmView:
             TextColumn("{task.fields[rate]}"),
         )
         self._task = self._progress.add_task("rounds", total=rounds * len(names) or None, completed=sum(done), rate="")
-        self._compiling = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._compiling.add_task(COMPILING, total=None)
+        self._compiling = _spinner(console)
         self._begun = threading.Event()  # a round has ended since the process began
         self._live = Live(self._render(), console=console, refresh_per_second=4, transient=False)
         self._said = -1
@@ -103,7 +141,7 @@ class SwarmView:
         if self._console.is_terminal:
             self._live.start()
         else:
-            threading.Thread(target=self._remind, daemon=True).start()
+            _remind(self._console, self._begun)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,13 +150,9 @@ class SwarmView:
             self._live.update(self._render())
             self._live.stop()
 
-    def _remind(self) -> None:
-        """Until the first round has ended: that nothing hangs."""
-        began = time.monotonic()
-        self._console.print(COMPILING, highlight=False, soft_wrap=True)
-        while not self._begun.wait(REMIND):
-            seconds = time.monotonic() - began
-            self._console.print(f"still compiling, for {seconds:.0f} s", highlight=False, soft_wrap=True)
+    def begin(self) -> None:
+        """From now on it does not compile any more."""
+        self._begun.set()
 
     def say(self, sentence: str) -> None:
         """Prints above what is shown."""
