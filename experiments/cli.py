@@ -27,13 +27,14 @@ class TransientError(UsageError):
 class Arguments:
     """config: locked, with the overrides applied. workdir: where the run writes. resume: go on with what is there.
 
-    checkpoint: the folder of a run, for an experiment that looks at one.
+    checkpoint: the folder of a run, for an experiment that looks at one. words: what was said of the config.
     """
 
     config: ml_collections.ConfigDict
     workdir: Path
     resume: bool
     checkpoint: Path | None = None
+    words: tuple[str, ...] = ()
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -56,7 +57,21 @@ def parse(argv: Sequence[str]) -> Arguments:
         workdir = Path(values.workdir or Path("runs") / values.config.name)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UsageError(_sentence(error)) from None
-    return Arguments(values.config, workdir, values.resume, Path(values.checkpoint) if values.checkpoint else None)
+    checkpoint = Path(values.checkpoint) if values.checkpoint else None
+    return Arguments(values.config, workdir, values.resume, checkpoint, _of_config(argv))
+
+
+def _of_config(argv: Sequence[str]) -> tuple[str, ...]:
+    """The arguments but for those that say where a run writes: with these it can be started anew."""
+    words, rest = [], iter(argv)
+    for word in rest:
+        name, _, value = word.lstrip("-").partition("=")
+        if name in ("workdir", "checkpoint"):
+            if not value:
+                next(rest, None)
+        elif name not in ("resume", "noresume"):
+            words.append(word)
+    return tuple(words)
 
 
 def check(config: ml_collections.ConfigDict, table: fields.Fields = common.FIELDS) -> None:
