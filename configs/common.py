@@ -100,6 +100,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     config.learn.positive_only_external = True  # of peers' completions only the better ones
     config.learn.positive_only_local = False  # the same of a node's own
     config.learn.external_correction = "reencode"  # on-policy by assertion (SAPO), or "behaviour"
+    config.learn.external_min_prob = 1e-4  # below it a peer's token is not learned: what one would never say (0: all)
     config.learn.updates_per_round = 1
     config.learn.microbatch_rows = 0  # 0: the whole batch at once
 

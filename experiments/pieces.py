@@ -123,6 +123,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         microbatch_rows=config.learn.microbatch_rows,
         decay_updates=config.rounds * config.learn.updates_per_round,
         decay_to=config.learn.decay_to,
+        external_min_prob=config.learn.external_min_prob,
     )
     engine = Engine(policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices)
     if config.chain.endpoint != "none":

@@ -7,7 +7,7 @@ says and earns is in `turns.py`; what is shown to whom in `stages.py`.
 
 import collections
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -109,10 +109,13 @@ def play_round(game: Game, state: NodeState) -> Round:
     scored = yield Score(list(items))
     scores = dict(zip(items, scored.scores, strict=True))
     earned = [turns.rewards(game, sheets, turn, scores) for turn in everything]
-    groups = [turns.to_scored(game, turn, rewards) for turn, rewards in zip(everything, earned, strict=True)]
+    ways = {turn.problem.task for turn in own if any(turns.lenient(game, turn, scores))}
+    taught = [turns.teaches(game, t, rewards, scores, ways) for t, rewards in zip(everything, earned, strict=True)]
+    groups = [turns.to_scored(game, turn, rewards) for turn, rewards in zip(everything, taught, strict=True)]
     pool = state.pool.add(group for group in groups if group.external)
     pool = pool.expire(round_ - game.max_staleness)  # a late record may be too old already
-    drawn, pool = pool.draw(game.external_groups, beacon, game.author)
+    most = _most(game, {sheet.author for sheet in sheets.values()} - {game.author})
+    drawn, pool = pool.draw(game.external_groups, beacon, game.author, most=most)
     local = [group for group in groups if not group.external and group.has_advantage]
     learned = yield Learn(local + drawn)
     if game.chain_every:
@@ -161,6 +164,11 @@ def _commit(game: Game, account: Account, round_: int) -> Generator[Effect, Any,
             (yield Commit(account.moments[-1], account.work, account.state_hash or game.state_hash))
         )
     return account
+
+
+def _most(game: Game, heard: Set[bytes]) -> int:
+    """Groups of one author that are learned from in a round: twice an even share among those that were heard."""
+    return max(1, -(-2 * game.external_groups // max(1, len(heard))))
 
 
 def _make_record(game: Game, state: NodeState, stage: str, beacon: bytes, played: Sequence[Turn]) -> Record:

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -266,6 +266,29 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
         )
         for text in answers
     ]
+
+
+def lenient(game: Game, turn: Turn, scores: Scored) -> list[bool]:
+    """Which completions are right only because their scorer is lenient: they say what an accepted answer says, in
+    another way (white space, case, zeros before a number). Of critiques none is.
+    """
+    if turn.stage == CRITIQUE:
+        return [False] * len(turn.completions)
+    problem, canonical = turn.problem, functools.partial(game.mixture.canonical, turn.problem)
+    accepted = {canonical(answer) for answer in problem.answers}
+    texts = [game.prompt_format.answer(s.text) for s in turn.completions]
+    return [scores[problem, t] > 0 and t not in problem.answers and canonical(t) in accepted for t in texts]
+
+
+def teaches(game: Game, turn: Turn, earned: Sequence[float], scores: Scored, own_ways: Set[str]) -> list[float]:
+    """What each completion is worth to learn from, which is what it earns but for peers' ways of their own.
+
+    A peer's that only a lenient scorer takes is worth nothing, unless this node answers the task in such ways, too:
+    own_ways, the tasks of which it does. (It would learn the way, which is easily had, before the answer.)
+    """
+    if not turn.external or turn.problem.task in own_ways:
+        return list(earned)
+    return [0.0 if odd else reward for odd, reward in zip(lenient(game, turn, scores), earned, strict=True)]
 
 
 def voted_for(game: Game, sheets: Sheets, round_: int, index: int, problem: Problem, chain: bytes = b"") -> str | None:

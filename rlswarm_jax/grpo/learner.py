@@ -23,6 +23,7 @@ Metrics = dict[str, Array]
 class LearnerConfig:
     """What the loss and the optimiser need to know. `temperature` is the sampling temperature of the completions.
 
+    external_min_prob: probability below which this policy does not learn a peer's token (`losses.likely_tokens`).
     The learning rate falls linearly to `decay_to` of itself over `decay_updates` updates; 0 keeps it as it is.
     """
 
@@ -37,6 +38,7 @@ class LearnerConfig:
     microbatch_rows: int = 0  # 0: the whole batch at once
     decay_updates: int = 0
     decay_to: float = 1.0
+    external_min_prob: float = 0.0
 
 
 @flax.struct.dataclass
@@ -56,6 +58,7 @@ class Batch:
     prompt_lengths_B, completion_lengths_B: `[B]` int32, in tokens, the end of sequence included.
     advantages_B: `[B]` float32. old_logprobs_BC: `[B, max_new_tokens]` float32 at the sampling temperature.
     old_known_B: `[B]` bool, false where the row is taken to be on-policy (ratio 1, the gradient unweighted).
+    external_B: `[B]` bool, whether a peer has sampled the row; None if no row is a peer's.
     """
 
     tokens_BT: Array
@@ -64,6 +67,7 @@ class Batch:
     advantages_B: Array
     old_logprobs_BC: Array
     old_known_B: Array
+    external_B: Array | None = None
 
 
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
@@ -95,6 +99,9 @@ def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: Le
         params, model_config, batch.tokens_BT, batch.prompt_lengths_B, config.max_new_tokens, config.temperature
     )
     mask_BC = jnp.arange(config.max_new_tokens) < batch.completion_lengths_B[:, None]
+    external_BC = jnp.zeros_like(mask_BC) if batch.external_B is None else mask_BC & batch.external_B[:, None]
+    likely_BC = losses.likely_tokens(logprobs_BC, external_BC, config.external_min_prob)
+    mask_BC = jnp.where(external_BC, likely_BC, mask_BC)
     known_BC = mask_BC & batch.old_known_B[:, None]
     old_BC = jnp.where(known_BC, batch.old_logprobs_BC, jax.lax.stop_gradient(logprobs_BC))
     ratio_BC = losses.importance_ratio(logprobs_BC, old_BC)
@@ -105,6 +112,9 @@ def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: Le
     clipped_BC = jnp.where(sign_B1 > 0, ratio_BC > 1 + config.clip_high, ratio_BC < 1 - config.clip_low)
     sums = {
         "tokens": mask_BC.sum().astype(jnp.float32),
+        "live": (mask_BC & (sign_B1 != 0)).sum().astype(jnp.float32),
+        "external": external_BC.sum().astype(jnp.float32),
+        "unlikely": (external_BC & ~likely_BC).sum().astype(jnp.float32),
         "ratio": losses.token_sum(ratio_BC, mask_BC),
         "ratio_squared": losses.token_sum(ratio_BC**2, mask_BC),
         "clipped": losses.token_sum(clipped_BC & (sign_B1 != 0), mask_BC),
@@ -126,7 +136,7 @@ def make_train_step(
     """Returns jitted `step(state, batch) -> (state, metrics)`; metrics are float32 scalars.
 
     The loss is the mean over all tokens of all devices and microbatches. A batch without a single token, or with
-    no advantage, changes nothing, not even Adam's momentum: `updates` is 0 then.
+    no advantage that is learned from, changes nothing, not even Adam's momentum: `updates` is 0 then.
 
     Args:
       mesh: split the batch over its devices (`parallel.row_shards` divides B); one device without.
@@ -161,19 +171,19 @@ def make_train_step(
         return jax.lax.scan(add, zero, parts)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        live = ((batch.completion_lengths_B > 0) & (batch.advantages_B != 0)).sum()
-        ((loss, sums), gradients), live = parallel.total((sums_and_gradients(state.params, batch), live), mesh)
+        (loss, sums), gradients = parallel.total(sums_and_gradients(state.params, batch), mesh)
         tokens = jnp.maximum(sums["tokens"], 1.0)
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        update = live > 0
+        update = sums["live"] > 0
         state = jax.tree.map(lambda after, before: jnp.where(update, after, before), new, state)
         ratio = sums["ratio"] / tokens
         return state, {
             "loss": loss / tokens,
             "updates": update.astype(jnp.float32),
             "tokens": sums["tokens"],
+            "unlikely_fraction": sums["unlikely"] / jnp.maximum(sums["external"], 1.0),
             "ratio_mean": ratio,
             "ess_fraction": ratio**2 / jnp.maximum(sums["ratio_squared"] / tokens, 1e-9),
             "clip_fraction": sums["clipped"] / tokens,
