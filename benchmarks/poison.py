@@ -1,6 +1,6 @@
 """What hostile keys that answer right, in a style of their own, cost the nodes that learn from them.
 
-    python -m benchmarks.poison [--keys 0 1 8] [--seeds 5] [--stages 1]
+    python -m benchmarks.poison [--keys 0 1 8] [--seeds 5] [--stages 1]        three minutes on two CPU cores
 
 Four honest nodes of the quickstart swarm, simulated; beside them keys that answer every problem they are given, half of
 the completions right, but in capitals and spaces, as a scorer that folds both away takes it. (The records are made for
@@ -122,7 +122,7 @@ def play(config, made: pieces.Pieces, start: Sequence[learner.TrainState], seed:
     return Outcome(statistics.fmean(last), bad / groups)
 
 
-def rows(keys: Sequence[int], seeds: int, stages: int) -> Iterator[dict]:
+def rows(keys: Sequence[int], seeds: int, stages: int, code: str) -> Iterator[dict]:
     config = quickstart.get_config("simulate")
     config.rounds = config.evaluation.every = ROUNDS
     config.game.stages, config.chain.endpoint = stages, "none"
@@ -131,16 +131,16 @@ def rows(keys: Sequence[int], seeds: int, stages: int) -> Iterator[dict]:
     about = {"hardware": hardware(), "versions": {"python": platform.python_version(), "jax": metadata.version("jax")}}
     undisturbed = None
     for count in keys:
-        found = []
-        for seed in range(seeds):
-            found.append(play(config, made, start, seed, count))
-            print(count, seed, found[-1], file=__import__("sys").stderr, flush=True)
+        found = [play(config, made, start, seed, count) for seed in range(seeds)]
         accuracy = [100 * o.accuracy for o in found]
         undisturbed = statistics.fmean(accuracy) if count == 0 else undisturbed
         ratio = None if undisturbed is None else round(statistics.fmean(accuracy) / undisturbed, 3)
         of = {"keys": count, "honest": len(made.games), "stages": stages, "rounds": ROUNDS, "seeds": seeds}
+        of |= {"code": code} if code else {}
         share = 100 * statistics.fmean(o.hostile for o in found)
-        measured = {"sd": round(statistics.pstdev(accuracy), 2), "hostile_share": round(share, 1)}
+        measured = {"worst": round(min(accuracy), 2), "hostile_share": round(share, 1)}
+        if seeds > 1:
+            measured["sd"] = round(statistics.stdev(accuracy), 2)
         fields = {"benchmark": "poison: held-out accuracy of honest nodes", "config": of}
         yield fields | {
             "value": round(statistics.fmean(accuracy), 2),
@@ -156,8 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keys", type=int, nargs="+", default=[0, 1, 8])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--stages", type=int, default=1)
+    parser.add_argument("--code", default="", help="what is measured, if it is not this commit: goes into the rows")
     given = parser.parse_args(arguments)
-    for row in rows(given.keys, given.seeds, given.stages):
+    for row in rows(given.keys, given.seeds, given.stages, given.code):
         print(json.dumps(row), flush=True)
 
 

@@ -28,7 +28,7 @@ from rlswarm_jax.game.effects import (
     Score,
     Verify,
 )
-from rlswarm_jax.game.rewards import RIGHT, Rewards, chance
+from rlswarm_jax.game.rewards import RIGHT, Rewards
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheets
 from rlswarm_jax.game.turns import Scored, Turn
@@ -232,7 +232,8 @@ def _pass_rate(game: Game, sheets: Sheets, played: Sequence[tuple[Turn, list[flo
 def _game_metrics(game: Game, own: Sequence[Turn], scores: Scored, agreed: Mapping[int, str | None]) -> Metrics:
     """How often what is said of shared problems is right: the node's first answer, the swarm's vote, its revision.
 
-    critique/chance: what a critique would earn that names at random.
+    Of critiques of contested problems (`turns.Critics`): critique/best, how often they name a best answer, and what is
+    had without reading; critique/contested: how many problems are.
     """
 
     def right(text: str | None, problem: Problem) -> bool:
@@ -248,8 +249,11 @@ def _game_metrics(game: Game, own: Sequence[Turn], scores: Scored, agreed: Mappi
         found["game/vote"] = float(np.mean([right(agreed[t.index], t.problem) for t in revised]))
         found["game/revised"] = float(np.mean([right(said.answer, p) for said, p in zip(spoken, at, strict=True)]))
     if critics := [turn for turn in own if turn.stage == CRITIQUE and turn.reading]:
-        shown = [[scores[t.problem, said.answer or ""] for said in t.reading.answers] for t in critics if t.reading]
-        found["critique/chance"] = float(np.mean([chance(values) for values in shown]))
+        each = [turns.criticised(game, [turn], scores, disputed=True) for turn in critics]
+        found["critique/contested"] = float(np.mean([one is not None for one in each]))
+        if all_ := turns.criticised(game, critics, scores, disputed=True):
+            named = {"best": all_.critic, "chance": all_.chance, "first": all_.first, "majority": all_.majority}
+            found |= _prefixed("critique/", named | {"none": all_.none})
     return found
 
 

@@ -6,7 +6,7 @@ import json
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game.prompts import PromptFormat
-from rlswarm_jax.game.rewards import Rewards
+from rlswarm_jax.game.rewards import PAY_VERSION, Rewards
 from rlswarm_jax.game.stages import Reading, Seat
 from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.records import schema
@@ -66,7 +66,7 @@ class Game:
     def agreement(self) -> bytes:
         """SHA-256 of what nodes must have in common to find each other's records right, and worth the same."""
         rewards, tasks = dataclasses.astuple(self.rewards), self.mixture.fingerprint
-        same = (self.swarm, self.dialect, self.stages, tasks, self.group_size, rewards)
+        same = (self.swarm, self.dialect, self.stages, tasks, self.group_size, PAY_VERSION, rewards)
         return hashlib.sha256(json.dumps([schema.VERSION, same]).encode()).digest()
 
     def beacon(self, round_: int, chain: bytes = b"") -> bytes:

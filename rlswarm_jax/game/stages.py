@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from rlswarm_jax import randomness
-from rlswarm_jax.game.prompts import View
+from rlswarm_jax.game.prompts import NONE, View
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, RecordError
 
 MAX_NUMBER = 99  # of an answer
@@ -164,6 +164,13 @@ def vote(named: Iterable[int | None]) -> int | None:
     """What a critic votes for: what most of their critiques name, the lowest number of those; None if none names."""
     counts = collections.Counter(n for n in named if n is not None)
     return min(counts, key=lambda n: (-counts[n], n)) if counts else None
+
+
+def most_said(answers: Sequence[Said], canonical: Canonical) -> int:
+    """Number, from 1, of the first answer that says what most of them say; NONE if all are silent."""
+    said = [canonical(answer.answer or "") for answer in answers]
+    votes = collections.Counter(text for text in said if text)
+    return said.index(max(votes, key=lambda text: (votes[text], -said.index(text)))) + 1 if votes else NONE
 
 
 def consensus(answers: Iterable[str | None], canonical: Canonical, *fields: randomness.Field) -> str | None:
