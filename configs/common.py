@@ -146,6 +146,7 @@ FIELDS = {
     "learn.positive_only_external": Field(True, yes_no(), "of peers' completions only the better ones"),
     "learn.positive_only_local": Field(False, yes_no(), "the same of a node's own"),
     "learn.external_correction": Field("reencode", one_of("reencode", "behaviour"), "reencode: as if on-policy (SAPO)"),
+    "learn.external_min_prob": Field(1e-4, real(0, 0.999), "a peer's token that one says less likely is not learned"),
     "learn.updates_per_round": Field(1, whole(1, 100), "on the same samples"),
     "learn.microbatch_rows": Field(0, whole(0, 65536), "0: the whole batch at once"),
     #

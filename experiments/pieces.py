@@ -80,6 +80,7 @@ def make_learner_config(config: ml_collections.ConfigDict, max_new_tokens: int) 
         microbatch_rows=config.learn.microbatch_rows,
         decay_rounds=config.rounds,
         decay_to=config.learn.decay_to,
+        external_min_prob=config.learn.external_min_prob,
     )
 
 
