@@ -58,7 +58,7 @@ def test_a_swarm_s_folder_is_enough_and_so_is_one_of_its_nodes(world, tmp_path, 
         assert check(monkeypatch, world, *arguments) == 0
         printed = capsys.readouterr().out
         assert "18 claims of 6 commitments by 36 records" in printed and "12 of 12 votes count" in printed
-        assert "nothing was found wrong" in printed
+        assert "nothing was found wrong" in printed and "claimed 33, verified 33 of it" in printed
     for written in (swarm, swarm / "node-1", tmp_path):
         found = json.loads((written / "claims.json").read_text())
         assert not found["wrong"] and all(account["right"] for account in found["accounts"])
@@ -80,12 +80,45 @@ def test_more_folders_bring_the_records_that_one_has_not(world, tmp_path, monkey
     """A node that heard nobody can check its own answers only: the rest answers to what is not here."""
     swarm = leave(world, tmp_path, heard=False)
     nodes = sorted(swarm.glob("node-*"))
-    assert check(monkeypatch, world, nodes[0]) == 0
+    assert check(monkeypatch, world, nodes[0]) == 1  # nobody is called wrong, but not all was verified
     printed = capsys.readouterr().out
     assert "cannot be checked" in printed and "cannot be judged: unknown parent" in printed
+    assert "nothing was found wrong; 16 claims could not be verified" in printed
     assert "0 of 12 votes count" in printed
     assert check(monkeypatch, world, *nodes) == 0
     assert "12 of 12 votes count" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", [b"n" * 32, bytes(32)])
+def test_six_million_marks_by_nonsense_are_claimed_and_not_verified(world, tmp_path, monkeypatch, capsys, config):
+    put = world.put(ALICE, 1)
+    false = world.replace(put, config=config, claims={0: 6_000_000_000_000})
+    assert check(monkeypatch, false, leave(world, tmp_path)) == 1
+    printed = capsys.readouterr().out
+    assert "plays another game" in printed and "claimed 6000027.5, verified 27.5 of it" in printed
+    found = json.loads((tmp_path / "claims.json").read_text())
+    assert (found["claimed"], found["verified"], found["wrong"], found["sound"]) == (
+        6_000_027_500_000,
+        27_500_000,
+        False,
+        False,
+    )
+
+
+def test_a_folder_of_somebody_else_s_proves_nothing_by_what_it_lacks(world, tmp_path, monkeypatch, capsys):
+    """A journal poses as Bob's, whole but for a round: what he committed to cannot be verified, but he is honest."""
+    swarm = leave(world, tmp_path / "swarm", heard=False)
+    forged = tmp_path / "forged"
+    forged.mkdir()
+    journal, last = Journal(forged / folder.JOURNAL_FILE), max(signed.record.round for signed in world.said[BOB])
+    for step, signed in enumerate(s for s in world.said[BOB] if s.record.round != last):
+        journal.write(Entry(0, signed.record.round, step, "Publish", msgspec.msgpack.encode(signed.raw), 0.0))
+    journal.close()
+    nodes = sorted(swarm.glob("node-*"))
+    assert check(monkeypatch, world, nodes[0], nodes[1], forged) == 1
+    printed = capsys.readouterr().out
+    assert "nothing was found wrong" in printed and "WRONG ROOT" not in printed
+    assert "are not here" in printed
 
 
 def test_whose_journal_is_whole_is_known_by_what_they_published(world, tmp_path):
