@@ -197,10 +197,10 @@ def ledger_sections(
         f" {done[2]} of {who}, in {_many(len(found.rounds), 'round')} of the chain. What nodes claim is in full"
         f" marks; {_said_of(verified)}. {TEXT_FILE} and {JSON_FILE} have it all, with whole transaction hashes."
     )
-    return [
-        Section("The ledger", text, _peers(found, names, verified)),
-        Section("The ledger by round", "", _rounds(found)),
-    ]
+    peers = Section(
+        "The ledger", text, _peers(found, names, verified), optional=("registered by", "kind", "commitments")
+    )
+    return [peers, Section("The ledger by round", "", _rounds(found))]
 
 
 def write_ledger(workdir: Path, ledger: Ledger | Mapping[str, Any], names: Mapping[str, str]) -> None:
