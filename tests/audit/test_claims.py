@@ -410,7 +410,7 @@ def test_a_group_of_another_size_is_wrong_in_any_tokens(tokenizer):
 
     world = play(EVERYBODY, rounds=2, tamper={MALLORY: crowd}, stages=(ANSWER,))
     claim = of(world.check(), world.put(MALLORY, 0)).claims[0]
-    assert claim.verdict == WRONG and claim.worth.flaws == {"text mismatch": 2}
+    assert claim.verdict == WRONG and claim.worth.flaws == {"misshapen group": 2}
 
 
 def test_two_records_for_one_stage_are_shown_whichever_of_them_was_committed_to():
