@@ -26,7 +26,7 @@ from rich.text import Text
 
 from configs import common
 from experiments.cli import UsageError
-from experiments.ledger import ledger_sections, write_ledger
+from experiments.ledger import ledger_sections, read_verified, write_ledger
 from experiments.plots import plot
 from experiments.results import (
     MISSING,
@@ -77,7 +77,7 @@ def sections(run: Run) -> list[Section]:
         _tasks(run),
         *([_game(run)] if run.summary.game else []),
         *exchange,
-        *(ledger_sections(run.summary.ledger, {}) if run.summary.ledger else []),
+        *(ledger_sections(run.summary.ledger, {}, read_verified(run.workdir)) if run.summary.ledger else []),
         _cost(run),
         _reproduce(run),
     ]
