@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ml_collections
 
+from experiments import folder
 from experiments.cli import TransientError, UsageError
 from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.errors import ChainError, EndpointDown, FileDamaged, MalformedAnswer
@@ -19,7 +20,7 @@ from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.swarm.mailbox import Mailbox
 
 log = logging.getLogger("rlswarm_jax.chain")
-FOLDER = "chain"  # in a node's: its outbox; in a swarm's: the embedded development network
+FOLDER = folder.CHAIN_FOLDER  # in a node's: its outbox; in a swarm's: the embedded development network
 MAX_BOOTNODES = 16  # of those a coordinator names
 STAGGER = 15.0  # seconds between nodes' turns to end a round: a block of a public chain
 

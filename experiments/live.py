@@ -173,7 +173,7 @@ def _summarise(
 ) -> dict:
     """The swarm's summary.json and metrics.jsonl, from its nodes'."""
     rows = sorted((row for member in members for row in _rows(member)), key=lambda row: (row["round"], row["node"]))
-    (workdir / folder.METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder.write_whole(workdir / folder.METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
     found = {}
     for member in members:
         with contextlib.suppress(FileNotFoundError, ValueError):

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from experiments import cli, folder, keeping
-from experiments.cli import Arguments, TransientError, UsageError
+from experiments.cli import Arguments, DiskError, TransientError, UsageError
 from rlswarm_jax import identity, launch
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.keeper import Keeper
@@ -54,12 +54,12 @@ def main(workdir: Path) -> int:
     """A node started by a launcher: it stops when its parent is gone."""
     launch.follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     config = ml_collections.ConfigDict(json.loads((workdir / folder.CONFIG_FILE).read_text())).lock()
-    try:
+
+    def launched() -> int:
         with folder.lock(workdir):
             return play(config, workdir, (workdir / folder.JOURNAL_FILE).exists())
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, TransientError) else 2  # a launcher tries again after 1
+
+    return cli.code_of(launched)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +98,7 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
     peers = _authors(config.swarm.peers), _authors(address.rpartition("/p2p/")[2] for address in bootnodes)
     mailbox = Mailbox(inbox, *peers)
     transport = Gossip(own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers)
+    _check_claim(key, workdir / folder.JOURNAL_FILE)
     with folder.lock(key), folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
         present = Present(own, key, mailbox, transport, keeper)
         try:
@@ -107,8 +108,10 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
             if config.driver == "node":
                 console.print(f"others join it with --config.swarm.bootnodes=\"['{addresses[0]}']\"", soft_wrap=True)
             finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel)
-        except (NetworkError, JournalError, MetricsError) as error:
+        except NetworkError as error:
             raise TransientError(str(error)) from error
+        except (JournalError, MetricsError) as error:
+            raise DiskError(str(error)) from error
         except RecordError as error:
             what = "what this node has to say does not fit into a record"
             fewer = "lower sampling.max_new_tokens, sampling.group_size or swarm.local_groups"
@@ -144,7 +147,10 @@ def _play(
         made = dataclasses.replace(made, engine=multihost.lead(made.engine, channel))
     made.compile()
     journal = Journal(workdir / folder.JOURNAL_FILE, durable=[Publish.__name__])
-    _claim(present.key, journal)
+    try:
+        _claim(present.key, journal)
+    except identity.KeyFileError as error:
+        raise UsageError(str(error)) from error
     recorder = Recorder(config, workdir, console, made, started)
     metrics_file = workdir / folder.METRICS_FILE
     reported = {row["round"] for row in read_rows(metrics_file)} if resumes and metrics_file.exists() else set()
@@ -163,7 +169,7 @@ def _play(
         present.transport.close()  # what is left needs no peers
         checkpoints.close()
     except CheckpointError as error:
-        raise TransientError(str(error)) from error
+        raise DiskError(str(error)) from error
     except PromptError as error:
         raise UsageError(str(error)) from error
     journal.close()
@@ -175,14 +181,26 @@ def _play(
     return player.finished
 
 
-def _claim(key: Path, journal: Journal) -> None:
-    """Ties a key to the journal of what it has signed: with another one, a node could contradict itself."""
-    claim = key.with_name(f"{key.name}.journal")
-    if not claim.exists():
-        folder.write_whole(claim, f"{journal.id}\n")
-    elif claim.read_text().strip() != str(journal.id):
+def _check_claim(key: Path, journal: Path) -> None:
+    """A key signs for one journal only: with another one, a node could contradict itself. Raises UsageError.
+
+    The key file names its journal from the first time on that it signs, so a copy of the key alone is known for what
+    it is. A node moves with its whole folder. One that nobody has used is anybody's to use.
+    """
+    signed = identity.journal_of(key)
+    beside = key.with_name(f"{key.name}.journal")  # where versions before wrote it
+    if signed is None and beside.exists():
+        signed = int(beside.read_text())
+    if signed is not None and signed != (Journal(journal).id if journal.exists() else None):
         wrong = f"the key {key} has signed records that are not in the journal here"
-        raise UsageError(f"{wrong}: go on in the folder where it did, or use a new key.")
+        move = "to move a node, stop it and copy its whole folder (key, journal, checkpoints)"
+        raise UsageError(f"{wrong}: go on in the folder where it did, or use a new key; {move}.")
+
+
+def _claim(key: Path, journal: Journal) -> None:
+    """Ties a key that has signed nothing yet to the journal of what it will."""
+    if identity.journal_of(key) is None:
+        identity.mark(key, journal.id)
 
 
 def _authors(peers: Iterable[str]) -> list[bytes]:

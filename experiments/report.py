@@ -22,6 +22,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from experiments.cli import UsageError
+from experiments.folder import write_whole
 from experiments.ledger import ledger_sections, write_ledger
 from experiments.plots import plot
 from experiments.results import (
@@ -227,7 +228,7 @@ def write_report(workdir: Path) -> Path:
     if run.summary.ledger:
         write_ledger(workdir, run.summary.ledger, {})
     path = workdir / "report.md"
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_whole(path, "\n".join(parts))
     return path
 
 

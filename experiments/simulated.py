@@ -7,7 +7,7 @@ import ml_collections
 from rich.console import Console
 
 from experiments import folder, pieces, report
-from experiments.cli import Arguments, UsageError
+from experiments.cli import Arguments, DiskError, UsageError
 from experiments.recorder import Recorder
 from rlswarm_jax import identity
 from rlswarm_jax.chain.virtual import VirtualCoordinator, quorum
@@ -26,7 +26,9 @@ def run(arguments: Arguments) -> int:
     try:
         with folder.opened(config, workdir, arguments.resume) as resumes, folder.stop_on_signal() as stopping:
             return _run(config, workdir, resumes, Console(), stopping)
-    except (CheckpointError, JournalError, MetricsError, PromptError, RecordError) as error:
+    except (CheckpointError, JournalError, MetricsError) as error:
+        raise DiskError(str(error)) from error
+    except (PromptError, RecordError) as error:
         raise UsageError(str(error)) from error
 
 

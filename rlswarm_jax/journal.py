@@ -127,3 +127,12 @@ def look(path: Path, kinds: Collection[str]) -> tuple[list[Entry], int]:
     except sqlite3.Error as error:
         raise JournalError(f"cannot read the journal {path}: {error}.") from None
     return entries, 0 if first == 1 else since
+
+
+def has_said_something(path: Path) -> bool:
+    """Whether a node signed a record that this journal holds. One that cannot be read may hold any."""
+    try:
+        entries, _ = look(path, ["Publish"])
+    except JournalError:
+        return True
+    return bool(entries)
