@@ -138,7 +138,7 @@ def _stored_config(path: Path) -> dict[str, Any] | None:
         found = None
     if not isinstance(found, dict):
         raise UsageError(f"{path} is not JSON of a config; choose another --workdir.")
-    return json.loads(json.dumps(found))  # its tuples are lists in a file
+    return found
 
 
 def _brought_up_to_date(earlier: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:

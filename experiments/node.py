@@ -5,6 +5,7 @@
 The network starts first, so that peers can find the node while jax loads.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -12,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,8 +99,8 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
     peers = _authors(config.swarm.peers), _authors(address.rpartition("/p2p/")[2] for address in bootnodes)
     mailbox = Mailbox(inbox, *peers)
     transport = Gossip(own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers)
-    _check_claim(key, workdir / folder.JOURNAL_FILE)
-    with folder.lock(key), folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
+    claimed = _claimed(key, workdir / folder.JOURNAL_FILE)
+    with claimed, folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
         present = Present(own, key, mailbox, transport, keeper)
         try:
             addresses = transport.start()
@@ -181,20 +182,32 @@ def _play(
     return player.finished
 
 
-def _check_claim(key: Path, journal: Path) -> None:
-    """A key signs for one journal only: with another one, a node could contradict itself. Raises UsageError.
+@contextlib.contextmanager
+def _claimed(key: Path, journal: Path) -> Iterator[None]:
+    """Keeps others from using a key. It signs for one journal only: with another one, a node could contradict itself. Raises UsageError.
 
     The key file names its journal from the first time on that it signs, so a copy of the key alone is known for what
     it is. A node moves with its whole folder. One that nobody has used is anybody's to use.
     """
-    signed = identity.journal_of(key)
-    beside = key.with_name(f"{key.name}.journal")  # where versions before wrote it
-    if signed is None and beside.exists():
-        signed = int(beside.read_text())
-    if signed is not None and signed != (Journal(journal).id if journal.exists() else None):
-        wrong = f"the key {key} has signed records that are not in the journal here"
-        move = "to move a node, stop it and copy its whole folder (key, journal, checkpoints)"
-        raise UsageError(f"{wrong}: go on in the folder where it did, or use a new key; {move}.")
+    with folder.lock(key):
+        signed = identity.journal_of(key)
+        beside = key.with_name(f"{key.name}.journal")  # where versions before wrote it
+        if signed is None and beside.exists():
+            signed = int(beside.read_text())
+        if signed is not None and signed != _journal_id(journal):
+            wrong = f"the key {key} has signed records that are not in the journal here"
+            move = "to move a node, stop it and copy its whole folder (key, journal, checkpoints)"
+            raise UsageError(f"{wrong}: go on in the folder where it did, or use a new key; {move}.")
+        yield
+
+
+def _journal_id(path: Path) -> int | None:
+    if not path.exists():
+        return None
+    journal = Journal(path)
+    found = journal.id
+    journal.close()
+    return found
 
 
 def _claim(key: Path, journal: Journal) -> None:

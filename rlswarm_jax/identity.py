@@ -123,7 +123,7 @@ def journal_of(path: Path) -> int | None:
 
     It stands in the file itself, so that it goes where the key goes.
     """
-    found = re.search(rf"^{_MARK}(\d+)$", path.read_text(encoding="ascii"), re.MULTILINE)
+    found = re.search(rf"^{_MARK}(\d+)\n", path.read_text(encoding="ascii"), re.MULTILINE)
     return int(found[1]) if found else None
 
 
