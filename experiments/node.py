@@ -184,10 +184,10 @@ def _play(
 
 @contextlib.contextmanager
 def _claimed(key: Path, journal: Path) -> Iterator[None]:
-    """Keeps others from using a key. It signs for one journal only: with another one, a node could contradict itself. Raises UsageError.
+    """Keeps others from using a key, and a key from signing for two journals: a node could contradict itself.
 
-    The key file names its journal from the first time on that it signs, so a copy of the key alone is known for what
-    it is. A node moves with its whole folder. One that nobody has used is anybody's to use.
+    The key file names its journal from the first time on that it signs, so a copy of the key alone is known for what it
+    is. A node moves with its whole folder. One that nobody has used is anybody's to use. Raises UsageError.
     """
     with folder.lock(key):
         signed = identity.journal_of(key)

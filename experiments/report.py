@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = [write_report(workdir) for workdir in workdirs]
     except (UsageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.code if isinstance(error, UsageError) else 2
     if len(runs) == 1:
         print_summary(workdirs[0], console)
     else:

@@ -26,7 +26,8 @@ from rlswarm_jax import identity
 PORTS_FILE, KEY_FILE, LOG_FILE = "ports.json", "node.key", "log.txt"
 STEADY_SECONDS = 60.0  # a node that was up for so long may be restarted as often as a new one
 PROC_GPUS = Path("/proc/driver/nvidia/gpus")
-# exit codes that no restart follows: done; a usage error, which another try can't mend; told to stop
+# exit codes that no restart follows: done; something to mend first; told to stop. After others (1: a full disk or an
+# error of ours; 75: what passes by itself; a signal) another try may help
 _FINAL = {0: "finished", 2: "failed", 130: "stopped"}
 
 
