@@ -65,7 +65,8 @@ class MetricsLog:
                 settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
                 self._wandb = wandb.init(mode=attempt, settings=settings, **options)
                 break
-            except (wandb.Error, OSError, ValueError) as error:  # the last: the environment's settings are not wandb's
+            # RuntimeError: there is no home; ValueError: the environment's settings are not wandb's
+            except (wandb.Error, OSError, RuntimeError, ValueError) as error:
                 reason = str(error).partition("\n")[0]
         else:
             return f"disabled, as it cannot start: {reason}"
