@@ -30,6 +30,7 @@ from configs.fields import (
 )
 from rlswarm_jax.identity import author_of
 from rlswarm_jax.records.schema import MAX_GROUP_SIZE, MAX_GROUPS, MAX_NAME, MAX_TOKENS, STAGES
+from rlswarm_jax.swarm import addresses
 
 LOCAL_CHAINS = ("devnet", "anvil", "none")
 
@@ -54,6 +55,10 @@ def tiny_tasks() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(TINY_TASKS)
 
 
+def hard_tasks() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(HARD_TASKS)
+
+
 # --- ranges that several fields have, or that take more than a word to say
 
 OPTIONS = mapping("a mapping of options", plain(), named={"weight": above(0), "kind": text(1)})
@@ -61,10 +66,7 @@ TASKS = mapping("at least one task, a name with its options", OPTIONS, least=1)
 FOLDER = matching(r"[^./\n][^/\n]{0,99}", "a name for a folder: 1 to 100 characters, no / among them")
 ADDRESS = matching("(0x[0-9a-fA-F]{40})?", "an address, 0x and 40 hexadecimal digits, or nothing")
 PEER = such(lambda peer: author_of(peer) is not None, "the peer id of a secp256k1 key")
-BOOTNODE = such(
-    lambda address: address.startswith("/") and author_of(address.rpartition("/p2p/")[2]) is not None,
-    "/ip4/ADDRESS/tcp/PORT/p2p/PEER_ID, as a node prints it when it starts",
-)
+BOOTNODE = such(lambda address: addresses.read(address) is not None, addresses.WANTED)
 PARTITION = triple(real(0), real(0), each(each(whole(0))))
 
 
@@ -143,10 +145,12 @@ FIELDS = {
     "learn.max_grad_norm": Field(1.0, above(0), "longer gradients are shortened to it"),
     "learn.clip_low": Field(0.2, real(0, 1), "the ratio is clipped below 1 less this"),
     "learn.clip_high": Field(0.28, real(0), "and above 1 and this"),
-    "learn.advantage_scale": Field("std", one_of("std", "none"), "none: Dr. GRPO"),
+    "learn.dual_clip": Field(3.0, above(1, 1000), "where the advantage is negative, too: PPO has no bound there"),
+    "learn.advantage_scale": Field("std", one_of("std", "none"), "none: rewards in their own units"),
     "learn.positive_only_external": Field(True, yes_no(), "of peers' completions only the better ones"),
     "learn.positive_only_local": Field(False, yes_no(), "the same of a node's own"),
     "learn.external_correction": Field("reencode", one_of("reencode", "behaviour"), "reencode: as if on-policy (SAPO)"),
+    "learn.external_min_prob": Field(1e-4, real(0, 0.999), "a peer's token that one says less likely is not learned"),
     "learn.updates_per_round": Field(1, whole(1, 100), "on the same samples"),
     "learn.microbatch_rows": Field(0, whole(0, 65536), "0: the whole batch at once"),
     #

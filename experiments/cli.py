@@ -55,13 +55,14 @@ def cannot_write(path: Path, error: OSError, hint: str = "") -> UsageError:
 class Arguments:
     """config: locked, with the overrides applied. workdir: where the run writes. resume: go on with what is there.
 
-    checkpoint: the folder of a run, for an experiment that looks at one.
+    checkpoint: the folder of a run, for an experiment that looks at one. words: what was said of the config.
     """
 
     config: ml_collections.ConfigDict
     workdir: Path
     resume: bool
     checkpoint: Path | None = None
+    words: tuple[str, ...] = ()
 
 
 def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Arguments:
@@ -97,7 +98,21 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
             config.name = _name(str(config.get("name", "")), config_flags.get_config_filename(values["config"]))
     _check_name(config.name, table)
     workdir = Path(values.workdir or Path("runs") / config.name)
-    return Arguments(config, workdir, values.resume, Path(values.checkpoint) if values.checkpoint else None)
+    checkpoint = Path(values.checkpoint) if values.checkpoint else None
+    return Arguments(config, workdir, values.resume, checkpoint, _of_config(argv))
+
+
+def _of_config(argv: Sequence[str]) -> tuple[str, ...]:
+    """The arguments but for those that say where a run writes: with these it can be started anew."""
+    words, rest = [], iter(argv)
+    for word in rest:
+        name, _, value = word.lstrip("-").partition("=")
+        if name in ("workdir", "checkpoint"):
+            if not value:
+                next(rest, None)
+        elif name not in ("resume", "noresume"):
+            words.append(word)
+    return tuple(words)
 
 
 def complete(config: ml_collections.ConfigDict | dict, table: fields.Fields = common.FIELDS) -> list[str]:

@@ -80,6 +80,10 @@ def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
         ("--config.model.prompts=riddle", "config.model.prompts is 'riddle'; expected one of auto, compact, chat"),
         ("--config.tasks.spell_backward.max_word_len=1", "'spell_backward' refused its options"),
         ("--config.sampling.max_prompt_tokens=3", "max_prompt_tokens"),
+        (
+            "--config.sampling.max_new_tokens=33",
+            "max_prompt_tokens 96 and config.sampling.max_new_tokens 33 together exceed the 128 positions",
+        ),
         ("--config.game.stages=4", "config.game.stages is 4; expected a whole number from 1 to 3"),
         ("--config.game.shared=0", "config.game.shared is 0"),
         ("--config.game.shared=5", "config.game.shared is 5 of 4 problems"),
