@@ -74,11 +74,12 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being written. Raises CheckpointError if it can't be: then the one before is the last."""
         try:
-            self._manager.wait_until_finished()
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
         except (OSError, ValueError) as error:
             raise self._not_written(error) from None
-        finally:
-            self._manager.close()
 
     def _not_written(self, error: Exception) -> CheckpointError:
         """orbax writes aside and renames what is whole; its words are a page, of which the disk's are the last."""
