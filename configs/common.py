@@ -55,6 +55,10 @@ def tiny_tasks() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(TINY_TASKS)
 
 
+def hard_tasks() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(HARD_TASKS)
+
+
 # --- ranges that several fields have, or that take more than a word to say
 
 OPTIONS = mapping("a mapping of options", plain(), named={"weight": above(0), "kind": text(1)})

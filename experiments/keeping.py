@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import ml_collections
 
+from experiments import folder
 from experiments.cli import TransientError, UsageError
 from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.errors import ChainError, FileDamaged, NoContract, PayoutFixed, WrongChain
@@ -21,7 +22,7 @@ from rlswarm_jax.swarm import addresses
 from rlswarm_jax.swarm.mailbox import Mailbox
 
 log = logging.getLogger("rlswarm_jax.chain")
-FOLDER = "chain"  # in a node's: its outbox; in a swarm's: the embedded development network
+FOLDER = folder.CHAIN_FOLDER  # in a node's: its outbox; in a swarm's: the embedded development network
 MAX_BOOTNODES = 16  # of those a coordinator names
 PATIENCE = 20.0  # seconds that a call waits for an endpoint that is asked too much
 STAGGER = 15.0  # seconds between nodes' turns to end a round: a block of a public chain

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -131,7 +132,7 @@ def test_a_key_signs_for_one_journal_only(tmp_path):
     first = start(tmp_path / "first", key, variant="")
     wait_until((tmp_path / "first" / "node.json").exists)
     code, _, complained = run(tmp_path / "second", key)
-    assert code == 2 and "another process is using" in complained and "shared.key" in complained
+    assert code == 75 and "another process is using" in complained and "shared.key" in complained
     wait_until((tmp_path / "first" / "metrics.jsonl").exists)
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
@@ -153,10 +154,10 @@ def test_a_launched_node_says_by_its_exit_code_whether_another_try_can_help(tmp_
         return done.returncode, done.stderr
 
     code, said = launched(port=taken_port)
-    assert code == 1 and "in use" in said
+    assert code == 75 and "in use" in said
     with folder.lock(tmp_path):
         code, said = launched()
-    assert code == 1 and "another process is using" in said
+    assert code == 75 and "another process is using" in said
     (tmp_path / "node.key").chmod(0o644)
     code, said = launched()
     assert code == 2 and "can be read by others" in said
@@ -167,6 +168,37 @@ def test_two_processes_cannot_run_in_one_folder(tmp_path):
     wait_until((tmp_path / "run" / "node.json").exists)
     second = start(tmp_path / "run", "--resume", variant="")
     _, complained = second.communicate(timeout=60)
-    assert second.returncode == 2 and "another process is using" in complained
+    assert second.returncode == 75 and "another process is using" in complained
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
+
+
+def test_a_key_copied_without_its_journal_is_refused_and_a_new_one_is_not(tmp_path):
+    from experiments import node
+    from experiments.cli import UsageError
+    from rlswarm_jax import identity
+    from rlswarm_jax.journal import Journal
+
+    key, journal = tmp_path / "node.key", tmp_path / "journal.sqlite"
+    own = identity.load_or_create(key)
+    with node._claimed(key, journal):  # made by hand, and never used
+        opened = Journal(journal)
+        node._claim(key, opened)
+        opened.close()
+    assert identity.load_or_create(key).author == own.author and key.stat().st_mode & 0o777 == 0o600
+    with node._claimed(key, journal):
+        pass  # a restart
+    moved = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-moved"))
+    with node._claimed(moved / "node.key", moved / "journal.sqlite"):
+        pass  # the whole folder
+    alone = tmp_path / "elsewhere"
+    alone.mkdir()
+    shutil.copy2(key, alone / "node.key")
+    for fresh in (False, True):
+        if fresh:
+            Journal(alone / "journal.sqlite").close()
+        with (
+            pytest.raises(UsageError, match=r"has signed records that are not .* copy its whole folder"),
+            node._claimed(alone / "node.key", alone / "journal.sqlite"),
+        ):
+            pass
