@@ -1,7 +1,6 @@
 """One writer of metrics: a line of JSON for each node's round, and the same to Weights & Biases.
 
-Names have one schema, `group/name`: `reward/`, `sample/`, `records/`, `groups/`, `learn/`, `held_out/`, `final/`, of
-live nodes also `network/`, `peers/` and `seconds/`, and `received_from/<author>`, `learned_from/<author>`.
+Names have one schema, `group/name`; docs/metrics.md has each with its unit and meaning.
 """
 
 import json

@@ -5,7 +5,7 @@ import hashlib
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game.prompts import PromptFormat
-from rlswarm_jax.game.rewards import Rewards
+from rlswarm_jax.game.rewards import PAY_VERSION, Rewards
 from rlswarm_jax.game.stages import Reading, Seat
 from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.records import schema
@@ -90,7 +90,7 @@ class Game:
         if self.chain_every:
             chance = {CHAIN: self.contract.lower(), CHAIN_ID: self.chain_id}
         return {
-            RECORDS: str(schema.VERSION),
+            RECORDS: f"{schema.VERSION}.{PAY_VERSION}",
             "swarm.name": self.swarm,
             **{f"tasks.{name}".rstrip("."): part for name, part in tasks.items()},
             PROMPTS: self.prompt_format.name,

@@ -104,6 +104,14 @@ def parse_address(text: str) -> PeerInfo | None:
         return None
 
 
+def _as_text(address: Multiaddr, peer: ID) -> str:
+    """The address of a peer; empty if it can't be read: some bytes are an address that is no text."""
+    try:
+        return f"{address.decapsulate_code(421)}/p2p/{peer}"
+    except (MultiaddrError, ValueError, LookupError):
+        return ""
+
+
 class Requests(RequestResponse):
     """The library's, reading much at once, counting what is too large, and serving each peer a few at a time.
 
@@ -218,7 +226,7 @@ class Exchange:
             if peer == asker or not store.has_peer(peer):
                 continue
             for address in store.peer_info(peer).addrs[:MAX_PEER_ADDRESSES]:
-                text = f"{address.decapsulate_code(421)}/p2p/{peer}"
+                text = _as_text(address, peer)
                 if parse_address(text) and len(text) <= 256:
                     found.append(text)
         return found[:MAX_ADDRESSES]

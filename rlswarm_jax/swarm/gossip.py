@@ -69,7 +69,8 @@ class Gossip:
     """A `Transport` over libp2p. `on_record` and `on_peers` are called on the network's thread: be quick there.
 
     on_record: takes each record once, and returns whether it is kept; one that is not may come again.
-    memory: in which the port, where the config names none, and good peers stay for the next start.
+    memory: in which the port, where the config names none, and good peers stay for the next start. trusts: whether an
+    author is no stranger; what strangers may send is bounded in sum, too.
     """
 
     def __init__(
@@ -79,8 +80,9 @@ class Gossip:
         on_record: Callable[[SignedRecord], bool],
         on_peers: Callable[[frozenset[bytes]], None] = lambda peers: None,
         memory: Memory | None = None,
+        trusts: Callable[[bytes], bool] = lambda author: False,
     ):
-        self.identity, self.config, self.on_record = identity, config, on_record
+        self.identity, self.config, self.on_record, self.trusts = identity, config, on_record, trusts
         self._on_peers = on_peers
         self.latest: collections.deque[bytes] = collections.deque(maxlen=len(STAGES))
         self.outbox: collections.deque[bytes] = collections.deque()

@@ -174,6 +174,10 @@ class Session:
     def refuses(self, peer: ID) -> bool:
         return self._offences.refused(peer.to_bytes())
 
+    def trusts(self, peer: ID) -> bool:
+        author = author_of(peer.to_bytes())
+        return author is not None and self._gossip.trusts(author)
+
     def allows(self, peer: ID) -> bool:
         return self._requests.take(peer.to_bytes())
 

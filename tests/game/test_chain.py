@@ -109,6 +109,41 @@ def test_a_reorganised_beacon_is_replaced_at_once_and_takes_the_work_with_it():
     assert deeper.moments == [moment(4, "x"), moment(5, "x")] and not deeper.work.records
 
 
+FAR, NEXT = moment(10**9, "a lie"), moment(7)
+
+
+def test_one_lie_about_a_far_round_is_corrected_by_what_the_chain_says_afterwards():
+    """What was made under it is forgotten, and what was committed to under it holds nothing up."""
+    work = Work([b"hash"], {ANSWER: 5}, {b"peer": 7})
+    lied = Account([SECOND], 5, STATE_HASH, work).hear([FAR], take=True)
+    assert lied.round == FAR.round
+    for take in (False, True):
+        account = lied.settle(STATE_HASH).add([b"made under the lie"], []).hear([SECOND, THIRD], take)
+        assert account == Account([SECOND, THIRD], THIRD.round, STATE_HASH)
+        account = account.add([b"later"], []).hear([THIRD, NEXT], take=True)
+        assert account.round == NEXT.round and account.due  # not only after another billion of rounds
+
+
+def test_a_node_plays_on_under_the_true_beacon_after_a_lie():
+    game = make_game(chain_every=2, rounds=0)
+    state = play(game, under(FIRST, SECOND, round_=2), chain=[[SECOND, FAR]]).state
+    assert state.account.round == FAR.round
+    played = play(game, state, chain=[[SECOND, THIRD]])
+    assert played.records[ANSWER].beacon == THIRD.beacon[:8]
+    committed = played.one(Commit)  # to this round's records alone
+    assert committed.moment == THIRD and committed.work.records == [s.hash for s in played.said.values()]
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5), st.integers(0, 1000))
+def test_whatever_was_said_before_two_true_words_lead_to_the_chain_s_round(lies, true):
+    account = Account()
+    for lie in lies:
+        account = account.hear([moment(lie, "lie")], take=True)
+    account = account.hear([moment(true), moment(true + 1)], take=True).hear([moment(true + 1), moment(true + 2)], True)
+    assert account.moments[-2:] == [moment(true + 1), moment(true + 2)] and len(account.moments) <= MOMENTS
+    assert account.committed <= true + 2
+
+
 def test_only_so_many_beacons_are_remembered():
     account = Account()
     for number in range(3 * MOMENTS):
@@ -123,7 +158,7 @@ def test_who_has_the_same_beacon_learns_from_each_other():
     states = {who: under(FIRST, SECOND) for who in (ME, ALICE)}
     played = play_together(dict.fromkeys(states, half_right), states=states, chain_every=2, chain=[FIRST, SECOND])
     for who in states:
-        assert not played[who].unused and {g.stage for g in played[who].external} >= {ANSWER, CRITIQUE}
+        assert not played[who].unused and {g.stage for g in played[who].external} >= {ANSWER, REVISE}
 
 
 def test_a_record_under_an_earlier_beacon_is_read_under_that_one():
