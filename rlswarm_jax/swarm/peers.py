@@ -39,7 +39,7 @@ async def look_up(place: Place) -> list[Multiaddr]:
         return [place]
     with trio.move_on_after(addresses.LOOKUP_SECONDS):
         act = functools.partial(addresses.resolve, place)
-        texts = await trio.to_thread.run_sync(act, abandon_on_cancel=True, limiter=_LOOKUPS)
+        texts = await trio.to_thread.run_sync(act, abandon_on_cancel=True, limiter=_LOOKUPS)  # type: ignore[call-arg]
         return [Multiaddr(text) for text in texts]
     raise addresses.UnknownNameError(f"the name {place.host} was not resolved in {addresses.LOOKUP_SECONDS:.0f} s")
 
