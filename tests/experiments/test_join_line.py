@@ -81,7 +81,7 @@ def test_a_bootnode_may_be_a_name(address):
 def test_a_bootnode_that_is_no_address_is_one_sentence(address):
     config = ml_collections.ConfigDict(node.get_config().to_dict())
     config.swarm.bootnodes = [address]
-    with pytest.raises(cli.UsageError, match=r"config\.swarm\.bootnodes .*expected .*/dns4/NAME/tcp/PORT"):
+    with pytest.raises(cli.UsageError, match=r"config\.swarm\.bootnodes.*expected .*/dns4/NAME/tcp/PORT"):
         cli.check(config)
 
 
