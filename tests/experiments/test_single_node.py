@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from experiments import node
-from rlswarm_jax.identity import Identity, author_of, create, simulated
+from rlswarm_jax.identity import Identity, author_of, create, friendly_name, simulated
 from rlswarm_jax.metrics import read_rows
+from tests.swarm.live import Node
 
 CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -101,7 +102,22 @@ def wait_until(what, seconds: float = 120.0) -> None:
         time.sleep(0.02)
 
 
-def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path):
+@pytest.fixture
+def newcomer():
+    """A peer by other rules than those of configs/node.py."""
+    found: list[Node] = []
+
+    def come(bootnode: str) -> Node:
+        found.append(Node([bootnode], swarm="rlswarm"))
+        found[-1].gossip.tell_rules({"swarm.name": "rlswarm", "seed": "7", "chain.contract": "none"})
+        return found[-1]
+
+    yield come
+    for one in found:
+        one.gossip.close()
+
+
+def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path, newcomer):
     """As the README says it, in two terminals."""
     first = start(tmp_path / "first", variant="")
     wait_until((tmp_path / "first" / "node.json").exists)
@@ -113,6 +129,8 @@ def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path
     author = author_of(told["peer_id"]).hex()
     learned = f"learned_from/{author}"
     wait_until(lambda: rows["second"].exists() and any(learned in row for row in read_rows(rows["second"])))
+    stranger = newcomer(told["addresses"][0])
+    wait_until(lambda: stranger.count("network/other_rules"))  # both know by what rules they play
     second.send_signal(signal.SIGINT)
     said, _ = second.communicate(timeout=60)
     assert second.returncode == 130 and "--resume goes on" in said and "Records received" in said
@@ -124,6 +142,14 @@ def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path
     first.communicate(timeout=60)
     assert first.returncode == 130 and not (tmp_path / "first" / "node.json").exists()
     assert any(row["peers/connected"] == 1 for row in read_rows(rows["first"]))
+    kept = {name: json.loads((tmp_path / name / "peers.json").read_text()) for name in ("first", "second")}
+    assert (
+        kept["first"]["port"] == int(told["addresses"][0].split("/")[4])
+        and told["addresses"][0] in kept["second"]["peers"]
+    )
+    log = (tmp_path / "first" / "log.txt").read_text()
+    assert "others join it with: python -m experiments.run --config configs/node.py" in log
+    assert f"{friendly_name(stranger.author)} ({stranger.identity.peer_id}) plays by other rules" in log
 
 
 def test_a_key_signs_for_one_journal_only(tmp_path):
