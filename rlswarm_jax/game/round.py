@@ -111,7 +111,8 @@ def play_round(game: Game, state: NodeState) -> Round:
     scores = dict(zip(items, scored.scores, strict=True))
     costly = {list(items)[place] for place in scored.costly}
     paid = [turn for turn in external if not costly.intersection(turns.to_score(game, turn))]
-    unused["costly"] += len(external) - len(paid)
+    if len(paid) < len(external):
+        unused["costly"] = len(external) - len(paid)
     everything = own + paid
     earned = [turns.rewards(game, sheets, turn, scores) for turn in everything]
     groups = [turns.to_scored(game, turn, rewards) for turn, rewards in zip(everything, earned, strict=True)]
