@@ -30,6 +30,7 @@ from configs.fields import (
 )
 from rlswarm_jax.identity import author_of
 from rlswarm_jax.records.schema import MAX_GROUP_SIZE, MAX_GROUPS, MAX_NAME, MAX_TOKENS, STAGES
+from rlswarm_jax.swarm import addresses
 
 LOCAL_CHAINS = ("devnet", "anvil", "none")
 
@@ -61,10 +62,7 @@ TASKS = mapping("at least one task, a name with its options", OPTIONS, least=1)
 FOLDER = matching(r"[^./\n][^/\n]{0,99}", "a name for a folder: 1 to 100 characters, no / among them")
 ADDRESS = matching("(0x[0-9a-fA-F]{40})?", "an address, 0x and 40 hexadecimal digits, or nothing")
 PEER = such(lambda peer: author_of(peer) is not None, "the peer id of a secp256k1 key")
-BOOTNODE = such(
-    lambda address: address.startswith("/") and author_of(address.rpartition("/p2p/")[2]) is not None,
-    "/ip4/ADDRESS/tcp/PORT/p2p/PEER_ID, as a node prints it when it starts",
-)
+BOOTNODE = such(lambda address: addresses.read(address) is not None, addresses.WANTED)
 PARTITION = triple(real(0), real(0), each(each(whole(0))))
 
 
@@ -148,6 +146,7 @@ FIELDS = {
     "learn.positive_only_external": Field(True, yes_no(), "of peers' completions only the better ones"),
     "learn.positive_only_local": Field(False, yes_no(), "the same of a node's own"),
     "learn.external_correction": Field("reencode", one_of("reencode", "behaviour"), "reencode: as if on-policy (SAPO)"),
+    "learn.external_min_prob": Field(1e-4, real(0, 0.999), "a peer's token that one says less likely is not learned"),
     "learn.updates_per_round": Field(1, whole(1, 100), "on the same samples"),
     "learn.microbatch_rows": Field(0, whole(0, 65536), "0: the whole batch at once"),
     #

@@ -47,9 +47,10 @@ def run(arguments: Arguments) -> int:
 
 def _lead(arguments: Arguments, channel: multihost.Channel) -> int:
     try:
-        with folder.opened(arguments.config, arguments.workdir, arguments.resume) as resumes:
+        opened = folder.opened(arguments.config, arguments.workdir, arguments.resume)
+        with opened as resumes, node.logged(arguments.workdir):
             channel.say("config", arguments.config.to_json_best_effort())
-            code = node.play(arguments.config, arguments.workdir, resumes, channel)
+            code = node.play(arguments.config, arguments.workdir, resumes, channel, arguments.words)
     except multihost.HostError:
         raise
     except BaseException:

@@ -1,7 +1,6 @@
 """Runs a swarm whose nodes share this process, a virtual clock and a virtual network."""
 
 import time
-from pathlib import Path
 
 import ml_collections
 from rich.console import Console
@@ -27,7 +26,7 @@ def run(arguments: Arguments) -> int:
     config, workdir = arguments.config, arguments.workdir
     try:
         with folder.opened(config, workdir, arguments.resume) as resumes, folder.stop_on_signal() as stopping:
-            return _run(config, workdir, resumes, Console(), stopping)
+            return _run(arguments, resumes, Console(), stopping)
     except (
         CheckpointError,
         DivergedError,
@@ -64,12 +63,12 @@ def identities(config: ml_collections.ConfigDict) -> list[identity.Identity]:
     return [identity.simulated(config.seed, node) for node in range(config.swarm.nodes)]
 
 
-def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, console: Console, stopping: list[int]) -> int:
-    started = time.monotonic()
+def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[int]) -> int:
+    started, config, workdir = time.monotonic(), arguments.config, arguments.workdir
     made = pieces.build(config, identities(config), console)
     journal = Journal(workdir / folder.JOURNAL_FILE)
     checkpoints = Checkpoints(workdir / folder.CHECKPOINT_FOLDER)
-    recorder = Recorder(config, workdir, console, made, started)
+    recorder = Recorder(config, workdir, console, made, started, arguments.words)
     simulation = make_simulation(
         config,
         made,

@@ -244,4 +244,4 @@ def run(arguments: cli.Arguments) -> int:
 
 
 if __name__ == "__main__":
-    cli.main(run, __doc__)
+    cli.main(run, __doc__, tiny.FIELDS)

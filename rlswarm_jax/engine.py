@@ -227,7 +227,7 @@ class Engine:
         tokens_BT = np.zeros((rows, config.max_prompt_tokens + config.max_new_tokens), np.int32)
         old_BC = np.zeros((rows, config.max_new_tokens), np.float32)
         prompt_lengths_B, lengths_B = np.ones(rows, np.int32), np.zeros(rows, np.int32)
-        advantages_B, known_B = np.zeros(rows, np.float32), np.zeros(rows, bool)
+        advantages_B, known_B, external_B = np.zeros(rows, np.float32), np.zeros(rows, bool), np.zeros(rows, bool)
         if groups:
             rewards_PG = np.array([group.rewards for group in groups], np.float32)
             weights_P1 = np.array([[group.weight] for group in groups], np.float32)
@@ -242,11 +242,11 @@ class Engine:
                 text = group.prompt + completion
                 tokens_BT[row, : len(text)] = text
                 prompt_lengths_B[row], lengths_B[row] = len(group.prompt), len(completion)
-                advantages_B[row] = advantages_PG[p, g]
+                advantages_B[row], external_B[row] = advantages_PG[p, g], group.external
                 if correct and group.logprobs is not None:
                     old_BC[row, : len(completion)] = group.logprobs[g]
                     known_B[row] = True
-        return learner.Batch(tokens_BT, prompt_lengths_B, lengths_B, advantages_B, old_BC, known_B)
+        return learner.Batch(tokens_BT, prompt_lengths_B, lengths_B, advantages_B, old_BC, known_B, external_B)
 
     def _with_old_logprobs(self, node: int, batch: learner.Batch) -> learner.Batch:
         """With more than one update a round, "on-policy" means the policy before the first of them."""

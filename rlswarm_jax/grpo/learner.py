@@ -24,7 +24,8 @@ Metrics = dict[str, Array]
 class LearnerConfig:
     """What the loss and the optimiser need to know. `temperature` is the sampling temperature of the completions.
 
-    dual_clip: bound on the ratio of tokens with a negative advantage. The learning rate falls linearly from the first
+    dual_clip: bound on the ratio of tokens with a negative advantage. external_min_prob: probability below which this
+    policy does not learn a peer's token (`losses.likely_tokens`). The learning rate falls linearly from the first
     of `decay_rounds` rounds to `decay_to` of itself in the last one; with 0 of them it stays as it is.
     """
 
@@ -40,6 +41,7 @@ class LearnerConfig:
     microbatch_rows: int = 0  # 0: the whole batch at once
     decay_rounds: int = 0
     decay_to: float = 1.0
+    external_min_prob: float = 0.0
 
 
 @flax.struct.dataclass
@@ -59,6 +61,7 @@ class Batch:
     prompt_lengths_B, completion_lengths_B: `[B]` int32, in tokens, the end of sequence included.
     advantages_B: `[B]` float32. old_logprobs_BC: `[B, max_new_tokens]` float32 at the sampling temperature.
     old_known_B: `[B]` bool, false where the row is taken to be on-policy (ratio 1, the gradient unweighted).
+    external_B: `[B]` bool, whether a peer has sampled the row; None if no row is a peer's.
     """
 
     tokens_BT: Array
@@ -67,6 +70,7 @@ class Batch:
     advantages_B: Array
     old_logprobs_BC: Array
     old_known_B: Array
+    external_B: Array | None = None
 
 
 def learning_rate(config: LearnerConfig, round_: int) -> float:
@@ -102,6 +106,9 @@ def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: Le
         params, model_config, batch.tokens_BT, batch.prompt_lengths_B, config.max_new_tokens, config.temperature
     )
     mask_BC = jnp.arange(config.max_new_tokens) < batch.completion_lengths_B[:, None]
+    external_BC = jnp.zeros_like(mask_BC) if batch.external_B is None else mask_BC & batch.external_B[:, None]
+    likely_BC = losses.likely_tokens(logprobs_BC, external_BC, config.external_min_prob)
+    mask_BC = jnp.where(external_BC, likely_BC, mask_BC)
     known_BC = mask_BC & batch.old_known_B[:, None]
     old_BC = jnp.where(known_BC, batch.old_logprobs_BC, jax.lax.stop_gradient(logprobs_BC))
     log_ratio_BC = losses.log_ratio(logprobs_BC, old_BC)
@@ -118,6 +125,9 @@ def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: Le
     clipped_BC = jnp.where(sign_B1 > 0, ratio_BC > 1 + config.clip_high, outside_BC)
     sums = {
         "tokens": mask_BC.sum().astype(jnp.float32),
+        "live": (mask_BC & (sign_B1 != 0)).sum().astype(jnp.float32),
+        "external": external_BC.sum().astype(jnp.float32),
+        "unlikely": (external_BC & ~likely_BC).sum().astype(jnp.float32),
         "ratio": losses.token_sum(ratio_BC, mask_BC),
         "ratio_squared": losses.token_sum(ratio_BC**2, mask_BC),
         "clipped": losses.token_sum(clipped_BC & (sign_B1 != 0), mask_BC),
@@ -139,8 +149,8 @@ def make_train_step(
     """Returns jitted `step(state, batch, learning_rate) -> (state, metrics)`; metrics are float32 scalars.
 
     The loss is the mean over all tokens of all devices and microbatches. A batch without a single token, or with
-    no advantage, changes nothing, not even Adam's momentum: `updates` is 0 then. Nor does one whose gradient is not
-    finite, which `nonfinite` counts.
+    no advantage that is learned from, changes nothing, not even Adam's momentum: `updates` is 0 then. Nor does one
+    whose gradient is not finite, which `nonfinite` counts.
 
     Args:
       mesh: split the batch over its devices (`parallel.row_shards` divides B); one device without.
@@ -176,23 +186,23 @@ def make_train_step(
 
     def step(state_and_rate: tuple[TrainState, Array], batch: Batch) -> tuple[TrainState, Metrics]:
         state, rate = state_and_rate
-        live = ((batch.completion_lengths_B > 0) & (batch.advantages_B != 0)).sum()
-        ((loss, sums), gradients), live = parallel.total((sums_and_gradients(state.params, batch), live), mesh)
+        (loss, sums), gradients = parallel.total(sums_and_gradients(state.params, batch), mesh)
         tokens = jnp.maximum(sums["tokens"], 1.0)
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
         grad_norm = optax.global_norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        finite = jnp.isfinite(grad_norm)
-        update = (live > 0) & finite
+        live, finite = sums["live"] > 0, jnp.isfinite(grad_norm)
+        update = live & finite
         state = jax.tree.map(lambda after, before: jnp.where(update, after, before), new, state)
         ratio = sums["ratio"] / tokens
         return state, {
             "loss": loss / tokens,
             "updates": update.astype(jnp.float32),
-            "nonfinite": ((live > 0) & ~finite).astype(jnp.float32),
+            "nonfinite": (live & ~finite).astype(jnp.float32),
             "tokens": sums["tokens"],
+            "unlikely_fraction": sums["unlikely"] / jnp.maximum(sums["external"], 1.0),
             "ratio_mean": ratio,
             "ess_fraction": ratio**2 / jnp.maximum(sums["ratio_squared"] / tokens, 1e-9),
             "clip_fraction": sums["clipped"] / tokens,

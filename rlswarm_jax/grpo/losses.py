@@ -8,6 +8,7 @@ from rlswarm_jax.qwen import model
 from rlswarm_jax.qwen.config import QwenConfig
 
 MAX_CHUNK_LOGITS = 1 << 24  # float32 logits held at once while training: 64 MB
+MAX_UNLIKELY = 1 / 16  # of a peer's completion
 MAX_LOG_RATIO = 20.0  # a peer may claim any log-prob: an infinite ratio would make the weights NaN, clipped or not
 
 
@@ -30,6 +31,17 @@ def clipped_surrogate(
     clipped_BT = jnp.clip(ratio_BT, 1.0 - clip_low, 1.0 + clip_high)
     lower_BT = jnp.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
     return jnp.where(advantages_B1 < 0, jnp.maximum(lower_BT, dual_clip * advantages_B1), lower_BT)
+
+
+def likely_tokens(logprobs_BC: Array, mask_BC: Array, min_prob: float) -> Array:
+    """Which tokens of others' completions are to be learned from, `[B, C]` bool: those that the policy might have said.
+
+    A token that it gives less than `min_prob` is not, nor is a completion of which more than `MAX_UNLIKELY` is such:
+    what is right in a manner of its own is nothing that the policy could have been rewarded for. 0 takes all.
+    """
+    unlikely_BC = mask_BC & (jax.lax.stop_gradient(logprobs_BC) < jnp.log(min_prob))
+    few_B = unlikely_BC.sum(axis=1) <= MAX_UNLIKELY * mask_BC.sum(axis=1)
+    return mask_BC & ~unlikely_BC & few_B[:, None]
 
 
 def token_sum(values_BT: Array, mask_BT: Array) -> Array:

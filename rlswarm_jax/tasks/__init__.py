@@ -18,6 +18,7 @@ class Mixture:
     """Weighted tasks. Everything is a function of the seed; nothing is drawn from a stream.
 
     unread: how many of their accepted answers no check can read, so that only the same text is right.
+    parts: by task, what must be equal for two mixtures to have the same problems; fingerprint: of all of them.
     """
 
     def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float]):
@@ -26,6 +27,7 @@ class Mixture:
         self.tasks = dict(sorted(tasks.items()))
         self.unread = sum(getattr(task, "unread", 0) for task in self.tasks.values())
         self._weights = weights
+        self.parts = {name: f"weight {weights[name]}, {task.fingerprint}" for name, task in self.tasks.items()}
         joined = " ".join(f"{name} {weights[name]} {task.fingerprint}" for name, task in self.tasks.items())
         self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:16]
 

@@ -33,6 +33,7 @@ CASES = {
     "advantage_scale": {"learn.advantage_scale": "none"},
     "positive_only_local": {"learn.positive_only_local": True},
     "positive_only_external": {"learn.positive_only_external": True},
+    "external_min_prob": {"learn.external_min_prob": 0.006},
     "external_correction": {"learn.external_correction": "reencode"},
     "max_grad_norm": {"learn.max_grad_norm": 0.01},
     "weight_decay": {"learn.weight_decay": 0.3},
@@ -63,6 +64,7 @@ def configured(checkpoint, changes):
     config.rounds, config.sampling.group_size, config.sampling.max_new_tokens = 11, GROUP, NEW_TOKENS
     config.evaluation.problems = config.evaluation.rows = 4
     config.learn.positive_only_external, config.learn.external_correction = False, "behaviour"
+    config.learn.external_min_prob = 0.0
     config.learn.learning_rate, config.learn.max_grad_norm = 1e-3, 1e3
     config.update_from_flattened_dict(changes)
     return config
@@ -88,7 +90,7 @@ def played(game):
 
 @functools.partial(jax.jit, static_argnums=0)
 @functools.partial(jax.grad, argnums=1)
-def gradient(config, params, tokens_BT, advantages_B, old_BC, known_B, temperature, low, high, dual):
+def gradient(config, params, tokens_BT, advantages_B, old_BC, known_B, external_B, temperature, low, high, dual, least):
     logits_BTV = qwen.logits(params, config, tokens_BT) / temperature
     logprobs_BTV = logits_BTV - jax.nn.logsumexp(logits_BTV, axis=-1, keepdims=True)
     first = len(PROMPT) - 1
@@ -96,7 +98,10 @@ def gradient(config, params, tokens_BT, advantages_B, old_BC, known_B, temperatu
     ratio_BC = jnp.exp(now_BC - jnp.where(known_B[:, None], old_BC, jax.lax.stop_gradient(now_BC)))
     good_BC, bad_BC = jnp.minimum(ratio_BC, 1 + high), jnp.minimum(jnp.maximum(ratio_BC, 1 - low), dual)
     advantages_B1 = advantages_B[:, None]
-    return -(jnp.where(advantages_B1 > 0, good_BC, bad_BC) * advantages_B1).mean()
+    # of three tokens one that is not likely is more than a sixteenth
+    learned_B1 = ~external_B[:, None] | (jnp.exp(now_BC) >= least).all(axis=1, keepdims=True)
+    counted_BC = jnp.broadcast_to(learned_B1, now_BC.shape)
+    return -(jnp.where(advantages_B1 > 0, good_BC, bad_BC) * advantages_B1).mean(where=counted_BC)
 
 
 def expected(config, model_config, params, groups):
@@ -113,10 +118,10 @@ def expected(config, model_config, params, groups):
         known = not group.external or learn.external_correction == "behaviour"
         for tokens, logprobs, advantage in zip(group.tokens, group.logprobs, advantages, strict=True):
             if advantage > 0 or not positive_only:
-                rows.append((PROMPT + tokens, advantage, logprobs, known))
-    tokens_BT, advantages_B, old_BC, known_B = (np.array(column) for column in zip(*rows, strict=True))
-    bounds = config.sampling.temperature, learn.clip_low, learn.clip_high, learn.dual_clip
-    batch = tokens_BT, advantages_B.astype(np.float32), old_BC.astype(np.float32), known_B
+                rows.append((PROMPT + tokens, advantage, logprobs, known, group.external))
+    tokens_BT, advantages_B, old_BC, *flags = (np.array(column) for column in zip(*rows, strict=True))
+    bounds = config.sampling.temperature, learn.clip_low, learn.clip_high, learn.dual_clip, learn.external_min_prob
+    batch = tokens_BT, advantages_B.astype(np.float32), old_BC.astype(np.float32), *flags
     found = jax.tree.map(np.float64, jax.device_get(gradient(model_config, params, *batch, *bounds)))
     norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(found)))
     clipped = jax.tree.map(lambda g: g * min(1.0, learn.max_grad_norm / norm), found)
