@@ -104,7 +104,7 @@ class Verifier:
         self._wanted: collections.OrderedDict[Key, _Job] = collections.OrderedDict()
         self._begun: collections.OrderedDict[Key, _Job] = collections.OrderedDict()
         self._told: set[tuple[str, str]] = set()
-        self._spent: collections.Counter[bytes] = collections.Counter()  # seconds, since the last scores; b"": own
+        self._spent: dict[bytes, float] = collections.defaultdict(float)  # seconds, since the last scores; b"": own
 
     def __enter__(self) -> Self:
         return self
@@ -221,12 +221,12 @@ class Verifier:
 
     def _least(self, job: _Job) -> float:
         """What the cheapest of its payers has spent; nothing where it is nobody's."""
-        return min((self._spent[payer] for payer in job.payers), default=0.0)
+        return min((self._spent.get(payer, 0.0) for payer in job.payers), default=0.0)
 
     def _too_costly(self, job: _Job) -> bool:
         with self._changed:
             share = max(SHARE, 2 * self._spent[b""])
-            of_peers = self._spent.total() - self._spent[b""]
+            of_peers = sum(self._spent.values()) - self._spent[b""]
             return bool(job.payers) and (self._least(job) >= share or of_peers >= SHARES * share)
 
     def _charge(self, job: _Job, seconds: float) -> None:
