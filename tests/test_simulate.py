@@ -34,7 +34,7 @@ class World:
         self.policy = qwen.load(assets.BASE)
         self.mixture = tasks.make_mixture(common.tiny_tasks().to_dict())
         self.temperature = 2.0
-        self.learner_config = learner.LearnerConfig(3e-3, 0.2, 0.28, self.temperature, 12)
+        self.learner_config = learner.LearnerConfig(3e-3, 0.2, 0.28, 3.0, self.temperature, 12)
         self.engines: dict[tuple[int, bool], Engine] = {}
 
     def engine(self, nodes: int, exact: bool) -> Engine:

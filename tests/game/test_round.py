@@ -580,3 +580,28 @@ def test_a_round_s_metrics_name_a_bounded_number_of_authors():
     metrics = play(make_game(), arrived=arrived).metrics
     assert metrics["records/received"] == len(strangers)
     assert sum(name.startswith("received_from/") for name in metrics) == MAX_NAMED
+
+
+def test_what_was_too_costly_to_score_is_left_out_and_counted():
+    """Not learned from as if it were wrong."""
+    game = make_game(external_groups=9)
+    round_ = play_round(game, NodeState(round=1))
+    effect, arrived = round_.send(None), [signed(record_of(who), who) for who in (ALICE, BOB)]
+    while not isinstance(effect, Learn):
+        result = by_hand.answer(game, NodeState(round=1), effect, arrived, half_right, ME)
+        if isinstance(effect, Score):
+            own = {item for item, whose in zip(effect.items, effect.payers, strict=True) if not whose}
+            assert len(own) == 3 * GROUP_SIZE and frozenset([BOB.author]) in effect.payers
+            cut = [n for n, whose in enumerate(effect.payers) if whose == {ALICE.author}]
+            result = msgspec.structs.replace(result, costly=cut[:1])
+        effect = round_.send(None if isinstance(effect, Publish) else result)
+    assert collections.Counter(group.author for group in effect.groups) == {
+        ME.author: 3,
+        ALICE.author: 2,
+        BOB.author: 3,
+    }
+    with pytest.raises(StopIteration) as stop:
+        while True:
+            effect = round_.send(by_hand.answer(game, NodeState(round=1), effect, (), half_right, ME))
+    _, metrics = stop.value.value
+    assert metrics["groups/unused/costly"] == 1.0
