@@ -108,9 +108,7 @@ def play(config, made: pieces.Pieces, start: Sequence[learner.TrainState], seed:
 
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.sqlite")
-        simulation = simulated.make_simulation(
-            config, dataclasses.replace(made, games=games), journal, on_round
-        )
+        simulation = simulated.make_simulation(config, dataclasses.replace(made, games=games), journal, on_round)
         for node in range(len(games)):
             attack(node, 0, 0.01)
         simulation.run()
@@ -142,13 +140,17 @@ def rows(keys: Sequence[int], seeds: int, stages: int, code: str) -> Iterator[di
         if seeds > 1:
             measured["sd"] = round(statistics.stdev(accuracy), 2)
         fields = {"benchmark": "poison: held-out accuracy of honest nodes", "config": of}
-        yield fields | {
-            "value": round(statistics.fmean(accuracy), 2),
-            "unit": "%",
-            "versus": "undisturbed",
-            "ratio": ratio,
-            "measured": measured,
-        } | about
+        yield (
+            fields
+            | {
+                "value": round(statistics.fmean(accuracy), 2),
+                "unit": "%",
+                "versus": "undisturbed",
+                "ratio": ratio,
+                "measured": measured,
+            }
+            | about
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

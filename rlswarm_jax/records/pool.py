@@ -61,9 +61,7 @@ class Pool:
         """Without groups from before `oldest_round`."""
         return dataclasses.replace(self, groups=tuple(g for g in self.groups if g.round >= oldest_round))
 
-    def draw(
-        self, count: int, *fields: randomness.Field, most: int | None = None
-    ) -> tuple[list[ScoredGroup], "Pool"]:
+    def draw(self, count: int, *fields: randomness.Field, most: int | None = None) -> tuple[list[ScoredGroup], "Pool"]:
         """Up to `count` groups without replacement, up to `most` of them of one author, and the pool without them.
 
         Authors take turns: each gives a group before any gives another, so what an author offers, be it ever so much,

@@ -68,7 +68,10 @@ def test_measures_are_means_over_problems_of_means_over_nodes():
     assert found["always the first"] == (0.5, 2) and found["the majority of those shown"] == (0.625, 2)
     assert found["best constant critic"] == found["the majority of those shown"] and found["always none"] == (0, 2)
     # one of the two problems is contested
-    assert found["contested: critic names a best answer"] == (0.25, 1) and found["contested: always the first"] == (0, 1)
+    assert found["contested: critic names a best answer"] == (0.25, 1) and found["contested: always the first"] == (
+        0,
+        1,
+    )
     assert found["contested: best constant critic"] == found["contested: the majority of those shown"] == (1, 1)
     assert found["vote of the critics"] == (0.5, 2)
     assert found["revised"] == (pytest.approx((7 / 8 + 2 / 8) / 2), 2)

@@ -121,7 +121,13 @@ def test_where_it_is_not_contested_no_group_of_critiques_has_an_advantage(shown)
 
 @pytest.mark.parametrize(
     ("shown", "always_first", "always_none"),
-    [([1, 1, 1], True, False), ([0, 0, 0], False, True), ([1, 0], True, False), ([0, 1], False, False), ([], None, True)],
+    [
+        ([1, 1, 1], True, False),
+        ([0, 0, 0], False, True),
+        ([1, 0], True, False),
+        ([0, 1], False, False),
+        ([], None, True),
+    ],
 )
 def test_constant_critics_are_often_right_and_are_paid_for_contested_ones_alone(shown, always_first, always_none):
     if shown:

@@ -290,9 +290,7 @@ def test_what_only_a_lenient_scorer_takes_is_learned_from_those_who_say_it_too(o
 
 
 def test_beside_canonical_answers_lenient_ones_are_not_the_better_ones():
-    played = play(
-        make_game(external_groups=9), arrived=[signed(record_of(ALICE, model=with_a_canonical_one), ALICE)]
-    )
+    played = play(make_game(external_groups=9), arrived=[signed(record_of(ALICE, model=with_a_canonical_one), ALICE)])
     assert [group.rewards for group in played.external] == [[1, 0, 0, 0]] * 3
 
 

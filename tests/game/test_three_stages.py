@@ -242,7 +242,9 @@ def test_metrics_tell_how_often_the_words_on_shared_problems_are_right():
         views = played.shown(game, CRITIQUE)
         disputed = [i for i in SHARED if 0 < views[i].answers.count(right[i]) < 2]
         firsts = [views[i].answers[0] == right[i] for i in disputed]  # which is also the first of what most say
-        found = {name: played.metrics.get(f"critique/{name}") for name in ("best", "chance", "first", "majority", "none")}
+        found = {
+            name: played.metrics.get(f"critique/{name}") for name in ("best", "chance", "first", "majority", "none")
+        }
         expected = {"best": 0.75, "chance": pytest.approx(1 / 3), "none": 0.0}
         assert found == expected | dict.fromkeys(("first", "majority"), sum(firsts) / len(firsts))
         assert played.metrics["critique/contested"] == len(disputed) / 2
@@ -397,7 +399,9 @@ def test_a_flawed_group_of_a_later_stage_is_left_out_and_counted(stage, cause, c
     played = heard_with(stage, changed)
     assert played.unused == {cause: 1}
     theirs = [group for group in played.external if (group.author, group.stage) == (ALICE.author, stage)]
-    assert sorted(group.index for group in theirs) == [index for index in range(3 if stage == ANSWER else 2) if index != 1]
+    assert sorted(group.index for group in theirs) == [
+        index for index in range(3 if stage == ANSWER else 2) if index != 1
+    ]
 
 
 def test_who_says_to_have_heard_less_is_believed():

@@ -108,7 +108,6 @@ class TestLoss:
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
         assert all(np.isfinite(metrics[name]) for name in ("loss", "ratio_mean", "ess_fraction", "grad_norm"))
 
-
     def test_what_the_policy_would_hardly_say_teaches_nothing_if_a_peer_says_it(self):
         """The gradient, the metrics and the mean's denominator are those of the batch without it, by the definition."""
         batch = tiny.make_batch(seed=5, rows=12, known="mixed")
