@@ -39,6 +39,7 @@ from rlswarm_jax.game.rewards import RIGHT
 from rlswarm_jax.game.turns import Critics
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.qwen.sampling import PromptError
+from rlswarm_jax.tasks.verifier import VerifierError
 
 FILE = "evaluation.json"
 PER_ROUND = 32  # problems played at once; their records must fit their bounds
@@ -71,7 +72,7 @@ def run(arguments: cli.Arguments) -> int:
                     rounds = progress.track(sit(exams, identities, made.engine), exams[0].num_rounds, description=name)
                     outcomes = [outcome for round_ in rounds for outcome in round_]
                 found[name] = by_task(outcomes)
-        except (CheckpointError, PromptError) as error:
+        except (CheckpointError, PromptError, VerifierError) as error:
             raise UsageError(str(error)) from error
     for task in found["before"]:
         console.print(f"\n[bold]{task}[/bold], {found['before'][task]['first answer'].problems} problems")

@@ -117,7 +117,7 @@ def play_round(game: Game, state: NodeState) -> Round:
     most = _most(game, {sheet.author for sheet in sheets.values()} - {game.author})
     drawn, pool = pool.draw(game.external_groups, beacon, game.author, most=most)
     local = [group for group in groups if not group.external and group.has_advantage]
-    learned = yield Learn(local + drawn)
+    learned = yield Learn(local + drawn, round_)
     if game.chain_every:
         worth = [(t.author if t.external else t.stage, amount(r)) for t, r in zip(everything, earned, strict=True)]
         account = yield from _commit(game, account.add(published, worth), round_)
@@ -131,6 +131,8 @@ def play_round(game: Game, state: NodeState) -> Round:
             metrics[f"{stage}/groups"] = float(len(of_stage))
     metrics |= _game_metrics(game, own, scores, agreed)
     metrics |= {f"score/failed/{cause}": float(count) for cause, count in sorted(scored.failures.items())}
+    if game.mixture.unread:
+        metrics["score/unread_answers"] = float(game.mixture.unread)
     metrics |= _prefixed("learn/", learned)
     external_groups = [group for group in groups if group.external]
     metrics |= _exchange_metrics(round_, arrived, external_groups, unused, local, drawn)

@@ -185,10 +185,10 @@ def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group, 
         reading = read_parents(sheets, seat, group.parents)
     elif group.parents:
         raise RecordError("wrong parents", "an answer answers to nobody")
+    if len(group.completions) != game.group_size:  # before any of them is read: that costs
+        raise RecordError("misshapen group", f"{len(group.completions)} completions, {game.group_size} are played")
     same_tokenizer = record.tokenizer_fingerprint == game.tokenizer_fingerprint
     completions = [_read_completion(game, c, same_tokenizer) for c in group.completions]
-    if len(completions) != game.group_size:
-        raise RecordError("misshapen group", f"{len(completions)} completions, {game.group_size} are played")
     prompt = _prompt(game, record.author, record.stage, problem, reading)
     at = (record.author, record.round, record.stage, group.index)
     turn = Turn(*at, problem, prompt, reading, completions, group.vote, external=True, chain=chain)
@@ -200,6 +200,8 @@ def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group, 
 def _read_completion(game: Game, completion: Completion, same_tokenizer: bool) -> Sampled:
     """With the same tokenizer the ids must say what the text says; with another the text is encoded anew."""
     if not same_tokenizer:
+        if len(completion.text) > game.max_new_tokens * game.tokenizer.longest_token:
+            raise RecordError("misshapen group", f"a text of {len(completion.text)} characters")
         try:
             tokens = game.tokenizer.encode(completion.text)
         except ValueError as error:

@@ -368,6 +368,17 @@ def test_text_that_is_not_what_the_ids_say_is_wrong_but_not_where_nobody_here_ca
         assert found.wrong == (verdict == WRONG)
 
 
+def test_whose_end_tokens_are_others_plays_another_game_and_is_not_called_wrong():
+    """The same checkpoint, of which the auditor's has one more end token: text behind it would be "behind its end"."""
+    more = sorted(WORLD.game.tokenizer.encode("x"))  # which the heads' wrong answers hold
+    found = WORLD.check(eos_token_ids=(*WORLD.game.eos_token_ids, *more))
+    assert {one.verdict for one in found.standings} == {ANOTHER_GAME} and not found.wrong
+    assert all(claim.worth is None for one in found.standings for claim in one.claims)
+    strangers = play(EVERYBODY, rounds=2, tokenizer_fingerprint="another")  # have others anyway: the text says all
+    found = strangers.check(eos_token_ids=(1, 2), tokenizer_fingerprint=WORLD.game.tokenizer_fingerprint)
+    assert {one.verdict for one in found.standings} == {RIGHT} and not found.wrong
+
+
 def test_who_reads_by_the_text_alone_is_not_to_blame_for_what_they_answer_to():
     """Mallory's text is not what her ids say, which Bob, who has another tokenizer, cannot know."""
 
