@@ -35,7 +35,14 @@ class World:
         self.policy = qwen.load(assets.BASE)
         self.mixture = tasks.make_mixture(common.tiny_tasks().to_dict())
         self.temperature = 2.0
-        self.learner_config = learner.LearnerConfig(3e-3, 0.2, 0.28, self.temperature, 12)
+        self.learner_config = learner.LearnerConfig(
+            learning_rate=3e-3,
+            clip_low=0.2,
+            clip_high=0.28,
+            dual_clip=3.0,
+            temperature=self.temperature,
+            max_new_tokens=12,
+        )
         self.engines: dict[tuple[int, bool], Engine] = {}
 
     def engine(self, nodes: int, exact: bool) -> Engine:
