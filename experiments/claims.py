@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     shelf = read_journals(nodes)
     with _endpoint(arguments, config, nodes[0]) as (rpc, contract):
         rounds = read_chain(rpc, contract)
+        game = dataclasses.replace(game, contract=contract, chain_id=arguments.chain_id or config.chain.id)
     with games.make_verifier(config, game) as verifier:
         found = claims.audit(game, rounds, shelf.records.values(), shelf.since, make_judge(verifier))
     seconds = time.monotonic() - began

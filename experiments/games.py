@@ -9,9 +9,8 @@ from rlswarm_jax import assets, tasks
 from rlswarm_jax.game.prompts import choose_format
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.qwen.config import read_config
-from rlswarm_jax.qwen.tokenizer import Tokenizer, load_tokenizer
-from rlswarm_jax.qwen.weights import resolve
+from rlswarm_jax.qwen.tokenizer import Tokenizer
+from rlswarm_jax.qwen.weights import read_model, resolve
 from rlswarm_jax.records.schema import MAX_TOKENS, STAGES
 from rlswarm_jax.tasks.verifier import Verifier
 
@@ -71,6 +70,8 @@ def make_game(
         weights=tuple(game.weights),
         max_prompt_tokens=max_prompt_tokens,
         chain_every=0 if config.chain.endpoint == "none" else config.chain.every,
+        chain_id=config.chain.id,
+        contract=config.chain.contract,
     )
 
 
@@ -85,9 +86,8 @@ def described(config: ml_collections.ConfigDict) -> Game:
     """
     check(config)
     try:
-        directory = resolve(path(config))
-        model = read_config(directory)
-        return make_game(config, load_tokenizer(directory, model.vocab_size), model.eos_token_ids, "")
+        model, tokenizer = read_model(resolve(path(config)))
+        return make_game(config, tokenizer, model.eos_token_ids, "")
     except (tasks.TaskError, ValueError) as error:
         raise UsageError(str(error)) from error
 

@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
-from experiments import cli, folder, keeping, report
+from experiments import cli, folder, joining, keeping, report
 from experiments.cli import Arguments, UsageError
 from experiments.ledger import INDEX_FILE, read_ledger
 from experiments.summary import peak_memory_mb, summarise, write_summary
@@ -50,7 +50,8 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
         console.print(f"node {member.index}  {member.name:20} {member.address}", highlight=False, soft_wrap=True)
     with _chain(config, workdir, members) as chain:
         for member in members:
-            _write_config(config, member, members, chain)
+            own = _write_config(config, member, members, chain)
+        console.print(f"others join with: {joining.command(own, members[0].address)}", highlight=False, soft_wrap=True)
         names = [member.name for member in members]
         view = SwarmView(console, names, config.rounds, [len(_rows(member)) for member in members])
         tails = {member: _Tail(member.folder / folder.METRICS_FILE) for member in members}
@@ -120,8 +121,8 @@ def _environment(config: ml_collections.ConfigDict) -> Callable[[Member], dict[s
 
 def _write_config(
     config: ml_collections.ConfigDict, member: Member, members: list[Member], chain: LocalChain | None
-) -> None:
-    """A node's own config: the swarm's, with its port, its peers, the first of them as bootnode, and the chain."""
+) -> ml_collections.ConfigDict:
+    """Writes a node's own config: the swarm's, with its port, peers, the first of them as bootnode, and the chain."""
     fields = json.loads(config.to_json_best_effort())
     fields["swarm"] |= {
         "port": member.port,
@@ -133,6 +134,7 @@ def _write_config(
         fields["chain"] |= {"endpoint": chain.url, "contract": chain.contract, "id": CHAIN_ID, "confirmations": 0}
     folder.write_whole(member.folder / folder.CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
     (member.folder / folder.NODE_FILE).unlink(missing_ok=True)  # of a process that was killed
+    return ml_collections.ConfigDict(fields)
 
 
 class _Tail:

@@ -22,7 +22,7 @@ import ml_collections
 from rich.console import Console
 from rich.logging import RichHandler
 
-from experiments import cli, folder, keeping
+from experiments import cli, folder, joining, keeping
 from experiments.cli import Arguments, TransientError, UsageError
 from rlswarm_jax import identity, launch
 from rlswarm_jax.journal import Journal, JournalError
@@ -32,7 +32,9 @@ from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
-from rlswarm_jax.swarm.transport import NetworkError, Transport
+from rlswarm_jax.swarm.memory import FILE, Memory
+from rlswarm_jax.swarm.transport import NetworkError
+from rlswarm_jax.tasks.verifier import NoWorkerError, VerifierError
 
 if TYPE_CHECKING:
     from rlswarm_jax.multihost import Channel  # and with it jax
@@ -73,7 +75,7 @@ class Present:
     identity: identity.Identity
     key: Path
     mailbox: Mailbox
-    transport: Transport
+    transport: Gossip
     chain: Keeper | None
 
     @property
@@ -105,9 +107,11 @@ def play(
     bootnodes = [*config.swarm.bootnodes]
     if config.driver == "node":  # a swarm's launcher has named them already
         bootnodes += [one for one in keeping.bootnodes(coordinator) if not one.endswith(own.peer_id)]
-    peers = _authors(config.swarm.peers), _authors(address.rpartition("/p2p/")[2] for address in bootnodes)
-    mailbox = Mailbox(inbox, *peers)
-    transport = Gossip(own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers)
+    memory = Memory(workdir / FILE)
+    told = [address.rpartition("/p2p/")[2] for address in bootnodes] or memory.peers
+    mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(told))
+    parts = own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory, mailbox.trusts
+    transport = Gossip(*parts)
     with folder.lock(key), folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
         present = Present(own, key, mailbox, transport, keeper)
         try:
@@ -115,10 +119,12 @@ def play(
             _write_node_file(workdir, present, addresses, config.swarm.name)
             _say(console, f"{present.name} listens on {' '.join(addresses)}")
             if config.driver == "node":
-                console.print(f"others join it with --config.swarm.bootnodes=\"['{addresses[0]}']\"", soft_wrap=True)
+                _say(console, f"others join it with: {joining.command(config, addresses[0])}")
             finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel, words)
-        except (NetworkError, JournalError, MetricsError) as error:
+        except (NetworkError, JournalError, MetricsError, NoWorkerError) as error:
             raise TransientError(str(error)) from error
+        except VerifierError as error:
+            raise UsageError(str(error)) from error
         except RecordError as error:
             what = "what this node has to say does not fit into a record"
             fewer = "lower sampling.max_new_tokens, sampling.group_size or swarm.local_groups"
@@ -146,6 +152,7 @@ def _play(
     from experiments.view import compiling
     from rlswarm_jax import multihost
     from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
+    from rlswarm_jax.engine import DivergedError
     from rlswarm_jax.game.effects import Publish
     from rlswarm_jax.game.player import Player
     from rlswarm_jax.node import LiveConfig, Node
@@ -154,6 +161,7 @@ def _play(
     made = pieces.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.engine, channel))
+    present.transport.tell_rules(made.games[0].rules)
     with compiling(console):
         made.compile()
     journal = Journal(workdir / folder.JOURNAL_FILE, durable=[Publish.__name__])
@@ -178,7 +186,7 @@ def _play(
         checkpoints.close()
     except CheckpointError as error:
         raise TransientError(str(error)) from error
-    except PromptError as error:
+    except (DivergedError, PromptError) as error:
         raise UsageError(str(error)) from error
     journal.close()
     recorder.finish(player.finished)

@@ -18,10 +18,11 @@ from experiments.cli import UsageError, check
 from rlswarm_jax import assets, compilation, parallel, qwen, tasks
 from rlswarm_jax.engine import Engine, EngineConfig
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.grpo.learner import LearnerConfig
+from rlswarm_jax.grpo.learner import LearnerConfig, TrainState, init_state
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
+from rlswarm_jax.tasks.verifier import VerifierError
 
 COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
 
@@ -66,12 +67,34 @@ def _wait_for(file: IO[str]) -> None:
         time.sleep(0.1)
 
 
+def make_learner_config(config: ml_collections.ConfigDict, max_new_tokens: int) -> LearnerConfig:
+    return LearnerConfig(
+        learning_rate=config.learn.learning_rate,
+        clip_low=config.learn.clip_low,
+        clip_high=config.learn.clip_high,
+        dual_clip=config.learn.dual_clip,
+        temperature=config.sampling.temperature,
+        max_new_tokens=max_new_tokens,
+        weight_decay=config.learn.weight_decay,
+        max_grad_norm=config.learn.max_grad_norm,
+        microbatch_rows=config.learn.microbatch_rows,
+        decay_rounds=config.rounds,
+        decay_to=config.learn.decay_to,
+        external_min_prob=config.learn.external_min_prob,
+    )
+
+
+def first_state(config: ml_collections.ConfigDict, policy: qwen.Policy) -> TrainState:
+    """What a node of the config begins with, in the form in which checkpoints hold what it has become."""
+    return init_state(policy.params, make_learner_config(config, config.sampling.max_new_tokens))
+
+
 def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None = None) -> Pieces:
     """Raises UsageError that says which field of the config cannot be."""
     check(config)
     try:
         return _build(config, identities, console)
-    except (tasks.TaskError, ValueError) as error:
+    except (tasks.TaskError, VerifierError, ValueError) as error:
         raise UsageError(str(error)) from error
 
 
@@ -82,6 +105,11 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
     policy = qwen.load(path, place=parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
     fingerprint = qwen.fingerprint(parallel.fetch(policy.params))
     game = games.make_game(config, policy.tokenizer, policy.config.eos_token_ids, fingerprint)
+    if game.max_prompt_tokens + game.max_new_tokens > policy.config.context_length:
+        prompt, completion = game.max_prompt_tokens, game.max_new_tokens
+        what = f"config.sampling.max_prompt_tokens {prompt} and config.sampling.max_new_tokens {completion}"
+        limit = f"the {policy.config.context_length} positions that {path} was made for (max_position_embeddings)"
+        raise UsageError(f"{what} together exceed {limit}: lower one of them.")
     if console is not None:
         nodes = "1 node" if len(identities) == 1 else f"{len(identities)} nodes"
         console.print(
@@ -112,18 +140,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         advantage_scale=config.learn.advantage_scale,
         updates_per_round=config.learn.updates_per_round,
     )
-    learner_config = LearnerConfig(
-        learning_rate=config.learn.learning_rate,
-        clip_low=config.learn.clip_low,
-        clip_high=config.learn.clip_high,
-        temperature=config.sampling.temperature,
-        max_new_tokens=game.max_new_tokens,
-        weight_decay=config.learn.weight_decay,
-        max_grad_norm=config.learn.max_grad_norm,
-        microbatch_rows=config.learn.microbatch_rows,
-        decay_updates=config.rounds * config.learn.updates_per_round,
-        decay_to=config.learn.decay_to,
-    )
+    learner_config = make_learner_config(config, game.max_new_tokens)
     engine = Engine(policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices)
     if config.chain.endpoint != "none":
         game = dataclasses.replace(game, state_hash=qwen.digest(parallel.fetch(engine.state(0))))

@@ -21,6 +21,7 @@ from rich.console import Console
 from experiments import folder, node, pieces
 from experiments.cli import Arguments, TransientError, UsageError
 from rlswarm_jax import identity, multihost
+from rlswarm_jax.engine import DivergedError
 
 OWN = ("devices.process",)  # what the configs of a node's processes may differ in
 
@@ -72,7 +73,10 @@ def _follow(config: ml_collections.ConfigDict, channel: multihost.Channel) -> in
             made = pieces.build(config, [identity.simulated(config.seed, 0)], Console())
         except UsageError as error:
             _leave(str(error), 2)
-        return multihost.follow(made.engine, channel)
+        try:
+            return multihost.follow(made.engine, channel)
+        except DivergedError as error:
+            _leave(str(error), 2)
 
 
 def _leave(why: str, code: int) -> NoReturn:

@@ -171,6 +171,9 @@ def _changed(run: Summary) -> set[str]:
 COMPARED = [
     ("majority of the swarm", "first answer"),
     ("critic names a best answer", "critic at random"),
+    ("critic names a best answer", "best constant critic"),
+    ("contested: critic names a best answer", "contested: critic at random"),
+    ("contested: critic names a best answer", "contested: best constant critic"),
     ("vote of the critics", "first answer"),
     ("revised", "first answer"),
     ("revised", "vote of the critics"),

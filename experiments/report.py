@@ -152,8 +152,11 @@ GAME = {
     "game/first": "first answers that are right",
     "game/vote": "votes of the critics that are right",
     "game/revised": "revised answers that are right",
-    "critique/reward/mean": "critiques that name a best answer",
-    "critique/chance": "what critiques at random would name",
+    "critique/best": "contested problems: critiques that name a best answer",
+    "critique/chance": "... critiques at random would",
+    "critique/first": "... naming always the first would",
+    "critique/majority": "... naming what most of those shown say would",
+    "critique/none": "... naming none would",
 }
 
 

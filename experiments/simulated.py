@@ -11,12 +11,14 @@ from experiments.recorder import Recorder
 from rlswarm_jax import identity
 from rlswarm_jax.chain.virtual import VirtualCoordinator, quorum
 from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
+from rlswarm_jax.engine import DivergedError
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError
 from rlswarm_jax.qwen.sampling import PromptError
 from rlswarm_jax.records.schema import RecordError
 from rlswarm_jax.simulate import Simulation, Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
+from rlswarm_jax.tasks.verifier import VerifierError
 
 
 def run(arguments: Arguments) -> int:
@@ -25,7 +27,15 @@ def run(arguments: Arguments) -> int:
     try:
         with folder.opened(config, workdir, arguments.resume) as resumes, folder.stop_on_signal() as stopping:
             return _run(arguments, resumes, Console(), stopping)
-    except (CheckpointError, JournalError, MetricsError, PromptError, RecordError) as error:
+    except (
+        CheckpointError,
+        DivergedError,
+        JournalError,
+        MetricsError,
+        PromptError,
+        RecordError,
+        VerifierError,
+    ) as error:
         raise UsageError(str(error)) from error
 
 

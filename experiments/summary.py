@@ -19,7 +19,10 @@ from experiments.folder import SUMMARY_FILE, write_whole
 from rlswarm_jax.identity import friendly_name
 
 # measured on the shared problems of every round
-GAME = ("game/first", "game/vote", "game/revised", "critique/reward/mean", "critique/chance")
+GAME = (
+    *("game/first", "game/vote", "game/revised"),
+    *("critique/best", "critique/chance", "critique/first", "critique/majority", "critique/none"),
+)
 
 
 def summarise(

@@ -14,6 +14,8 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from experiments.hearing import Hearing
+
 SMOOTHING = 0.9
 COMPILING = "compiling, once, a minute or two"
 REMIND = 30.0  # seconds between lines that say so, where nothing moves
@@ -30,7 +32,11 @@ class _Shown:
     held_out: float | None = None
     received: int = 0
     published: int = 0
+    learned: int = 0  # groups of peers
+    usable: int = 0
+    heard: int = 0
     rejected: int = 0
+    hearing: Hearing = dataclasses.field(default_factory=Hearing)
     chain: str = ""  # the round of the chain; and what waits to be told, if anything does
 
 
@@ -55,6 +61,7 @@ def _columns(nodes: list[_Shown]) -> list[_Column]:
         _Column("held-out\naccuracy", 0, lambda n: "" if n.held_out is None else f"{100 * n.held_out:.1f} %"),
         _Column("records\nin", 4, lambda n: str(n.received)),
         _Column("out", 6, lambda n: str(n.published)),
+        _Column("groups learned/\nusable/heard", 0, lambda n: f"{n.learned}/{n.usable}/{n.heard}"),
         _Column("rejected", 2, lambda n: str(n.rejected)),
     ]
 
@@ -175,6 +182,9 @@ class SwarmView:
         """Takes a round that has just ended: a row as in metrics.jsonl."""
         self._begun.set()
         self._take(row)
+        node = self._nodes[row["node"]]
+        if said := node.hearing.on_round(row):
+            self.say(f"{node.name}: {said}")
         done = sum(n.round for n in self._nodes)
         self._progress.update(self._task, completed=done, rate=self._rate(done))
         if self._console.is_terminal:
@@ -190,6 +200,10 @@ class SwarmView:
         node.held_out = row.get("final/accuracy", row.get("held_out/accuracy", node.held_out))
         node.received += int(row["records/received"])
         node.published += int(row["records/published"])
+        node.learned += int(row["groups/external"])
+        node.usable += int(row["groups/received"])
+        unused = sum(v for k, v in row.items() if k.startswith("groups/unused/"))
+        node.heard += int(row["groups/received"] + unused)
         node.rejected += int(sum(v for k, v in row.items() if k.startswith("records/rejected/")))
         node.peers = int(row["peers/connected"]) if "peers/connected" in row else None
         if "chain/round" in row:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from rlswarm_jax.game.quote import control_characters, control_ids, keep_end, quote, unquote
-from rlswarm_jax.qwen.tokenizer import Prompt, Tokenizer
+from rlswarm_jax.qwen.tokenizer import MARKS, Prompt, Tokenizer
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
 from rlswarm_jax.tasks import Problem
 
@@ -164,7 +164,7 @@ def _control(tokenizer: Tokenizer) -> _Control:
 
 # --- compact: "12+5=|17:2|18:0;17;19!" asks for a revision, "12+5=|17|18~" for a critique such as "17#1"
 
-_COMPACT_RESERVED = "|:;~!#"
+_COMPACT_RESERVED = MARKS
 _COMPACT_CUE = {CRITIQUE: "~", REVISE: "!"}
 _COMPACT_PROMPT = re.compile(r"[^|:;~!#]*(?:\|[^|:;~!#]*(?::[0-9]+)?)*(?:;[^|:;~!#]*)*[~!]")
 

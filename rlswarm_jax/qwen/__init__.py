@@ -6,7 +6,7 @@ out = qwen.generate(policy, ["one plus one is"], group_size=8, max_new_tokens=64
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +15,11 @@ import numpy as np
 
 from rlswarm_jax import compilation, randomness
 from rlswarm_jax.qwen import sampling, weights
-from rlswarm_jax.qwen.config import QwenConfig, read_config
+from rlswarm_jax.qwen.config import QwenConfig
 from rlswarm_jax.qwen.draw import Draw
 from rlswarm_jax.qwen.model import Params, logits, prepare
 from rlswarm_jax.qwen.stopping import cut_at_stop, stop_table
-from rlswarm_jax.qwen.tokenizer import Prompt, Tokenizer, load_tokenizer
+from rlswarm_jax.qwen.tokenizer import Message, Prompt, Tokenizer
 from rlswarm_jax.qwen.verdict import Replay, Verdict, default_tau, replay_tokens
 from rlswarm_jax.qwen.weights import SaveError, digest, fingerprint
 
@@ -88,9 +88,9 @@ def load(path_or_hub_id: str | Path, dtype: Any = np.float32, place: weights.Pla
     """
     compilation.use_cache()
     directory = weights.resolve(str(path_or_hub_id))
-    config = read_config(directory)
-    tokenizer = load_tokenizer(directory, config.vocab_size)
-    return Policy(config, weights.load_params(directory, config, dtype, place), tokenizer)
+    config, tokenizer = weights.read_model(directory)
+    params = weights.load_params(directory, config, dtype, place)
+    return Policy(dataclasses.replace(config, tie_word_embeddings="lm_head" not in params), params, tokenizer)
 
 
 def save(policy: Policy, directory: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
@@ -103,7 +103,7 @@ def save(policy: Policy, directory: str | Path, *, max_shard_bytes: int = 5_000_
 
 def generate(
     policy: Policy,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt] | Prompt | Message,
     *,
     group_size: int = 1,
     max_new_tokens: int = 64,
@@ -112,8 +112,8 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    stop: Sequence[str] = (),
-    stop_token_ids: Sequence[int] = (),
+    stop: Sequence[str] | str = (),
+    stop_token_ids: Sequence[int] | int = (),
     rows: int = 0,
     exact: bool = False,
     dtype: Any = None,
@@ -124,8 +124,9 @@ def generate(
     no two completions of a call share noise.
 
     Args:
+      prompts: texts and conversations; a single one will do.
       top_k, top_p, min_p: cut the distribution off (`draw.Draw`); for evaluation, not for what is learned from.
-      stop: strings that end a completion. stop_token_ids: tokens that do, besides the checkpoint's own.
+      stop: strings that end a completion, or one. stop_token_ids: tokens that do, besides the checkpoint's own.
       rows: completions computed at a time while the others wait; 0 is all.
       exact: every bit of a completion depends on its prompt, key and number among its siblings alone, whatever else is
         asked for; slower.
@@ -133,16 +134,24 @@ def generate(
       kv_dtype: of the key/value cache, float32, bfloat16 or int8; `dtype` by default.
       thinking: switches Qwen3's thoughts in conversations on or off; None leaves it to the chat template.
 
-    Raises ValueError on an empty request or a prompt the tokenizer cannot encode.
+    Raises ValueError on an empty request, a prompt the tokenizer cannot encode, or one that is longer with its
+    completions than the model was made for.
     """
-    if not prompts or group_size < 1 or max_new_tokens < 1 or temperature < 0 or rows < 0:
+    asked = _several(prompts)
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop_token_ids = (stop_token_ids,) if isinstance(stop_token_ids, int) else tuple(stop_token_ids)
+    if not asked or group_size < 1 or max_new_tokens < 1 or temperature < 0 or rows < 0:
         raise ValueError("generate needs prompts, group_size >= 1, max_new_tokens >= 1, temperature and rows >= 0.")
-    encoded = [policy.tokenizer.encode(prompt, thinking) for prompt in prompts]
+    encoded = [policy.tokenizer.encode(prompt, thinking) for prompt in asked]
+    longest = max(map(len, encoded))
+    if longest + max_new_tokens > policy.config.context_length:
+        raise ValueError(
+            f"prompt {list(map(len, encoded)).index(longest)} has {longest} tokens, which with max_new_tokens "
+            f"{max_new_tokens} exceeds the {policy.config.context_length} positions that the model was made for "
+            "(max_position_embeddings)."
+        )
     keys_PGM = np.array(
-        [
-            [randomness.key_data("sample", "generate", seed, p, g) for g in range(group_size)]
-            for p in range(len(prompts))
-        ]
+        [[randomness.key_data("sample", "generate", seed, p, g) for g in range(group_size)] for p in range(len(asked))]
     )
     if not all(0 <= token < policy.config.vocab_size for token in stop_token_ids):
         raise ValueError(
@@ -156,7 +165,7 @@ def generate(
         how=Draw(top_k, top_p, min_p),
         rows=0 if exact else rows,
         eos_token_ids=end_tokens,
-        stop=tuple(stop),
+        stop=stop,
         kv_dtype=None if kv_dtype is None else np.dtype(kv_dtype).name,
     )
     at_once = EXACT_ROWS if exact else min(rows or keys_PGM[..., 0].size, keys_PGM[..., 0].size)
@@ -164,7 +173,7 @@ def generate(
     if exact:
         tokens_PGT, lengths_PG, logprobs_PGT, ended_PG = _exactly(sample, params, encoded, keys_PGM)
     else:
-        size = -(-sampling.WAITING * rows // group_size) or len(prompts)
+        size = -(-sampling.WAITING * rows // group_size) or len(encoded)
         tokens_PGT, lengths_PG, logprobs_PGT, ended_PG = _in_tiles(sample, params, encoded, keys_PGM, size)
     text: list[list[str]] = []
     finish: list[list[Literal["eos", "stop", "length"]]] = []
@@ -210,6 +219,16 @@ def replay(
     encoded = policy.tokenizer.encode(prompt, thinking)
     params = policy.prepared(dtype, rows=2)
     return replay_tokens(params, policy.config, encoded, tokens_T, key_M, temperature=temperature, tau=tau)
+
+
+def _several(prompts: Iterable[Prompt] | Prompt | Message) -> list[Prompt]:
+    """Prompts as they are; a single text, conversation or message as the one prompt that it must be."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, Mapping):
+        return [[prompts]]
+    several: list[Any] = list(prompts)
+    return [several] if several and all(isinstance(message, Mapping) for message in several) else several
 
 
 def _in_tiles(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray, size: int) -> Arrays:

@@ -33,6 +33,15 @@ class QwenConfig:
     rope_scaling: RopeScaling | None = None
 
     @property
+    def context_length(self) -> int:
+        """Positions that the model was made for: `max_position_embeddings`, or what rope scaling makes of them."""
+        scaling = self.rope_scaling
+        if scaling is None:
+            return self.max_position_embeddings
+        trained = scaling.original_length if scaling.kind == "yarn" else self.max_position_embeddings
+        return max(self.max_position_embeddings, int(trained * scaling.factor))
+
+    @property
     def num_parameters(self) -> int:
         """Number of trained scalars; a tied head counts once."""
         d, h = self.hidden_size, self.head_dim
@@ -140,11 +149,11 @@ def to_hf(config: QwenConfig) -> dict[str, Any]:
 def read_config(directory: Path) -> QwenConfig:
     """Reads `config.json` and the stop tokens of `generation_config.json`, if there is one."""
     path = directory / "config.json"
-    config = from_hf(_read_json(path), str(path))
+    config = from_hf(read_json(path), str(path))
     generation = directory / "generation_config.json"
     if not generation.exists():
         return config
-    more = _token_ids(_read_json(generation).get("eos_token_id"), str(generation))
+    more = _token_ids(read_json(generation).get("eos_token_id"), str(generation))
     return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
 
 
@@ -156,7 +165,8 @@ def _token_ids(value: Any, where: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a checkpoint's file holds. Raises ValueError that names the file."""
     try:
         fields = json.loads(path.read_bytes())
     except FileNotFoundError:

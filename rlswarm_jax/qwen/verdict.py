@@ -35,6 +35,11 @@ class Verdict(enum.IntEnum):
     UNDECIDED = 0
     PRODUCED = 1
 
+    def __str__(self) -> str:
+        return self.name
+
+    __format__ = enum.Enum.__format__
+
 
 @dataclasses.dataclass(frozen=True)
 class Replay:

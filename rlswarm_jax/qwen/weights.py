@@ -1,18 +1,20 @@
 """Hugging Face checkpoint directories to and from parameter pytrees; the one place that may import `transformers`."""
 
+import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlswarm_jax.qwen.config import QwenConfig, to_hf
+from rlswarm_jax.qwen.config import QwenConfig, read_config, to_hf
 from rlswarm_jax.qwen.model import Params, param_shapes
 from rlswarm_jax.qwen.tensors import (
     DTYPES,
@@ -25,7 +27,9 @@ from rlswarm_jax.qwen.tensors import (
     plan_files,
     write_file,
 )
-from rlswarm_jax.qwen.tokenizer import ChatRenderer, Message, Tokenizer
+from rlswarm_jax.qwen.tokenizer import ChatRenderer, Message, Tokenizer, load_tokenizer
+
+log = logging.getLogger("rlswarm_jax.qwen")
 
 # our name -> (Hugging Face name inside a layer, whether the matrix is stored transposed, [out, in])
 _LAYER_NAMES = {
@@ -49,6 +53,8 @@ _TOP_NAMES = {
     "norm": ("model.norm.weight", False),
     "lm_head": ("lm_head.weight", True),
 }
+_EMBED, _HEAD = _TOP_NAMES["embed"][0], _TOP_NAMES["lm_head"][0]
+COMPARED_ROWS = 4096  # of two large matrices at a time
 
 
 class SaveError(RuntimeError):
@@ -93,6 +99,16 @@ def resolve(path_or_hub_id: str) -> Path:
     return Path(found)
 
 
+def read_model(directory: Path) -> tuple[QwenConfig, Tokenizer]:
+    """What a directory says of a model beside its weights; the config's end tokens are those of all its files.
+
+    Raises ValueError that names what is missing, unreadable or not supported.
+    """
+    config = read_config(directory)
+    tokenizer = load_tokenizer(directory, config.vocab_size, config.eos_token_ids)
+    return dataclasses.replace(config, eos_token_ids=tokenizer.end_token_ids), tokenizer
+
+
 Place = Callable[[tuple, np.ndarray], jax.Array]  # a parameter's path and array -> where it is kept
 
 
@@ -100,12 +116,24 @@ def load_params(directory: Path, config: QwenConfig, dtype: Any = np.float32, pl
     """Reads a checkpoint's tensors into a pytree of arrays of `dtype`, on the default device or by `place`.
 
     Needs the memory of its result and of one tensor: the files are mapped, and transposed and widened on the way.
+    They have an `lm_head` unless it is tied, which the files decide where the config says so, as in `transformers`: of
+    two matrices that differ both are kept, and either of them alone is both.
 
     Raises ValueError that names every missing, unexpected and misshapen tensor, or the unreadable file.
     """
     stored = find_tensors(directory)
-    if config.tie_word_embeddings:
-        stored.pop("lm_head.weight", None)  # some exporters write the tied head a second time
+    if config.tie_word_embeddings and _HEAD in stored:
+        embed = stored.setdefault(_EMBED, stored[_HEAD])
+        if _same_numbers(embed, stored[_HEAD], dtype):
+            del stored[_HEAD]
+        else:
+            config = dataclasses.replace(config, tie_word_embeddings=False)
+            log.warning(
+                "%s says tie_word_embeddings=true, but %s holds other numbers than %s: they are not tied.",
+                directory / "config.json",
+                _HEAD,
+                _EMBED,
+            )
     shapes = param_shapes(config)
     expected = {}
     for name, path, transposed in _names(config):
@@ -132,6 +160,15 @@ def load_params(directory: Path, config: QwenConfig, dtype: Any = np.float32, pl
     )
 
 
+def _same_numbers(one: Stored, other: Stored, dtype: Any) -> bool:
+    """Whether two matrices are equal in `dtype`, a few rows at a time."""
+    if one is other or one.shape != other.shape:
+        return one is other
+    rows = range(0, one.shape[0] if one.shape else 0, COMPARED_ROWS)
+    parts = ([view[r : r + COMPARED_ROWS].astype(dtype) for view in (one.map(), other.map())] for r in rows)
+    return all(np.array_equal(a, b) for a, b in parts)
+
+
 def _on_device(stored: Stored, transposed: bool, dtype: Any) -> jax.Array:
     view = stored.map().T if transposed else stored.map()
     if view.flags.c_contiguous:  # jax may share such memory: the array would change with the file
@@ -146,7 +183,8 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a directory that `transformers` opens: config, safetensors in the params' dtype, tokenizer files.
+    """Writes a directory that `transformers` opens: config, safetensors in the params' dtype, tokenizer files, and
+    the end tokens where it looks for them.
 
     `config.json` comes last, and nothing is touched before all files are written: what a failure or a kill leaves is
     the old checkpoint, or a directory that is none.
@@ -176,6 +214,7 @@ def save_checkpoint(
         raise ValueError(f"{directory} holds another checkpoint's {min(others)}: save to an empty directory.")
     dtype = str(params["embed"].dtype)
     small = dict(tokenizer.files) | {"tokenizer.json": tokenizer.backend.to_str(pretty=True).encode()}
+    small |= _with_end_tokens(small, config.eos_token_ids, tokenizer)
     if indexed:
         small[INDEX] = index_json(files, sum(sizes.values())).encode()
     small["config.json"] = (json.dumps(to_hf(config) | {"torch_dtype": dtype}, indent=2) + "\n").encode()
@@ -198,6 +237,27 @@ def save_checkpoint(
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def _with_end_tokens(
+    files: Mapping[str, bytes], end_token_ids: Sequence[int], tokenizer: Tokenizer
+) -> dict[str, bytes]:
+    """Files that tell `transformers` where a text ends, where those there are do not: it generates by the one, and
+    makes a tokenizer of its own kind, with an end of its own, without the other."""
+
+    def written(name: str, fields: dict[str, Any]) -> dict[str, bytes]:
+        return {name: (json.dumps(json.loads(files.get(name, b"{}")) | fields, indent=2) + "\n").encode()}
+
+    changed: dict[str, bytes] = {}
+    ids = json.loads(files.get("generation_config.json", b"{}")).get("eos_token_id")
+    if {*end_token_ids} != {*(ids if isinstance(ids, list) else [] if ids is None else [ids])}:
+        changed |= written("generation_config.json", {"eos_token_id": list(end_token_ids)})
+    if "tokenizer_config.json" not in files:
+        added = tokenizer.backend.get_added_tokens_decoder()
+        first = next((added[n].content for n in end_token_ids if n in added), None)
+        eos = {} if first is None else {"eos_token": first}
+        changed |= written("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | eos)
+    return changed
+
+
 def fingerprint(params: Params) -> str:
     """16 hexadecimal digits of the parameters' `digest`."""
     return digest(params).hex()[:16]
@@ -213,8 +273,8 @@ def digest(tree: Any) -> bytes:
     return h.digest()
 
 
-def chat_renderer(directory: Path) -> ChatRenderer:
-    """The checkpoint's own chat template, ending where the assistant's turn begins."""
+def chat_renderer(directory: Path, template: str) -> ChatRenderer:
+    """A chat template with the checkpoint's tokens, ending where the assistant's turn begins."""
 
     @functools.cache
     def tokenizer():
@@ -226,7 +286,7 @@ def chat_renderer(directory: Path) -> ChatRenderer:
     def render(messages: Sequence[Message], thinking: bool | None = None) -> str:
         import jinja2
 
-        options = {"tokenize": False, "add_generation_prompt": True}
+        options = {"tokenize": False, "add_generation_prompt": True, "chat_template": template}
         switch = {} if thinking is None else {"enable_thinking": thinking}
         try:
             text = tokenizer().apply_chat_template(list(messages), **options, **switch)

@@ -270,7 +270,13 @@ class TestSave:
             assert file.metadata() == {"format": "pt"}
         (size,) = struct.unpack("<Q", (tmp_path / "ours" / "model.safetensors").read_bytes()[:8])
         assert size % 8 == 0
-        assert {p.name for p in (tmp_path / "ours").iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
+        assert {p.name for p in (tmp_path / "ours").iterdir()} == {
+            "model.safetensors",
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        }
 
     def test_saving_over_a_checkpoint_replaces_it(self, tmp_path):
         first = qwen.load(variants.write(PLAIN, tmp_path / "a"))

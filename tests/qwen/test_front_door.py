@@ -119,3 +119,60 @@ def test_an_empty_request_is_refused(request_):
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="prompt 1 has 0 tokens"):
         qwen.generate(policy(), ["x", ""], max_new_tokens=1)
+
+
+def greedy_text(prompts, **options):
+    return qwen.generate(policy(), prompts, max_new_tokens=6, temperature=0.0, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("two plus two is", ["two plus two is"]),
+        (CONVERSATION, [CONVERSATION]),
+        (tuple(CONVERSATION), [CONVERSATION]),
+        (CONVERSATION[0], [CONVERSATION]),
+        ((prompt for prompt in ["x", "yy"]), ["x", "yy"]),
+        (np.array(["x", "yy"]), ["x", "yy"]),
+    ],
+    ids=["text", "conversation", "tuple of messages", "message", "generator", "array"],
+)
+def test_a_single_prompt_is_one_and_any_iterable_is_several(given, meant):
+    assert_equal(greedy_text(given), greedy_text(meant))
+
+
+@pytest.mark.parametrize(
+    "prompts", [["x", 5], ["x", None], b"xy", [["x"]], [{"content": "x"}], [[]], [[CONVERSATION]], [CONVERSATION, {}]]
+)
+def test_what_is_no_prompt_is_said_with_what_would_be_one(prompts):
+    with pytest.raises(ValueError, match=r"a prompt is a text or a conversation, \[\{'role': .*not "):
+        greedy_text(prompts)
+
+
+def test_a_single_stop_is_one():
+    (texts,) = generation().text[:1]
+    stop = max(texts, key=len)[1:3]
+    assert len(stop) == 2
+    ask = {"group_size": 5, "max_new_tokens": 8, "temperature": TEMPERATURE, "seed": 3}
+    out = qwen.generate(policy(), PROMPTS[0], stop=stop, **ask)
+    assert_equal(out, qwen.generate(policy(), PROMPTS[:1], stop=[stop], **ask))
+    assert out.text == [[text.partition(stop)[0] for text in texts]] != [texts]
+    assert "stop" in out.finish[0]
+    token = int(generation().tokens_PGT[0, 0, 0])
+    out = qwen.generate(policy(), PROMPTS[0], stop_token_ids=token, **ask)
+    assert (out.lengths_PG[0, 0], out.finish[0][0]) == (1, "eos")
+
+
+def test_prompt_and_completion_are_held_against_what_the_model_was_made_for():
+    most = policy().config.max_position_embeddings
+    qwen.generate(policy(), ["x", "y" * (most - 1)], max_new_tokens=1, temperature=0.0)
+    with pytest.raises(
+        ValueError, match=f"prompt 1 has {most - 1} tokens.*max_new_tokens 2 exceeds the {most} positions"
+    ):
+        qwen.generate(policy(), ["x", "y" * (most - 1)], max_new_tokens=2, temperature=0.0)
+
+
+@pytest.mark.parametrize("how", [str, "{}".format, "{!s:<12}".format])
+def test_verdicts_print_their_names(how):
+    assert [how(verdict).strip() for verdict in sorted(qwen.Verdict)] == ["NOT_PRODUCED", "UNDECIDED", "PRODUCED"]
+    assert "PRODUCED" in repr([qwen.Verdict.PRODUCED]) and int(qwen.Verdict.NOT_PRODUCED) == -1

@@ -137,7 +137,7 @@ class TestSaveAndLoad:
         assert_bit_equal(after.params, before.params)
         assert after.config == before.config
         assert after.tokenizer.fingerprint == before.tokenizer.fingerprint
-        assert after.tokenizer.files == before.tokenizer.files
+        assert after.tokenizer.files.items() >= before.tokenizer.files.items()
 
     @pytest.mark.parametrize("name", NAMES)
     def test_save_writes_hugging_faces_names_and_layout(self, name, tmp_path):

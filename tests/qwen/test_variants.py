@@ -189,3 +189,19 @@ class TestAgainstLiveHuggingFace:
             found = rope_frequencies(config.rope_theta, config.head_dim, config.rope_scaling)
             np.testing.assert_array_max_ulp(found, theirs.inv_freq.numpy(), maxulp=2)
             assert config.rope_scaling.attention_factor == theirs.attention_scaling
+
+
+@pytest.mark.parametrize(
+    ("rope", "length"),
+    [
+        ({}, 128),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 3.0}}, 384),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}}, 512),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}, 128),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 512),
+    ],
+    ids=str,
+)
+def test_the_context_is_as_long_as_rope_scaling_makes_it(rope, length):
+    """Qwen2.5's files keep the trained length beside yarn's factor; others name the scaled one."""
+    assert qwen_config.from_hf(variants.CONFIGS["qwen2-no-gqa"] | rope).context_length == length

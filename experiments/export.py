@@ -1,0 +1,120 @@
+"""Writes what a run has learned as a Hugging Face folder, which `transformers` and `qwen.load` open.
+
+    python -m experiments.export runs/quickstart my-model                      the swarm's first node
+    python -m experiments.export runs/quickstart --node bold-otter-1f my-model    or the one of that name
+
+RUN is the folder of a run of any driver: a swarm of processes, a simulation, or a single node; also while it goes on.
+Its newest whole checkpoint is taken, in the precision it was trained in. DIR is made; if it is there it must be empty.
+It gets the weights (safetensors), and from the model that the run began with config.json, the tokenizer with its chat
+template, and generation_config.json with the end tokens.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+
+from experiments import folder
+from experiments.cli import UsageError
+from rlswarm_jax.metrics import read_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A node of a run: its name, the folder of its checkpoints, and which of the states in them are its own."""
+
+    name: str
+    folder: Path
+    index: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    parser = argparse.ArgumentParser("python -m experiments.export", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="where the model is written")
+    parser.add_argument(
+        "--node", metavar="NAME", help="whose weights, as the report calls it or by number; the first's"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        return export(arguments.run, arguments.node, arguments.directory)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def export(run: Path, name: str | None, directory: Path) -> int:
+    """Raises UsageError for a run, a node or a directory that cannot be."""
+    config = read_config(run)
+    nodes = nodes_of(run, config)
+    node = choose(nodes, name, run)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} is there already, and not an empty directory: choose another.")
+    if not (node.folder / folder.CHECKPOINT_FOLDER).is_dir():
+        every = config.get("checkpoint_every", "config.checkpoint_every")
+        raise UsageError(f"{node.folder} has no checkpoint yet: a run writes one every {every} rounds, and at its end.")
+    from experiments import games, pieces  # and with them jax
+    from experiments.evaluate import load_states
+    from rlswarm_jax import qwen
+    from rlswarm_jax.checkpoint import CheckpointError
+
+    together = sum(other.folder == node.folder for other in nodes)
+    try:
+        policy = qwen.load(games.path(config))
+        states = load_states(node.folder, pieces.first_state(config, policy), together)
+        qwen.save(dataclasses.replace(policy, params=states[node.index].params), directory)
+    except AttributeError as error:
+        raise UsageError(f"{run / folder.CONFIG_FILE} is the config of another version: {error}.") from None
+    except (CheckpointError, qwen.SaveError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    others = [other.name for other in nodes if other != node]
+    print(f"{node.name} after {int(states[node.index].step)} updates: {directory}")
+    if name is None and others:
+        print(f"others of this run, with --node: {', '.join(others)}")
+    return 0
+
+
+def read_config(run: Path) -> ml_collections.ConfigDict:
+    """What the run was started with. Raises UsageError where there is none."""
+    path = run / folder.CONFIG_FILE
+    try:
+        config = ml_collections.ConfigDict(json.loads(path.read_text())).lock()
+        _ = config.driver, config.swarm.nodes, config.model.path
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{run} is the folder of no run: it has no {folder.CONFIG_FILE}.") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is not the config of a run: {error}.") from None
+    return config
+
+
+def nodes_of(run: Path, config: ml_collections.ConfigDict) -> list[Trained]:
+    """The nodes of a run: of processes with a folder each, or all in this one."""
+    own = sorted((path for path in run.glob("node-*") if path.is_dir()), key=lambda path: (len(path.name), path.name))
+    if own:
+        return [Trained(_names(path).get(0, path.name), path, 0) for path in own]
+    names, count = _names(run), config.swarm.nodes if config.driver == "simulate" else 1
+    return [Trained(names.get(node, f"node-{node}"), run, node) for node in range(count)]
+
+
+def _names(directory: Path) -> dict[int, str]:
+    """What its metrics call the nodes, by their number in this folder."""
+    path = directory / folder.METRICS_FILE
+    return {row["node"]: row["name"] for row in read_rows(path)} if path.exists() else {}
+
+
+def choose(nodes: Sequence[Trained], name: str | None, run: Path) -> Trained:
+    """The node of that name or number, or the first. Raises UsageError that lists the names."""
+    for number, node in enumerate(nodes):
+        if name in (None, node.name, str(number), f"node-{number}"):
+            return node
+    raise UsageError(f"{run} has no node {name!r}; its nodes are {', '.join(node.name for node in nodes)}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
