@@ -181,7 +181,7 @@ class Page:
             if words != ["--help"]:
                 self._experiment(name, words)
         elif "ArgumentParser(" in source or "parse_args(" in source:
-            takes(module.main, f"python -m {name}", words)
+            takes(module.main, f"python -m {name}", words, whole=not named)
         elif words:
             raise Wrong(f"{name} takes no arguments, and gets {words}")
 
@@ -255,8 +255,8 @@ class _Parsed(Exception):
     """The arguments were taken."""
 
 
-def takes(main, program: str, words: list[str]) -> None:
-    """Whether a program's own parser takes these arguments; the program goes no further."""
+def takes(main, program: str, words: list[str], whole: bool) -> None:
+    """Whether a program's own parser takes these arguments; the program goes no further. whole: and needs no more."""
     parse = argparse.ArgumentParser.parse_args
 
     def parse_args(parser, *_, **__):
@@ -264,6 +264,8 @@ def takes(main, program: str, words: list[str]) -> None:
         raise _Parsed
 
     def error(parser, message):
+        if message.startswith("the following arguments are required") and not whole:
+            raise _Parsed
         raise Wrong(f"{program} {shlex.join(words)}: {message}")
 
     patched = mock.patch.multiple(argparse.ArgumentParser, parse_args=parse_args, error=error)
