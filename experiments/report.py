@@ -132,7 +132,7 @@ def _spoiled(summary: Summary) -> str:
     base = summary.held_out_accuracy.base
     if base is None or summary.config.get("model", {}).get("path") != "embedded":
         return ""
-    taught = {*common.tiny_tasks(), *common.hard_tasks()}
+    taught = {*common.TINY_TASKS, *common.HARD_TASKS}
     played = {name: options.get("dataset", name) for name, options in summary.config.get("tasks", {}).items()}
     others = [name for name, dataset in played.items() if dataset not in taught]
     return SPOILED_FOR_OTHERS.format(" and ".join(others), percent(base)) if others else SPOILED.format(percent(base))

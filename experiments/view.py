@@ -53,16 +53,16 @@ def _columns(nodes: list[_Shown]) -> list[_Column]:
     live, chain = any(n.state or n.peers is not None for n in nodes), any(n.chain for n in nodes)
     return [
         _Column("node", 0, lambda n: f"{n.index} {n.name}", left=True),
-        *([_Column("process", 3, lambda n: n.state, left=True)] if live else []),
-        *([_Column("peers", 1, lambda n: "" if n.peers is None else str(n.peers))] if live else []),
+        *([_Column("process", 4, lambda n: n.state, left=True)] if live else []),
+        *([_Column("peers", 2, lambda n: "" if n.peers is None else str(n.peers))] if live else []),
         _Column("round", 0, lambda n: str(n.round)),
-        *([_Column("chain", 5, lambda n: n.chain)] if chain else []),
+        *([_Column("chain", 6, lambda n: n.chain)] if chain else []),
         _Column("reward", 0, lambda n: "" if n.reward is None else f"{n.reward:.2f}"),
         _Column("held-out\naccuracy", 0, lambda n: "" if n.held_out is None else f"{100 * n.held_out:.1f} %"),
-        _Column("records\nin", 4, lambda n: str(n.received)),
-        _Column("out", 6, lambda n: str(n.published)),
-        _Column("groups learned/\nusable/heard", 0, lambda n: f"{n.learned}/{n.usable}/{n.heard}"),
-        _Column("rejected", 2, lambda n: str(n.rejected)),
+        _Column("records\nin", 5, lambda n: str(n.received)),
+        _Column("out", 7, lambda n: str(n.published)),
+        _Column("groups\nlearned/\nusable/heard", 1, lambda n: f"{n.learned}/{n.usable}/{n.heard}"),
+        _Column("rejected", 3, lambda n: str(n.rejected)),
     ]
 
 

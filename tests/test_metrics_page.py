@@ -15,7 +15,18 @@ from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.grpo import learner
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.schema import CAUSES
-from tests.game.hand_driver import ALICE, ME, Speaker, play_together, record_of, signed, three_stages
+from tests.game.hand_driver import (
+    ALICE,
+    BOB,
+    ME,
+    Speaker,
+    all_right,
+    all_wrong,
+    play_together,
+    record_of,
+    signed,
+    three_stages,
+)
 from tests.game.hand_driver import play as play_round_by_hand
 from tests.grpo import tiny
 from tests.metric_names import PAGE, complaint, documented, undocumented
@@ -63,7 +74,7 @@ def all_in_code() -> set[str]:
 def of_rounds_by_hand() -> set[str]:
     """Of rounds with all stages, peers, failures, a chain, and a last one."""
     chain = [Moment(0, b"\1" * 32)]
-    nodes = dict.fromkeys((ME, ALICE), Speaker())
+    nodes = {ME: Speaker(), ALICE: Speaker(all_right), BOB: Speaker(all_wrong)}  # so that there is something to contest
     states = dict.fromkeys(nodes, NodeState(round=9))
     names = set()
     played = play_together(nodes, states=states, chain=chain, chain_every=2, evaluate_every=3)

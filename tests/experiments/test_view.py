@@ -17,6 +17,9 @@ ROW = {
     "records/received": 123456,
     "records/published": 3,
     "records/rejected/unknown beacon": 4,
+    "groups/external": 4.0,
+    "groups/received": 18.0,
+    "groups/unused/unknown task": 2.0,
 }
 LIVE = {"peers/connected": 3.0, "chain/round": 12.0, "chain/waiting": 7.0}
 
@@ -53,7 +56,7 @@ def test_what_matters_least_is_left_out_first():
     for title in ("node", "process", "peers", "round", "chain", "reward", "accuracy", "records", "out", "rejected"):
         assert title in everything
     at_80 = drawn(80)
-    for title in ("node", "peers", "round", "reward", "accuracy", "rejected"):
+    for title in ("node", "peers", "round", "reward", "accuracy", "groups"):
         assert title in at_80
     assert all(name in at_80 for name in NAMES)
     at_60 = drawn(60)
