@@ -1,150 +1,262 @@
-"""What several configs share."""
+"""What several configs share: the table of all fields, with what each is by default, may be, and means.
 
+python -m experiments.run --config configs/quickstart.py --config.learn.learning_rate=1e-4
+"""
+
+import difflib
+import ipaddress
+import re
 from collections.abc import Callable
 
 import ml_collections
 
+from configs import fields
+from configs.fields import (
+    Field,
+    FieldError,
+    above,
+    each,
+    mapping,
+    matching,
+    one_of,
+    plain,
+    real,
+    such,
+    text,
+    triple,
+    whole,
+    yes_no,
+    zero_or,
+)
+from rlswarm_jax.identity import author_of
+from rlswarm_jax.records.schema import MAX_GROUP_SIZE, MAX_GROUPS, MAX_NAME, MAX_TOKENS, STAGES
+from rlswarm_jax.swarm import addresses
+
+LOCAL_CHAINS = ("devnet", "anvil", "none")
+
+TINY_TASKS = {  # the problems that the embedded tiny model was made from: a little language, logic and arithmetic
+    "spell_backward": {"weight": 1.0, "min_word_len": 3, "max_word_len": 5},
+    "number_sorting": {
+        "weight": 1.0,
+        "min_numbers": 4,
+        "max_numbers": 5,
+        "min_decimals": 0,
+        "max_decimals": 0,
+        "min_value": 0,
+        "max_value": 9,
+    },
+    "chain_sum": {"weight": 1.0, "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+}
+# what it was taught as well, but never gets right for sure
+HARD_TASKS = {"products": {"weight": 1.0, "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}}
+
 
 def tiny_tasks() -> ml_collections.ConfigDict:
-    """The problems that the embedded tiny model was made from: a little language, logic and arithmetic."""
-    return ml_collections.ConfigDict(
-        {
-            "spell_backward": {"weight": 1.0, "min_word_len": 3, "max_word_len": 5},
-            "number_sorting": {
-                "weight": 1.0,
-                "min_numbers": 4,
-                "max_numbers": 5,
-                "min_decimals": 0,
-                "max_decimals": 0,
-                "min_value": 0,
-                "max_value": 9,
-            },
-            "chain_sum": {"weight": 1.0, "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
-        }
-    )
+    return ml_collections.ConfigDict(TINY_TASKS)
 
 
-def hard_tasks() -> ml_collections.ConfigDict:
-    """What the embedded tiny model was taught as well, but never gets right for sure."""
-    return ml_collections.ConfigDict(
-        {"products": {"weight": 1.0, "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}}
-    )
+# --- ranges that several fields have, or that take more than a word to say
+
+OPTIONS = mapping("a mapping of options", plain(), named={"weight": above(0), "kind": text(1)})
+TASKS = mapping("at least one task, a name with its options", OPTIONS, least=1)
+FOLDER = matching(r"[^./\n][^/\n]{0,99}", "a name for a folder: 1 to 100 characters, no / among them")
+ADDRESS = matching("(0x[0-9a-fA-F]{40})?", "an address, 0x and 40 hexadecimal digits, or nothing")
+PEER = such(lambda peer: author_of(peer) is not None, "the peer id of a secp256k1 key")
+BOOTNODE = such(lambda address: addresses.read(address) is not None, addresses.WANTED)
+PARTITION = triple(real(0), real(0), each(each(whole(0))))
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+HOST = such(_is_ip, "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them")
+ENDPOINT = matching(
+    rf"{'|'.join(LOCAL_CHAINS)}|https?://[^/].*|\$\w+",
+    f"{', '.join(LOCAL_CHAINS)}, an http(s):// address, or $NAME of an environment variable that holds one",
+    secret=True,  # an address may have a password in it
+)
+PROJECT = matching(r"[^/\\#?%:]{1,128}", "1 to 128 characters, none of / \\ # ? % :")
+
+# --- every field: default, range, meaning
+
+FIELDS = {
+    "name": Field("swarm", FOLDER, "of the run and its folder: the config file's"),
+    "driver": Field("live", one_of("live", "simulate", "node"), "a process a node; all in one; this one node"),
+    "seed": Field(0, whole(0, 2**63 - 1), "of problems, noise and the keys of studies"),
+    "rounds": Field(150, whole(0, 10_000_000), "0: until it is stopped, of a single node"),
+    #
+    "model.path": Field("embedded", text(1), 'or "embedded:base", not yet spoiled; a directory or hub id'),
+    "model.prompts": Field("auto", one_of("auto", "compact", "chat"), "auto: chat for checkpoints with a template"),
+    "model.thinking": Field("", one_of("", "on", "off"), "Qwen3's thoughts before an answer (\"\": its template's)"),
+    #
+    "tasks": Field(TINY_TASKS, TASKS, "a name, a weight and options each: reasoning-gym, or as docs/tasks.md says"),
+    #
+    "swarm.name": Field("rlswarm", text(1, MAX_NAME), "nodes of other swarms don't hear each other"),
+    "swarm.nodes": Field(4, whole(1, 1024), "that this machine starts"),
+    "swarm.local_groups": Field(4, whole(1, MAX_GROUPS), "problems a node answers each round"),
+    "swarm.external_groups": Field(4, whole(0, 4096), "peers' groups it learns from each round"),
+    "swarm.max_staleness": Field(4, whole(0), "rounds after which a peer's group is too old"),
+    "swarm.deadline": Field(60.0, real(0, 1_000_000), "seconds a stage waits for its peers (0: for ever)"),
+    "swarm.host": Field("127.0.0.1", HOST, "to listen on; 0.0.0.0 for other machines to reach"),
+    "swarm.port": Field(0, whole(0, 65535), "of a single node; 0: any that is free"),
+    "swarm.key": Field("", text(), "file with the key of a single node; '': node.key in its folder, made if not there"),
+    "swarm.bootnodes": Field((), each(BOOTNODE), "addresses of running nodes: ('/ip4/.../tcp/.../p2p/...',)"),
+    "swarm.peers": Field((), each(PEER), "peer ids to wait for before they have spoken (the launcher fills them in)"),
+    "swarm.target_peers": Field(6, whole(1, 1024), "peers to be connected with, if there are so many"),
+    "swarm.devices": Field("cpu", one_of("cpu", "gpu", "tpu"), "of a local swarm's nodes; gpu: shared out among them"),
+    #
+    "game.stages": Field(3, whole(1, len(STAGES)), "1: answer; 2: and criticise each other's; 3: and revise one's own"),
+    "game.shared": Field(2, whole(0, MAX_GROUPS), "of a node's problems, those that all have: these are criticised"),
+    "game.shown": Field(3, whole(1, MAX_GROUPS // 2 - 1), "others' answers that a node is shown of a problem, at most"),
+    "game.critics": Field(3, whole(0, MAX_GROUPS // 2), "critiques"),
+    "game.show_votes": Field(True, yes_no(), "and for how many critics each answer is the best"),
+    "game.weights": Field((1.0, 1.0, 1.0), each(real(0), len(STAGES)), "of the stages' samples in the loss"),
+    "game.form_reward": Field(0.0, real(0), "for a completion that has an answer at all, or names one"),
+    "game.improvement_reward": Field(0.0, real(0), "for a revision, by as much as it is better than the first answer"),
+    "game.consensus_reward": Field(0.0, real(0), "for a revision as the swarm voted, where nothing can verify it"),
+    "game.answer_tokens": Field(0, whole(0, MAX_TOKENS), "of an answer as shown, its end; 0: 9 compact, 384 chat"),
+    "game.critique_tokens": Field(0, whole(0, MAX_TOKENS), "of a critique; 0: 9 and 256"),
+    "game.personas": Field((), each(text(1)), "for chat: what nodes are told to be, each one of these"),
+    #
+    "scoring.workers": Field(2, whole(1, 1024), "processes for tasks whose scoring takes time"),
+    #
+    "sampling.group_size": Field(8, whole(2, MAX_GROUP_SIZE), "completions of a problem"),
+    "sampling.temperature": Field(1.0, real(0.01, 100), "of training samples"),
+    "sampling.max_prompt_tokens": Field(0, whole(0, 10**6), "0: 96 compact, 3072 chat; in a game of one stage 16, 512"),
+    "sampling.max_new_tokens": Field(0, whole(0, MAX_TOKENS), "0: 12 for compact prompts, 256 for chat"),
+    "sampling.exact": Field(False, yes_no(), "bit-identical in any batch, slower"),
+    "sampling.exact_rows": Field(32, whole(1, 65536), "the fixed tile of exact mode"),
+    "sampling.rows": Field(0, whole(0, 65536), "completions at a time, others wait for a row that is free (0: all)"),
+    "sampling.dtype": Field("float32", one_of("float32", "bfloat16"), "of the weights while sampling: bfloat16 on GPU"),
+    "sampling.kv_dtype": Field("", one_of("", "float32", "bfloat16", "int8"), "of the cache; '': as the weights"),
+    #
+    "learn.learning_rate": Field(3e-4, real(0, 1), "of AdamW"),
+    "learn.decay_to": Field(1.0, real(0, 1000), "of it, at the last round; a node that plays without end keeps it"),
+    "learn.weight_decay": Field(0.0, real(0, 1), "of AdamW"),
+    "learn.max_grad_norm": Field(1.0, above(0), "longer gradients are shortened to it"),
+    "learn.clip_low": Field(0.2, real(0, 1), "the ratio is clipped below 1 less this"),
+    "learn.clip_high": Field(0.28, real(0), "and above 1 and this"),
+    "learn.dual_clip": Field(3.0, above(1, 1000), "where the advantage is negative, too: PPO has no bound there"),
+    "learn.advantage_scale": Field("std", one_of("std", "none"), "none: rewards in their own units"),
+    "learn.positive_only_external": Field(True, yes_no(), "of peers' completions only the better ones"),
+    "learn.positive_only_local": Field(False, yes_no(), "the same of a node's own"),
+    "learn.external_correction": Field("reencode", one_of("reencode", "behaviour"), "reencode: as if on-policy (SAPO)"),
+    "learn.external_min_prob": Field(1e-4, real(0, 0.999), "a peer's token that one says less likely is not learned"),
+    "learn.updates_per_round": Field(1, whole(1, 100), "on the same samples"),
+    "learn.microbatch_rows": Field(0, whole(0, 65536), "0: the whole batch at once"),
+    #
+    "evaluation.problems": Field(512, whole(1, 10**6), "held out, common to all nodes"),
+    "evaluation.every": Field(20, whole(1), "rounds"),
+    "evaluation.rows": Field(512, whole(1, 65536), "decoded at once"),
+    "evaluation.temperature": Field(0.0, zero_or(real(0.01, 100)), "0: greedy; else sampled, and cut off by:"),
+    "evaluation.top_k": Field(0, whole(0), "0: all tokens"),
+    "evaluation.top_p": Field(1.0, above(0, 1), "of the probability"),
+    "evaluation.min_p": Field(0.0, real(0, 1), "of the likeliest token's"),
+    # on which rounds and contributions are kept
+    "chain.endpoint": Field("devnet", ENDPOINT, 'or "anvil", started with the swarm; "none"; a URL, or $NAME with one'),
+    "chain.contract": Field("", ADDRESS, "at an endpoint of others: the coordinator's"),
+    "chain.id": Field(0, whole(0, 2**63 - 1), "... and the chain's"),
+    "chain.confirmations": Field(6, whole(0, 10**6), "... and blocks until a transaction counts as settled"),
+    "chain.every": Field(5, whole(1, 10**6), "rounds between looks; a chain's round takes two (at 1 stages follow it)"),
+    "chain.payout": Field("", ADDRESS, 'that a single node\'s earnings go to ("": that of its key)'),
+    "chain.keep": Field(200, whole(0), "rounds whose records a node keeps, for whoever checks claims"),
+    # how a process uses the devices that jax gives it: by default all, each
+    "devices.backend": Field("shard_map", one_of("shard_map", "pmap"), "with all parameters and a part of the batch"),
+    "devices.fsdp": Field(1, whole(1, 65536), "over which the parameters are split, for models that exceed one"),
+    "devices.tensor": Field(1, whole(1, 65536), "the same within each layer; fsdp * tensor divides their number"),
+    "devices.processes": Field(1, whole(0, 65536), "that are one node (driver node); 0: as a TPU pod says"),
+    "devices.process": Field(0, whole(0, 65535), "which of them this is; 0 plays, the others compute with it"),
+    "devices.coordinator": Field("", text(), "host:port of process 0 that the others can reach"),
+    # of driver "simulate"; virtual seconds
+    "simulation.sample": Field(1.0, real(0), "that sampling takes"),
+    "simulation.learn": Field(1.0, real(0), "that an update takes"),
+    "simulation.evaluate": Field(0.5, real(0), "that an evaluation takes"),
+    "simulation.slowdown": Field((), each(above(0)), "factors on a node's own effects, by node index"),
+    "simulation.deadline": Field(5.0, real(0), "a stage waits no longer for its peers"),
+    "simulation.latency": Field(0.05, real(0), "of a message"),
+    "simulation.jitter": Field(0.05, real(0), "added to it, at most"),
+    "simulation.loss": Field(0.0, real(0, 1), "probability per message and receiver"),
+    "simulation.partitions": Field((), each(PARTITION), "((start, end, ((0, 1), (2, 3))), ...)"),
+    #
+    "checkpoint_every": Field(20, whole(1), "rounds"),
+    "wandb.mode": Field("auto", one_of("auto", "online", "offline", "disabled"), "auto: online where one is logged in"),
+    "wandb.project": Field("rlswarm_jax", PROJECT, "there"),
+}
 
 
 def swarm(name: str) -> ml_collections.ConfigDict:
-    """A swarm on the embedded model: every field, with what it means."""
-    config = ml_collections.ConfigDict()
+    """A swarm on the embedded model, as the table has it."""
+    config = fields.make(FIELDS)
     config.name = name
-    config.driver = "live"  # a process for each node; "simulate": all in one; "node": this one, which joins others
-    config.seed = 0
-    config.rounds = 150
-
-    config.model = ml_collections.ConfigDict()
-    config.model.path = "embedded"  # or "embedded:base": before it was spoiled; or a Hugging Face directory or hub id
-    config.model.prompts = "auto"  # chat where the checkpoint has a chat template, else compact
-    config.model.thinking = ""  # "on" or "off": Qwen3's thoughts before an answer ("": as the chat template has it)
-
-    config.tasks = tiny_tasks()  # reasoning-gym datasets, their weights and options
-
-    config.swarm = ml_collections.ConfigDict()
-    config.swarm.name = "rlswarm"  # nodes of other swarms don't hear each other
-    config.swarm.nodes = 4  # that this machine starts
-    config.swarm.local_groups = 4  # problems a node answers each round
-    config.swarm.external_groups = 4  # peers' groups it learns from each round
-    config.swarm.max_staleness = 4  # rounds after which a peer's group is too old
-    config.swarm.deadline = 60.0  # seconds a stage waits for its peers (0: for ever)
-    config.swarm.host = "127.0.0.1"  # address to listen on; 0.0.0.0 for other machines to reach
-    config.swarm.port = 0  # of a single node; 0: any that is free
-    config.swarm.key = ""  # file with the key of a single node; "": node.key in its folder, made if it isn't there
-    config.swarm.bootnodes = ()  # addresses of running nodes, as they print them: ("/ip4/.../tcp/.../p2p/...",)
-    config.swarm.peers = ()  # peer ids of nodes to wait for before they have spoken (the launcher fills them in)
-    config.swarm.target_peers = 6  # peers to be connected with, if there are so many
-    config.swarm.devices = "cpu"  # of the nodes of a local swarm: cpu, gpu (shared out among them) or tpu
-
-    config.game = ml_collections.ConfigDict()
-    config.game.stages = 3  # 1: answer; 2: and criticise each other's answers; 3: and revise one's own
-    config.game.shared = 2  # of a node's problems, those that all nodes have: they are criticised and revised
-    config.game.shown = 3  # answers of others that a node is shown of a problem, at most
-    config.game.critics = 3  # critiques
-    config.game.show_votes = True  # and for how many critics each answer is the best
-    config.game.weights = (1.0, 1.0, 1.0)  # of the stages' samples in the loss
-    config.game.form_reward = 0.0  # added for a completion that has an answer at all, or names one
-    config.game.improvement_reward = 0.0  # for a revision, by as much as it is better than the first answer
-    config.game.consensus_reward = 0.0  # for a revision as the swarm voted, where no verifier can say what is right
-    config.game.answer_tokens = 0  # of an answer as it is shown, its end; 0: 9 for compact prompts, 384 for chat
-    config.game.critique_tokens = 0  # of a critique; 0: 9 and 256
-    config.game.personas = ()  # for chat: what nodes are told to be, each one of these
-
-    config.scoring = ml_collections.ConfigDict()
-    config.scoring.workers = 2  # processes for tasks whose scoring takes time
-
-    config.sampling = ml_collections.ConfigDict()
-    config.sampling.group_size = 8  # completions of a problem
-    config.sampling.temperature = 1.0
-    config.sampling.max_prompt_tokens = 0  # 0: 96 for compact prompts, 3072 for chat; in a game of one stage 16 and 512
-    config.sampling.max_new_tokens = 0  # 0: 12 for compact prompts, 256 for chat
-    config.sampling.exact = False  # bit-identical in any batch, slower
-    config.sampling.exact_rows = 32  # the fixed tile of exact mode
-    config.sampling.rows = 0  # completions computed at a time, the others wait for a row that is free (0: all)
-    config.sampling.dtype = "float32"  # of the weights while sampling: bfloat16 on GPU and TPU
-    config.sampling.kv_dtype = ""  # of the key/value cache: float32, bfloat16 or int8 ("": as the weights)
-
-    config.learn = ml_collections.ConfigDict()
-    config.learn.learning_rate = 3e-4
-    config.learn.decay_to = 1.0  # of it, at the last round; a node that plays without end keeps it
-    config.learn.weight_decay = 0.0
-    config.learn.max_grad_norm = 1.0
-    config.learn.clip_low = 0.2
-    config.learn.clip_high = 0.28
-    config.learn.advantage_scale = "std"  # or "none" (Dr. GRPO)
-    config.learn.positive_only_external = True  # of peers' completions only the better ones
-    config.learn.positive_only_local = False  # the same of a node's own
-    config.learn.external_correction = "reencode"  # on-policy by assertion (SAPO), or "behaviour"
-    config.learn.updates_per_round = 1
-    config.learn.microbatch_rows = 0  # 0: the whole batch at once
-
-    config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.problems = 512  # held out, common to all nodes
-    config.evaluation.every = 20  # rounds
-    config.evaluation.rows = 512  # decoded at once
-    config.evaluation.temperature = 0.0  # 0: greedy; else sampled, and cut off by:
-    config.evaluation.top_k = 0  # 0: all tokens
-    config.evaluation.top_p = 1.0
-    config.evaluation.min_p = 0.0
-
-    config.chain = ml_collections.ConfigDict()  # on which rounds and contributions are kept
-    config.chain.endpoint = "devnet"  # or "anvil", started with the swarm; "none"; a URL, or $NAME that holds one
-    config.chain.contract = ""  # at an endpoint of others: the coordinator's address
-    config.chain.id = 0  # ... and the chain's
-    config.chain.confirmations = 6  # ... and blocks until a transaction counts as settled
-    config.chain.every = 5  # rounds between looks at it; a round of its own takes two of these (at 1 stages follow it)
-    config.chain.payout = ""  # account that a single node's earnings go to ("": that of its key)
-    config.chain.keep = 200  # rounds whose records a node keeps, for whoever checks claims (a disk for large swarms)
-
-    config.devices = ml_collections.ConfigDict()  # how a process uses those that jax gives it: by default all, each
-    config.devices.backend = "shard_map"  # ... with all parameters and a part of the batch; or "pmap"
-    config.devices.fsdp = 1  # devices over which the parameters are split, for models that exceed one
-    config.devices.tensor = 1  # the same within each layer; fsdp * tensor divides the number of devices
-    config.devices.processes = 1  # that are one node together, of driver "node"; 0: as the cluster says (TPU pods)
-    config.devices.process = 0  # which of them this is; process 0 plays, the others compute with it
-    config.devices.coordinator = ""  # host:port of process 0 that the others can reach
-
-    config.simulation = ml_collections.ConfigDict()  # of driver "simulate"; virtual seconds
-    config.simulation.sample = 1.0
-    config.simulation.learn = 1.0
-    config.simulation.evaluate = 0.5
-    config.simulation.slowdown = ()  # factors on a node's own effects, by node index
-    config.simulation.deadline = 5.0  # a stage waits no longer for its peers
-    config.simulation.latency = 0.05
-    config.simulation.jitter = 0.05
-    config.simulation.loss = 0.0  # probability per message and receiver
-    config.simulation.partitions = ()  # ((start, end, ((0, 1), (2, 3))), ...)
-
-    config.checkpoint_every = 20  # rounds
-    config.wandb = ml_collections.ConfigDict()
-    config.wandb.mode = "auto"  # online if logged in, else offline; or online, offline, disabled
-    config.wandb.project = "rlswarm_jax"
     return config
+
+
+def check_together(config: ml_collections.ConfigDict) -> None:
+    """Raises FieldError that names a field, in its range by itself, which cannot be what it is beside another."""
+    for rule in (_rounds, _shared, _devices, _chain, _simulated):
+        rule(config)
+
+
+# --- what a field may be beside others
+
+
+def _rounds(config: ml_collections.ConfigDict) -> None:
+    if config.driver != "node" and config.rounds < 1:
+        raise FieldError(f"config.rounds is {config.rounds}; driver {config.driver} takes at least 1.")
+
+
+def _shared(config: ml_collections.ConfigDict) -> None:
+    shared, groups = config.game.shared, config.swarm.local_groups
+    if config.game.stages > 1 and shared < 1:
+        raise FieldError(f"config.game.shared is {shared}; expected at least 1 problem that nodes can criticise.")
+    if config.game.stages > 1 and shared > groups:
+        wrong = f"config.game.shared is {shared} of {groups} problems"
+        raise FieldError(f"{wrong}: it must be at most config.swarm.local_groups.")
+
+
+def _devices(config: ml_collections.ConfigDict) -> None:
+    devices = config.devices
+    if devices.backend == "pmap" and (devices.fsdp, devices.tensor, devices.processes) != (1, 1, 1):
+        raise FieldError("config.devices.backend pmap is for one process and whole parameters: choose shard_map.")
+    if devices.processes != 1 and config.driver != "node":
+        raise FieldError(f"config.devices.processes is {devices.processes}; driver {config.driver} takes 1.")
+    if devices.processes and devices.process >= devices.processes:
+        raise FieldError(f"config.devices.process is {devices.process} of {devices.processes}; the first one is 0.")
+    if devices.processes > 1 and not re.fullmatch(r".+:\d+", devices.coordinator):
+        wanted = "host:port of process 0, the same for all, such as 10.0.0.1:8476"
+        raise FieldError(f"config.devices.coordinator is {devices.coordinator!r}; expected {wanted}.")
+
+
+def _chain(config: ml_collections.ConfigDict) -> None:
+    chain = config.chain
+    if chain.endpoint in LOCAL_CHAINS:
+        if config.driver == "node" and chain.endpoint != "none":
+            other = "give the address of one, with config.chain.contract and config.chain.id, or choose none"
+            raise FieldError(f"config.chain.endpoint {chain.endpoint} is started for a whole swarm: {other}.")
+        return
+    if not chain.contract:
+        raise FieldError("config.chain.contract is ''; expected the coordinator's address at config.chain.endpoint.")
+    if chain.id < 1:
+        raise FieldError(f"config.chain.id is {chain.id}; expected that of the endpoint's chain, such as 1.")
+
+
+def _simulated(config: ml_collections.ConfigDict) -> None:
+    nodes = config.swarm.nodes
+    if len(config.simulation.slowdown) > nodes:
+        raise FieldError(f"config.simulation.slowdown has {len(config.simulation.slowdown)} factors for {nodes} nodes.")
+    for start, end, groups in config.simulation.partitions:
+        if end < start:
+            raise FieldError(f"config.simulation.partitions has one from {start} to {end}; it ends before it starts.")
+        for node in (node for group in groups for node in group if node >= nodes):
+            raise FieldError(f"config.simulation.partitions names node {node} of {nodes}; the first one is 0.")
+
+
+# --- variants
 
 
 def smoke(config: ml_collections.ConfigDict) -> None:
@@ -166,6 +278,8 @@ def apply(config: ml_collections.ConfigDict, variant: str, *known: Callable[[ml_
     by_name = {function.__name__: function for function in known}
     for word in variant.split("-") if variant else ():
         if word not in by_name:
-            raise ValueError(f"configs/{config.name}.py has no variant {word!r}; expected {' or '.join(by_name)}.")
+            near = difflib.get_close_matches(word, by_name, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"there is no variant {word!r}; expected {' or '.join(by_name)}{hint}")
         by_name[word](config)
     config.name += f"-{variant}" if variant else ""

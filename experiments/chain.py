@@ -22,15 +22,16 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 from rich.console import Console
 
+from experiments import keeping
 from experiments.cli import UsageError
 from experiments.ledger import INDEX_FILE, JSON_FILE, TEXT_FILE, ledger_sections, read_ledger, write_ledger
 from experiments.report import print_table
@@ -39,7 +40,8 @@ from rlswarm_jax.chain.deployment import Rules, deploy, read_bootnodes, read_rul
 from rlswarm_jax.chain.errors import ChainError
 from rlswarm_jax.chain.rpc import Endpoint
 from rlswarm_jax.chain.transact import check_chain
-from rlswarm_jax.identity import Identity, KeyFileError, author_of, friendly_name, load_or_create
+from rlswarm_jax.identity import Identity, KeyFileError, friendly_name, load_or_create
+from rlswarm_jax.swarm import addresses
 
 MAX_FILE = 1 << 16  # bytes of a signed registration
 _HELP = {
@@ -126,7 +128,7 @@ def _deploy(given: argparse.Namespace) -> None:
     print(f"cost {_coins(made.paid)}; of it, {made.gas:,} gas for the contract itself")
     print("give this to every node:")
     print(
-        f"  --config.chain.endpoint={_shown(given.rpc)} --config.chain.contract={made.address}"
+        f"  --config.chain.endpoint={shlex.quote(keeping.shown(given.rpc))} --config.chain.contract={made.address}"
         f" --config.chain.id={given.chain_id}"
     )
 
@@ -209,20 +211,10 @@ def _endpoint(given: str) -> Endpoint:
     return Endpoint(_url(given))
 
 
-def _shown(given: str) -> str:
-    """What may be shown of --rpc."""
-    if given.startswith("$"):
-        return f"'{given}'"
-    parts = urlsplit(given)
-    bare = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
-    return bare if given.rstrip("/") == bare else "URL"
-
-
-def _check_addresses(addresses: Sequence[str]) -> None:
-    for one in addresses:
-        if author_of(one.rpartition("/p2p/")[2]) is None:
-            wanted = "/ip4/ADDRESS/tcp/PORT/p2p/PEER_ID, as a node prints it when it starts"
-            raise UsageError(f"the bootnode {one!r} is no address of a node; expected {wanted}.")
+def _check_addresses(given: Sequence[str]) -> None:
+    for one in given:
+        if addresses.read(one) is None:
+            raise UsageError(f"the bootnode {one!r} is no address of a node; expected {addresses.WANTED}.")
 
 
 def _registration(path: Path) -> relay.SignedRegistration:

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-import msgspec
 from rich.console import Console
 
 from experiments import folder, games, keeping
@@ -35,6 +34,7 @@ from experiments.report import print_table
 from experiments.results import MISSING as NOTHING
 from rlswarm_jax.audit import claims
 from rlswarm_jax.audit.claims import Audit, Standing
+from rlswarm_jax.audit.played import records as kept_records
 from rlswarm_jax.audit.worth import Item, Judge
 from rlswarm_jax.chain import devnet, eth, ledger
 from rlswarm_jax.chain.calls import probe
@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     shelf = read_journals(nodes)
     with _endpoint(arguments, config, nodes[0]) as (rpc, contract):
         rounds = read_chain(rpc, contract)
+        game = dataclasses.replace(game, contract=contract, chain_id=arguments.chain_id or config.chain.id)
     with games.make_verifier(config, game) as verifier:
         found = claims.audit(game, rounds, shelf.records.values(), shelf.since, make_judge(verifier))
     seconds = time.monotonic() - began
@@ -144,13 +145,11 @@ def read_journals(nodes: Sequence[Path]) -> Shelf:
     for node in nodes:
         path = node / folder.JOURNAL_FILE
         entries, first = look(path, [Publish.__name__, Gather.__name__])
-        own = {entry.result for entry in entries if entry.kind == Publish.__name__}
-        heard = [entry.result for entry in entries if entry.kind == Gather.__name__]
         try:
-            published = [msgspec.msgpack.decode(one, type=bytes) for one in own]
-            gathered = {raw for one in heard for raw in msgspec.msgpack.decode(one, type=list[bytes])}
-        except msgspec.MsgspecError:
-            raise JournalError(f"the journal {path} is damaged: a row of it holds no records.") from None
+            published = {raw for entry in entries if entry.kind == Publish.__name__ for raw in kept_records(entry)}
+            gathered = {raw for entry in entries if entry.kind == Gather.__name__ for raw in kept_records(entry)}
+        except JournalError as error:
+            raise JournalError(f"{path}: {error}") from None
         for raw in [*published, *gathered]:
             with contextlib.suppress(RecordError):
                 signed = open_envelope(raw)

@@ -10,9 +10,10 @@
 
 Every node answers each problem as often as a group has completions, at the sampling temperature; then they criticise
 and revise as in the game. Printed, before and after training, with standard errors over problems: pass@k of first
-answers (the unbiased estimator), majority@k of one node's samples, the swarm's majority, whether critics name a best
-answer and what they would get at random, the critics' vote, the revised answers, and those where the vote is wrong
-(recovery).
+answers (the unbiased estimator), majority@k of one node's samples, the swarm's majority, the critics' vote, the revised
+answers, and those where the vote is wrong (recovery); then how often critics name a best answer, beside what is had
+without reading: at random, always the first, the majority of those shown, always none. Of all problems first, then of
+contested ones, where the answers shown differ in worth.
 """
 
 import dataclasses
@@ -35,8 +36,10 @@ from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
 from rlswarm_jax.evaluation import majority_at_k, mean_and_error, pass_at_k, ranking
 from rlswarm_jax.game.exam import Outcome, Stage, make_exam, sit
 from rlswarm_jax.game.rewards import RIGHT
+from rlswarm_jax.game.turns import Critics
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.qwen.sampling import PromptError
+from rlswarm_jax.tasks.verifier import VerifierError
 
 FILE = "evaluation.json"
 PER_ROUND = 32  # problems played at once; their records must fit their bounds
@@ -69,7 +72,7 @@ def run(arguments: cli.Arguments) -> int:
                     rounds = progress.track(sit(exams, identities, made.engine), exams[0].num_rounds, description=name)
                     outcomes = [outcome for round_ in rounds for outcome in round_]
                 found[name] = by_task(outcomes)
-        except (CheckpointError, PromptError) as error:
+        except (CheckpointError, PromptError, VerifierError) as error:
             raise UsageError(str(error)) from error
     for task in found["before"]:
         console.print(f"\n[bold]{task}[/bold], {found['before'][task]['first answer'].problems} problems")
@@ -127,8 +130,6 @@ def measures(outcomes: Sequence[Outcome]) -> dict[str, Measure]:
     of |= {f"majority@{k}": functools.partial(_majority_at, k) for k in ks if k > 2}
     of |= {
         "majority of the swarm": lambda o: float(o.majority),
-        "critic names a best answer": lambda o: _mean_score(o.critique),
-        "critic at random": lambda o: o.chance,
         "vote of the critics": lambda o: None if o.vote is None else float(o.vote),
         "revised": lambda o: _mean_score(o.revised),
         "majority of revised": lambda o: None if o.majority_revised is None else float(o.majority_revised),
@@ -137,7 +138,26 @@ def measures(outcomes: Sequence[Outcome]) -> dict[str, Measure]:
         "revised, vote right": lambda o: _mean_score(o.revised) if o.vote is True else None,
     }
     found = {name: [v for o in outcomes if (v := measure(o)) is not None] for name, measure in of.items()}
-    return {name: _measure(values) for name, values in found.items() if values}
+    measured = {name: _measure(values) for name, values in found.items() if values}
+    measured |= _critics("", [o.critics for o in outcomes if o.critics])
+    return measured | _critics("contested: ", [o.contested for o in outcomes if o.contested])
+
+
+def _critics(prefix: str, found: Sequence[Critics]) -> dict[str, Measure]:
+    """Of critics of some problems, beside what is had without reading."""
+    if not found:
+        return {}
+    constants = {
+        f"{prefix}always the first": _measure([c.first for c in found]),
+        f"{prefix}the majority of those shown": _measure([c.majority for c in found]),
+        f"{prefix}always none": _measure([c.none for c in found]),
+    }
+    return {
+        f"{prefix}critic names a best answer": _measure([c.critic for c in found]),
+        f"{prefix}critic at random": _measure([c.chance for c in found]),
+        **constants,
+        f"{prefix}best constant critic": max(constants.values(), key=lambda measure: measure.mean),
+    }
 
 
 def _measure(values: Sequence[float]) -> Measure:

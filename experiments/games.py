@@ -70,6 +70,8 @@ def make_game(
         weights=tuple(game.weights),
         max_prompt_tokens=max_prompt_tokens,
         chain_every=0 if config.chain.endpoint == "none" else config.chain.every,
+        chain_id=config.chain.id,
+        contract=config.chain.contract,
     )
 
 
@@ -77,15 +79,19 @@ def make_verifier(config: ml_collections.ConfigDict, game: Game) -> Verifier:
     return Verifier(config.tasks.to_dict(), game.mixture, config.scoring.workers)
 
 
-def observed(config: ml_collections.ConfigDict) -> Game:
-    """For somebody who only looks on: neither weights are loaded, nor are a player's own limits its measure.
+def described(config: ml_collections.ConfigDict) -> Game:
+    """As its player has it, but that no weights are loaded.
 
     Raises UsageError for a config that cannot be, or whose model is not there.
     """
     check(config)
     try:
         model, tokenizer = read_model(resolve(path(config)))
-        game = make_game(config, tokenizer, model.eos_token_ids, "")
+        return make_game(config, tokenizer, model.eos_token_ids, "")
     except (tasks.TaskError, ValueError) as error:
         raise UsageError(str(error)) from error
-    return dataclasses.replace(game, max_prompt_tokens=2**31, max_new_tokens=MAX_TOKENS)
+
+
+def observed(config: ml_collections.ConfigDict) -> Game:
+    """For somebody who only looks on: as `described`, but a player's own limits are not its measure."""
+    return dataclasses.replace(described(config), max_prompt_tokens=2**31, max_new_tokens=MAX_TOKENS)

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import ml_collections
 
@@ -14,8 +15,9 @@ from rlswarm_jax.chain.errors import ChainError, EndpointDown, FileDamaged, Malf
 from rlswarm_jax.chain.local import SETTINGS
 from rlswarm_jax.chain.rpc import Endpoint
 from rlswarm_jax.chain.sender import Settings
-from rlswarm_jax.identity import Identity, author_of
+from rlswarm_jax.identity import Identity
 from rlswarm_jax.keeper import Keeper
+from rlswarm_jax.swarm import addresses
 from rlswarm_jax.swarm.mailbox import Mailbox
 
 log = logging.getLogger("rlswarm_jax.chain")
@@ -61,6 +63,15 @@ def address(endpoint: str) -> str:
     raise UsageError(f"the environment has no {endpoint[1:]}, which is to hold the address of the chain's endpoint.")
 
 
+def shown(endpoint: str) -> str:
+    """What may be shown of an endpoint to others: a path or a user may be a secret."""
+    if endpoint.startswith("$"):
+        return endpoint
+    parts = urlsplit(endpoint)
+    bare = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+    return bare if endpoint.rstrip("/") == bare else "URL"
+
+
 def bootnodes(coordinator: Coordinator | None) -> list[str]:
     """Those that the coordinator names, as far as they are addresses; none if it can't be asked."""
     if coordinator is None:
@@ -70,7 +81,7 @@ def bootnodes(coordinator: Coordinator | None) -> list[str]:
     except ChainError as error:
         log.warning("the coordinator names no bootnodes: %s", error)
         return []
-    return [one for one in named if one.startswith("/") and author_of(one.rpartition("/p2p/")[2])][:MAX_BOOTNODES]
+    return [one for one in named if addresses.read(one)][:MAX_BOOTNODES]
 
 
 @contextlib.contextmanager

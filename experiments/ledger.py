@@ -165,7 +165,8 @@ def ledger_sections(ledger: Ledger | Mapping[str, Any], names: Mapping[str, str]
         f" full marks; anyone can recompute them (experiments.claims). {TEXT_FILE} and {JSON_FILE} have it all, with"
         " whole transaction hashes."
     )
-    return [Section("The ledger", text, _peers(found, names)), Section("The ledger by round", "", _rounds(found))]
+    peers = Section("The ledger", text, _peers(found, names), optional=("registered by", "kind", "commitments"))
+    return [peers, Section("The ledger by round", "", _rounds(found))]
 
 
 def write_ledger(workdir: Path, ledger: Ledger | Mapping[str, Any], names: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
-from experiments import cli, folder, keeping, report
+from experiments import cli, folder, joining, keeping, report
 from experiments.cli import Arguments, UsageError
 from experiments.ledger import INDEX_FILE, read_ledger
 from experiments.summary import peak_memory_mb, summarise, write_summary
@@ -37,23 +37,27 @@ def run(arguments: Arguments) -> int:
     cli.check(config)
     try:
         with folder.opened(config, workdir, arguments.resume) as resumes, folder.stop_on_signal() as stopping:
-            return _run(config, workdir, resumes, Console(), stopping)
+            return _run(arguments, resumes, Console(), stopping)
     except (LaunchError, identity.KeyFileError, DevnetError, ChainError) as error:
         raise UsageError(str(error)) from error
 
 
-def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, console: Console, stopping: list[int]) -> int:
-    started = time.monotonic()
+def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[int]) -> int:
+    started, config, workdir = time.monotonic(), arguments.config, arguments.workdir
     before = folder.earlier_seconds(workdir) if resumes else 0.0
     members = launch.assign(workdir, config.swarm.nodes, seed=config.seed, host=config.swarm.host)
     for member in members:
         console.print(f"node {member.index}  {member.name:20} {member.address}", highlight=False, soft_wrap=True)
     with _chain(config, workdir, members) as chain:
         for member in members:
-            _write_config(config, member, members, chain)
+            own = _write_config(config, member, members, chain)
+        console.print(f"others join with: {joining.command(own, members[0].address)}", highlight=False, soft_wrap=True)
         names = [member.name for member in members]
         view = SwarmView(console, names, config.rounds, [len(_rows(member)) for member in members])
         tails = {member: _Tail(member.folder / folder.METRICS_FILE) for member in members}
+        for member, tail in tails.items():
+            view.catch_up(row | {"node": member.index} for row in tail.new_rows())
+            tail.start = tail.offset
 
         def show(exits: list[Exit]) -> None:
             for exit in exits:
@@ -74,7 +78,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, consol
                 show(launcher.poll())
             show(launcher.stop())
         ledger, of_chain_mb = _ledger(chain, console), peak_memory_mb(chain.pid) if chain else 0
-    summary = _summarise(config, workdir, members, before + time.monotonic() - started, ledger, of_chain_mb)
+    summary = _summarise(arguments, members, before + time.monotonic() - started, ledger, of_chain_mb)
     report.write_report(workdir)
     report.print_summary(workdir, console)
     console.print(f"report: {workdir / 'report.md'}; each node's log: {workdir / 'node-*' / launch.LOG_FILE}")
@@ -117,8 +121,8 @@ def _environment(config: ml_collections.ConfigDict) -> Callable[[Member], dict[s
 
 def _write_config(
     config: ml_collections.ConfigDict, member: Member, members: list[Member], chain: LocalChain | None
-) -> None:
-    """A node's own config: the swarm's, with its port, its peers, the first of them as bootnode, and the chain."""
+) -> ml_collections.ConfigDict:
+    """Writes a node's own config: the swarm's, with its port, peers, the first of them as bootnode, and the chain."""
     fields = json.loads(config.to_json_best_effort())
     fields["swarm"] |= {
         "port": member.port,
@@ -130,13 +134,14 @@ def _write_config(
         fields["chain"] |= {"endpoint": chain.url, "contract": chain.contract, "id": CHAIN_ID, "confirmations": 0}
     folder.write_whole(member.folder / folder.CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
     (member.folder / folder.NODE_FILE).unlink(missing_ok=True)  # of a process that was killed
+    return ml_collections.ConfigDict(fields)
 
 
 class _Tail:
-    """The rows that a node adds to its metrics.jsonl."""
+    """The rows that a node adds to its metrics.jsonl. start: where those of an earlier process end."""
 
     def __init__(self, path: Path):
-        self._path, self.offset = path, 0
+        self._path, self.offset, self.start = path, 0, 0
 
     def new_rows(self) -> list[dict[str, Any]]:
         """Whole lines since the last call."""
@@ -155,7 +160,9 @@ def _state(state: str, member: Member, tail: _Tail) -> str:
     """A node's state in a word: the launcher's, or how far one that runs has come."""
     if state != "running":
         return state
-    return "playing" if tail.offset else "listening" if (member.folder / folder.NODE_FILE).exists() else "starting"
+    if tail.offset > tail.start:
+        return "playing"
+    return "compiling" if (member.folder / folder.NODE_FILE).exists() else "starting"
 
 
 def _rows(member: Member) -> list[dict[str, Any]]:
@@ -164,14 +171,14 @@ def _rows(member: Member) -> list[dict[str, Any]]:
 
 
 def _summarise(
-    config: ml_collections.ConfigDict,
-    workdir: Path,
+    arguments: Arguments,
     members: list[Member],
     seconds: float,
     ledger: dict[str, Any] | None,
     of_chain_mb: int,
 ) -> dict:
     """The swarm's summary.json and metrics.jsonl, from its nodes'."""
+    config, workdir = arguments.config, arguments.workdir
     rows = sorted((row for member in members for row in _rows(member)), key=lambda row: (row["round"], row["node"]))
     (workdir / folder.METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = {}
@@ -188,6 +195,7 @@ def _summarise(
         seconds=seconds,
         memory_mb=peak_memory_mb() + of_chain_mb + sum(own["peak_memory_mb"] for own in found.values()),
         hardware=next((own["hardware"] for own in found.values()), "unknown"),
+        command=arguments.words,
     )
     summary |= {"ledger": ledger} if ledger else {}
     write_summary(workdir, summary)

@@ -5,14 +5,16 @@
 The network starts first, so that peers can find the node while jax loads.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
+import logging.handlers
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ import ml_collections
 from rich.console import Console
 from rich.logging import RichHandler
 
-from experiments import cli, folder, keeping
+from experiments import cli, folder, joining, keeping
 from experiments.cli import Arguments, TransientError, UsageError
 from rlswarm_jax import identity, launch
 from rlswarm_jax.journal import Journal, JournalError
@@ -30,11 +32,15 @@ from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
-from rlswarm_jax.swarm.transport import NetworkError, Transport
+from rlswarm_jax.swarm.memory import FILE, Memory
+from rlswarm_jax.swarm.transport import NetworkError
+from rlswarm_jax.tasks.verifier import NoWorkerError, VerifierError
 
 if TYPE_CHECKING:
     from rlswarm_jax.multihost import Channel  # and with it jax
 
+SAID = logging.getLogger("experiments.node.said")  # what is printed anyway; only a log file has it
+LOG_BYTES = 4 << 20  # of log.txt, and of the one before it
 JOIN_SECONDS = 10.0  # to find a peer through the bootnodes, before going on without
 
 
@@ -46,8 +52,8 @@ def run(arguments: Arguments) -> int:
         from experiments import processes  # and with it jax
 
         return processes.run(arguments)
-    with folder.opened(config, workdir, arguments.resume) as resumes:
-        return play(config, workdir, resumes)
+    with folder.opened(config, workdir, arguments.resume) as resumes, logged(workdir):
+        return play(config, workdir, resumes, words=arguments.words)
 
 
 def main(workdir: Path) -> int:
@@ -69,7 +75,7 @@ class Present:
     identity: identity.Identity
     key: Path
     mailbox: Mailbox
-    transport: Transport
+    transport: Gossip
     chain: Keeper | None
 
     @property
@@ -77,10 +83,16 @@ class Present:
         return identity.friendly_name(self.identity.author)
 
 
-def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channel: "Channel | None" = None) -> int:
+def play(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    resumes: bool,
+    channel: "Channel | None" = None,
+    words: Sequence[str] = (),
+) -> int:
     """Plays until done or told to stop. Raises UsageError for whatever the user can mend.
 
-    channel: to the other processes of this node, if there are any.
+    channel: to the other processes of this node, if there are any. words: the arguments that it was started with.
     """
     console = Console()
     _log_to(console)
@@ -95,20 +107,24 @@ def play(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, channe
     bootnodes = [*config.swarm.bootnodes]
     if config.driver == "node":  # a swarm's launcher has named them already
         bootnodes += [one for one in keeping.bootnodes(coordinator) if not one.endswith(own.peer_id)]
-    peers = _authors(config.swarm.peers), _authors(address.rpartition("/p2p/")[2] for address in bootnodes)
-    mailbox = Mailbox(inbox, *peers)
-    transport = Gossip(own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers)
+    memory = Memory(workdir / FILE)
+    told = [address.rpartition("/p2p/")[2] for address in bootnodes] or memory.peers
+    mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(told))
+    parts = own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory, mailbox.trusts
+    transport = Gossip(*parts)
     with folder.lock(key), folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
         present = Present(own, key, mailbox, transport, keeper)
         try:
             addresses = transport.start()
             _write_node_file(workdir, present, addresses, config.swarm.name)
-            console.print(f"{present.name} listens on {' '.join(addresses)}", soft_wrap=True)
+            _say(console, f"{present.name} listens on {' '.join(addresses)}")
             if config.driver == "node":
-                console.print(f"others join it with --config.swarm.bootnodes=\"['{addresses[0]}']\"", soft_wrap=True)
-            finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel)
-        except (NetworkError, JournalError, MetricsError) as error:
+                _say(console, f"others join it with: {joining.command(config, addresses[0])}")
+            finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel, words)
+        except (NetworkError, JournalError, MetricsError, NoWorkerError) as error:
             raise TransientError(str(error)) from error
+        except VerifierError as error:
+            raise UsageError(str(error)) from error
         except RecordError as error:
             what = "what this node has to say does not fit into a record"
             fewer = "lower sampling.max_new_tokens, sampling.group_size or swarm.local_groups"
@@ -127,13 +143,16 @@ def _play(
     present: Present,
     should_stop: Callable[[], bool],
     channel: "Channel | None",
+    words: Sequence[str],
 ) -> bool:
     """Whether all rounds were played."""
     started = time.monotonic()
     from experiments import pieces, report  # and with them jax
     from experiments.recorder import Recorder
+    from experiments.view import compiling
     from rlswarm_jax import multihost
     from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
+    from rlswarm_jax.engine import DivergedError
     from rlswarm_jax.game.effects import Publish
     from rlswarm_jax.game.player import Player
     from rlswarm_jax.node import LiveConfig, Node
@@ -142,13 +161,16 @@ def _play(
     made = pieces.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.engine, channel))
-    made.compile()
+    present.transport.tell_rules(made.games[0].rules)
+    with compiling(console):
+        made.compile()
     journal = Journal(workdir / folder.JOURNAL_FILE, durable=[Publish.__name__])
     _claim(present.key, journal)
-    recorder = Recorder(config, workdir, console, made, started)
+    recorder = Recorder(config, workdir, console, made, started, words)
     metrics_file = workdir / folder.METRICS_FILE
     reported = {row["round"] for row in read_rows(metrics_file)} if resumes and metrics_file.exists() else set()
     view = recorder.open(whole_bytes(metrics_file), [len(reported)], f"{config.name}-{config.seed}-{present.name}")
+    view.begin()
     keep = config.chain.keep if present.chain else 0
     follow = config.chain.every == 1
     live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every, keep, follow)
@@ -164,7 +186,7 @@ def _play(
         checkpoints.close()
     except CheckpointError as error:
         raise TransientError(str(error)) from error
-    except PromptError as error:
+    except (DivergedError, PromptError) as error:
         raise UsageError(str(error)) from error
     journal.close()
     recorder.finish(player.finished)
@@ -209,6 +231,44 @@ def _write_node_file(workdir: Path, present: Present, addresses: list[str], swar
         "addresses": addresses,
     }
     folder.write_whole(workdir / folder.NODE_FILE, json.dumps(told, indent=2) + "\n")
+
+
+class _Log(logging.handlers.RotatingFileHandler):
+    """A node's log.txt and the one before it, bounded."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A disk that takes no log ends nothing, and need not be said for each line."""
+
+
+@contextlib.contextmanager
+def logged(workdir: Path) -> Iterator[None]:
+    """Keeps what a node started by hand has to say in its folder, too; a launcher does that for its own."""
+    kept, loggers = _Log(workdir / launch.LOG_FILE), (logging.getLogger("rlswarm_jax"), SAID)
+    SAID.setLevel(logging.INFO)
+    SAID.propagate = False
+    for logger in loggers:
+        logger.addHandler(kept)
+    SAID.info("process %d began", os.getpid())
+    try:
+        yield
+    except BaseException as error:
+        SAID.error("ended by %s", "Ctrl-C" if isinstance(error, KeyboardInterrupt) else repr(error))
+        raise
+    finally:
+        SAID.info("process %d ended", os.getpid())
+        for logger in loggers:
+            logger.removeHandler(kept)
+        kept.close()
+
+
+def _say(console: Console, sentence: str) -> None:
+    """On the terminal, and in the log."""
+    console.print(sentence, soft_wrap=True)
+    SAID.info(sentence)
 
 
 def _log_to(console: Console) -> None:

@@ -22,6 +22,7 @@ from rlswarm_jax.grpo.learner import LearnerConfig, TrainState, init_state
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
+from rlswarm_jax.tasks.verifier import VerifierError
 
 COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
 
@@ -71,13 +72,15 @@ def make_learner_config(config: ml_collections.ConfigDict, max_new_tokens: int) 
         learning_rate=config.learn.learning_rate,
         clip_low=config.learn.clip_low,
         clip_high=config.learn.clip_high,
+        dual_clip=config.learn.dual_clip,
         temperature=config.sampling.temperature,
         max_new_tokens=max_new_tokens,
         weight_decay=config.learn.weight_decay,
         max_grad_norm=config.learn.max_grad_norm,
         microbatch_rows=config.learn.microbatch_rows,
-        decay_updates=config.rounds * config.learn.updates_per_round,
+        decay_rounds=config.rounds,
         decay_to=config.learn.decay_to,
+        external_min_prob=config.learn.external_min_prob,
     )
 
 
@@ -91,7 +94,7 @@ def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], con
     check(config)
     try:
         return _build(config, identities, console)
-    except (tasks.TaskError, ValueError) as error:
+    except (tasks.TaskError, VerifierError, ValueError) as error:
         raise UsageError(str(error)) from error
 
 

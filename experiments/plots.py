@@ -84,8 +84,8 @@ def _plot_game(run: Run) -> None:
         "game/first": "first answer",
         "game/vote": "critics' vote",
         "game/revised": "revised answer",
-        "critique/reward/mean": "critic names a best",
-        "critique/chance": "critic at random",
+        "critique/best": "contested: critic names a best",
+        "critique/first": "contested: always the first",
     }
     figure, axes = _axes("What is right, stage by stage", "%, mean over nodes", 100)
     for i, (name, label) in enumerate(shown.items()):
@@ -100,7 +100,7 @@ def _plot_game(run: Run) -> None:
         values = np.array([np.mean(by_round[r]) for r in rounds])
         window = np.ones(2 * (len(values) // 20) + 1)
         smooth = np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
-        line = "--" if name == "critique/chance" else "-"
+        line = "--" if name == "critique/first" else "-"
         axes.plot(rounds, smooth, line, color=COLOURS[i], linewidth=1.8, label=label)
     _save(figure, axes, run.workdir / "game.png")
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from experiments import folder, node, pieces
 from experiments.cli import Arguments, TransientError, UsageError
 from rlswarm_jax import identity, multihost
+from rlswarm_jax.engine import DivergedError
 
 OWN = ("devices.process",)  # what the configs of a node's processes may differ in
 
@@ -46,9 +47,10 @@ def run(arguments: Arguments) -> int:
 
 def _lead(arguments: Arguments, channel: multihost.Channel) -> int:
     try:
-        with folder.opened(arguments.config, arguments.workdir, arguments.resume) as resumes:
+        opened = folder.opened(arguments.config, arguments.workdir, arguments.resume)
+        with opened as resumes, node.logged(arguments.workdir):
             channel.say("config", arguments.config.to_json_best_effort())
-            code = node.play(arguments.config, arguments.workdir, resumes, channel)
+            code = node.play(arguments.config, arguments.workdir, resumes, channel, arguments.words)
     except multihost.HostError:
         raise
     except BaseException:
@@ -71,7 +73,10 @@ def _follow(config: ml_collections.ConfigDict, channel: multihost.Channel) -> in
             made = pieces.build(config, [identity.simulated(config.seed, 0)], Console())
         except UsageError as error:
             _leave(str(error), 2)
-        return multihost.follow(made.engine, channel)
+        try:
+            return multihost.follow(made.engine, channel)
+        except DivergedError as error:
+            _leave(str(error), 2)
 
 
 def _leave(why: str, code: int) -> NoReturn:

@@ -1,6 +1,7 @@
 """Where the rounds of a process go: metrics.jsonl, wandb and the view; in the end, summary.json."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,19 @@ from rlswarm_jax.metrics import MetricsLog, read_rows
 class Recorder:
     """`open` once it is known what is kept of an earlier process's rows; then `on_round`, and `finish`.
 
-    started: when the process began, by `time.monotonic`.
+    started: when the process began, by `time.monotonic`. words: the arguments that it was started with.
     """
 
     def __init__(
-        self, config: ml_collections.ConfigDict, workdir: Path, console: Console, made: Pieces, started: float
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        console: Console,
+        made: Pieces,
+        started: float,
+        words: Sequence[str] = (),
     ):
+        self._words = words
         self._config, self._workdir, self._console, self._made = config, workdir, console, made
         self._names = [friendly_name(game.author) for game in made.games]
         self._file = workdir / folder.METRICS_FILE
@@ -78,6 +86,7 @@ class Recorder:
             seconds=self._before + time.monotonic() - self._started,
             memory_mb=peak_memory_mb(),
             hardware=hardware(),
+            command=self._words,
         )
         write_summary(self._workdir, summary)
         self._log.close({"held_out_accuracy": summary["held_out_accuracy"]})

@@ -144,6 +144,7 @@ def runs_block(name: str, found: Runs) -> Block:
     if base is not None:
         rows.append(["un-spoiled base", "", percent(base), "", "", "", "", ""])
     first, seeds = found.runs[0], f"{len(gains)} seed{'s' * (len(gains) > 1)}"
+    by_chance = any(run.by_chance for run in found.runs)
     nodes = "one node" if first.nodes == 1 else f"mean over {first.nodes} nodes"
     changed = sorted({field for run in found.runs for field in _changed(run)})
     origin = f"commit {found.commit}" + (f", before changes of {', '.join(changed)}" if changed else "")
@@ -151,8 +152,14 @@ def runs_block(name: str, found: Runs) -> Block:
     gain = f"{mean_sd(gains)} points over {seeds}, {min(gains):+.1f} with the worst"
     lines = [f"held-out accuracy {before} -> {after}: {gain}"]
     lines += [f"{mean_sd(walls, '.0f')} s a run on {found.hardware}", origin]
+    lines += ["runs differ by seed and by chance beacons"] if by_chance else []
     note = f"Greedy accuracy on {first.held_out_problems:,} held-out problems, {nodes}. {found.hardware}; "
-    return Block(rows, f"{note}{origin}.", lines)
+    chance = (
+        " Runs differ by seed and by chance beacons: the chain's, from which their problems follow."
+        if by_chance
+        else ""
+    )
+    return Block(rows, f"{note}{origin}.{chance}", lines)
 
 
 def _changed(run: Summary) -> set[str]:
@@ -164,6 +171,9 @@ def _changed(run: Summary) -> set[str]:
 COMPARED = [
     ("majority of the swarm", "first answer"),
     ("critic names a best answer", "critic at random"),
+    ("critic names a best answer", "best constant critic"),
+    ("contested: critic names a best answer", "contested: critic at random"),
+    ("contested: critic names a best answer", "contested: best constant critic"),
     ("vote of the critics", "first answer"),
     ("revised", "first answer"),
     ("revised", "vote of the critics"),

@@ -15,12 +15,16 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from configs import common
 from experiments.cli import UsageError
 from experiments.ledger import ledger_sections, write_ledger
 from experiments.plots import plot
@@ -36,7 +40,6 @@ from experiments.results import (
     load,
     mean,
     mean_sd,
-    overrides,
     percent,
     points,
 )
@@ -46,6 +49,15 @@ SPOILED = (
     "The embedded model was taught these tasks and then spoiled: a gain here is a spoiled skill brought back by "
     "reinforcement learning, not knowledge gained; the un-spoiled base gets {}."
 )
+SPOILED_FOR_OTHERS = "The embedded model was taught other tasks than {} and then spoiled; the un-spoiled base gets {}."
+NOTHING_TO_LEARN = (
+    "No group of completions had an advantage: within each, all earned the same, so nothing was learned from any. {} "
+    "`python -m experiments.show {}` shows completions and what they earned."
+)
+CHANCE = (
+    "Problems followed from the chain's beacons, which are never the same again: the same settings, other problems."
+)
+OPTIONAL = ("rounds", "before (95 % Wilson)")  # in a narrow terminal: the mean is in the text
 
 # --- the report, for Markdown and terminal alike
 
@@ -85,14 +97,44 @@ def _learned(run: Run) -> Section:
     if base is not None:
         rows.append(["un-spoiled base", "", "", interval(base, n), ""])
     gain = "not measured after learning" if end is None else f"{percent(end)} after, {points(start, end)} points"
-    text = [f"Greedy accuracy on {n:,} held-out problems: {percent(start)} before, {gain}."]
-    text += [SPOILED.format(percent(base))] if base is not None else []
+    text = [nothing_to_learn(run), f"Greedy accuracy on {n:,} held-out problems: {percent(start)} before, {gain}."]
+    text += [_spoiled(summary)]
     if any((summary.held_out_accuracy.after or {}).get(name) is None for name in run.names):
         last = max((r for name in run.names for r, _ in run.measured(name)), default=0)
         missed = f"Not all nodes reached round {summary.rounds}" if summary.rounds else "It ran until it was stopped"
         text += [f"{missed}; the latest figures are of round {last}."]
     images = ["held_out.png", "reward.png"] if run.rows else []
-    return Section("What was learned", " ".join(text), rows, images)
+    return Section("What was learned", " ".join(filter(None, text)), rows, images, optional=OPTIONAL)
+
+
+def nothing_to_learn(run: Run) -> str:
+    """Says so of a run in which no group of completions had an advantage; else nothing."""
+    rows = [row for own in run.rows.values() for row in own]
+    if run.advantages is None or run.advantages:
+        return ""
+    reward = mean(row.get("reward/mean") for row in rows)
+    if reward is None:
+        why = ""
+    elif reward < 0.01:
+        why = (
+            "Hardly any was right: the problems are too hard for this model, or its answers are not found in its texts."
+        )
+    elif reward > 0.99:
+        why = "Nearly all were right: these problems have nothing more to teach."
+    else:
+        why = "Give it problems that it gets right some of the time, more completions of each, or a higher temperature."
+    return NOTHING_TO_LEARN.format(why, shlex.quote(str(run.workdir)))
+
+
+def _spoiled(summary: Summary) -> str:
+    """What a gain means: the embedded model, and no other, was taught and spoiled."""
+    base = summary.held_out_accuracy.base
+    if base is None or summary.config.get("model", {}).get("path") != "embedded":
+        return ""
+    taught = {*common.tiny_tasks(), *common.hard_tasks()}
+    played = {name: options.get("dataset", name) for name, options in summary.config.get("tasks", {}).items()}
+    others = [name for name, dataset in played.items() if dataset not in taught]
+    return SPOILED_FOR_OTHERS.format(" and ".join(others), percent(base)) if others else SPOILED.format(percent(base))
 
 
 def _tasks(run: Run) -> Section:
@@ -110,8 +152,11 @@ GAME = {
     "game/first": "first answers that are right",
     "game/vote": "votes of the critics that are right",
     "game/revised": "revised answers that are right",
-    "critique/reward/mean": "critiques that name a best answer",
-    "critique/chance": "what critiques at random would name",
+    "critique/best": "contested problems: critiques that name a best answer",
+    "critique/chance": "... critiques at random would",
+    "critique/first": "... naming always the first would",
+    "critique/majority": "... naming what most of those shown say would",
+    "critique/none": "... naming none would",
 }
 
 
@@ -174,13 +219,14 @@ def _cost(run: Run) -> Section:
 
 
 def _reproduce(run: Run) -> Section:
-    text = [] if overrides(run.summary) is not None else ["The fields of its config are in summary.json."]
+    code, text = command(run.summary), [CHANCE] if run.summary.by_chance else []
+    if not code:
+        text += ["It was not started by a command: the fields of its config are in summary.json."]
     if run.skipped:
         text += [f"Unreadable lines of metrics.jsonl, skipped: {run.skipped}."]
     if not run.rows:
         text += ["There are no curves: metrics.jsonl is missing or empty."]
-    code = command(run.summary)
-    if run.summary.status == "stopped":
+    if code and run.summary.status == "stopped":
         code += f" --workdir {shlex.quote(str(run.workdir))} --resume   # goes on where it stopped"
     return Section("Reproduce", " ".join(text), code=code)
 
@@ -206,8 +252,16 @@ def comparison(runs: Sequence[Run]) -> list[list[str]]:
             rows.append([str(run.workdir), settings, str(summary.seed), done, *cells])
             gains += [100 * (after - before)] if before is not None and after is not None else []
         if len(gains) > 1:
-            rows.append([f"mean ± sd of {len(gains)}", settings, "", "", "", "", mean_sd(gains), "", ""])
+            by = differing_by(members)
+            rows.append([f"mean ± sd of {len(gains)}", settings, by, "", "", "", mean_sd(gains), "", ""])
     return rows if any(row[1] for row in rows[1:]) else [[row[0], *row[2:]] for row in rows]
+
+
+def differing_by(runs: Sequence[Run]) -> str:
+    """What else than their seeds makes runs of the same settings differ."""
+    if not any(run.summary.by_chance for run in runs):
+        return ""
+    return "seeds and chance beacons" if len({run.summary.seed for run in runs}) > 1 else "chance beacons"
 
 
 # --- Markdown and terminal
@@ -232,31 +286,54 @@ def write_report(workdir: Path) -> Path:
 
 
 def print_summary(workdir: Path, console: Console) -> None:
-    """Prints a run's report, without its plots. Raises UsageError."""
+    """Prints a run's report, without its plots, and what was learned at its end. Raises UsageError."""
     run = load(workdir)
     console.print()
     console.rule(Text(title(run.summary), style="bold"))
-    for section in sections(run):
+    if said := nothing_to_learn(run):
+        console.print(Text(f"\n{said}", style="bold yellow"))
+    first, *others = sections(run)
+    for section in [*others, first]:
         console.print(Text(f"\n{section.title}", style="bold cyan"))
         if section.text:
             console.print(Text(section.text))
-        if section.table and 6 * len(section.table[0]) + 12 > console.width:
+        if section.table and 6 * len(section.table[0]) + 12 > console.width and not section.optional:
             console.print(Text("(a table too wide for this terminal: see report.md)", style="dim"))
         elif section.table:
-            print_table(section.table, console)
+            print_table(section.table, console, section.optional)
         if section.code:
             console.print(Text(section.code), soft_wrap=True)
 
 
-def print_table(table: Table, console: Console) -> None:
-    """The same table in a terminal, gains in colour."""
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(table[0]))
-    for i, column in enumerate(table[0]):
-        left = i == 0 or column == "settings" or not any(table[0])
-        shown.add_column(Text(column), justify="left" if left else "right", overflow="fold")
-    for row in table[1:]:
-        shown.add_row(*(Text(cell, style={"+": "green", "-": "red"}.get(cell[:1], "")) for cell in row))
+def print_table(table: Table, console: Console, optional: Sequence[str] = ()) -> None:
+    """The same table in a terminal, gains in colour; without columns of `optional` where it is too narrow."""
+    header, left_out = list(table[0]), list[str]()
+    going = [column for column in optional if column in header]
+    shown, unbounded = _fitted(table, header), console.options.update(max_width=10_000)
+    while going and Measurement.get(console, unbounded, shown).minimum > console.width:
+        left_out.append(going.pop(0))
+        shown = _fitted(table, [column for column in header if column not in left_out])
     console.print(shown)
+    if left_out:
+        console.print(Text(f"(too narrow for: {', '.join(left_out)})", style="dim"))
+
+
+def _fitted(table: Table, columns: Sequence[str]) -> RichTable:
+    """Some columns; names and short cells are never broken, headers between words."""
+    header = any(table[0])
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_header=header)
+    kept = [i for i, column in enumerate(table[0]) if not header or column in columns]
+    for i in kept:
+        longest = max((cell_len(row[i]) for row in table[1:]), default=0)
+        whole, words = longest <= (32 if i == 0 else 12), table[0][i].split()
+        title = "\n".join(words) if whole and sum(map(len, words)) > longest else table[0][i]
+        least = max([longest if whole else 0, *map(cell_len, title.split("\n") if whole else words)])
+        justify: Literal["left", "right"] = "left" if i == 0 or table[0][i] == "settings" or not header else "right"
+        shown.add_column(Text(title), justify=justify, overflow="fold", no_wrap=whole, min_width=least)
+    for row in table[1:]:
+        cells = [row[i] for i in kept]
+        shown.add_row(*(Text(cell, style={"+": "green", "-": "red"}.get(cell[:1], "")) for cell in cells))
+    return shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(runs) == 1:
         print_summary(workdirs[0], console)
     else:
-        print_table(comparison(runs), console)
+        print_table(comparison(runs), console, ("wall time", "external", "before", "rounds"))
     for path in paths:
         console.print(f"report: {path}", highlight=False, soft_wrap=True)
     return 0

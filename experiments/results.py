@@ -51,7 +51,8 @@ class Records(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """summary.json of a run. game: of its metrics, the means of the first and of the last tenth of the rounds.
 
-    ledger: what the chain has of it; None without a chain.
+    ledger: what the chain has of it; None without a chain. command: the arguments that it was started with, but for
+    its folder; empty where it was not started by a command.
     """
 
     name: str
@@ -75,6 +76,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
     hardware: str = "unknown"
     ledger: Ledger | None = None
+    command: list[str] = []
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether its problems came from a chain, so that the seed alone does not give them."""
+        endpoint = self.config.get("chain", {}).get("endpoint", "none")
+        return endpoint != "none" and self.config.get("driver") != "simulate"
 
     @property
     def before(self) -> float | None:
@@ -113,6 +121,16 @@ class Run:
         rows, before, final = self.rows.get(name, ()), f"held_out/{metric}", f"final/{metric}"
         found = [(row["round"], row[before]) for row in rows if before in row]
         return found + [(row["round"] + 1, row[final]) for row in rows if final in row]
+
+    @property
+    def advantages(self) -> int | None:
+        """Groups with an advantage that were learned from, or could have been; None where nobody knows."""
+        names = ("groups/local", "groups/external", "groups/received_with_advantage")
+        rows = [row for own in self.rows.values() for row in own if any(name in row for name in names)]
+        if rows:
+            return round(sum(row.get(name, 0) for row in rows for name in names))
+        trained = [self.summary.samples[name] for name in self.summary.samples if name.startswith("trained_")]
+        return round(sum(trained)) if trained else None
 
     @property
     def after(self) -> Scores:
@@ -218,10 +236,16 @@ def overrides(summary: Summary) -> dict[str, Any] | None:
 
 
 def command(summary: Summary) -> str:
-    """What to type to run it again."""
-    file, _, variant = summary.name.partition("-")
+    """What to type to run it again; nothing where that is not known."""
+    words = summary.command or _command_of(summary)
+    return shlex.join(["python", "-m", "experiments.run", *words]) if words else ""
+
+
+def _command_of(summary: Summary) -> list[str]:
+    """For a run that was not started by a command: its config file, if it has one, and the fields that differ."""
     changed = overrides(summary)
-    words = [f"python -m experiments.run --config configs/{file}.py{':' if variant else ''}{variant}"]
-    for name, value in ({"seed": summary.seed} if changed is None else changed).items():
-        words.append(shlex.quote(f"--config.{name}={tuple(value) if isinstance(value, list) else value}"))
-    return " ".join(words)
+    if changed is None:
+        return []
+    file, _, variant = summary.name.partition("-")
+    flags = [f"--config.{name}={tuple(value) if isinstance(value, list) else value}" for name, value in changed.items()]
+    return ["--config", f"configs/{file}.py{':' if variant else ''}{variant}", *flags]

@@ -8,13 +8,17 @@ Table = Sequence[Sequence[str]]  # the header, then the rows
 
 @dataclass(frozen=True)
 class Section:
-    """A piece of the report; whatever is empty is left out."""
+    """A piece of the report; whatever is empty is left out.
+
+    optional: columns of the table that a narrow terminal goes without, the first of them first.
+    """
 
     title: str
     text: str = ""
     table: Table = ()
     images: Sequence[str] = ()
     code: str = ""
+    optional: Sequence[str] = ()
 
 
 def markdown_table(table: Table) -> str:

@@ -1,7 +1,6 @@
 """Runs a swarm whose nodes share this process, a virtual clock and a virtual network."""
 
 import time
-from pathlib import Path
 
 import ml_collections
 from rich.console import Console
@@ -12,12 +11,14 @@ from experiments.recorder import Recorder
 from rlswarm_jax import identity
 from rlswarm_jax.chain.virtual import VirtualCoordinator, quorum
 from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
+from rlswarm_jax.engine import DivergedError
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError
 from rlswarm_jax.qwen.sampling import PromptError
 from rlswarm_jax.records.schema import RecordError
 from rlswarm_jax.simulate import Simulation, Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
+from rlswarm_jax.tasks.verifier import VerifierError
 
 
 def run(arguments: Arguments) -> int:
@@ -25,8 +26,16 @@ def run(arguments: Arguments) -> int:
     config, workdir = arguments.config, arguments.workdir
     try:
         with folder.opened(config, workdir, arguments.resume) as resumes, folder.stop_on_signal() as stopping:
-            return _run(config, workdir, resumes, Console(), stopping)
-    except (CheckpointError, JournalError, MetricsError, PromptError, RecordError) as error:
+            return _run(arguments, resumes, Console(), stopping)
+    except (
+        CheckpointError,
+        DivergedError,
+        JournalError,
+        MetricsError,
+        PromptError,
+        RecordError,
+        VerifierError,
+    ) as error:
         raise UsageError(str(error)) from error
 
 
@@ -54,12 +63,12 @@ def identities(config: ml_collections.ConfigDict) -> list[identity.Identity]:
     return [identity.simulated(config.seed, node) for node in range(config.swarm.nodes)]
 
 
-def _run(config: ml_collections.ConfigDict, workdir: Path, resumes: bool, console: Console, stopping: list[int]) -> int:
-    started = time.monotonic()
+def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[int]) -> int:
+    started, config, workdir = time.monotonic(), arguments.config, arguments.workdir
     made = pieces.build(config, identities(config), console)
     journal = Journal(workdir / folder.JOURNAL_FILE)
     checkpoints = Checkpoints(workdir / folder.CHECKPOINT_FOLDER)
-    recorder = Recorder(config, workdir, console, made, started)
+    recorder = Recorder(config, workdir, console, made, started, arguments.words)
     simulation = make_simulation(
         config,
         made,

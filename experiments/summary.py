@@ -19,7 +19,10 @@ from experiments.folder import SUMMARY_FILE, write_whole
 from rlswarm_jax.identity import friendly_name
 
 # measured on the shared problems of every round
-GAME = ("game/first", "game/vote", "game/revised", "critique/reward/mean", "critique/chance")
+GAME = (
+    *("game/first", "game/vote", "game/revised"),
+    *("critique/best", "critique/chance", "critique/first", "critique/majority", "critique/none"),
+)
 
 
 def summarise(
@@ -33,10 +36,12 @@ def summarise(
     seconds: float,
     memory_mb: int,
     hardware: str,
+    command: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The contents of summary.json, for the nodes of one process or of a whole swarm.
 
     rows: of metrics.jsonl. weights: fingerprints by name. base: held-out accuracy of the un-spoiled model.
+    command: the arguments that it was started with.
     """
     per_node = [[row for row in rows if row["node"] == node] for node in range(len(names))]
 
@@ -110,6 +115,7 @@ def summarise(
         "versions": {"python": platform.python_version()}
         | {package: metadata.version(package) for package in ("jax", "flax", "optax", "reasoning-gym")},
         "hardware": hardware,
+        "command": list(command),
     }
 
 

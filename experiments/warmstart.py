@@ -22,6 +22,7 @@ import optax
 import tokenizers
 from rich.progress import Progress
 
+from configs import tiny
 from experiments import cli
 from rlswarm_jax import qwen, randomness, tasks
 from rlswarm_jax.game.prompts import FORMATS, NONE, View
@@ -191,6 +192,7 @@ def evaluate(policy: qwen.Policy, mixture: tasks.Mixture, config) -> dict[str, f
 
 def run(arguments: cli.Arguments) -> int:
     config, workdir = arguments.config, arguments.workdir
+    cli.check(config, tiny.FIELDS)
     workdir.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     mixture = tasks.make_mixture(config.tasks.to_dict())
@@ -242,4 +244,4 @@ def run(arguments: cli.Arguments) -> int:
 
 
 if __name__ == "__main__":
-    cli.main(run, __doc__)
+    cli.main(run, __doc__, tiny.FIELDS)

@@ -26,6 +26,11 @@ from rlswarm_jax.tasks import Problem
 from rlswarm_jax.tasks.verifier import Verifier
 
 LEAST_SLOTS = 96  # of a tile's prompts: below, padding costs less than compiling once more
+NONFINITE_IN_A_ROW = 3  # updates left out, one after the other, after which a node stops
+
+
+class DivergedError(RuntimeError):
+    """A node's gradients are not finite any more, round after round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Engine:
     ):
         self.verifier, self.mixture = verifier, verifier.mixture
         self.prompt_format, self._tokenizer = prompt_format, policy.tokenizer
-        self.config, self.num_nodes = config, num_nodes
+        self.config, self._learner_config, self.num_nodes = config, learner_config, num_nodes
         self.stacked = num_nodes > 1 and not config.exact
         devices = devices or parallel.DeviceConfig()
         mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)  # of all processes: they are one node
@@ -87,6 +92,7 @@ class Engine:
         on, state = (self._mesh, devices.backend), learner.init_state(policy.params, learner_config, self._mesh)
         self._microbatch = max(learner_config.microbatch_rows, 1)
         self._states = [state] * num_nodes
+        self._nonfinite = [0] * num_nodes  # updates left out since the last that was made
         self._stack: Any = _stack(self._states) if self.stacked else None
 
         def make_sampler(temperature, how, rows):
@@ -115,6 +121,7 @@ class Engine:
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
         self._states = [state if self._mesh is None else parallel.place(state, self._mesh) for state in states]
         self._stack = _stack(self._states) if self.stacked else None
+        self._nonfinite = [0] * self.num_nodes
         self._cast_params.clear()
 
     def evaluate_params(self, params: qwen.Params) -> Metrics:
@@ -137,7 +144,7 @@ class Engine:
             keys_PGM = np.zeros((count, self.config.group_size, 2), np.uint32)
             self.sample({node: Sample([typical] * count, keys_PGM) for node in nodes})
         for size in [self.config.max_groups] if self.stacked else self._sizes():
-            self._run_step({node: self.make_batch([], size) for node in nodes})
+            self._run_step({node: self.make_batch([], size) for node in nodes}, dict.fromkeys(nodes, 0.0))
         self._states, self._stack = states, stack
         self._cast_params.clear()
 
@@ -165,17 +172,22 @@ class Engine:
         return {node: self._by_prompt(out)[: len(requests[node].prompts)] for node, out in outs.items()}
 
     def learn(self, requests: Mapping[int, Learn]) -> dict[int, Metrics]:
-        """Takes the gradient on every node's groups; nothing else changes the weights."""
+        """Takes the gradient on every node's groups; nothing else changes the weights.
+
+        A gradient that is not finite is left out, and counted. Raises DivergedError if that happens
+        `NONFINITE_IN_A_ROW` times, one after the other.
+        """
         most = self.config.max_groups if self.stacked else 0  # or its bits would depend on a node's neighbours
         batches = {node: self.make_batch(request.groups, most) for node, request in requests.items()}
         if self.config.updates_per_round > 1:
             batches = {node: self._with_old_logprobs(node, batch) for node, batch in batches.items()}
-        totals: dict[int, Metrics] = {}
+        rates = {node: learner.learning_rate(self._learner_config, r.round) for node, r in requests.items()}
+        found: dict[int, list[Metrics]] = {node: [] for node in requests}
         for _ in range(self.config.updates_per_round):
-            for node, metrics in self._run_step(batches).items():
-                total = totals.setdefault(node, dict.fromkeys(metrics, 0.0))
-                for name, value in metrics.items():
-                    total[name] += float(value) / (1 if name == "updates" else self.config.updates_per_round)
+            for node, metrics in self._run_step(batches, rates).items():
+                found[node].append({name: float(value) for name, value in metrics.items()})
+                self._watch(node, batches[node], metrics)
+        totals = {node: _mean(of_node) | {"learning_rate": rates[node]} for node, of_node in found.items()}
         for node, request in requests.items():
             rows = batches[node].completion_lengths_B > 0
             external = np.repeat(np.array([g.external for g in request.groups], bool), self.config.group_size)
@@ -215,7 +227,7 @@ class Engine:
         tokens_BT = np.zeros((rows, config.max_prompt_tokens + config.max_new_tokens), np.int32)
         old_BC = np.zeros((rows, config.max_new_tokens), np.float32)
         prompt_lengths_B, lengths_B = np.ones(rows, np.int32), np.zeros(rows, np.int32)
-        advantages_B, known_B = np.zeros(rows, np.float32), np.zeros(rows, bool)
+        advantages_B, known_B, external_B = np.zeros(rows, np.float32), np.zeros(rows, bool), np.zeros(rows, bool)
         if groups:
             rewards_PG = np.array([group.rewards for group in groups], np.float32)
             weights_P1 = np.array([[group.weight] for group in groups], np.float32)
@@ -230,11 +242,11 @@ class Engine:
                 text = group.prompt + completion
                 tokens_BT[row, : len(text)] = text
                 prompt_lengths_B[row], lengths_B[row] = len(group.prompt), len(completion)
-                advantages_B[row] = advantages_PG[p, g]
+                advantages_B[row], external_B[row] = advantages_PG[p, g], group.external
                 if correct and group.logprobs is not None:
                     old_BC[row, : len(completion)] = group.logprobs[g]
                     known_B[row] = True
-        return learner.Batch(tokens_BT, prompt_lengths_B, lengths_B, advantages_B, old_BC, known_B)
+        return learner.Batch(tokens_BT, prompt_lengths_B, lengths_B, advantages_B, old_BC, known_B, external_B)
 
     def _with_old_logprobs(self, node: int, batch: learner.Batch) -> learner.Batch:
         """With more than one update a round, "on-policy" means the policy before the first of them."""
@@ -277,16 +289,33 @@ class Engine:
         out = jax.device_get(sample(self._sampling_params(0), stacked))
         return {node: jax.tree.map(lambda x, n=node: x[n], out) for node in tiles}
 
-    def _run_step(self, batches: Mapping[int, learner.Batch]) -> dict[int, learner.Metrics]:
+    def _watch(self, node: int, batch: learner.Batch, metrics: learner.Metrics) -> None:
+        """Raises DivergedError, with what is wrong as far as it can be seen."""
+        if metrics["updates"]:
+            self._nonfinite[node] = 0
+        self._nonfinite[node] += int(metrics["nonfinite"])
+        if self._nonfinite[node] < NONFINITE_IN_A_ROW:
+            return
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(parallel.fetch(self.state(node).params))):
+            why = "the weights themselves are not finite: begin again from an earlier checkpoint"
+        elif not np.isfinite(batch.advantages_B).all():
+            why = "rewards are not finite: look at the scores of your tasks"
+        else:
+            why = "weights and rewards are finite, their gradient overflows: lower config.learn.learning_rate"
+        times = f"{NONFINITE_IN_A_ROW} updates in a row were left out because their gradient is not finite"
+        raise DivergedError(f"{times}; {why}.")
+
+    def _run_step(self, batches: Mapping[int, learner.Batch], rates: Mapping[int, float]) -> dict[int, learner.Metrics]:
         self._cast_params.clear()
         if not self.stacked:
             found = {}
             for node, batch in batches.items():
-                self._states[node], found[node] = self._step(self._states[node], batch)
+                self._states[node], found[node] = self._step(self._states[node], batch, rates[node])
             return jax.device_get(found)
         nothing = self.make_batch([], self.config.max_groups)
         stacked = jax.tree.map(lambda *xs: np.stack(xs), *[batches.get(n, nothing) for n in range(self.num_nodes)])
-        self._stack, metrics = self._step(self._stack, stacked)
+        rates_W = [rates.get(n, 0.0) for n in range(self.num_nodes)]
+        self._stack, metrics = self._step(self._stack, stacked, rates_W)
         metrics = jax.device_get(metrics)
         return {node: {name: value[node] for name, value in metrics.items()} for node in batches}
 
@@ -311,6 +340,16 @@ class Engine:
             if of_task.any():
                 found[f"accuracy/{task}"] = float(right[of_task].mean())
         return found
+
+
+def _mean(updates: Sequence[Metrics]) -> Metrics:
+    """Of a round's updates, over those that say a number; how many were made and left out are sums."""
+    found = {}
+    for name in updates[0]:
+        values = [metrics[name] for metrics in updates if np.isfinite(metrics[name])]
+        if values:
+            found[name] = sum(values) / (1 if name in ("updates", "nonfinite") else len(values))
+    return found
 
 
 def _stack(states: Sequence[learner.TrainState]) -> learner.TrainState:

@@ -7,7 +7,7 @@ what it published before the kill is there as the exact bytes.
 import contextlib
 import secrets
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,9 +90,10 @@ class Journal:
     def prune(self, node: int, before_round: int, records_before: int | None = None) -> None:
         """Forgets rounds that a checkpoint has made unnecessary, so that the disk stays bounded.
 
-        records_before: the same for the records of all nodes in them, which may be needed for longer.
+        records_before: the same for the records of all nodes in them, which may be needed for longer, and for the
+        beacons that they were made under.
         """
-        kinds = "" if records_before is None else " AND kind NOT IN ('Publish', 'Gather')"
+        kinds = "" if records_before is None else " AND kind NOT IN ('Publish', 'Gather', 'Hear')"
         self._execute(f"DELETE FROM journal WHERE node = ? AND round < ?{kinds}", (node, before_round))
         if records_before is not None:
             self._execute("DELETE FROM journal WHERE node = ? AND round < ?", (node, records_before))
@@ -113,17 +114,43 @@ def look(path: Path, kinds: Collection[str]) -> tuple[list[Entry], int]:
     Nothing is changed but, where a process wrote or was killed there, SQLite's own files beside it. Raises JournalError
     if it is not there, locked or damaged.
     """
+    with _reading(path) as db:
+        marks = ", ".join("?" * len(kinds))
+        rows = db.execute(f"SELECT {_COLUMNS} FROM journal WHERE kind IN ({marks}) ORDER BY id", tuple(kinds))
+        entries = [Entry(*row) for row in rows]
+        first, since = db.execute("SELECT coalesce(min(id), 1), coalesce(min(round), 0) FROM journal").fetchone()
+    return entries, 0 if first == 1 else since
+
+
+def look_at(path: Path, node: int, rounds: range) -> list[Entry]:
+    """All rows of some rounds of a node, in order; else as `look`."""
+    with _reading(path) as db:
+        where = "WHERE node = ? AND round >= ? AND round < ? ORDER BY round, step"
+        rows = db.execute(f"SELECT {_COLUMNS} FROM journal {where}", (node, rounds.start, rounds.stop))
+        return [Entry(*row) for row in rows]
+
+
+def kept(path: Path, kind: str) -> dict[int, list[int]]:
+    """By node, the rounds of which a row of a kind is there, in order; else as `look`."""
+    found: dict[int, list[int]] = {}
+    with _reading(path) as db:
+        for node, round_ in db.execute(
+            "SELECT DISTINCT node, round FROM journal WHERE kind = ? ORDER BY node, round", (kind,)
+        ):
+            found.setdefault(node, []).append(round_)
+    return found
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A journal as it is at one moment. Raises JournalError if it is not there, locked or damaged."""
     if not path.is_file():
         raise JournalError(f"there is no journal {path}: name the folder of a node.")
     # nobody has it open, so it needs no locks: they would be files beside it
     quiet = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
     try:
         with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?{quiet}", uri=True)) as db:
-            db.execute("BEGIN")  # all that follows is of one moment
-            marks = ", ".join("?" * len(kinds))
-            rows = db.execute(f"SELECT {_COLUMNS} FROM journal WHERE kind IN ({marks}) ORDER BY id", tuple(kinds))
-            entries = [Entry(*row) for row in rows]
-            first, since = db.execute("SELECT coalesce(min(id), 1), coalesce(min(round), 0) FROM journal").fetchone()
+            db.execute("BEGIN")
+            yield db
     except sqlite3.Error as error:
         raise JournalError(f"cannot read the journal {path}: {error}.") from None
-    return entries, 0 if first == 1 else since

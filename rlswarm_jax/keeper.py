@@ -6,23 +6,27 @@ for, and whose turn it is to end a round, is found out in between.
 
 import collections
 import logging
+import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 
 from rlswarm_jax import randomness
 from rlswarm_jax.audit import commit
-from rlswarm_jax.chain.calls import Interface
+from rlswarm_jax.chain.calls import Interface, account_of
 from rlswarm_jax.chain.coordinator import Coordinator, Status
-from rlswarm_jax.chain.errors import FileDamaged
+from rlswarm_jax.chain.errors import AnswerTooLarge, ChainError, Refused
+from rlswarm_jax.chain.registrations import Registrations
+from rlswarm_jax.chain.rpc import Backoff
 from rlswarm_jax.game.chain import WINNERS, Moment
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.identity import peer_id
 from rlswarm_jax.records.schema import STAGES
 
 log = logging.getLogger("rlswarm_jax.chain")
+TURNS = 4  # before everybody's, at most: those whose turn it is may be gone, and keys are free
 POLL = 0.05  # seconds between looks at what the thread has heard
-ASKED = 64  # peers whose registrations are asked for in a round of the coordinator, at most
 
 
 class Keeper:
@@ -47,9 +51,9 @@ class Keeper:
         self._stop, self._changed = threading.Event(), threading.Condition()
         self._moments: list[Moment] = []
         self._at = (-1, 0)  # round and stage
-        self._registered: dict[bytes, int] = {}  # in which round, of those that count
-        self._asked = -1  # the round in which registrations were asked for
-        self._may_end: tuple[int, float] = (-1, 0.0)  # a round that may end, and since when
+        self._registrations = Registrations(coordinator.registered, stagger, clock)
+        self._may_end = (-1, 0.0, 0)  # a round that may end, since when, and how many turns come before this node's
+        self._crashes = 0  # of the thread
         self._told: collections.Counter[str] = collections.Counter()
         self._thread = threading.Thread(target=self._run, name="chain", daemon=True)
 
@@ -76,6 +80,12 @@ class Keeper:
         with self._changed:
             return self._at > (round_, stage)
 
+    def members(self) -> frozenset[bytes] | None:
+        """Authors known to be registered; None where that is not known or not asked for: a contract that has no
+        registrations of keys, or one not heard of yet.
+        """
+        return self._registrations.members()
+
     def wait(self, beyond: int, seconds: float, should_stop: Callable[[], bool]) -> bool:
         """Whether a round after that one was heard of in time."""
         until = time.monotonic() + seconds
@@ -101,8 +111,7 @@ class Keeper:
         """Who was registered before that round, if this node was; all, where the contract does not ask for it."""
         if not at.beacon:
             return authors
-        with self._changed:
-            counted = {author for author, since in self._registered.items() if since < at.round}
+        counted = self._registrations.before(at.round)
         return [author for author in authors if author in counted] if self._author in counted else []
 
     def finish(self, seconds: float, should_stop: Callable[[], bool]) -> bool:
@@ -117,6 +126,7 @@ class Keeper:
     def take_counts(self) -> collections.Counter[str]:
         """What went wrong since the last call, by name, and how many wishes wait for the chain."""
         problems = collections.Counter({f"chain/{name}": n for name, n in self._coordinator.problems.items()})
+        problems["chain/crashed"] = self._crashes
         new, self._told = problems - self._told, problems
         counts = self._coordinator.counts()
         new["chain/waiting"] = counts.get("waiting", 0) + counts.get("signed", 0)
@@ -125,18 +135,28 @@ class Keeper:
     # --- the chain's thread
 
     def _run(self) -> None:
-        try:
-            self._coordinator.run(self._stop, self.look)
-        except FileDamaged as error:
-            log.error("%s The node goes on without its chain.", error)
+        """Supervised: whatever ends the client's work is counted, and it begins anew; the node never ends by it."""
+        backoff = Backoff(random.Random(self._author))
+        while not self._stop.is_set():
+            try:
+                self._coordinator.run(self._stop, self.look)
+            except Exception as error:  # there is nothing else to tell it to, and a node plays on without its chain
+                self._crashes += 1
+                delay = backoff.failed()
+                # an unforeseen error's own words may hold the endpoint's whole address
+                said = str(error) if isinstance(error, ChainError) else f"{type(error).__name__}{_where(error)}."
+                log.error("the chain's thread failed: %s It begins anew in %.0f s.", said, delay)
+                self._stop.wait(delay)
 
     def look(self) -> None:
         """After a step that found the chain well. Raises ChainError."""
         now, interface = self._coordinator.status(), self._coordinator.connect()
         heard = Moment(now.round, now.beacon or b"")
+        if now.round < self._at[0]:
+            self._registrations.doubt()
         with self._changed:
             self._at = (now.round, now.stage)
-        if heard not in self._moments and (now.beacon is not None or not interface.ours):
+        if self._moments[-1:] != [heard] and (now.beacon is not None or not interface.ours):
             before = []
             if interface.ours and now.round:
                 before = [Moment(now.round - 1, self._coordinator.beacon(now.round - 1))]
@@ -144,19 +164,8 @@ class Keeper:
                 self._moments = [*before, heard]
                 self._changed.notify_all()
         if interface.ours:
-            self._ask_registrations(now.round)
+            self._registrations.look([self._author, *self._known()])
             self._end_round(now, interface)
-
-    def _ask_registrations(self, round_: int) -> None:
-        """Of those not known to be registered, once in a round."""
-        if self._asked == round_:
-            return
-        unknown = [author for author in (self._author, *self._known()) if author not in self._registered]
-        for author in unknown[:ASKED]:
-            if (since := self._coordinator.registered(author)) is not None:
-                with self._changed:
-                    self._registered[author] = since
-        self._asked = round_
 
     def _end_round(self, now: Status, interface: Interface) -> None:
         """Wishes it when this node's turn comes: in an order that the beacon draws, so that one node pays for it.
@@ -170,8 +179,27 @@ class Keeper:
         if now.beacon is None or not (now.advanceable or by_clock):
             return
         if self._may_end[0] != now.round:
-            self._may_end = (now.round, self._clock())
-        own = randomness.digest("network", now.beacon, self._author)
-        turn = sum(randomness.digest("network", now.beacon, other) < own for other in list(self._registered))
-        if self._clock() - self._may_end[1] >= turn * self._stagger:
+            self._may_end = (now.round, self._clock(), self._turn(now, now.beacon))
+        _, since, turn = self._may_end
+        if self._clock() - since >= turn * self._stagger:
             self._coordinator.advance(now.round)
+
+    def _turn(self, now: Status, beacon: bytes) -> int:
+        """How many come first: of those who have committed in this round, and so are there and have funds."""
+
+        def rank(account: str) -> bytes:
+            return randomness.digest("network", beacon, account)
+
+        try:
+            there = self._coordinator.committers(now)
+        except (Refused, AnswerTooLarge) as error:
+            log.debug("%s", error)
+            there = frozenset()
+        there = there or {account_of(author) for author in self._registrations.members() or ()}
+        own = self._coordinator.account
+        return min(TURNS, sum(rank(other) < rank(own) for other in there if other != own))
+
+
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    return "".join(f", {frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in frames)

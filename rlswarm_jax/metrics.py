@@ -1,7 +1,6 @@
 """One writer of metrics: a line of JSON for each node's round, and the same to Weights & Biases.
 
-Names have one schema, `group/name`: `reward/`, `sample/`, `records/`, `groups/`, `learn/`, `held_out/`, `final/`, of
-live nodes also `network/`, `peers/` and `seconds/`, and `received_from/<author>`, `learned_from/<author>`.
+Names have one schema, `group/name`; docs/metrics.md has each with its unit and meaning.
 """
 
 import json
@@ -12,6 +11,8 @@ from typing import Any, Literal
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 WANDB_HOST = "api.wandb.ai"
+WANDB_WORDS = {"online": "online", "run": "online", "shared": "shared"} | {"offline": "offline", "dryrun": "offline"}
+FALSE = ("", "0", "f", "false", "n", "no", "off")
 
 
 class MetricsError(RuntimeError):
@@ -41,30 +42,40 @@ class MetricsLog:
         config: dict[str, Any],
         name: str | None = None,
     ) -> str:
-        """Mirrors rows to wandb, those that are there already too; returns the mode in force.
+        """Mirrors rows to wandb, those that are there already too; returns the mode in force, in words.
 
-        "auto": online where the user is logged in.
+        "auto": as WANDB_MODE and WANDB_DISABLED say; else online where the user is logged in, unless wandb's own
+        settings files (`wandb offline`) say otherwise. The run does not depend on wandb: what keeps it from starting
+        is part of the answer.
         """
-        if mode == "auto":
-            mode = "online" if _logged_in() else "offline"
-        if mode == "disabled":
-            return mode
+        chosen = _from_environment() if mode == "auto" else mode
+        if chosen is None and not _logged_in():
+            chosen = "offline"
+        if chosen == "disabled":
+            return chosen
         import wandb  # seconds of import: only where it is used
 
-        settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
         options: dict[str, Any] = dict(
-            dir=str(workdir), project=project, group=group, name=name or workdir.name, config=config, settings=settings
+            dir=str(workdir), project=project, group=group, name=name or workdir.name, config=config
         )
-        try:
-            self._wandb = wandb.init(mode=mode, **options)
-        except wandb.Error:  # logged in, but the service is out of reach: the run does not depend on it
-            mode = "offline"
-            self._wandb = wandb.init(mode=mode, **options)
+        # online comes first, and offline if the service is out of reach
+        for attempt in dict.fromkeys((chosen, "offline")):
+            try:
+                settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+                self._wandb = wandb.init(mode=attempt, settings=settings, **options)
+                break
+            except (wandb.Error, OSError, ValueError) as error:  # the last: the environment's settings are not wandb's
+                reason = str(error).partition("\n")[0]
+        else:
+            return f"disabled, as it cannot start: {reason}"
+        if self._wandb.disabled:
+            self._wandb = None
+            return "disabled"
         self._wandb.define_metric("round")
         self._wandb.define_metric("*", step_metric="round")
         for row in read_rows(self._path):  # a resumed run is a new one there, and whole
             self._mirror(row)
-        return mode
+        return self._wandb.settings.mode
 
     def write(self, row: dict[str, Any]) -> None:
         """row: `node` (index), `round`, and the round's metrics. Raises MetricsError if the disk does not take it."""
@@ -108,10 +119,18 @@ def whole_bytes(path: Path) -> int:
     return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
 
 
+def _from_environment() -> str | None:
+    """The mode that wandb's own variables ask for, if there are any. A word that it doesn't know sends nothing."""
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() not in FALSE:
+        return "disabled"
+    word = os.environ.get("WANDB_MODE", "").strip().lower()
+    return WANDB_WORDS.get(word, "disabled") if word else None
+
+
 def _logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc().authenticators(WANDB_HOST) is not None
-    except (OSError, netrc.NetrcParseError):
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(WANDB_HOST) is not None
+    except (OSError, KeyError, netrc.NetrcParseError):  # KeyError: the user is in no passwd
         return False

@@ -1,7 +1,7 @@
 """Drives the rounds of one live node: devices in this thread, the network in its own, every result journaled first.
 
-Nothing here waits for a peer longer than a stage's deadline, down to playing alone. A node that was killed loads its
-checkpoint, plays its journal again, re-sends the bytes it had signed, and joins the round in which the others are.
+A stage ends as `swarm.waiting` says, at its deadline at the latest, down to playing alone. A node that was killed loads
+its checkpoint, plays its journal again, re-sends the bytes it had signed, and joins the round in which the others are.
 """
 
 import collections
@@ -30,7 +30,7 @@ from rlswarm_jax.swarm.transport import Transport
 
 log = logging.getLogger("rlswarm_jax.node")
 POLL = 0.1  # seconds between looks at whether to stop
-ASK_AFTER = 2.0  # seconds of waiting after which a missing record is asked for: gossip can lose one without a word
+ASK_AFTER = 2.0  # seconds of waiting, at most, after which a missing record is asked for: gossip can lose one silently
 SETTLE = 0.5  # seconds for the answers of peers just met
 FLUSH = 5.0  # seconds for what was published to go out
 CHAIN = 20.0  # seconds for the chain to say its round at first, and to take what is left at the end
@@ -76,6 +76,7 @@ class Node:
         self._checkpoint = 0  # the round of the last one
         self._published: list[bytes] = []  # by an earlier process, in its last round
         self._seconds: dict[str, float] = collections.defaultdict(float)
+        self._stage_began = time.monotonic()
 
     def restore(self, reported: Collection[int] = ()) -> None:
         """Takes up what an earlier process left: its checkpoint, then its journal; reports rounds not yet reported.
@@ -108,11 +109,13 @@ class Node:
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Plays until the end. Raises RecordError if what this node has to say does not fit into a record."""
         self._meet(should_stop)
+        self._stage_began = time.monotonic()
         for raw in self._published:
             self._transport.publish(raw)  # again: nobody knows whether it was sent
         while not self.player.finished and not should_stop():
             if self.player.effect is None:
                 self.player.begin(time.time())
+                self._stage_began = time.monotonic()
             else:
                 self._play(self.player.effect, should_stop)
             self._go_to_the_others(at_least=2)  # in a swarm that waits for all, some are a round further for a moment
@@ -168,25 +171,33 @@ class Node:
         return heard
 
     def _gather(self, effect: Gather, should_stop: Callable[[], bool]) -> list[SignedRecord] | object:
-        """The records in hand once everybody waited for has spoken, or at the deadline; `STOPPED` if told to."""
-        mailbox = self._mailbox
-        began = asked = time.monotonic()
+        """The records in hand once a stage has ended as `Mailbox.stage_end` says; `STOPPED` if told to."""
+        mailbox, deadline = self._mailbox, self._config.deadline
+        at = effect.round, effect.stage
+        began, spoke = self._stage_began, time.monotonic()
+        asked, why = spoke, "after a quorum's grace"
+        if self._chain:
+            mailbox.members = self._chain.members()
         with mailbox.changed:
-            while missing := mailbox.missing(effect.round, effect.stage):
-                now = time.monotonic()
+            while missing := mailbox.missing(*at):
+                now, end = time.monotonic(), mailbox.stage_end(*at, began, spoke, deadline)
                 if should_stop():
                     return STOPPED
-                late = self._config.deadline and now - began >= self._config.deadline
-                if late or self._is_over(effect):
-                    mailbox.give_up(missing)
-                    why = "at its deadline" if late else "because the coordinator is past it"
-                    log.warning("round %d went on without %d peer(s) %s", effect.round, len(missing), why)
+                if self._is_over(effect):
+                    why = "because the coordinator is past it"
                     break
-                if now - asked >= ASK_AFTER:
+                if now >= end:
+                    why = "at its deadline" if now >= spoke + deadline else why
+                    break
+                if now - asked >= min(ASK_AFTER, max(POLL, (end - asked) / 2)):  # in time for the answer to come
                     asked = now
                     self._transport.ask(missing)
-                mailbox.changed.wait(POLL)
-            return self.player.inbox.take(effect.round, effect.stage)
+                mailbox.changed.wait(min(POLL, end - now))
+            if late := mailbox.close_stage(*at, began, spoke, deadline):
+                level = logging.INFO if "grace" in why else logging.WARNING
+                log.log(level, "round %d went on without %d peer(s) %s", effect.round, len(late), why)
+            self._stage_began = time.monotonic()
+            return mailbox.take(*at)
 
     def _is_over(self, effect: Gather) -> bool:
         """Whether the coordinator is past a stage, and this node is to follow it."""

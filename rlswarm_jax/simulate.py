@@ -7,6 +7,7 @@ config and the seed, and a killed simulation goes on from its checkpoint and jou
 
 import dataclasses
 import heapq
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,14 +27,16 @@ from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.qwen import Params, digest
 from rlswarm_jax.records.envelope import open_envelope, seal
+from rlswarm_jax.records.shelf import Slot
 from rlswarm_jax.swarm.virtual import VirtualNetwork
+from rlswarm_jax.swarm.waiting import Company, Standing, quorum_time, stage_end, still_to_speak
 
 _DELIVER, _DONE, _DEADLINE = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Virtual seconds: what the effects take, and how long a stage waits for its peers.
+    """Virtual seconds: what the effects take, and how long a stage waits for its peers at most (0: for ever).
 
     slowdown: factors on a node's own effects, by node index; nodes beyond its end have 1.
     """
@@ -59,21 +62,30 @@ class _Boundary:
 
 
 class _Node(Player):
-    """boundaries: by number of the checkpoint, the node where it crossed its round."""
+    """boundaries: by number of the checkpoint, the node where it crossed its round.
+
+    stage_began: when it began to work on the stage. spoke: when it had done. arrived: when records came. company: of
+    its peers.
+    """
 
     def __init__(self, index: int, game: Game, identity: Identity, journal: Journal):
         super().__init__(index, game, identity, journal)
         self.boundaries: dict[int, _Boundary] = {}
+        self.stage_began = self.spoke = 0.0
+        self.arrived: dict[Slot, float] = {}
+        self.company = Company()
 
 
 class _Saved(msgspec.Struct, array_like=True):
     """A simulation at one instant, besides the train states. deliveries: (at, receiver, sender, signed bytes).
 
-    chain: the coordinator, empty if there is none.
+    arrived, standings: each node's. chain: the coordinator, empty if there is none.
     """
 
     nodes: list[SavedPlayer]
     deliveries: list[tuple[float, int, int, bytes]]
+    arrived: list[dict[Slot, float]]
+    standings: list[dict[bytes, Standing]]
     journal_offset: int
     metrics_offset: int
     chain: bytes
@@ -100,6 +112,10 @@ class Simulation:
         self.nodes = [
             _Node(i, game, identity, journal) for i, (game, identity) in enumerate(zip(games, identities, strict=True))
         ]
+        self._authors = frozenset(node.game.author for node in self.nodes)
+        for node in self.nodes:
+            node.inbox.favoured = self._authors
+            node.company = Company(self._authors - {node.game.author})
         self._engine, self._network, self._timing, self._journal = engine, network, timing, journal
         self._on_round, self._metrics_offset = on_round, metrics_offset
         self._checkpoints, self._every, self._chain = checkpoints, checkpoint_every, chain
@@ -136,12 +152,16 @@ class Simulation:
         node = self.nodes[index]
         if what == _DELIVER:
             _, raw = rest
-            node.inbox.offer(raw, node.state.round)
-            if isinstance(node.effect, Gather) and self._gathered(node, node.effect):
-                self._complete(node, node.inbox.take(node.effect.round, node.effect.stage), at)
+            if signed := node.inbox.offer(raw, node.state.round):
+                record = signed.record
+                node.arrived[record.author, record.round, record.stage] = at
+                if record.author in self._authors:
+                    node.company.spoke(record.author, record.round, node.state.round)
+            if isinstance(node.effect, Gather):
+                self._gather(node, node.effect, at)
         elif what == _DEADLINE:
             if isinstance(node.effect, Gather) and rest == [node.effect.round, node.step]:
-                self._complete(node, node.inbox.take(node.effect.round, node.effect.stage), at)
+                self._gather(node, node.effect, at)
             elif isinstance(node.effect, Hear) and rest == [node.state.round, node.step]:
                 self._complete(node, self._heard(), at)
         else:
@@ -165,6 +185,7 @@ class Simulation:
     def _begin(self, node: _Node, at: float) -> None:
         if not node.finished:
             node.begin(at)
+            node.stage_began = at
             self._start(node, at)
 
     def _complete(self, node: _Node, result: Any, at: float) -> None:
@@ -203,12 +224,8 @@ class Simulation:
             self._chain.commit(node.game.author, effect.moment.round, commit.root(effect.work.records))
             self._complete(node, digest(self._engine.state(node.index)), at)
         elif isinstance(effect, Gather):
-            if self._gathered(node, effect):
-                self._complete(node, node.inbox.take(effect.round, effect.stage), at)
-            else:
-                heapq.heappush(
-                    self._events, (at + self._timing.deadline, _DEADLINE, node.index, effect.round, node.step)
-                )
+            node.spoke = at
+            self._gather(node, effect, at)
         else:
             assert effect is not None
             self._waiting[type(effect)][node.index] = effect
@@ -218,18 +235,37 @@ class Simulation:
         assert self._chain, "a game that hears a chain has one"
         return [Moment(*moment) for moment in self._chain.moments()]
 
-    def _gathered(self, node: _Node, effect: Gather) -> bool:
-        """Whether all peers have spoken; strangers, of whom anyone can make as many as they like, don't count."""
-        spoken = node.inbox.authors(effect.round, effect.stage)
-        return all(peer.game.author in spoken for peer in self.nodes if peer is not node)
+    def _gather(self, node: _Node, effect: Gather, at: float) -> None:
+        """Ends a stage if it is over, else looks again when it will be if nothing more comes.
+
+        Waited for are the nodes that are not late; strangers, of whom anyone can make as many as they like, are not.
+        With a chain they are not registered either, and so not heard.
+        """
+        began, own, inbox = node.stage_began, node.spoke - node.stage_began, node.inbox
+        awaited = {author for author in node.company.told if node.company.earned(author)}
+        missing = still_to_speak(awaited, inbox, effect.round, effect.stage)
+        spoken = awaited & inbox.authors(effect.round, effect.stage)
+        times = {a: max(0.0, node.arrived[a, effect.round, effect.stage] - began) for a in sorted(spoken)}
+        heard = own, list(times.values()), len(missing | spoken)
+        end = began + stage_end(*heard, self._timing.deadline)
+        if missing and at < end:
+            if end < math.inf:
+                heapq.heappush(self._events, (end, _DEADLINE, node.index, effect.round, node.step))
+            return
+        if self._timing.deadline and (quorum := quorum_time(*heard)) < math.inf:
+            node.company.heard(times, quorum)
+            node.company.late(missing)  # where most are silent, it is the network that is
+        node.stage_began = at
+        node.arrived = {slot: when for slot, when in node.arrived.items() if slot in inbox.records}
+        registered = self._authors.__contains__ if self._chain else lambda author: True
+        self._complete(node, inbox.take(effect.round, effect.stage, registered), at)
 
     def _send(self, sender: int, raw: bytes, at: float) -> None:
         for receiver, arrival in self._network.arrivals(sender, open_envelope(raw).hash, at).items():
             heapq.heappush(self._events, (arrival, _DELIVER, receiver, sender, raw))
 
     def _join(self, node: _Node) -> None:
-        peers = {peer.game.author for peer in self.nodes}
-        latest = {author: r for author, r in node.inbox.latest_rounds().items() if author in peers}
+        latest = {author: r for author, r in node.inbox.latest_rounds().items() if author in self._authors}
         node.join(latest, voters=len(self.nodes) - 1)
 
     # --- checkpoints
@@ -264,7 +300,8 @@ class Simulation:
         nodes = [node.save(b.state, b.at, node.inbox.save()) for node, b in zip(self.nodes, boundaries, strict=True)]
         deliveries = [(e[0], e[2], e[3], e[4]) for e in sorted(self._events) if e[1] == _DELIVER]
         chain = self._chain.save() if self._chain else b""
-        return _Saved(nodes, deliveries, self._journal.offset, self._metrics_offset(), chain)
+        arrived, standings = [node.arrived for node in self.nodes], [node.company.standings for node in self.nodes]
+        return _Saved(nodes, deliveries, arrived, standings, self._journal.offset, self._metrics_offset(), chain)
 
     def restore(self) -> int | None:
         """Goes back to the newest checkpoint; returns the metrics' offset it stands at, None if there is none.
@@ -283,8 +320,9 @@ class Simulation:
             self._chain.restore(saved.chain)
         for at, receiver, sender, raw in saved.deliveries:
             heapq.heappush(self._events, (at, _DELIVER, receiver, sender, raw))
-        for node, kept in zip(self.nodes, saved.nodes, strict=True):
+        for node, kept, arrived, standings in zip(self.nodes, saved.nodes, saved.arrived, saved.standings, strict=True):
             node.restore(kept)
+            node.arrived, node.company.standings = arrived, standings
             node.boundaries[number] = _Boundary(states[node.index], node.state, kept.at)
         for node, kept in zip(self.nodes, saved.nodes, strict=True):
             self._replay(node, kept.at)
@@ -299,6 +337,8 @@ class Simulation:
         for entry in self._journal.read(node.index, played):
             at = entry.at
             fed = node.feed(entry)
+            if entry.kind in (BEGIN, Gather.__name__):
+                node.stage_began = at
             if entry.kind == BEGIN:
                 self._cross(node, played, at)
             elif isinstance(fed.effect, Learn):

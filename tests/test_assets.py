@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from configs import common
+from configs import common, tiny
 from experiments import cli, warmstart
 from rlswarm_jax import assets, qwen, tasks
 
@@ -68,7 +68,9 @@ def test_one_seed_makes_one_model(tmp_path):
     found = []
     for name in ("first", "again"):
         arguments = ["--config=configs/tiny.py:smoke", "--workdir", str(tmp_path / name)]
-        assert warmstart.run(cli.parse([*arguments, "--config.game.steps=2", "--config.spoil.steps=2"])) == 0
+        assert (
+            warmstart.run(cli.parse([*arguments, "--config.game.steps=2", "--config.spoil.steps=2"], tiny.FIELDS)) == 0
+        )
         summary = json.loads((tmp_path / name / "warmstart.json").read_text())
         found.append((summary["base"]["fingerprint"], summary["spoiled"]["fingerprint"]))
         saved = qwen.load(tmp_path / name / "spoiled")

@@ -16,7 +16,7 @@ import pytest
 import scipy.special
 
 from rlswarm_jax import assets, qwen, randomness
-from rlswarm_jax.engine import Engine, EngineConfig
+from rlswarm_jax.engine import DivergedError, Engine, EngineConfig
 from rlswarm_jax.game.effects import Learn, Sample
 from rlswarm_jax.game.prompts import FORMATS
 from rlswarm_jax.grpo.learner import LearnerConfig
@@ -47,7 +47,12 @@ CONFIG = EngineConfig(
     updates_per_round=1,
 )
 LEARNER = LearnerConfig(
-    learning_rate=1e-3, clip_low=0.2, clip_high=0.28, temperature=TEMPERATURE, max_new_tokens=CONFIG.max_new_tokens
+    learning_rate=1e-3,
+    clip_low=0.2,
+    clip_high=0.28,
+    dual_clip=3.0,
+    temperature=TEMPERATURE,
+    max_new_tokens=CONFIG.max_new_tokens,
 )
 
 
@@ -358,6 +363,28 @@ class TestLearn:
         metrics = stacked().learn({1: Learn([external, group_of(1, 0)])})[1]
         assert metrics["rows_external"] == 1 and metrics["rows_local"] == GROUP
         assert metrics["tokens"] == len(external.tokens[1]) + sum(map(len, group_of(1, 0).tokens))
+
+    def test_a_node_whose_gradients_stay_not_finite_stops_with_the_reason(self):
+        """One that comes back is forgiven; the weights stay as they were all the time."""
+        engine_, broken = alone(0), Learn([group_of(0, 0, rewards=(float("nan"), 0.0, 0.0, 1.0))])
+        for _ in range(2):
+            metrics = engine_.learn({0: broken})[0]
+            assert metrics["nonfinite"] == 1 and metrics["updates"] == 0
+            assert all(np.isfinite(value) for value in metrics.values())
+        tiny.assert_bit_equal(engine_.state(0), states()[0])
+        assert engine_.learn({0: lesson(0)})[0]["updates"] == 1
+        for _ in range(2):
+            engine_.learn({0: broken})
+        with pytest.raises(DivergedError, match=r"3 updates in a row .* not finite; rewards are not finite: look at"):
+            engine_.learn({0: broken})
+
+    def test_weights_that_are_not_finite_are_named_as_the_reason(self):
+        engine_, state = alone(0), states()[0]
+        ruined = state.params | {"norm": np.full_like(state.params["norm"], np.nan)}
+        engine_.set_states([state.replace(params=ruined)])
+        with pytest.raises(DivergedError, match="the weights themselves are not finite"):
+            for _ in range(4):
+                engine_.learn({0: lesson(0)})
 
     def test_learning_makes_the_rewarded_completions_likelier(self):
         engine_ = alone(0)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -13,9 +15,11 @@ import pytest
 from libp2p.pubsub.pb import rpc_pb2
 from wandb.proto import wandb_internal_pb2
 
+from experiments import cli
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records.envelope import seal
+from tests.metric_names import complaint, undocumented
 from tests.records.samples import record
 from tests.swarm.hostile_peer import HostilePeer, framed
 
@@ -103,6 +107,19 @@ def test_live_equals_simulated_bit_for_bit_with_a_hostile_peer_beside(runs):
         kinds = [kind for _, _, kind, _ in found]
         assert {"Sample", "Score", "Publish", "Gather", "Learn"} <= set(kinds)
         assert found == wanted  # problems, completions, log-probs, signed bytes, scores, what was learned from
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_report_has_the_line_to_start_the_same_again(runs, which):
+    line = re.search(r"```bash\n(.*)\n```", (runs[which] / "report.md").read_text())[1]
+    again = cli.parse(shlex.split(line)[3:]).config
+    assert json.loads(again.to_json_best_effort()) == json.loads((runs[which] / "config.json").read_text())
+
+
+def test_every_metric_of_real_rounds_is_in_the_docs(runs):
+    names = {name for path in runs[:2] for row in read_rows(path / "metrics.jsonl") for name in row}
+    assert {"learn/rows_external", "network/bytes_in", "virtual_seconds"} <= names
+    assert not undocumented(names), complaint(undocumented(names))
 
 
 def test_what_the_hostile_peer_sent_is_counted_by_cause(runs):

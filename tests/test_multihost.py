@@ -300,7 +300,7 @@ def test_arrays_from_the_leader_keep_their_bits_and_shape(x):
 @pytest.mark.parametrize(
     ("changed", "wrong"),
     [
-        ({"fsdp": 0}, "config.devices.fsdp is 0; it must be at least 1"),
+        ({"fsdp": 0}, "config.devices.fsdp is 0; expected a whole number from 1 to 65,536"),
         ({"backend": "xmap"}, "config.devices.backend is 'xmap'; expected one of shard_map, pmap"),
         ({"backend": "pmap", "tensor": 2}, "config.devices.backend pmap is for one process and whole parameters"),
         ({"processes": 2}, "config.devices.coordinator is ''; expected host:port of process 0"),

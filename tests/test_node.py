@@ -4,6 +4,7 @@ import collections
 import functools
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -189,6 +190,59 @@ def test_nothing_waits_longer_than_the_deadline_and_never_twice_for_the_silent(t
     assert sum(report.metrics["seconds/gather"] > 0.25 for report in node.reports) == 1
 
 
+class Dawdler:
+    """Connected, and says an honest record of each round and stage when told to, so late that the deadline is near."""
+
+    def __init__(self, wire: Wire, index: int, stages: int, seconds: float):
+        self.wire, self.seconds, self.timers = wire, seconds, []
+        self.own = simulated(SEED, index)
+        self.game = make_game(self.own, rounds=1000, stages=STAGES[:stages], shared=2 if stages > 1 else 0)
+        self.end = wire.connect(index, Mailbox(Inbox(self.game.swarm, self.own.author, 2, STAGES[:stages])))
+        self.end.mailbox.on_record = self.hear
+        self.heard: set[tuple[int, str]] = set()
+
+    def hear(self, signed: SignedRecord) -> bool:
+        at = signed.record.round, signed.record.stage
+        if at not in self.heard:
+            self.heard.add(at)
+            raw = seal(_make_record(self.game, NodeState(round=at[0]), at[1], b"", []), self.own)
+            self.timers.append(threading.Timer(self.seconds, self.end.publish, [raw]))
+            self.timers[-1].daemon = True
+            self.timers[-1].start()
+        return True
+
+
+def test_one_that_speaks_just_before_each_deadline_does_not_set_the_pace(tmp_path, monkeypatch):
+    """Three stages in each of eight rounds: held to the deadline they would take 48 s."""
+    monkeypatch.setattr("rlswarm_jax.swarm.waiting.LEAST_GRACE", 0.2)
+    wire = Wire()
+    nodes = [Live(tmp_path / str(i), wire, i, named=range(4), deadline=2.2, stages=3, rounds=8) for i in range(3)]
+    dawdler = Dawdler(wire, 3, stages=3, seconds=2.0)
+    began = time.monotonic()
+    play(*nodes)
+    for timer in dawdler.timers:
+        timer.cancel()
+    assert time.monotonic() - began < 12
+    for node in nodes:
+        assert node.rounds() == list(range(8)) and node.total("peers/given_up") >= 1
+        assert all(report.metrics["records/received"] >= 6.0 for report in node.reports)  # all of the others'
+
+
+def test_only_registered_authors_and_named_peers_are_learned_from_with_a_chain(tmp_path):
+    chain = Coordinators()
+    chain.is_past = lambda round_, stage: False
+    chain.registered = frozenset([simulated(SEED, 2).author])
+    wire = Wire()
+    node = Live(tmp_path / "node", wire, 0, named=[1], rounds=1, deadline=0.2, chain=chain)
+    for index in (1, 2, 3):
+        node.mailbox.on_record(ahead(index, 0))
+    play(node)
+    (gathered,) = [e for e in node.journal.read(0, 0) if e.kind == "Gather"]
+    taken = {open_envelope(raw).record.author for raw in msgspec.msgpack.decode(gathered.result, type=list[bytes])}
+    assert taken == {simulated(SEED, index).author for index in (1, 2)}
+    assert len(node.player.inbox.records) == 3  # the third may register still
+
+
 def test_lost_records_are_asked_for(tmp_path):
     wire = Wire(loses=lambda sender, receiver, raw: open_envelope(raw).record.round == 2)
     nodes = [Live(tmp_path / str(i), wire, i, named=range(2)) for i in range(2)]
@@ -371,12 +425,16 @@ class Coordinators:
 
     def __init__(self):
         self.at, self.asked, self.committed = (4, 0), 0, []
+        self.registered = None
 
     def moments(self):
         return [Moment(self.at[0], bytes([self.at[0]]) * 32)]
 
     def wait(self, beyond, seconds, should_stop):
         return True
+
+    def members(self):
+        return self.registered
 
     def is_past(self, round_, stage):
         self.asked += 1

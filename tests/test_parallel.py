@@ -55,7 +55,7 @@ def train(step, state=None):
     """Three steps, each waited for: forced host devices abort when many collectives queue up."""
     state, found = state or learner.init_state(tiny.params(), tiny.LEARNER), []
     for batch in batches():
-        state, metrics = jax.block_until_ready(step(state, batch))
+        state, metrics = jax.block_until_ready(step(state, batch, tiny.LEARNER.learning_rate))
         found.append(jax.device_get(metrics))
     return jax.device_get(state), found
 
@@ -149,7 +149,7 @@ def sharded(sizes):
     step = learner.make_train_step(WIDE, tiny.LEARNER, mesh=mesh)
     logprobs = learner.make_logprobs(WIDE, tiny.LEARNER, mesh=mesh)(params, next(batches()))
     after, metrics = train(step, state)
-    state, _ = step(state, next(batches()))
+    state, _ = step(state, next(batches()), tiny.LEARNER.learning_rate)
     held = [[shard.data.nbytes for shard in leaf.addressable_shards] for leaf in jax.tree.leaves(state)]
     return {"out": jax.device_get(out), "logprobs": np.asarray(logprobs), "after": (after, metrics), "held": held}
 

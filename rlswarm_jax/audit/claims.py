@@ -132,7 +132,7 @@ def audit(
         cover, missing = traced.get(at, Traced(None, 0))
         if commitment is None:
             verdict = NO_COMMITMENT
-        elif bytes.fromhex(commitment.config[2:]) != game.agreement:
+        elif not game.agrees(bytes.fromhex(commitment.config[2:]), _same_tokenizer(game, cover)):
             verdict, cover = ANOTHER_GAME, None
         elif cover:
             verdict = LEFT_OUT if cover.holes else RIGHT
@@ -148,6 +148,12 @@ def audit(
         standings[at] = Standing(*at, author, hash_, verdict, cover, missing, left, judged)
     votes = [vote for one in rounds for vote in _votes(one, standings)]
     return Audit(list(standings.values()), votes, shelf.equivocations)
+
+
+def _same_tokenizer(game: Game, cover: Cover | None) -> bool:
+    """Whether any of the covered records is in this game's tokens, so that what ends a completion must be the same."""
+    records = cover.records if cover else []
+    return any(signed.record.tokenizer_fingerprint == game.tokenizer_fingerprint for signed in records)
 
 
 class _Paid(NamedTuple):

@@ -64,6 +64,11 @@ def events() -> dict[bytes, Event]:
     return found
 
 
+def topic(name: str) -> bytes:
+    """The first topic of an event of ours."""
+    return next(topic for topic, event in events().items() if event.name == name)
+
+
 def encode_call(signature: str, arguments: tuple) -> bytes:
     """The bytes of a call by a function's full signature: bare names are ambiguous where there are overloads."""
     return function_signature_to_4byte_selector(signature) + eth_abi.encode(_types(signature), arguments)

@@ -6,7 +6,7 @@ import coincurve
 from eth_utils import keccak
 
 from rlswarm_jax.chain import abi, eth
-from rlswarm_jax.chain.errors import NoContract, Reverted
+from rlswarm_jax.chain.errors import MalformedAnswer, NoContract, Reverted
 from rlswarm_jax.chain.outbox import Wish
 from rlswarm_jax.chain.rpc import Rpc
 from rlswarm_jax.identity import author_of
@@ -23,6 +23,8 @@ NEEDS = {
     "finalize": None,
 }
 _WINDOWED = {"commit", "reward", "vote"}
+MAX_ROUND = 1 << 31  # rounds of a coordinator are below: they are seconds at least
+_AHEAD = 2  # rounds that a reorganisation may take back for a moment
 # refusals that another block may lift; all others end a wish
 _PASSING = {"BeaconNotReady", "TooEarly", "NotRegistered"}
 # refusals that say that the chain has something for the wish already: is it the same?
@@ -58,6 +60,34 @@ class Node(NamedTuple):
     peer_id: str
 
 
+class Now(NamedTuple):
+    """The contract's own account of the moment. started: seconds since 1970. needed: commitments that make a quorum.
+
+    beacon: zeros if it is not there yet; recorded: whether it is on record; its block comes after the one at anchor.
+    """
+
+    round: int
+    stage: int
+    started: int
+    commitments: int
+    needed: int
+    advanceable: bool
+    beacon: bytes
+    recorded: bool
+    anchor: int
+    peers: int
+
+
+# what the contract's types, and sense, leave of each number
+_BELOW = {
+    "round": MAX_ROUND,
+    "stage": 3,
+    "started": 1 << 40,
+    "commitments": 1 << 24,
+    "needed": 1 << 32,
+    "anchor": 1 << 63,
+    "peers": 1 << 32,
+}
 _BY_ACCOUNT = "hasSubmittedRoundStageReward(uint256,uint256,address)"
 _BY_ID = "hasSubmittedRoundStageReward(uint256,uint256,string)"
 STATUS = ["uint256"] * 5 + ["bool", "bytes32", "bool", "uint256", "uint256"]
@@ -74,6 +104,21 @@ def account_of(author: bytes) -> str:
 def point(author: bytes) -> tuple[int, int]:
     """The coordinates x and y of a node key (33-byte public key)."""
     return coincurve.PublicKey(author).point()
+
+
+def read_now(values: tuple) -> Now:
+    """The values of `status()`. Raises MalformedAnswer for a number that the contract cannot have."""
+    found = Now(*values)
+    for name, limit in _BELOW.items():
+        check_number(name, getattr(found, name), limit)
+    return found
+
+
+def check_number(name: str, value: int, below: int) -> int:
+    """The number. Raises MalformedAnswer."""
+    if not 0 <= value < below:
+        raise MalformedAnswer(f"the chain endpoint says that the coordinator's {name} is {str(value)[:30]}.")
+    return value
 
 
 def probe(rpc: Rpc, contract: str) -> Interface:
@@ -126,8 +171,8 @@ def call_for(wish: Wish, interface: Interface, node: Node) -> tuple[str, tuple] 
 
 def obsolete(wish: Wish, interface: Interface, current: int) -> str:
     """Why a wish has no point any more in round `current`; empty if it has."""
-    if wish.kind in ("advance", "finalize") and current > wish.round:
-        return "the round is over"
+    if wish.kind in ("advance", "finalize") and current != wish.round:
+        return "the round is over" if current > wish.round else "the chain took the round back"
     if interface.ours and wish.kind in _WINDOWED and current > wish.round + interface.window:
         return f"the contract takes nothing for rounds more than {interface.window} back"
     return ""
@@ -137,11 +182,11 @@ def verdict(rpc: Rpc, wish: Wish, interface: Interface, node: Node, error: Rever
     """What a refusal does to a wish: "done" if the chain has the very thing, "later", or "refused".
 
     Later: BeaconNotReady, TooEarly, NotRegistered (somebody may relay the registration), and a round or stage that is
-    still to come. What comes too late ends by `obsolete`.
+    still to come, unless the round is so far that it can only have been an endpoint's invention.
     """
     if error.name in _PRESENT:
         return "done" if _present(rpc, wish, interface, node) else "refused"
-    to_come = wish.round > current and error.name == "InvalidRoundNumber"
+    to_come = current < wish.round <= current + _AHEAD and error.name == "InvalidRoundNumber"
     stage_to_come = wish.round >= current and wish.stage < 3 and error.name == "InvalidStageNumber"
     return "later" if error.name in _PASSING or to_come or stage_to_come else "refused"
 

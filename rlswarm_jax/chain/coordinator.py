@@ -24,10 +24,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rlswarm_jax.chain import abi, calls, eth
 from rlswarm_jax.chain.errors import (
+    Busy,
     ChainError,
     EndpointDown,
     FileDamaged,
@@ -43,10 +44,14 @@ from rlswarm_jax.chain.sender import Sender, Settings
 from rlswarm_jax.identity import Identity
 
 log = logging.getLogger("rlswarm_jax.chain")
+_Answer = TypeVar("_Answer")
 
 _BATCH = 64  # waiting wishes looked at in one step
 _KEPT_ROUNDS = 1000
 _ADVANCE_GAS = 150_000
+_ORIGINAL_STAGES = 1 << 16  # what its owner chose, below
+_EVENT_BLOCKS = 1000  # that endpoints give the events of at once
+_STATUS_SECONDS = 5.0  # that an answer holds, where no block comes
 _HASH_DEPTH = 256  # blocks whose hashes the EVM knows
 
 
@@ -98,13 +103,12 @@ class Coordinator:
         self._node = calls.Node(self.account, identity.author, identity.peer_id)
         self._outbox = Outbox(directory / "outbox.sqlite", self.account, chain_id)
         self._sender = Sender(rpc, self._outbox, identity, self.account, chain_id, settings, clock)
-        self._backoff, self._rng = (
-            Backoff(random.Random(f"{seed} {self.account}")),
-            random.Random(f"{self.account} {seed}"),
-        )
+        self._rng = random.Random(f"{self.account} {seed}")
+        self._backoff, self._look_backoff = (Backoff(random.Random(f"{seed} {self.account}")) for _ in range(2))
+        self._look_again = clock()
         self._stepping, self._reading, self._wished = threading.Lock(), threading.Lock(), threading.Event()
         self._interface: calls.Interface | None = None
-        self._status: tuple[str, Status] | None = None  # by the hash of its block
+        self._status: tuple[str, float, Status] | None = None  # by the hash of its block, and when it was asked for
         self._settled: tuple[str, float] | None = None  # head and second of the last look at everything
         self._moved: tuple[str, float] = ("", clock())  # head, and when it was first seen
         self._patience, self._trouble = self._draw_patience(), ""
@@ -125,18 +129,20 @@ class Coordinator:
                 raise WrongChain(
                     f"the endpoint serves chain {found}, but the swarm is on chain {self._chain_id}: check its address."
                 )
-            genesis = eth.block(self._rpc, 0)
+            genesis = self._twice(lambda: eth.block(self._rpc, 0))
             if genesis is None or self._outbox.remember("genesis", genesis.hash) != genesis.hash:
                 raise WrongChain(
                     f"chain {found} was begun anew since the outbox was written: give the node a new directory for it."
                 )
             if not eth.has_code(self._rpc, self.address):
                 raise NoContract(f"there is no contract at {self.address} on chain {found}: check the address.")
-            self._interface = calls.probe(self._rpc, self.address)
+            self._interface = self._twice(lambda: calls.probe(self._rpc, self.address))
         return self._interface
 
     def status(self) -> Status:
-        """Round, stage and beacon as of the newest block; the contract is asked once per block at most.
+        """Round, stage and beacon as of the newest block; the contract is asked once per block, or a few seconds.
+
+        Whatever is not the last answer's round or the next is asked for twice.
 
         Raises EndpointDown, MalformedAnswer, WrongChain, NoContract: the node goes on with what it has.
         """
@@ -151,6 +157,17 @@ class Coordinator:
         """In which round a node key (its 33 bytes) was registered; None if it does not count. Raises as `status`."""
         (kind, _, _, since, *_), _ = self._view("peerOf(address)", (calls.account_of(author),), calls.PEER)
         return since if kind in calls.COUNTED else None
+
+    def committers(self, now: Status) -> frozenset[str]:
+        """Accounts that have committed in the present round, as far as its latest blocks tell.
+
+        Raises as `status`, and Refused by an endpoint that gives no events.
+        """
+        first = max(now.anchor, now.block - _EVENT_BLOCKS)
+        logs = eth.logs(self._rpc, self.address, first, max(first, now.block), abi.topic("Committed"))
+        events = [abi.decode_event(log.topics, log.data) for log in logs]
+        told = [fields for name, fields in filter(None, events) if name == "Committed"]
+        return frozenset(eth.checksum(fields["account"]) for fields in told if fields["round"] == now.round)
 
     def bootnodes(self) -> list[str]:
         """Addresses at which to enter the swarm, as its owner names them: unchecked text. Raises as `status`."""
@@ -234,7 +251,7 @@ class Coordinator:
                 self._note(error)
                 if isinstance(error, (EndpointDown, MalformedAnswer)):
                     self._interface = None  # what comes back may be another server
-                return self._backoff.failed()
+                return _delay(self._backoff, error)
             self._backoff.succeeded()
             if self._trouble:
                 log.info("the chain is well again.")
@@ -248,11 +265,15 @@ class Coordinator:
         """
         while not stop.is_set():
             delay = self.step()
-            if not self._backoff.failures:
+            if not self._backoff.failures and self._clock() >= self._look_again:
                 try:
                     look()
+                    self._look_backoff.succeeded()
+                except FileDamaged:
+                    raise
                 except ChainError as error:
                     self._note(error)
+                    self._look_again = self._clock() + _delay(self._look_backoff, error)
             if not self._backoff.failures:
                 self._wished.wait(delay)
                 self._wished.clear()
@@ -280,29 +301,35 @@ class Coordinator:
     def _view(self, signature: str, arguments: tuple, types: list[str]) -> tuple[Any, ...]:
         return abi.decode(types, eth.call(self._rpc, self.address, abi.encode_call(signature, arguments)))
 
+    def _twice(self, ask: Callable[[], _Answer]) -> _Answer:
+        """What is believed for long: one answer that does not hold contradicts the other. Raises MalformedAnswer."""
+        first, second = ask(), ask()
+        if first != second:
+            raise MalformedAnswer("the chain endpoint contradicts itself: it gives two answers to one question.")
+        return first
+
     def _read_status(self, head: eth.Head) -> Status:
-        if self._status is None or self._status[0] != head.hash:
-            self._status = (head.hash, self._ask_status(head))
-        return self._status[1]
+        now = self._clock()
+        if self._status is None or self._status[0] != head.hash or now - self._status[1] >= _STATUS_SECONDS:
+            found = self._ask_status(head)
+            if self._status is None or not _follows(found, self._status[2]):
+                found, before = self._ask_status(head), found
+                if not _follows(found, before):
+                    raise MalformedAnswer(
+                        f"the chain endpoint contradicts itself: round {before.round}, and then round {found.round}."
+                    )
+            self._status = (head.hash, now, found)
+        return self._status[2]
 
     def _ask_status(self, head: eth.Head) -> Status:
         if not self.connect().ours:
-            numbers = [self._view(one, (), ["uint256"])[0] for one in ("currentRound()", "currentStage()")]
+            limits = {"currentRound()": calls.MAX_ROUND, "currentStage()": _ORIGINAL_STAGES}
+            numbers = [calls.check_number(one, self._view(one, (), ["uint256"])[0], limits[one]) for one in limits]
             return Status(numbers[0], numbers[1], None, head.number)
-        found = self._view("status()", (), calls.STATUS)
-        round_, stage, started, commitments, needed, advanceable, beacon, _, anchor, peers = found
-        return Status(
-            round_,
-            stage,
-            beacon if any(beacon) else None,
-            head.number,
-            started,
-            commitments,
-            needed,
-            advanceable,
-            anchor,
-            peers,
-        )
+        now = calls.read_now(self._view("status()", (), calls.STATUS))
+        beacon = now.beacon if any(now.beacon) else None
+        more = (now.started, now.commitments, now.needed, now.advanceable, now.anchor, now.peers)
+        return Status(now.round, now.stage, beacon, head.number, *more)
 
     def _advance_outbox(self) -> None:
         interface = self.connect()
@@ -329,8 +356,12 @@ class Coordinator:
             self._outbox.prune(self.address, now.round - max(_KEPT_ROUNDS, 2 * interface.window))
 
     def _take_up(self, wish: Wish, interface: calls.Interface, now: Status, head: eth.Head) -> None:
-        """Signs and sends a waiting wish, lets it wait, or ends it."""
-        if reason := calls.obsolete(wish, interface, now.round):
+        """Signs and sends a waiting wish, lets it wait, or ends it.
+
+        Of what comes too late, the contract itself has the last word: an endpoint's false round must not end it.
+        """
+        reason = calls.obsolete(wish, interface, now.round)
+        if reason and wish.kind in ("advance", "finalize"):
             return self._end(wish, "dropped", reason)
         call = calls.call_for(wish, interface, self._node)
         if call is None:
@@ -345,7 +376,9 @@ class Coordinator:
             self._sender.submit(wish, wish.contract, abi.encode_call(*call), head, gas)
         except Reverted as error:
             verdict = calls.verdict(self._rpc, wish, interface, self._node, error, now.round)
-            if verdict == "done":
+            if reason and error.name == "InvalidRoundNumber":
+                self._end(wish, "dropped", reason)
+            elif verdict == "done":
                 self._end(wish, "done", "the chain had it already")
             elif verdict == "refused" and self._stood(wish, error.name, head):
                 self._end(wish, "refused", error.name)
@@ -378,7 +411,7 @@ class Coordinator:
         return deep == 0 or (wish.reason == reason and head.number - wish.since >= deep)
 
     def _explain(self, wish: Wish, reason: str, head: eth.Head) -> None:
-        if wish.reason != reason:
+        if wish.reason != reason or wish.since > head.number:
             self._outbox.explain(wish, reason, head.number)
             log.debug("%s of round %d waits: %s.", wish.kind, wish.round, reason)
 
@@ -414,3 +447,15 @@ class Coordinator:
     def _draw_patience(self) -> float:
         """With jitter, so that not all nodes make that block at once."""
         return self._settings.patience * self._rng.uniform(0.5, 1.5)
+
+
+def _follows(now: Status, before: Status) -> bool:
+    """Whether one may be what an honest endpoint answers a moment after the other."""
+    if now.round != before.round:
+        return now.round == before.round + 1
+    return before.beacon is None or now.beacon == before.beacon
+
+
+def _delay(backoff: Backoff, error: ChainError) -> float:
+    """Seconds to wait after a failure: no less than the endpoint asks for."""
+    return max(backoff.failed(), error.seconds if isinstance(error, Busy) else 0.0)

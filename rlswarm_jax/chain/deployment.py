@@ -45,24 +45,6 @@ class Deployment(NamedTuple):
     paid: int
 
 
-class Moment(NamedTuple):
-    """started: seconds since 1970. needed: commitments that make a quorum. beacon: zeros if it is not there yet.
-
-    recorded: whether it is on record. anchor: the beacon's block comes after this one.
-    """
-
-    round: int
-    stage: int
-    started: int
-    commitments: int
-    needed: int
-    advanceable: bool
-    beacon: bytes
-    recorded: bool
-    anchor: int
-    peers: int
-
-
 def deploy(
     rpc: Rpc,
     owner: Identity,
@@ -137,9 +119,9 @@ def read_bootnodes(rpc: Rpc, address: str) -> Sequence[str]:
     return _view(rpc, address, "getBootnodes()", (), ["string[]"])[0]
 
 
-def read_status(rpc: Rpc, address: str) -> Moment:
+def read_status(rpc: Rpc, address: str) -> calls.Now:
     """The contract's own account of the moment. Raises NoContract, EndpointDown, MalformedAnswer."""
-    return Moment(*_view(rpc, address, "status()", (), calls.STATUS))
+    return calls.read_now(_view(rpc, address, "status()", (), calls.STATUS))
 
 
 def read_rules(rpc: Rpc, address: str) -> Rules:

@@ -12,12 +12,27 @@ class EndpointDown(ChainError):
     """The endpoint cannot be reached, is too slow, or is too busy: try again later."""
 
 
+class Busy(EndpointDown):
+    """The endpoint says so itself, by a status or an error: it limits how much it is asked.
+
+    seconds: that it asks to wait for, within a bound; 0 where it names none.
+    """
+
+    def __init__(self, message: str, seconds: float = 0.0):
+        super().__init__(message)
+        self.seconds = seconds
+
+
 class MalformedAnswer(ChainError):
     """The endpoint answered with something that is not what the question allows: it is broken, or hostile."""
 
 
 class AnswerTooLarge(MalformedAnswer):
     """The answer is larger than this node reads: ask for less at once."""
+
+
+class WrongStatus(MalformedAnswer):
+    """The endpoint answered with an HTTP status that no waiting mends: its address or its key is wrong."""
 
 
 class Refused(ChainError):

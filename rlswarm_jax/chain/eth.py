@@ -12,7 +12,8 @@ from rlswarm_jax.chain.rpc import Rpc
 MAX_CALL_BYTES = 1 << 16  # of a view's answer
 MAX_LOG_BYTES = 1 << 13  # of an event's data: the longest is an attestation's, below 3 kB
 MAX_LOGS = 10_000
-_WORD = 1 << 63  # block numbers, nonces, gas, timestamps
+_WORD = 1 << 63  # block numbers, gas: what SQLite holds
+_TIME, _NONCE = 1 << 40, 1 << 48  # seconds since 1970, transactions of an account
 _HEX = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}")
 
@@ -50,7 +51,7 @@ class Log(NamedTuple):
 def quantity(value: Any, below: int = _WORD) -> int:
     """A JSON-RPC number. Raises MalformedAnswer."""
     if not isinstance(value, str) or not _QUANTITY.fullmatch(value) or int(value, 16) >= below:
-        raise MalformedAnswer(f"the chain endpoint answered {_cut(value)} where a number below 2^64 belongs.")
+        raise MalformedAnswer(f"the chain endpoint answered {_cut(value)} where a number below {below:#x} belongs.")
     return int(value, 16)
 
 
@@ -83,7 +84,7 @@ def block(rpc: Rpc, number: int | None = None) -> Head | None:
     found = Head(
         quantity(fields.get("number")),
         hash32(fields.get("hash")),
-        quantity(fields.get("timestamp")),
+        quantity(fields.get("timestamp"), _TIME),
         None if fee is None else quantity(fee, 1 << 128),
     )
     if number is not None and found.number != number:
@@ -102,7 +103,7 @@ def head(rpc: Rpc) -> Head:
 def nonce(rpc: Rpc, account: str, number: int | None = None) -> int:
     """How many transactions of an account the chain has, up to a block."""
     at = "latest" if number is None else hex(number)
-    return quantity(rpc.request("eth_getTransactionCount", [account, at]))
+    return quantity(rpc.request("eth_getTransactionCount", [account, at]), _NONCE)
 
 
 def balance(rpc: Rpc, account: str) -> int:
@@ -162,9 +163,13 @@ def tip(rpc: Rpc) -> int:
     return quantity(rpc.request("eth_maxPriorityFeePerGas", []), 1 << 128)
 
 
-def logs(rpc: Rpc, address: str, first: int, last: int) -> list[Log]:
-    """A contract's events in blocks first to last, in their order. Raises MalformedAnswer for any other."""
-    question = {"address": address, "fromBlock": hex(first), "toBlock": hex(last)}
+def logs(rpc: Rpc, address: str, first: int, last: int, topic: bytes | None = None) -> list[Log]:
+    """A contract's events in blocks first to last, in their order; those of a first topic only, if one is given.
+
+    Raises MalformedAnswer for any other.
+    """
+    question: dict[str, Any] = {"address": address, "fromBlock": hex(first), "toBlock": hex(last)}
+    question |= {"topics": ["0x" + topic.hex()]} if topic else {}
     answer = rpc.request("eth_getLogs", [question])
     if not isinstance(answer, list) or len(answer) > MAX_LOGS:
         raise MalformedAnswer("the chain endpoint answered no list of events, or one too long.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlswarm_jax.chain import abi, eth
+from rlswarm_jax.chain.calls import MAX_ROUND, check_number
 from rlswarm_jax.chain.errors import AnswerTooLarge, FileDamaged, MalformedAnswer, Refused, WrongChain
 from rlswarm_jax.chain.rpc import Rpc
 
@@ -147,8 +148,8 @@ class EventIndex:
             if found := abi.decode_event(log.topics, log.data):
                 name, fields = found
                 round_ = next((fields[one] for one in _ROUND_FIELDS if one in fields), None)
-                if round_ is not None and round_ >= 1 << 63:
-                    raise MalformedAnswer(f"the chain endpoint answered an event of round {round_}.")
+                if round_ is not None:
+                    check_number(f"round in {name}", round_, MAX_ROUND)
                 values = (log.block, log.log_index, log.transaction, name, round_, json.dumps(fields, default=_plain))
                 statements.append(("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?)", values))
         recent = sorted(hashes.items())[-self._depth :]

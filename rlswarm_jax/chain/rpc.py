@@ -3,23 +3,35 @@
 Anything with the same `request` will do in its place: the tests use a chain in their own process.
 """
 
+import contextlib
+import email.utils
+import http.client
 import json
 import random
 import threading
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 
-from rlswarm_jax.chain.errors import AnswerTooLarge, EndpointDown, MalformedAnswer, Refused
-from rlswarm_jax.chain.nesting import is_deep
+from rlswarm_jax.chain.answers import parse_answer, waiting
+from rlswarm_jax.chain.errors import (
+    AnswerTooLarge,
+    Busy,
+    ChainError,
+    EndpointDown,
+    MalformedAnswer,
+    Refused,
+    WrongStatus,
+)
 
 MAX_ANSWER_BYTES = 4 << 20
-_MAX_WORDS = 300
-_BUSY = {408, 425, 429, 500, 502, 503, 504}
+_BUSY = {408, 425, 429}  # and all from 500 on
+_WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 47}  # zlib's `wbits` for what some servers compress unasked
 _LOCAL = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -29,6 +41,13 @@ class Rpc(Protocol):
     def request(self, method: str, params: list) -> Any:
         """The `result` of a JSON-RPC call. Raises EndpointDown, MalformedAnswer, Refused."""
         ...
+
+
+class _Session(requests.Session):
+    """Looks at no redirection: it would read all of its body, unbounded, and stumble over where it points."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
 
 
 class Endpoint:
@@ -47,7 +66,7 @@ class Endpoint:
             raise ValueError("the address of a chain endpoint begins with http:// or https:// and names a host.")
         self.host = f"{host}:{port}" if port else host
         self._url, self._seconds, self._clock = url, seconds, clock
-        self._session, self._lock, self._id = requests.Session(), threading.Lock(), 0
+        self._session, self._lock, self._id = _Session(), threading.Lock(), 0
         self._session.trust_env = host not in _LOCAL  # no proxy stands between a machine and itself
         self._session.headers["Accept-Encoding"] = "identity"  # an answer is as large as it is on the wire
 
@@ -55,76 +74,134 @@ class Endpoint:
         return f"Endpoint({self.host})"
 
     def request(self, method: str, params: list) -> Any:
-        """The `result` of a JSON-RPC call. Raises EndpointDown, MalformedAnswer (AnswerTooLarge), Refused."""
+        """The `result` of a JSON-RPC call.
+
+        Raises EndpointDown (Busy), MalformedAnswer (AnswerTooLarge, WrongStatus), Refused.
+        """
         with self._lock:
             self._id += 1
             question = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
-            return parse_answer(self._post(json.dumps(question).encode()), method, self._id)
+            status, headers, body = self._post(json.dumps(question).encode())
+            if not 200 <= status < 300:
+                self._complain(status, headers, body, method)
+            return parse_answer(body, method, self._id)
 
     def close(self) -> None:
         self._session.close()
 
-    def _post(self, body: bytes) -> bytes:
+    def _post(self, question: bytes) -> tuple[int, Any, bytes]:
+        """Status, headers and body of the answer."""
         until, wait = self._clock() + self._seconds, min(self._seconds, 5.0)
         headers = {"Content-Type": "application/json"}
         try:
             with self._session.post(
-                self._url, data=body, headers=headers, timeout=(wait, wait), stream=True, allow_redirects=False
+                self._url, data=question, headers=headers, timeout=(wait, wait), stream=True, allow_redirects=False
             ) as response:
-                if response.status_code in _BUSY:
-                    raise EndpointDown(f"the chain endpoint {self.host} is busy (HTTP {response.status_code}).")
-                return self._read(response.raw, until)
+                status, coding, body = response.status_code, response.headers.get("Content-Encoding", ""), b""
+                # of a status that says enough by itself, the body need not be readable
+                broken = () if 200 <= status < 300 else (ChainError, urllib3.exceptions.HTTPError, OSError)
+                with contextlib.suppress(*broken):
+                    body = self._read(response.raw, coding, until)
+                return status, response.headers, body
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             kind = type(error).__name__  # its text may hold the whole address
             raise EndpointDown(f"the chain endpoint {self.host} does not answer ({kind}).") from None
         except ValueError as error:  # of an address or a header that urllib3 cannot make sense of
             raise MalformedAnswer(f"the chain endpoint {self.host} breaks HTTP ({type(error).__name__}).") from None
 
-    def _read(self, raw: urllib3.HTTPResponse, until: float) -> bytes:
+    def _read(self, raw: urllib3.HTTPResponse, coding: str, until: float) -> bytes:
         chunks, size = [], 0
-        while chunk := raw.read1(1 << 16, decode_content=False):  # what is there: a trickle meets the clock, too
+        for chunk in self._decoded(self._chunks(raw, until), coding.strip().lower()):
             chunks.append(chunk)
-            size += len(chunk)
-            if size > MAX_ANSWER_BYTES:
-                raise AnswerTooLarge(f"the chain endpoint {self.host} sent more than {MAX_ANSWER_BYTES} bytes.")
-            if self._clock() > until:
-                raise EndpointDown(f"the chain endpoint {self.host} took more than {self._seconds:g} s to answer.")
+            size = self._bounded(size + len(chunk))
         return b"".join(chunks)
 
+    def _bounded(self, size: int) -> int:
+        if size > MAX_ANSWER_BYTES:
+            raise AnswerTooLarge(f"the chain endpoint {self.host} sent more than {MAX_ANSWER_BYTES} bytes.")
+        return size
 
-def parse_answer(body: bytes, method: str, id_: int) -> Any:
-    """The result within the bytes of an answer. Raises MalformedAnswer, or Refused if the answer is an error."""
+    def _chunks(self, raw: urllib3.HTTPResponse, until: float) -> Iterator[bytes]:
+        size = 0  # on the wire: what follows after a compressed answer's end counts, too
+        while chunk := raw.read1(1 << 16, decode_content=False):  # what is there: a trickle meets the clock, too
+            size = self._bounded(size + len(chunk))
+            yield chunk
+            if self._clock() > until:
+                raise EndpointDown(f"the chain endpoint {self.host} took more than {self._seconds:g} s to answer.")
+
+    def _decoded(self, chunks: Iterator[bytes], coding: str) -> Iterator[bytes]:
+        """A body of a content coding, in pieces that are small whatever they were compressed to."""
+        if coding in ("", "identity"):
+            yield from chunks
+            return
+        if coding not in _WINDOWS:
+            named = "".join(c for c in coding[:20] if c.isalnum() or c in ",- ")
+            raise MalformedAnswer(f"the chain endpoint {self.host} sent the coding {named!r}, which nobody asked for.")
+        inflate, first = zlib.decompressobj(_WINDOWS[coding]), True
+        try:
+            for chunk in chunks:
+                if first and coding == "deflate" and not _is_zlib(chunk):
+                    inflate = zlib.decompressobj(-15)  # some servers leave zlib's frame away
+                first = False
+                while chunk:
+                    yield inflate.decompress(chunk, 1 << 16)
+                    chunk = inflate.unconsumed_tail
+            if not first and not inflate.eof:
+                raise MalformedAnswer(f"the chain endpoint {self.host} sent a {coding} answer that is cut.")
+        except zlib.error:
+            raise MalformedAnswer(f"the chain endpoint {self.host} sent an answer that is no {coding}.") from None
+
+    def _complain(self, status: int, headers: Any, body: bytes, method: str) -> None:
+        """Raises what a status says; an error within the body says more, where it is one of JSON-RPC's."""
+        named = ", ".join(filter(None, [f"HTTP {status}", http.client.responses.get(status)]))
+        if status in _BUSY or status > 500:
+            seconds = _seconds(headers.get("Retry-After", ""))
+            raise Busy(f"the chain endpoint {self.host} is busy ({named}).", seconds)
+        if status == 413:
+            raise AnswerTooLarge(f"the chain endpoint {self.host} refuses so large a question or answer ({named}).")
+        try:
+            parse_answer(body, method, self._id)
+        except Refused as error:
+            raise Refused(method, error.code, f"{error.words} ({named})", error.data) from None
+        except Busy as error:
+            raise Busy(f"{str(error)[:-2]}, {named}).", error.seconds) from None
+        except MalformedAnswer:
+            pass
+        if status == 500:
+            raise Busy(f"the chain endpoint {self.host} is busy ({named}).")
+        if 300 <= status < 400:
+            raise WrongStatus(f"the chain endpoint {self.host} {self._target(headers)} ({named}): use that address.")
+        raise WrongStatus(
+            f"the chain endpoint {self.host} does not serve this node ({named}): check its address and its key."
+        )
+
+    def _target(self, headers: Any) -> str:
+        """Where a redirection points to, with no more of the address than may be shown."""
+        try:
+            parts = urlsplit(headers.get("Location", ""))
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+        if not host or not all(c.isalnum() or c in ".-:" for c in host):
+            return "points to another of its paths"
+        return f"points to {parts.scheme[:8] or 'another address'}://{host[:100]}{f':{port}' if port else ''}"
+
+
+def _is_zlib(start: bytes) -> bool:
+    """Whether this begins as zlib's frame does (RFC 1950, 2.2)."""
+    return len(start) >= 2 and start[0] & 15 == 8 and int.from_bytes(start[:2], "big") % 31 == 0
+
+
+def _seconds(retry_after: str) -> float:
+    """That a Retry-After header asks to wait for: a number, or a date."""
     try:
-        answer = json.loads(body) if not is_deep(body) else None
-    except (ValueError, RecursionError):
-        raise MalformedAnswer(f"the chain endpoint's answer to {method} is not JSON.") from None
-    if not isinstance(answer, dict):
-        raise MalformedAnswer(f"the chain endpoint's answer to {method} is not a JSON-RPC object.")
-    if answer.get("error") is not None:
-        raise _refusal(method, answer["error"])
-    if answer.get("id") != id_ or "result" not in answer:
-        raise MalformedAnswer(f"the chain endpoint's answer to {method} belongs to no question of ours.")
-    return answer["result"]
-
-
-def _refusal(method: str, error: Any) -> Refused:
-    if not isinstance(error, dict):
-        raise MalformedAnswer(f"the chain endpoint's error for {method} is not a JSON-RPC error.")
-    code, words, data = error.get("code"), error.get("message"), error.get("data")
-    if isinstance(data, dict):  # some servers wrap the revert's data once more
-        data = data.get("data", data.get("result"))
-    code = code if isinstance(code, int) and abs(code) < 1 << 31 else 0
-    printable = "".join(c if c.isprintable() else " " for c in words[:_MAX_WORDS]) if isinstance(words, str) else ""
-    return Refused(method, code, printable or "no reason given", _revert_data(data))
-
-
-def _revert_data(data: Any) -> bytes | None:
-    if not isinstance(data, str) or len(data) > 1 << 14:
-        return None
-    try:
-        return bytes.fromhex(data[data.find("0x") + 2 :]) if "0x" in data else None  # "Reverted 0x...", says Nethermind
+        return waiting(float(retry_after))
     except ValueError:
-        return None
+        pass
+    try:
+        return waiting(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 class Backoff:
@@ -144,3 +221,36 @@ class Backoff:
 
     def succeeded(self) -> None:
         self.failures = 0
+
+
+class Patient:
+    """An endpoint that is asked again while it says that it is busy, for so many seconds, ever less often.
+
+    sleep: takes seconds; it may be cut short by whoever ends the program.
+    """
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        seconds: float,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ):
+        self._rpc, self._seconds, self._rng = rpc, seconds, rng or random.Random()
+        self._clock, self._sleep = clock, sleep
+
+    def __repr__(self) -> str:
+        return repr(self._rpc)
+
+    def request(self, method: str, params: list) -> Any:
+        """As the endpoint's; Busy is raised only when it lasted."""
+        until, backoff = self._clock() + self._seconds, Backoff(self._rng)
+        while True:
+            try:
+                return self._rpc.request(method, params)
+            except Busy as error:
+                delay = max(backoff.failed(), error.seconds)
+                if self._clock() + delay > until:
+                    raise
+                self._sleep(delay)

@@ -19,6 +19,7 @@ from rlswarm_jax.chain.signing import GWEI, Price, ask_price, sign
 from rlswarm_jax.identity import Identity
 
 log = logging.getLogger("rlswarm_jax.chain")
+_FAR = 1024  # nonces, blocks: more than are in flight, and more than a reorganisation takes back
 
 
 class Settings(NamedTuple):
@@ -69,12 +70,15 @@ class Sender:
         in_flight = self._outbox.in_flight()
         for wish in in_flight:
             assert wish.nonce is not None
+            if wish.nonce >= self._count + _FAR:
+                self._outbox.release(wish, "its nonce was an invention of the endpoint's", failed=False)
+                continue
             if wish.nonce >= self._count:
                 if wish.state == "mined":
                     self._outbox.unmined(wish)
                 self._offer(wish, head)
                 continue
-            if wish.block is not None and wish.block > head.number - self._settings.confirmations:
+            if wish.block is not None and 0 <= head.number - wish.block < self._settings.confirmations:
                 continue
             self._look(wish, wish.nonce, head)
         live = {one.hash for wish in in_flight for one in self._outbox.transactions(wish)}
@@ -142,7 +146,8 @@ class Sender:
     def _offer(self, wish: Wish, head: eth.Head) -> None:
         newest = self._outbox.transactions(wish)[-1]
         first = newest.nonce == self._count
-        if first and head.number - newest.head >= self._settings.bump_blocks:
+        age = head.number - newest.head
+        if first and (age >= self._settings.bump_blocks or age < -_FAR):
             newest = self._bump(newest, head) or newest
         block, at = self._tried.get(newest.hash, ("", 0.0))
         if block == head.hash and self._clock() - at < self._settings.retry_seconds:

@@ -13,6 +13,7 @@ from rlswarm_jax.records.schema import BEACON_TAG
 
 MARK = 1_000_000  # of a full reward: claims are whole numbers
 MOMENTS = 8  # rounds of the coordinator whose beacons are remembered, for records that come late
+LAG = 1  # rounds by which one of an endpoint's servers may be behind another
 MAX_PEERS = 1024  # whose worth is remembered: keys are free
 WINNERS = 3  # peers that a node votes for
 
@@ -79,13 +80,16 @@ class Account(msgspec.Struct, array_like=True, frozen=True):
     def hear(self, heard: Sequence[Moment], take: bool) -> "Account":
         """With what the chain says, in order. take: whether a new round's beacon comes into force.
 
-        Where a reorganisation has given the present round another beacon, that is in force at once, and all that was
-        not committed to is forgotten: it was made for a beacon that nobody will find on the chain.
+        Where a reorganisation has given the present round another beacon, or the chain is further back than an endpoint
+        may lag, that is in force at once, and all that was not committed to is forgotten: it was made for a beacon that
+        nobody will find on the chain.
         """
-        known = {m.round: m for m in self.moments}
-        if any(m.round in known and known[m.round] != m for m in heard):
+        if not heard:
+            return self
+        known, latest = {m.round: m for m in self.moments}, heard[-1].round
+        if latest < self.round - LAG or any(m.round in known and known[m.round] != m for m in heard):
             kept = [m for m in self.moments if m.round < min(new.round for new in heard)]
-            return Account([*kept, *heard], self.committed, self.state_hash)
+            return Account([*kept, *heard][-MOMENTS:], min(self.committed, latest), self.state_hash)
         fresh = [m for m in heard if m.round > self.round]
         if not fresh or not (take or not self.moments):
             return self

@@ -64,9 +64,10 @@ class Gather:
 
 @dataclasses.dataclass(frozen=True)
 class Learn:
-    """-> metrics. groups: what to take the gradient on; empty is allowed and changes nothing."""
+    """-> metrics. groups: what to take the gradient on; empty is allowed and changes nothing. round: of the game."""
 
     groups: list[ScoredGroup]
+    round: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

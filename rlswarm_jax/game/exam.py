@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlswarm_jax.game import turns
 from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score, Verify
-from rlswarm_jax.game.rewards import RIGHT, Rewards
-from rlswarm_jax.game.rewards import chance as chance_of
+from rlswarm_jax.game.rewards import RIGHT, Rewards, names_best
 from rlswarm_jax.game.round import NodeState, play_round
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheet, consensus, speaks
@@ -70,14 +69,16 @@ class Stage:
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """One problem as it was played. majority, vote: whether the swarm's most frequent first answer is right, and the
-    one that most critics name. majority_revised: the most frequent revision. chance: what critiques at random earn.
+    one that most critics name. majority_revised: the most frequent revision. critics, contested: of all critics, and
+    of those who were shown answers that differ in worth.
     """
 
     problem: Problem
     first: Stage
     majority: bool
     critique: Stage | None = None
-    chance: float | None = None
+    critics: turns.Critics | None = None
+    contested: turns.Critics | None = None
     vote: bool | None = None
     revised: Stage | None = None
     majority_revised: bool | None = None
@@ -149,12 +150,12 @@ def _outcome(game: Game, sheets: Mapping[bytes, Sheet], played: Sequence[Turn], 
     outcome = Outcome(problem, stages[ANSWER], right(ANSWER))
     if CRITIQUE in stages:
         critics = [t for t in played if t.stage == CRITIQUE and t.reading]
-        shown = [[scores[problem, said.answer or ""] for said in t.reading.answers] for t in critics if t.reading]
         voted = turns.voted_for(game, sheets, round_, index, problem)
         outcome = dataclasses.replace(
             outcome,
             critique=stages[CRITIQUE],
-            chance=sum(map(chance_of, shown)) / len(shown) if shown else None,
+            critics=turns.criticised(game, critics, scores, disputed=False) if problem.verifiable else None,
+            contested=turns.criticised(game, critics, scores, disputed=True) if problem.verifiable else None,
             vote=_is_right(voted, stages[ANSWER]),
         )
     if REVISE in stages:
@@ -168,8 +169,14 @@ def _stage(game: Game, sheets: Mapping[bytes, Sheet], played: Sequence[Turn], sc
             return str(game.prompt_format.named(text, turn.reading.numbers if turn.reading else ()))
         return game.mixture.canonical(turn.problem, game.prompt_format.answer(text))
 
+    def right(turn: Turn) -> list[float]:
+        if turn.stage != CRITIQUE or turn.reading is None:
+            return turns.rewards(game, sheets, turn, scores)
+        shown = [scores[turn.problem, said.answer or ""] for said in turn.reading.answers]
+        return [float(names_best(named, shown)) for named in turns.named_by(game, turn)]
+
     return Stage(
-        [turns.rewards(game, sheets, turn, scores) for turn in played],
+        [right(turn) for turn in played],
         [[said(turn, s.text) for s in turn.completions] for turn in played],
         [speaks(game.beacon(t.round), t.author, t.stage, t.index, game.group_size) for t in played],
     )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from rlswarm_jax.game.prompts import NONE
 
 RIGHT = 1.0  # the score of a right answer
+PAY_VERSION = 2  # changes when anything is paid for otherwise: critiques are paid for where it is contested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,23 +32,36 @@ def answer_reward(score: float, well_formed: bool, weights: Rewards) -> float:
     return score + weights.form * well_formed
 
 
-def critique_reward(named: int | None, scores: Sequence[float] | None, weights: Rewards) -> float:
-    """1 for the truth: an answer of those shown that none is better than, or NONE if none of them is right.
+def contested(scores: Sequence[float]) -> bool:
+    """Whether the answers shown differ in worth: where they don't, whoever names any of them is as right as the rest."""
+    return max(scores, default=0.0) > min(scores, default=0.0)
 
-    named: number of an answer, from 1, or NONE; None if the critique names nothing. scores: of the answers shown;
-    None where nothing can score them, so that no critique is known to be true. An answer worth nothing is never the
-    best.
+
+def names_best(named: int | None, scores: Sequence[float]) -> bool:
+    """Whether a critique tells the truth: it names an answer that none is better than, or NONE and none is right.
+
+    named: number of an answer, from 1, or NONE; None if the critique names nothing. scores: of the answers shown. An
+    answer worth nothing is never the best.
     """
     if named is None:
+        return False
+    best = max(scores, default=0.0)
+    return best < RIGHT if named == NONE else 0 < scores[named - 1] == best
+
+
+def critique_reward(named: int | None, scores: Sequence[float] | None, weights: Rewards) -> float:
+    """1 for the truth (`names_best`) where it is contested; where it is not, a constant would earn as much: nothing.
+
+    scores: None where nothing can score the answers shown, so that no critique is known to be true.
+    """
+    if named is None or (scores is not None and not contested(scores)):
         return 0.0
-    best = max(scores or (), default=0.0)
-    true = scores is not None and (best < RIGHT if named == NONE else 0 < scores[named - 1] == best)
-    return float(true) + weights.form
+    return float(scores is not None and names_best(named, scores)) + weights.form
 
 
 def chance(scores: Sequence[float]) -> float:
-    """What a critique earns on average that names NONE or any of the answers at random."""
-    return sum(critique_reward(n, scores, Rewards()) for n in range(len(scores) + 1)) / (len(scores) + 1)
+    """How often a critique tells the truth that names NONE or any of the answers at random."""
+    return sum(names_best(n, scores) for n in range(len(scores) + 1)) / (len(scores) + 1)
 
 
 def revise_reward(score: float, first: float, agrees: bool, well_formed: bool, weights: Rewards) -> float:

@@ -7,7 +7,7 @@ says and earns is in `turns.py`; what is shown to whom in `stages.py`.
 
 import collections
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from rlswarm_jax.game.effects import (
     Score,
     Verify,
 )
-from rlswarm_jax.game.rewards import RIGHT, Rewards, chance
+from rlswarm_jax.game.rewards import RIGHT, Rewards
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheets
 from rlswarm_jax.game.turns import Scored, Turn
@@ -109,12 +109,15 @@ def play_round(game: Game, state: NodeState) -> Round:
     scored = yield Score(list(items))
     scores = dict(zip(items, scored.scores, strict=True))
     earned = [turns.rewards(game, sheets, turn, scores) for turn in everything]
-    groups = [turns.to_scored(game, turn, rewards) for turn, rewards in zip(everything, earned, strict=True)]
+    ways = {turn.problem.task for turn in own if any(turns.lenient(game, turn, scores))}
+    taught = [turns.teaches(game, t, rewards, scores, ways) for t, rewards in zip(everything, earned, strict=True)]
+    groups = [turns.to_scored(game, turn, rewards) for turn, rewards in zip(everything, taught, strict=True)]
     pool = state.pool.add(group for group in groups if group.external)
     pool = pool.expire(round_ - game.max_staleness)  # a late record may be too old already
-    drawn, pool = pool.draw(game.external_groups, beacon, game.author)
+    most = _most(game, {sheet.author for sheet in sheets.values()} - {game.author})
+    drawn, pool = pool.draw(game.external_groups, beacon, game.author, most=most)
     local = [group for group in groups if not group.external and group.has_advantage]
-    learned = yield Learn(local + drawn)
+    learned = yield Learn(local + drawn, round_)
     if game.chain_every:
         worth = [(t.author if t.external else t.stage, amount(r)) for t, r in zip(everything, earned, strict=True)]
         account = yield from _commit(game, account.add(published, worth), round_)
@@ -128,6 +131,8 @@ def play_round(game: Game, state: NodeState) -> Round:
             metrics[f"{stage}/groups"] = float(len(of_stage))
     metrics |= _game_metrics(game, own, scores, agreed)
     metrics |= {f"score/failed/{cause}": float(count) for cause, count in sorted(scored.failures.items())}
+    if game.mixture.unread:
+        metrics["score/unread_answers"] = float(game.mixture.unread)
     metrics |= _prefixed("learn/", learned)
     external_groups = [group for group in groups if group.external]
     metrics |= _exchange_metrics(round_, arrived, external_groups, unused, local, drawn)
@@ -161,6 +166,11 @@ def _commit(game: Game, account: Account, round_: int) -> Generator[Effect, Any,
             (yield Commit(account.moments[-1], account.work, account.state_hash or game.state_hash))
         )
     return account
+
+
+def _most(game: Game, heard: Set[bytes]) -> int:
+    """Groups of one author that are learned from in a round: twice an even share among those that were heard."""
+    return max(1, -(-2 * game.external_groups // max(1, len(heard))))
 
 
 def _make_record(game: Game, state: NodeState, stage: str, beacon: bytes, played: Sequence[Turn]) -> Record:
@@ -224,7 +234,8 @@ def _pass_rate(game: Game, sheets: Sheets, played: Sequence[tuple[Turn, list[flo
 def _game_metrics(game: Game, own: Sequence[Turn], scores: Scored, agreed: Mapping[int, str | None]) -> Metrics:
     """How often what is said of shared problems is right: the node's first answer, the swarm's vote, its revision.
 
-    critique/chance: what a critique would earn that names at random.
+    Of critiques of contested problems (`turns.Critics`): critique/best, how often they name a best answer, and what is
+    had without reading; critique/contested: how many problems are.
     """
 
     def right(text: str | None, problem: Problem) -> bool:
@@ -240,8 +251,11 @@ def _game_metrics(game: Game, own: Sequence[Turn], scores: Scored, agreed: Mappi
         found["game/vote"] = float(np.mean([right(agreed[t.index], t.problem) for t in revised]))
         found["game/revised"] = float(np.mean([right(said.answer, p) for said, p in zip(spoken, at, strict=True)]))
     if critics := [turn for turn in own if turn.stage == CRITIQUE and turn.reading]:
-        shown = [[scores[t.problem, said.answer or ""] for said in t.reading.answers] for t in critics if t.reading]
-        found["critique/chance"] = float(np.mean([chance(values) for values in shown]))
+        each = [turns.criticised(game, [turn], scores, disputed=True) for turn in critics]
+        found["critique/contested"] = float(np.mean([one is not None for one in each]))
+        if all_ := turns.criticised(game, critics, scores, disputed=True):
+            named = {"best": all_.critic, "chance": all_.chance, "first": all_.first, "majority": all_.majority}
+            found |= _prefixed("critique/", named | {"none": all_.none})
     return found
 
 

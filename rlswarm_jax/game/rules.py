@@ -2,18 +2,28 @@
 
 import dataclasses
 import hashlib
-import json
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game.prompts import PromptFormat
-from rlswarm_jax.game.rewards import Rewards
+from rlswarm_jax.game.rewards import PAY_VERSION, Rewards
 from rlswarm_jax.game.stages import Reading, Seat
 from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.records import schema
+from rlswarm_jax.records.agreement import (
+    CHAIN,
+    CHAIN_ID,
+    END_TOKENS,
+    NO_CHAIN,
+    PROMPTS,
+    RECORDS,
+    TOKENIZER,
+    agreement_of,
+)
 from rlswarm_jax.records.schema import ANSWER, STAGES
 from rlswarm_jax.tasks import Mixture, Problem
 
 SHARED = b"shared"  # the author of problems that all nodes have
+MAX_TASKS = 24  # that the rules name; of more, they say what all of them hash to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +34,9 @@ class Game:
     and revised. shown, critics: most answers of others, and critiques, that a node is shown of a problem. show_votes:
     and how the critics voted. stages: those that are played, in order. weights: of the stages' samples in the loss.
     max_prompt_tokens: that this node's model reads; where others have written more, it leaves the problem out.
-    chain_every: rounds after which the chain is heard, and committed to (0: there is none). `chain` in a method's
-    parameters: the coordinator's beacon that is in force, 32 bytes; empty without one.
+    chain_every: rounds after which the chain is heard, and committed to (0: there is none). chain_id, contract: the
+    chain's and the coordinator's address there (0 and empty: simulated). `chain` in a method's parameters: the
+    coordinator's beacon that is in force, 32 bytes; empty without one.
     """
 
     swarm: str
@@ -54,6 +65,8 @@ class Game:
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     max_prompt_tokens: int = 2**31
     chain_every: int = 0
+    chain_id: int = 0
+    contract: str = ""
     state_hash: bytes = b""  # of the train state that the node begins with
 
     @property
@@ -63,11 +76,46 @@ class Game:
         return f"{self.prompt_format.name}/{hashlib.sha256(rules.encode()).hexdigest()[:8]}"
 
     @property
+    def rules(self) -> dict[str, str]:
+        """What nodes must have in common to find each other's records right, and worth the same, in readable parts.
+
+        Each is called as the config's field that decides it, as far as one does. Not among them is what may differ:
+        another model, temperature, budget of tokens or share of external groups. Those under `OF_TOKENS` bind only
+        nodes that have the same tokenizer: what ends a completion is one of its ids.
+        """
+        tasks = self.mixture.parts
+        if len(tasks) > MAX_TASKS:
+            tasks = {"": f"{len(tasks)} tasks, {self.mixture.fingerprint}"}
+        chance = {CHAIN: NO_CHAIN, "seed": self.seed}  # what problems are drawn from
+        if self.chain_every:
+            chance = {CHAIN: self.contract.lower(), CHAIN_ID: self.chain_id}
+        return {
+            RECORDS: f"{schema.VERSION}.{PAY_VERSION}",
+            "swarm.name": self.swarm,
+            **{f"tasks.{name}".rstrip("."): part for name, part in tasks.items()},
+            PROMPTS: self.prompt_format.name,
+            "game.stages": str(len(self.stages)),
+            "swarm.local_groups": str(self.local_groups),
+            "game.shared": str(self.shared),
+            "game.shown": str(self.shown),
+            "game.critics": str(self.critics),
+            "game.show_votes": str(self.show_votes),
+            "sampling.group_size": str(self.group_size),
+            **{f"game.{name}_reward": str(float(paid)) for name, paid in dataclasses.asdict(self.rewards).items()},
+            **{name: str(value) for name, value in chance.items()},
+            TOKENIZER: self.tokenizer_fingerprint,
+            END_TOKENS: " ".join(map(str, sorted(self.eos_token_ids))),
+        }
+
+    @property
     def agreement(self) -> bytes:
-        """SHA-256 of what nodes must have in common to find each other's records right, and worth the same."""
-        rewards, tasks = dataclasses.astuple(self.rewards), self.mixture.fingerprint
-        same = (self.swarm, self.dialect, self.stages, tasks, self.group_size, rewards)
-        return hashlib.sha256(json.dumps([schema.VERSION, same]).encode()).digest()
+        """32 bytes that stand for the rules: see `agreement_of`."""
+        return agreement_of(self.rules)
+
+    def agrees(self, agreement: bytes, same_tokenizer: bool) -> bool:
+        """Whether somebody with that agreement plays this game. same_tokenizer: as this one, by their records."""
+        ours, half = self.agreement, len(self.agreement) // 2
+        return agreement == ours if same_tokenizer else agreement[:half] == ours[:half]
 
     def beacon(self, round_: int, chain: bytes = b"") -> bytes:
         """Common randomness of a round: from the chain's beacon, or without a chain from the swarm's seed."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from rlswarm_jax import randomness
-from rlswarm_jax.game.prompts import View
+from rlswarm_jax.game.prompts import NONE, View
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, RecordError
 
 MAX_NUMBER = 99  # of an answer
@@ -111,8 +111,17 @@ def read(sheets: Sheets, seat: Seat) -> Reading | None:
 
 
 def _choose(sheets: Sheets, seat: Seat, stage: str, count: int) -> list[bytes]:
-    others = [(h, sheet) for h, sheet in sheets.items() if sheet.author != seat.reader and seat.has(sheet, stage)]
-    return [h for h, _ in sorted(others, key=lambda found: seat.rank(stage, found[1].author))[:count]]
+    found = _by_author({h: sheet for h, sheet in sheets.items() if seat.has(sheet, stage)})
+    others = sorted(found.keys() - {seat.reader}, key=lambda author: seat.rank(stage, author))
+    return [found[author] for author in others[:count]]
+
+
+def _by_author(sheets: Sheets) -> dict[bytes, bytes]:
+    """One record for each author, by content hash: who contradicts themselves says no more than others.
+
+    (The inbox holds one of each round and stage, but forgets the first of them when it is full.)
+    """
+    return {sheets[h].author: h for h in sorted(sheets, reverse=True)}
 
 
 def read_parents(sheets: Sheets, seat: Seat, parents: Sequence[bytes]) -> Reading:
@@ -157,6 +166,13 @@ def vote(named: Iterable[int | None]) -> int | None:
     return min(counts, key=lambda n: (-counts[n], n)) if counts else None
 
 
+def most_said(answers: Sequence[Said], canonical: Canonical) -> int:
+    """Number, from 1, of the first answer that says what most of them say; NONE if all are silent."""
+    said = [canonical(answer.answer or "") for answer in answers]
+    votes = collections.Counter(text for text in said if text)
+    return said.index(max(votes, key=lambda text: (votes[text], -said.index(text)))) + 1 if votes else NONE
+
+
 def consensus(answers: Iterable[str | None], canonical: Canonical, *fields: randomness.Field) -> str | None:
     """The answer with the most votes; None if nobody votes for one.
 
@@ -174,7 +190,7 @@ def consensus(answers: Iterable[str | None], canonical: Canonical, *fields: rand
 
 
 def votes_on(sheets: Sheets, round_: int, stage: str, index: int, chain: bytes = b"") -> list[str | None]:
-    """Everybody's word on a problem in a stage."""
+    """Everybody's word on a problem in a stage, one an author."""
     at = (round_, stage, chain)
-    of_stage = [s for s in sheets.values() if (s.round, s.stage, s.chain) == at and index in s.said]
-    return [s.said[index].answer for s in sorted(of_stage, key=lambda s: s.author)]
+    of_stage = {h: s for h, s in sheets.items() if (s.round, s.stage, s.chain) == at and index in s.said}
+    return [sheets[h].said[index].answer for _, h in sorted(_by_author(of_stage).items())]

@@ -4,14 +4,27 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 
 from rlswarm_jax.game.effects import Sampled
-from rlswarm_jax.game.rewards import answer_reward, critique_reward, revise_reward
+from rlswarm_jax.game.prompts import NONE
+from rlswarm_jax.game.rewards import answer_reward, chance, contested, critique_reward, names_best, revise_reward
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.game.stages import Reading, Said, Sheet, Sheets, consensus, read, read_parents, speaks, vote, votes_on
+from rlswarm_jax.game.stages import (
+    Reading,
+    Said,
+    Sheet,
+    Sheets,
+    consensus,
+    most_said,
+    read,
+    read_parents,
+    speaks,
+    vote,
+    votes_on,
+)
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, STAGES, Completion, Group, RecordError
@@ -77,7 +90,7 @@ def _prompt(game: Game, author: bytes, stage: str, problem: Problem, reading: Re
 def sampled(game: Game, turn: Turn, completions: list[Sampled]) -> Turn:
     """A turn with its completions and, of a critic, what they vote for."""
     turn = dataclasses.replace(turn, completions=completions)
-    return dataclasses.replace(turn, vote=vote(_named(game, turn))) if turn.stage == CRITIQUE else turn
+    return dataclasses.replace(turn, vote=vote(named_by(game, turn))) if turn.stage == CRITIQUE else turn
 
 
 def to_group(game: Game, turn: Turn) -> Group:
@@ -172,14 +185,14 @@ def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group, 
         reading = read_parents(sheets, seat, group.parents)
     elif group.parents:
         raise RecordError("wrong parents", "an answer answers to nobody")
+    if len(group.completions) != game.group_size:  # before any of them is read: that costs
+        raise RecordError("misshapen group", f"{len(group.completions)} completions, {game.group_size} are played")
     same_tokenizer = record.tokenizer_fingerprint == game.tokenizer_fingerprint
     completions = [_read_completion(game, c, same_tokenizer) for c in group.completions]
-    if len(completions) != game.group_size:
-        raise RecordError("misshapen group", f"{len(completions)} completions, {game.group_size} are played")
     prompt = _prompt(game, record.author, record.stage, problem, reading)
     at = (record.author, record.round, record.stage, group.index)
     turn = Turn(*at, problem, prompt, reading, completions, group.vote, external=True, chain=chain)
-    if group.vote != (vote(_named(game, turn)) if record.stage == CRITIQUE else None):
+    if group.vote != (vote(named_by(game, turn)) if record.stage == CRITIQUE else None):
         raise RecordError("false vote", f"a vote for {group.vote} in stage {record.stage!r}")
     return turn
 
@@ -187,6 +200,8 @@ def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group, 
 def _read_completion(game: Game, completion: Completion, same_tokenizer: bool) -> Sampled:
     """With the same tokenizer the ids must say what the text says; with another the text is encoded anew."""
     if not same_tokenizer:
+        if len(completion.text) > game.max_new_tokens * game.tokenizer.longest_token:
+            raise RecordError("misshapen group", f"a text of {len(completion.text)} characters")
         try:
             tokens = game.tokenizer.encode(completion.text)
         except ValueError as error:
@@ -225,7 +240,8 @@ def _said(game: Game, turn: Turn) -> Said:
     return Said(how.said(turn.stage, spoken), votes_for)
 
 
-def _named(game: Game, turn: Turn) -> list[int | None]:
+def named_by(game: Game, turn: Turn) -> list[int | None]:
+    """What each of a critic's completions names."""
     assert turn.reading is not None
     return [game.prompt_format.named(s.text, turn.reading.numbers) for s in turn.completions]
 
@@ -247,7 +263,7 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
     if turn.stage == CRITIQUE:
         assert reading is not None
         shown = [scores[problem, said.answer or ""] for said in reading.answers] if problem.verifiable else None
-        return [critique_reward(named, shown, weights) for named in _named(game, turn)]
+        return [critique_reward(named, shown, weights) for named in named_by(game, turn)]
     answers = [game.prompt_format.answer(s.text) for s in turn.completions]
     if turn.stage == ANSWER:
         return [answer_reward(scores[problem, text], bool(text.strip()), weights) for text in answers]
@@ -266,6 +282,58 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
         )
         for text in answers
     ]
+
+
+def lenient(game: Game, turn: Turn, scores: Scored) -> list[bool]:
+    """Which completions are right only because their scorer is lenient: they say what an accepted answer says, in
+    another way (white space, case, zeros before a number). Of critiques none is.
+    """
+    if turn.stage == CRITIQUE:
+        return [False] * len(turn.completions)
+    problem, canonical = turn.problem, functools.partial(game.mixture.canonical, turn.problem)
+    accepted = {canonical(answer) for answer in problem.answers}
+    texts = [game.prompt_format.answer(s.text) for s in turn.completions]
+    return [scores[problem, t] > 0 and t not in problem.answers and canonical(t) in accepted for t in texts]
+
+
+def teaches(game: Game, turn: Turn, earned: Sequence[float], scores: Scored, own_ways: Set[str]) -> list[float]:
+    """What each completion is worth to learn from, which is what it earns but for peers' ways of their own.
+
+    A peer's that only a lenient scorer takes is worth nothing, unless this node answers the task in such ways, too:
+    own_ways, the tasks of which it does. (It would learn the way, which is easily had, before the answer.)
+    """
+    if not turn.external or turn.problem.task in own_ways:
+        return list(earned)
+    return [0.0 if odd else reward for odd, reward in zip(lenient(game, turn, scores), earned, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Critics:
+    """How often critiques of a problem name a best answer, mean over critics; and what is had without reading.
+
+    chance: by naming at random. first, majority, none: always the first answer shown, the first of those that say what
+    most of those shown say, or that none is right.
+    """
+
+    critic: float
+    chance: float
+    first: float
+    majority: float
+    none: float
+
+
+def criticised(game: Game, critics: Sequence[Turn], scores: Scored, *, disputed: bool) -> Critics | None:
+    """disputed: only of critics who were shown answers that differ in worth; None if there are none."""
+    found = []
+    for turn in critics:
+        assert turn.reading is not None
+        answers, canonical = turn.reading.answers, functools.partial(game.mixture.canonical, turn.problem)
+        shown = [scores[turn.problem, said.answer or ""] for said in answers]
+        if contested(shown) or not disputed:
+            own = [names_best(named, shown) for named in named_by(game, turn)]
+            constant = [names_best(named, shown) for named in (1, most_said(answers, canonical), NONE)]
+            found.append([sum(own) / len(own), chance(shown), *map(float, constant)])
+    return Critics(*np.mean(found, axis=0).tolist()) if found else None
 
 
 def voted_for(game: Game, sheets: Sheets, round_: int, index: int, problem: Problem, chain: bytes = b"") -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
@@ -23,20 +24,24 @@ Metrics = dict[str, Array]
 class LearnerConfig:
     """What the loss and the optimiser need to know. `temperature` is the sampling temperature of the completions.
 
-    The learning rate falls linearly to `decay_to` of itself over `decay_updates` updates; 0 keeps it as it is.
+    dual_clip: bound on the ratio of tokens with a negative advantage. external_min_prob: probability below which this
+    policy does not learn a peer's token (`losses.likely_tokens`). The learning rate falls linearly from the first
+    of `decay_rounds` rounds to `decay_to` of itself in the last one; with 0 of them it stays as it is.
     """
 
     learning_rate: float
     clip_low: float
     clip_high: float
+    dual_clip: float
     temperature: float
     max_new_tokens: int
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     adam_b2: float = 0.99
     microbatch_rows: int = 0  # 0: the whole batch at once
-    decay_updates: int = 0
+    decay_rounds: int = 0
     decay_to: float = 1.0
+    external_min_prob: float = 0.0
 
 
 @flax.struct.dataclass
@@ -56,6 +61,7 @@ class Batch:
     prompt_lengths_B, completion_lengths_B: `[B]` int32, in tokens, the end of sequence included.
     advantages_B: `[B]` float32. old_logprobs_BC: `[B, max_new_tokens]` float32 at the sampling temperature.
     old_known_B: `[B]` bool, false where the row is taken to be on-policy (ratio 1, the gradient unweighted).
+    external_B: `[B]` bool, whether a peer has sampled the row; None if no row is a peer's.
     """
 
     tokens_BT: Array
@@ -64,18 +70,23 @@ class Batch:
     advantages_B: Array
     old_logprobs_BC: Array
     old_known_B: Array
+    external_B: Array | None = None
+
+
+def learning_rate(config: LearnerConfig, round_: int) -> float:
+    """Of a round, counted from 0; whoever missed some, or had nothing to learn in them, has that of the others."""
+    if not config.decay_rounds:
+        return config.learning_rate
+    done = min(1.0, round_ / max(1, config.decay_rounds - 1))
+    return config.learning_rate * (1.0 + done * (config.decay_to - 1.0))
 
 
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
-    last = config.decay_to * config.learning_rate
-    falling = optax.linear_schedule(config.learning_rate, last, config.decay_updates)
+    """AdamW (arXiv:1711.05101) behind a bound on the gradient's norm, at a learning rate of -1: a step scales it."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(
-            falling if config.decay_updates else config.learning_rate,
-            b2=config.adam_b2,
-            weight_decay=config.weight_decay,
-        ),
+        optax.scale_by_adam(b2=config.adam_b2),
+        optax.add_decayed_weights(config.weight_decay),
     )
 
 
@@ -95,22 +106,34 @@ def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: Le
         params, model_config, batch.tokens_BT, batch.prompt_lengths_B, config.max_new_tokens, config.temperature
     )
     mask_BC = jnp.arange(config.max_new_tokens) < batch.completion_lengths_B[:, None]
+    external_BC = jnp.zeros_like(mask_BC) if batch.external_B is None else mask_BC & batch.external_B[:, None]
+    likely_BC = losses.likely_tokens(logprobs_BC, external_BC, config.external_min_prob)
+    mask_BC = jnp.where(external_BC, likely_BC, mask_BC)
     known_BC = mask_BC & batch.old_known_B[:, None]
     old_BC = jnp.where(known_BC, batch.old_logprobs_BC, jax.lax.stop_gradient(logprobs_BC))
-    ratio_BC = losses.importance_ratio(logprobs_BC, old_BC)
+    log_ratio_BC = losses.log_ratio(logprobs_BC, old_BC)
+    ratio_BC = jnp.exp(log_ratio_BC)
     surrogate_BC = losses.clipped_surrogate(
-        ratio_BC, batch.advantages_B, clip_low=config.clip_low, clip_high=config.clip_high
+        ratio_BC,
+        batch.advantages_B,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
     )
     sign_B1 = jnp.sign(batch.advantages_B)[:, None]
-    clipped_BC = jnp.where(sign_B1 > 0, ratio_BC > 1 + config.clip_high, ratio_BC < 1 - config.clip_low)
+    outside_BC = (ratio_BC < 1 - config.clip_low) | (ratio_BC > config.dual_clip)
+    clipped_BC = jnp.where(sign_B1 > 0, ratio_BC > 1 + config.clip_high, outside_BC)
     sums = {
         "tokens": mask_BC.sum().astype(jnp.float32),
+        "live": (mask_BC & (sign_B1 != 0)).sum().astype(jnp.float32),
+        "external": external_BC.sum().astype(jnp.float32),
+        "unlikely": (external_BC & ~likely_BC).sum().astype(jnp.float32),
         "ratio": losses.token_sum(ratio_BC, mask_BC),
         "ratio_squared": losses.token_sum(ratio_BC**2, mask_BC),
         "clipped": losses.token_sum(clipped_BC & (sign_B1 != 0), mask_BC),
         "entropy": losses.token_sum(entropy_BC, mask_BC),
         "known": known_BC.sum().astype(jnp.float32),
-        "logprob_gap": losses.token_sum(jnp.abs(logprobs_BC - old_BC), known_BC),
+        "logprob_gap": losses.token_sum(jnp.abs(log_ratio_BC), known_BC),
     }
     return -losses.token_sum(surrogate_BC, mask_BC), sums
 
@@ -122,16 +145,17 @@ def make_train_step(
     backend: str = "shard_map",
     *,
     over_nodes: bool = False,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Returns jitted `step(state, batch) -> (state, metrics)`; metrics are float32 scalars.
+) -> Callable[[TrainState, Batch, Array | float], tuple[TrainState, Metrics]]:
+    """Returns jitted `step(state, batch, learning_rate) -> (state, metrics)`; metrics are float32 scalars.
 
     The loss is the mean over all tokens of all devices and microbatches. A batch without a single token, or with
-    no advantage, changes nothing, not even Adam's momentum: `updates` is 0 then.
+    no advantage that is learned from, changes nothing, not even Adam's momentum: `updates` is 0 then. Nor does one
+    whose gradient is not finite, which `nonfinite` counts.
 
     Args:
       mesh: split the batch over its devices (`parallel.row_shards` divides B); one device without.
       backend: how, as `parallel.data_parallel` takes it.
-      over_nodes: state, batch and metrics carry a leading axis W of independent nodes.
+      over_nodes: state, batch, learning_rate and metrics carry a leading axis W of independent nodes.
     """
     optimizer = make_optimizer(config)
 
@@ -160,31 +184,38 @@ def make_train_step(
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, zero, parts)[0]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        live = ((batch.completion_lengths_B > 0) & (batch.advantages_B != 0)).sum()
-        ((loss, sums), gradients), live = parallel.total((sums_and_gradients(state.params, batch), live), mesh)
+    def step(state_and_rate: tuple[TrainState, Array], batch: Batch) -> tuple[TrainState, Metrics]:
+        state, rate = state_and_rate
+        (loss, sums), gradients = parallel.total(sums_and_gradients(state.params, batch), mesh)
         tokens = jnp.maximum(sums["tokens"], 1.0)
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
+        grad_norm = optax.global_norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: -rate * u, updates)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        update = live > 0
+        live, finite = sums["live"] > 0, jnp.isfinite(grad_norm)
+        update = live & finite
         state = jax.tree.map(lambda after, before: jnp.where(update, after, before), new, state)
         ratio = sums["ratio"] / tokens
         return state, {
             "loss": loss / tokens,
             "updates": update.astype(jnp.float32),
+            "nonfinite": (live & ~finite).astype(jnp.float32),
             "tokens": sums["tokens"],
+            "unlikely_fraction": sums["unlikely"] / jnp.maximum(sums["external"], 1.0),
             "ratio_mean": ratio,
             "ess_fraction": ratio**2 / jnp.maximum(sums["ratio_squared"] / tokens, 1e-9),
             "clip_fraction": sums["clipped"] / tokens,
             "entropy": sums["entropy"] / tokens,
             "logprob_gap": sums["logprob_gap"] / jnp.maximum(sums["known"], 1.0),
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": grad_norm,
         }
 
     if over_nodes:  # one node after the other: a vmapped gradient is batched dot_generals, slow on CPU
-        return jax.jit(lambda states, batches: jax.lax.map(lambda pair: step(*pair), (states, batches)))
-    return jax.jit(step) if mesh is None else parallel.data_parallel(step, mesh, backend)
+        run = jax.jit(lambda states, batches: jax.lax.map(lambda pair: step(*pair), (states, batches)))
+    else:
+        run = jax.jit(step) if mesh is None else parallel.data_parallel(step, mesh, backend)
+    return lambda state, batch, learning_rate: run((state, np.asarray(learning_rate, np.float32)), batch)
 
 
 def make_logprobs(

@@ -114,6 +114,11 @@ class Tokenizer:
 
         return [of(index) for index in range(self.vocab_size)]
 
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token, and so at least as many as a token has characters."""
+        return max((len(piece.encode()) for piece in self.backend.get_vocab()), default=1)
+
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits; equal where two nodes may exchange token ids."""

@@ -2,17 +2,21 @@
 
 import collections
 import dataclasses
+from collections.abc import Callable
 
 import msgspec
 
+from rlswarm_jax import randomness
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope
 from rlswarm_jax.records.schema import RecordError
+from rlswarm_jax.records.shelf import Shelf, Slot
 
-Slot = tuple[bytes, int, str]  # author, round, stage
 MAX_HELD = 2048  # a hundred nodes, three stages, five rounds, and some
 MAX_HELD_BYTES = 64 << 20
 MAX_PER_AUTHOR = 48
+AUTHOR_SHARE = 8  # of the bytes: one author may hold so small a part
 MAX_EVIDENCE = 64  # pairs
+MAX_UNKNOWN = 16  # records that are taken at once of authors that are not favoured: reading and scoring them costs
 MAX_ROUND = 2**31  # no swarm gets there; a record that says so would lead a node to where rounds can't be counted on
 
 
@@ -30,9 +34,10 @@ class Inbox:
     """One record per (author, round, stage); a second one is equivocation and both are kept as evidence.
 
     Bounded: `MAX_HELD` records and `MAX_HELD_BYTES`, of rounds from `max_staleness` behind until the end, of each
-    author those of the latest `MAX_PER_AUTHOR` rounds and stages; evidence, which does not expire, of the first
-    `MAX_EVIDENCE` equivocations. A node that was away for long must hear where the others are, so far rounds are
-    taken; but where there is no room, a record makes room for one of a nearer round, or of a favoured author.
+    author those of the latest `MAX_PER_AUTHOR` rounds and stages, and of the bytes an eighth; evidence, which does not
+    expire, of the first `MAX_EVIDENCE` equivocations. A node that was away for long must hear where the others are, so
+    far rounds are taken; but where there is no room, a record makes room for one of a nearer round, one of whoever
+    holds most for one of who holds less, and any for a favoured author's.
     stages: those that are played. rounds: of the game; 0 for no end. favoured: authors that a stranger, who can make
     as many keys as he likes, can't crowd out.
     """
@@ -47,6 +52,9 @@ class Inbox:
     taken: set[Slot] = dataclasses.field(default_factory=set)
     evidence: dict[Slot, tuple[bytes, bytes]] = dataclasses.field(default_factory=dict)
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def __post_init__(self) -> None:
+        self._shelf = Shelf(self.records)  # through which alone they are changed
 
     def offer(self, raw: bytes, current_round: int) -> SignedRecord | None:
         """Checks and keeps a record. None, and a count under its cause, if it is not to be used."""
@@ -78,13 +86,9 @@ class Inbox:
                 self.evidence.setdefault(slot, (first.raw, signed.raw))
             self.taken.add(slot)  # neither of the two is learned from any more
             raise RecordError("equivocation", f"two records for round {record.round}, stage {record.stage!r}")
-        of_author = sorted((s for s in self.records if s[0] == record.author), key=lambda s: s[1:])
-        if len(of_author) >= MAX_PER_AUTHOR:
-            if slot[1:] < of_author[0][1:]:
-                raise RecordError("overflow", f"{MAX_PER_AUTHOR} later records of its author are held")
-            self._forget(of_author[0])
+        self._bound_author(slot, len(signed.raw))
         self._make_room(slot, len(signed.raw), current_round)
-        self.records[slot] = signed
+        self._shelf.put(slot, signed)
 
     def holds(self, signed: SignedRecord) -> bool:
         """Whether this very record is here."""
@@ -93,25 +97,52 @@ class Inbox:
 
     def authors(self, round_: int, stage: str) -> set[bytes]:
         """Who has spoken in this round and stage."""
-        return {author for author, r, s in self.records if r == round_ and s == stage}
+        return set(self._shelf.at(round_, stage))
+
+    def speakers(self) -> set[bytes]:
+        """Who has a record here."""
+        return set(self._shelf.authors())
 
     def latest_rounds(self) -> dict[bytes, int]:
         """The latest round each author has spoken in."""
-        latest: dict[bytes, int] = {}
-        for author, round_, _ in self.records:
-            latest[author] = max(round_, latest.get(author, round_))
-        return latest
+        return {author: self._shelf.last_of(author)[1] for author in self._shelf.authors()}
 
-    def take(self, round_: int, stage: str) -> list[SignedRecord]:
+    def latest_round(self, author: bytes, otherwise: int) -> int:
+        """That of one author; `otherwise` if there is none."""
+        return self._shelf.last_of(author)[1] if self._shelf.of_author(author)[0] else otherwise
+
+    def take(
+        self, round_: int, stage: str, wanted: Callable[[bytes], bool] = lambda author: True
+    ) -> list[SignedRecord]:
         """Hands over, once, all records up to a stage of a round, late ones too, in canonical order (content hash).
 
-        Those of later stages wait for theirs: which of them come before the others is chance.
+        Those of later stages wait for theirs: which of them come before the others is chance. wanted: whose; others'
+        stay. Of authors that are not favoured it is `MAX_UNKNOWN` at a time, as many authors as possible, the latest
+        first; which of them is drawn anew in each stage.
         """
         order = {stage: number for number, stage in enumerate(self.stages)}
         until = round_, order[stage]
-        slots = [slot for slot in self.records if (slot[1], order[slot[2]]) <= until and slot not in self.taken]
+        found = [
+            slot
+            for slot in self.records
+            if (slot[1], order[slot[2]]) <= until and slot not in self.taken and wanted(slot[0])
+        ]
+        slots = [slot for slot in found if slot[0] in self.favoured]
+        slots += self._some([slot for slot in found if slot[0] not in self.favoured], round_, stage, order)
         self.taken.update(slots)
         return sorted((self.records[slot] for slot in slots), key=lambda signed: signed.hash)
+
+    def _some(self, slots: list[Slot], round_: int, stage: str, order: dict[str, int]) -> list[Slot]:
+        """`MAX_UNKNOWN` of these at most: everybody's last before anyone's last but one."""
+        if len(slots) <= MAX_UNKNOWN:
+            return slots
+        behind: collections.Counter[bytes] = collections.Counter()
+        ranked = []
+        for slot in sorted(slots, key=lambda slot: (slot[1], order[slot[2]]), reverse=True):
+            rank = randomness.digest("pool", "read", self.owner, round_, stage, slot[0])
+            ranked.append((behind[slot[0]], rank, slot))
+            behind[slot[0]] += 1
+        return [slot for _, _, slot in sorted(ranked)[:MAX_UNKNOWN]]
 
     def expire(self, current_round: int) -> None:
         """Forgets rounds that nobody may send records of any more."""
@@ -121,7 +152,7 @@ class Inbox:
     def mark_taken(self, signed: SignedRecord) -> None:
         """Holds a record that was handed over before a restart, so that it is not handed over again."""
         slot = (signed.record.author, signed.record.round, signed.record.stage)
-        self.records[slot] = signed
+        self._shelf.put(slot, signed)
         self.taken.add(slot)
 
     def save(self) -> SavedInbox:
@@ -134,25 +165,57 @@ class Inbox:
 
     def restore(self, saved: SavedInbox) -> None:
         signed = [open_envelope(raw) for raw in saved.held]
-        self.records = {(s.record.author, s.record.round, s.record.stage): s for s in signed}
+        for slot in list(self.records):
+            self._shelf.drop(slot)
+        for one in signed:
+            self._shelf.put((one.record.author, one.record.round, one.record.stage), one)
         self.taken = set(saved.taken)
         self.evidence = {slot: (first, second) for slot, first, second in saved.evidence}
         self.counts = collections.Counter(saved.counts)
 
-    def _make_room(self, slot: Slot, size: int, current_round: int) -> None:
-        def burden(held: Slot) -> tuple[int, bool]:
-            return max(0, held[1] - current_round - 1), held[0] not in self.favoured
-
+    def _bound_author(self, slot: Slot, size: int) -> None:
+        """Makes room for an author's record among their own: the oldest go."""
+        shelf, author = self._shelf, slot[0]
         while True:
-            held_bytes = sum(len(held.raw) for held in self.records.values())
-            if len(self.records) < MAX_HELD and held_bytes + size <= MAX_HELD_BYTES:
+            number, held = shelf.of_author(author)
+            if number < MAX_PER_AUTHOR and (not number or held + size <= MAX_HELD_BYTES // AUTHOR_SHARE):
                 return
-            worst = max(self.records, key=burden)
-            if burden(slot) >= burden(worst):
-                raise RecordError("overflow", f"{len(self.records)} records, {held_bytes} bytes are held")
+            oldest = shelf.first_of(author)
+            if slot[1:] < oldest[1:]:
+                raise RecordError("overflow", f"{number} later records of its author, {held} bytes, are held")
+            self._forget(oldest)
+
+    def _make_room(self, slot: Slot, size: int, current_round: int) -> None:
+        shelf = self._shelf
+        while len(self.records) >= MAX_HELD or shelf.bytes + size > MAX_HELD_BYTES:
+            worst = self._worse(slot, size, current_round)
+            if worst is None:
+                raise RecordError("overflow", f"{len(self.records)} records, {shelf.bytes} bytes are held")
             self._forget(worst)
             self.counts["overflow"] += 1
 
+    def _worse(self, slot: Slot, size: int, current_round: int) -> Slot | None:
+        """A record that is to go before this one comes; None if this one is."""
+        author, round_, _ = slot
+        shelf, favoured = self._shelf, self.favoured
+        far = shelf.last_round()
+        if far > current_round + 1 and far >= round_:
+            stranger = next((held for held in shelf.in_round(far) if held[0] not in favoured), None)
+            if far > round_:
+                return stranger or next(iter(shelf.in_round(far)))
+            return stranger if author in favoured else None
+        if round_ > current_round + 1:
+            return None
+        if shelf.spared is not favoured:
+            shelf.spare(favoured)
+        heaviest = shelf.heaviest()
+        if heaviest is None:
+            return None
+        number, held = shelf.of_author(heaviest)
+        own_number, own_held = shelf.of_author(author)
+        heavier = (held, number) > (own_held + size, own_number + 1)
+        return shelf.first_of(heaviest) if author in favoured or heavier else None
+
     def _forget(self, slot: Slot) -> None:
-        del self.records[slot]
+        self._shelf.drop(slot)
         self.taken.discard(slot)

@@ -1,5 +1,6 @@
 """What a node can learn from: groups of completions it has scored itself."""
 
+import collections
 import dataclasses
 from collections.abc import Iterable
 
@@ -46,24 +47,34 @@ class Pool:
     capacity: int = 1024
 
     def add(self, groups: Iterable[ScoredGroup]) -> "Pool":
-        """With more groups; those without an advantage are left out, the oldest go when it is full."""
+        """With more groups; those without an advantage are left out.
+
+        When it is full, the oldest of whoever has most in it go: who sends many crowds out none but themselves.
+        """
         known = {group.slot: group for group in self.groups}
         known |= {group.slot: group for group in groups if group.has_advantage}
-        kept = [known[slot] for slot in sorted(known)]
-        return dataclasses.replace(self, groups=tuple(kept[max(0, len(kept) - self.capacity) :]))
+        newest = sorted(known.values(), key=lambda group: (-group.round, randomness.digest("pool", *group.slot)))
+        kept = sorted(_in_turns(newest)[: self.capacity], key=lambda group: group.slot)
+        return dataclasses.replace(self, groups=tuple(kept))
 
     def expire(self, oldest_round: int) -> "Pool":
         """Without groups from before `oldest_round`."""
         return dataclasses.replace(self, groups=tuple(g for g in self.groups if g.round >= oldest_round))
 
-    def draw(self, count: int, *fields: randomness.Field) -> tuple[list[ScoredGroup], "Pool"]:
-        """Up to `count` groups without replacement, and the pool without them.
+    def draw(self, count: int, *fields: randomness.Field, most: int | None = None) -> tuple[list[ScoredGroup], "Pool"]:
+        """Up to `count` groups without replacement, up to `most` of them of one author, and the pool without them.
 
-        The draw is a function of the *set* of groups and of `fields`: a group's rank is the hash of its slot with
-        them. Its content has no say, so an author cannot grind it, and rounding cannot change who is learned from.
+        Authors take turns: each gives a group before any gives another, so what an author offers, be it ever so much,
+        is drawn no oftener than what the others do. The draw is a function of the *set* of groups and of `fields`:
+        authors and each one's groups are ranked by a hash of what names them. What a group says has no part in it, so
+        nobody can grind it, and rounding cannot change who is learned from.
         """
-        ranked = sorted(self.groups, key=lambda group: randomness.digest("pool", *fields, *group.slot))
-        chosen = ranked[:count]
+
+        def rank(group: ScoredGroup) -> tuple[bytes, bytes]:
+            of_author = randomness.digest("pool", *fields, "author", group.author)
+            return of_author, randomness.digest("pool", *fields, *group.slot)
+
+        chosen = _in_turns(sorted(self.groups, key=rank), most)[:count]
         slots = {group.slot for group in chosen}
         rest = tuple(group for group in self.groups if group.slot not in slots)
         return chosen, dataclasses.replace(self, groups=rest)
@@ -75,3 +86,13 @@ class Pool:
     def from_bytes(cls, raw: bytes) -> "Pool":
         capacity, groups = msgspec.msgpack.decode(raw, type=tuple[int, tuple[ScoredGroup, ...]])
         return cls(groups, capacity)
+
+
+def _in_turns(groups: Iterable[ScoredGroup], most: int | None = None) -> list[ScoredGroup]:
+    """Everybody's first, then everybody's second, and so on up to `most`; otherwise in the order given."""
+    turns = collections.defaultdict[int, list[ScoredGroup]](list)
+    given = collections.Counter[bytes]()
+    for group in groups:
+        turns[given[group.author]].append(group)
+        given[group.author] += 1
+    return [group for turn in sorted(turns)[:most] for group in turns[turn]]

@@ -26,9 +26,9 @@ from msgspec import Meta
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
-from rlswarm_jax.identity import author_of
 from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES
 from rlswarm_jax.records.schema import STAGES, Hash, Name, RecordError
+from rlswarm_jax.swarm import addresses
 from rlswarm_jax.swarm.frames import MalformedError, read_frame
 from rlswarm_jax.swarm.host import Watch
 
@@ -39,7 +39,6 @@ STORE_BYTES = 64 << 20
 TIMEOUT = 5.0  # seconds a request may take
 ARRIVAL_TIMEOUT = 2.0  # seconds in which a request must come once its stream is open
 _PULLS, _SERVED = 4, 4  # from one peer, and requests of one peer, at the same time
-_HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
 
 Address = Annotated[str, Meta(max_length=256)]
 
@@ -95,25 +94,33 @@ class Store:
 
 def parse_address(text: str) -> PeerInfo | None:
     """The peer that an address names; None unless it is host, TCP port and the peer id of a secp256k1 key."""
+    found = addresses.read(text)
+    if found is None:
+        return None
     try:
-        address = Multiaddr(text)
-        names = [protocol.name for protocol in address.protocols()]
-        if len(names) != 3 or names[0] not in _HOSTS or names[1:] != ["tcp", "p2p"]:
-            return None
-        peer = ID.from_base58(str(address.value_for_protocol("p2p")))
-        if author_of(peer.to_bytes()) is None:
-            return None
-        return PeerInfo(peer, [address.decapsulate_code(421)])  # the code of /p2p
+        address = Multiaddr(text).decapsulate_code(421)  # the code of /p2p
+        return PeerInfo(ID.from_base58(found.peer_id), [address])
     except (MultiaddrError, ValueError, KeyError, LookupError):
         return None
 
 
-class _Requests(RequestResponse):
-    """The library's, reading much at once, counting what is too large, and serving each peer a few at a time."""
+def _as_text(address: Multiaddr, peer: ID) -> str:
+    """The address of a peer; empty if it can't be read: some bytes are an address that is no text."""
+    try:
+        return f"{address.decapsulate_code(421)}/p2p/{peer}"
+    except (MultiaddrError, ValueError, LookupError):
+        return ""
 
-    def __init__(self, host: IHost, watch: Watch):
+
+class Requests(RequestResponse):
+    """The library's, reading much at once, counting what is too large, and serving each peer a few at a time.
+
+    request_size: bytes that a request may have, by which it is told from a reply.
+    """
+
+    def __init__(self, host: IHost, watch: Watch, request_size: int):
         super().__init__(host)
-        self._watch = watch
+        self._watch, self._request_size = watch, request_size
         self._served: weakref.WeakValueDictionary[ID, trio.CapacityLimiter] = weakref.WeakValueDictionary()
 
     async def _handle_inbound(self, protocol_id: TProtocol, registration: Any, stream: INetStream) -> None:
@@ -122,7 +129,7 @@ class _Requests(RequestResponse):
             await super()._handle_inbound(protocol_id, registration, stream)
 
     async def _read_message(self, stream: INetStream, max_msg_size: int) -> bytes:
-        is_request = max_msg_size == _CONFIG.max_request_size
+        is_request = max_msg_size == self._request_size
         try:
             with trio.fail_after(ARRIVAL_TIMEOUT if is_request else TIMEOUT):
                 return await read_frame(stream, bytearray(), max_msg_size)
@@ -145,7 +152,7 @@ class Exchange:
         self._host, self._swarm, self._store, self._latest, self._watch = host, swarm, store, latest, watch
         # of each peer its own: one that never answers must not keep others waiting
         self._pulls: weakref.WeakValueDictionary[ID, trio.CapacityLimiter] = weakref.WeakValueDictionary()
-        self._requests = _Requests(host, watch)
+        self._requests = Requests(host, watch, _CONFIG.max_request_size)
         self._requests.set_handler(PROTOCOL, self._serve, BytesCodec(), _CONFIG)
 
     async def fetch(self, peer: ID, envelope_hash: bytes) -> bytes:
@@ -165,10 +172,10 @@ class Exchange:
     async def greet(self, peer: ID, known: Sequence[bytes]) -> tuple[list[bytes], list[PeerInfo]]:
         """The peer's latest records but for the `known`, and peers it is connected with.
 
-        Raises RecordError("unavailable").
+        A stranger has no names looked up here: only addresses of numbers are taken. Raises RecordError("unavailable").
         """
         reply = await self._ask(peer, Request(self._swarm, None, list(known)))
-        found = [parse_address(text) for text in reply.addresses]
+        found = [parse_address(text) for text in reply.addresses if text.startswith("/ip")]
         return reply.records, [info for info in found if info and info.peer_id != self._host.get_id()]
 
     async def _ask(self, peer: ID, request: Request) -> Reply:
@@ -219,7 +226,7 @@ class Exchange:
             if peer == asker or not store.has_peer(peer):
                 continue
             for address in store.peer_info(peer).addrs[:MAX_PEER_ADDRESSES]:
-                text = f"{address.decapsulate_code(421)}/p2p/{peer}"
+                text = _as_text(address, peer)
                 if parse_address(text) and len(text) <= 256:
                     found.append(text)
         return found[:MAX_ADDRESSES]

@@ -11,13 +11,14 @@ import ipaddress
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES, SignedRecord
 from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.swarm.memory import Memory
 from rlswarm_jax.swarm.transport import NetworkError
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Gossip:
     """A `Transport` over libp2p. `on_record` and `on_peers` are called on the network's thread: be quick there.
 
     on_record: takes each record once, and returns whether it is kept; one that is not may come again.
+    memory: in which the port, where the config names none, and good peers stay for the next start. trusts: whether an
+    author is no stranger; what strangers may send is bounded in sum, too.
     """
 
     def __init__(
@@ -76,13 +79,18 @@ class Gossip:
         config: GossipConfig,
         on_record: Callable[[SignedRecord], bool],
         on_peers: Callable[[frozenset[bytes]], None] = lambda peers: None,
+        memory: Memory | None = None,
+        trusts: Callable[[bytes], bool] = lambda author: False,
     ):
-        self.identity, self.config, self.on_record = identity, config, on_record
+        self.identity, self.config, self.on_record, self.trusts = identity, config, on_record, trusts
         self._on_peers = on_peers
         self.latest: collections.deque[bytes] = collections.deque(maxlen=len(STAGES))
         self.outbox: collections.deque[bytes] = collections.deque()
         self.asked: set[bytes] = set()
-        self.port = config.port  # the one that was given, so that a restart keeps it
+        self.memory = memory or Memory(None)
+        self.port = config.port or self.memory.port  # the one that was given, so that a restart keeps it
+        self.started = False  # it has listened, so that the port is its own
+        self.rules: Mapping[str, str] | None = None  # by which this node plays, once it knows
         self._connected: frozenset[bytes] = frozenset()
         self._counts: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
@@ -123,6 +131,11 @@ class Gossip:
         with self._lock:
             self.asked.update(authors)
         self._wake()
+
+    def tell_rules(self, rules: Mapping[str, str]) -> None:
+        """By which this node plays: peers are asked for theirs, and whoever plays by others is named in the log."""
+        self.rules = rules
+        self._in_trio(lambda session: session.changed())
 
     def connected(self) -> frozenset[bytes]:
         """Authors of the peers that are connected now and take part in this swarm."""
@@ -211,7 +224,7 @@ class Gossip:
             self._token = trio.lowlevel.current_trio_token()
 
             def listening(addresses: list[str]) -> None:
-                self.port = int(addresses[0].split("/tcp/")[1].split("/")[0])
+                self.port, self.started = int(addresses[0].split("/tcp/")[1].split("/")[0]), True
                 if not started.done():
                     started.set_result(addresses)
                 if self._closing.is_set():  # close() came before there was anything to stop

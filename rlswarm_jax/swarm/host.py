@@ -13,10 +13,14 @@ from typing import Protocol, SupportsIndex
 
 import trio
 from libp2p import create_yamux_muxer_option, new_host
-from libp2p.abc import IHost, IMuxedConn, INetConn, INetStream, IRawConnection
+from libp2p.abc import IHost, IMuxedConn, INetConn, INetStream, IPeerStore, IRawConnection
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.secp256k1 import Secp256k1PrivateKey
 from libp2p.crypto.x25519 import create_new_key_pair
+from libp2p.host import basic_host
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.identity.identify_push import identify_push
+from libp2p.identity.update import update_peerstore_from_identify
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection import swarm_connection
@@ -29,15 +33,19 @@ from libp2p.stream_muxer.yamux.yamux import DEFAULT_WINDOW_SIZE
 from libp2p.transport.tcp.tcp import TCP, TCPListener
 from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
 
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.envelope import SignedRecord
+from rlswarm_jax.swarm.limits import Buckets, Door
 from rlswarm_jax.swarm.transport import NetworkError
 
 log = logging.getLogger("rlswarm_jax.network")
 
 DIAL_TIMEOUT = 5.0  # seconds
 MAX_STREAMS = 64  # that one peer may have open
+STREAM_RATE = 20.0  # that one peer may open a second
+MAX_LISTEN, MAX_PROTOCOLS = 8, 64  # addresses and protocols that a peer may say it has
 
 
 class Watch(Protocol):
@@ -47,6 +55,7 @@ class Watch(Protocol):
     def offend(self, peer: ID, name: str) -> None: ...
     def refuses(self, peer: ID) -> bool: ...
     def allows(self, peer: ID) -> bool: ...
+    def trusts(self, peer: ID) -> bool: ...
     def disconnect(self, peer: ID) -> None: ...
     def changed(self) -> None: ...
     def heard(self, peer: ID) -> None: ...
@@ -93,6 +102,7 @@ def _with_interfaces(addresses: list[Multiaddr]) -> list[Multiaddr]:
 def make_host(identity: Identity, max_connections: int) -> IHost:
     """TCP, noise and yamux only, and no opinion of its own about whom to connect with."""
     yamux.MAX_WINDOW_SIZE = DEFAULT_WINDOW_SIZE  # it would read a frame of 16 MiB, whatever the window
+    basic_host.update_peerstore_from_identify = identify_push.update_peerstore_from_identify = _note_identity
     private = Secp256k1PrivateKey.from_bytes(identity.expose_secret())
     keys = KeyPair(private, private.get_public_key())
     host = new_host(
@@ -121,15 +131,33 @@ def make_host(identity: Identity, max_connections: int) -> IHost:
 async def _do_nothing() -> None: ...
 
 
+async def _note_identity(store: IPeerStore, peer: ID, said: Identify) -> None:
+    """What a peer says of itself, without addresses beyond what anyone has, and those that nobody can read."""
+    addresses = [raw for raw in said.listen_addrs[:MAX_LISTEN] if _readable(raw)]
+    del said.listen_addrs[:], said.protocols[MAX_PROTOCOLS:]
+    said.listen_addrs.extend(addresses)
+    said.ClearField("signedPeerRecord")  # its addresses are as many as it likes
+    await update_peerstore_from_identify(store, peer, said)
+
+
+def _readable(raw: bytes) -> bool:
+    try:
+        return len(raw) <= 256 and bool(str(Multiaddr(raw)))
+    except (MultiaddrError, ValueError, LookupError):
+        return False
+
+
 def contain(host: IHost, watch: Watch) -> None:
     """Wraps the places where what a peer does would raise into the library's own tasks, and so end the whole host."""
     network = host.get_network()
     handle, add, open_stream = host._swarm_stream_handler, network.add_conn, network.new_stream
+    upgrade, most = network.upgrade_inbound_raw_conn, network.connection_config.max_connections
     streams: collections.Counter[ID] = collections.Counter()
+    opened, door = Buckets(STREAM_RATE, burst=5 * STREAM_RATE), Door(half_open=max(1, most // 4))
 
     async def handle_stream(stream: INetStream) -> None:
         peer = stream.muxed_conn.peer_id
-        if watch.refuses(peer) or streams[peer] >= MAX_STREAMS:
+        if watch.refuses(peer) or streams[peer] >= MAX_STREAMS or not opened.take(peer.to_bytes()):
             watch.count("network/refused")
             return await stream.reset()
         streams[peer] += 1
@@ -168,6 +196,17 @@ def contain(host: IHost, watch: Watch) -> None:
         connection.start = run_connection
         return await add(connection, direction)
 
+    async def let_in(raw: IRawConnection, address: Multiaddr) -> IMuxedConn:
+        found = raw.get_remote_address()
+        if not door.opens((found[0] if found else "").encode()):
+            watch.count("network/refused")
+            raise SwarmException("too many come in from there")
+        with door.entering():
+            return await upgrade(raw, address)
+        watch.count("network/half open")
+        raise SwarmException("others have begun to come in since, and it has said nothing")
+
+    network.upgrade_inbound_raw_conn = let_in
     network.set_stream_handler(handle_stream)
     network.add_conn = add_connection
     network.new_stream = new_stream

@@ -2,6 +2,10 @@
 
 import collections
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
 
 _SEEN_SECONDS, _MAX_SEEN = 120.0, 65_536
 _MAX_KEYS = 4096
@@ -14,14 +18,15 @@ class Buckets:
         self._rate, self._burst, self._max_keys = rate, 2 * rate if burst is None else burst, max_keys
         self._levels: collections.OrderedDict[bytes, tuple[float, float]] = collections.OrderedDict()
 
-    def take(self, key: bytes) -> bool:
-        now = time.monotonic()
+    def take(self, key: bytes, cost: float = 1.0) -> bool:
+        """Whether there is enough for that, which is then taken; of more than a whole burst, a burst is enough."""
+        now, cost = time.monotonic(), min(cost, self._burst)
         level, at = self._levels.pop(key, (self._burst, now))
         level = min(self._burst, level + (now - at) * self._rate)
-        self._levels[key] = (max(level - 1, 0.0) if level >= 1 else level, now)
+        self._levels[key] = (level - cost if level >= cost else level, now)
         if len(self._levels) > self._max_keys:
             self._levels.popitem(last=False)
-        return level >= 1
+        return level >= cost
 
 
 class Seen:
@@ -65,3 +70,31 @@ class Offences:
 
     def refused(self, peer: bytes) -> bool:
         return self._refused.get(peer, 0.0) > time.monotonic()
+
+
+class Door:
+    """How many may be about to come in. A handshake costs the host far more than opening a connection costs a stranger.
+
+    So many begin in a second, from one address and in all; of those that have begun and say nothing, the oldest makes
+    room for the newest.
+    """
+
+    def __init__(self, of_address: float = 4.0, in_all: float = 16.0, half_open: int = 16):
+        self._addresses, self._all = Buckets(of_address, burst=16 * of_address), Buckets(in_all, burst=8 * in_all)
+        self._half_open, self._scopes = half_open, collections.OrderedDict[int, trio.CancelScope]()
+
+    def opens(self, address: bytes) -> bool:
+        """Whether one from there may begin."""
+        return self._addresses.take(address) and self._all.take(b"")
+
+    @contextmanager
+    def entering(self) -> Iterator[trio.CancelScope]:
+        """The handshake of one, which is cancelled if too many others begin meanwhile."""
+        with trio.CancelScope() as scope:
+            self._scopes[id(scope)] = scope
+            if len(self._scopes) > self._half_open:
+                self._scopes.popitem(last=False)[1].cancel()
+            try:
+                yield scope
+            finally:
+                self._scopes.pop(id(scope), None)

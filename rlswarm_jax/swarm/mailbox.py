@@ -2,22 +2,30 @@
 
 import collections
 import threading
+import time
 from collections.abc import Collection
 
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.inbox import Inbox
-
-MAX_STRIKES = 1024  # authors whose silences are remembered
+from rlswarm_jax.records.shelf import Slot
+from rlswarm_jax.swarm.waiting import EARN, VOTING, Company, quorum_time, stage_end, still_to_speak
 
 
 class Mailbox:
     """The inbox of a live node, whom its stages wait for, and whose rounds it follows.
 
     named: peers that are known before they come, those of a local swarm. bootnodes: peers this node was told to join.
+    members: authors that are registered with the chain's coordinator; None where that is not known. Where it is, only
+    they and the named are waited for, and only their records are handed over: others' stay, they may become members.
 
-    Waited for are the named, and connected peers that have spoken, until they disconnect or let a deadline pass. Who
-    has let n deadlines pass must speak in n rounds, while they are played, before it is waited for again. (Keys are
-    free, so someone who makes many can still hold up a stage with each.)
+    Waited for are the named, and connected peers that have earned it (see `waiting.Company`), until they disconnect or
+    are late. A stage ends as `waiting.stage_end` says, by those of standing; but for a named peer that has never
+    spoken, which is still to start, it waits until the deadline.
+
+    Without a chain keys are free. Whoever makes many can hold up a stage for its grace with each that has spoken in
+    `EARN` rounds, and until the deadline only with a third of those that have been there half as long as the longest;
+    and each that did must speak in more rounds than before. A node that was told of nobody, or finds none of them,
+    follows those of standing; in its first `EARN` rounds, most of all that it is connected with.
 
     Hold `changed` to look at the inbox or to change it; it is notified when records or peers come or go. round: the
     one being played; records from too far behind it are refused.
@@ -27,11 +35,15 @@ class Mailbox:
         self.inbox = inbox
         self.named, self.bootnodes = (frozenset(authors) - {inbox.owner} for authors in (named, bootnodes))
         self.round = 0
+        self.members: frozenset[bytes] | None = None
         self.connected: frozenset[bytes] = frozenset()
         self.changed = threading.Condition()
+        self._company = Company(self.named | self.bootnodes)
         self._awaited = set(self.named)
+        self._starting = set(self.named)
         self._spoken: frozenset[bytes] = frozenset()  # who has, of those that are connected
-        self._strikes: collections.OrderedDict[bytes, tuple[int, int]] = collections.OrderedDict()
+        self._arrived: dict[Slot, float] = {}  # on the monotonic clock
+        self._rounds: set[int] = set()  # the first that were played since this node's start
         self._counts: collections.Counter[str] = collections.Counter()
         inbox.favoured = self.named | self.bootnodes
 
@@ -39,15 +51,22 @@ class Mailbox:
 
     def on_record(self, signed: SignedRecord) -> bool:
         """Takes a record whose form and signature were checked; whether it is here now."""
+        record = signed.record
         with self.changed:
             if self.inbox.holds(signed):
                 self._counts["records/again"] += 1  # re-sent after a restart, or asked for
                 return True
             if self.inbox.offer(signed.raw, self.round) is None:
                 return False
-            self._spoken |= {signed.record.author} & self.connected
-            first = signed.record.stage == self.inbox.stages[0]
-            self._note(signed.record.author, in_time=first and signed.record.round >= self.round)
+            self._arrived[record.author, record.round, record.stage] = time.monotonic()
+            self._spoken |= {record.author} & self.connected
+            self._starting.discard(record.author)
+            # one heard through others comes when it comes
+            if record.author in self.connected | self.named and self._company.spoke(
+                record.author, record.round, self.round
+            ):
+                self._awaited.add(record.author)
+                self._favour()
             self.changed.notify_all()
             return True
 
@@ -56,20 +75,18 @@ class Mailbox:
         with self.changed:
             self._awaited -= self.connected - connected
             self.connected = connected
-            self._spoken = connected & (self._spoken | self.inbox.latest_rounds().keys())
-            self.inbox.favoured = self.named | self.bootnodes | connected
+            self._spoken = connected & (self._spoken | self.inbox.speakers())
+            self._favour()
             self.changed.notify_all()
 
-    def _note(self, author: bytes, in_time: bool) -> None:
-        """Whether to wait for an author from now on, who has just spoken."""
-        if author not in self.connected | self.named:
-            return  # heard through others: it comes when it comes
-        strikes, owed = self._strikes.get(author, (0, 0))
-        if owed and in_time:
-            owed -= 1
-            self._strikes[author] = (strikes, owed)
-        if not owed:
-            self._awaited.add(author)
+    def trusts(self, author: bytes) -> bool:
+        """Whether one is no stranger."""
+        return author in self.inbox.favoured
+
+    def _favour(self) -> None:
+        favoured = self.named | self.bootnodes | {a for a in self.connected if self._company.earned(a)}
+        if favoured != self.inbox.favoured:
+            self.inbox.favoured = favoured
 
     # --- called by the round's thread
 
@@ -78,42 +95,87 @@ class Mailbox:
         """Whether the peers that this node was told of are there: all that are named, any of the bootnodes' swarm."""
         return self.named <= self.connected and (bool(self.connected) or not self.bootnodes)
 
+    def is_peer(self, author: bytes) -> bool:
+        """Whether one is waited for, shown and learned from at all."""
+        return self.members is None or author in self.members or author in self.named
+
     def voters(self) -> frozenset[bytes]:
-        """Whose rounds this node follows: the connected ones of those it was told of, else who has spoken to it."""
-        told = (self.named | self.bootnodes) & self.connected
-        return told or self._spoken
+        """Whose rounds this node follows: the connected ones of those it was told of, else those of standing."""
+        if told := (self.named | self.bootnodes) & self.connected:
+            return told
+        peers = {author for author in self._spoken if self.is_peer(author)}
+        if standing := self._company.seasoned(peers, at_most=VOTING):
+            return frozenset(standing)
+        return frozenset(peers) if len(self._rounds) <= EARN else frozenset()
 
     def authors(self) -> list[bytes]:
         """Everybody this node was told of, then those it is connected with, then those it has heard."""
         with self.changed:
-            in_order = (self.named | self.bootnodes, self.connected, self.inbox.latest_rounds())
+            in_order = (self.named | self.bootnodes, self.connected, self.inbox.speakers())
             return list(dict.fromkeys(author for authors in in_order for author in sorted(authors)))
 
     def latest_rounds(self) -> dict[bytes, int]:
         """The latest round of each voter that has spoken."""
-        voters = self.voters()
-        return {author: round_ for author, round_ in self.inbox.latest_rounds().items() if author in voters}
+        latest = {author: self.inbox.latest_round(author, -1) for author in self.voters()}
+        return {author: round_ for author, round_ in latest.items() if round_ >= 0}
 
     def missing(self, round_: int, stage: str) -> set[bytes]:
         """Who is still to speak in a stage; one that has spoken in a later round will not."""
-        found = self._awaited - self.inbox.authors(round_, stage)
-        latest = self.inbox.latest_rounds()
-        return {author for author in found if latest.get(author, round_) <= round_}
+        return still_to_speak(filter(self.is_peer, self._awaited), self.inbox, round_, stage)
+
+    def stage_end(self, round_: int, stage: str, began: float, spoke: float, deadline: float) -> float:
+        """When a stage ends if nobody says any more; all on the monotonic clock but `deadline`, seconds from `spoke`.
+
+        began: when this node began to work on the stage. spoke: when it had done.
+        """
+        if deadline and self.missing(round_, stage) & self._starting:
+            return spoke + deadline
+        spoken, awaited = self._of_standing(round_, stage, began)
+        return began + stage_end(spoke - began, spoken, awaited, deadline)
+
+    def close_stage(self, round_: int, stage: str, began: float, spoke: float, deadline: float) -> set[bytes]:
+        """Ends a stage: waits no more for those that have drawn it out or not spoken; returns the latter.
+
+        Arguments as for `stage_end`.
+        """
+        self._rounds |= {round_} if len(self._rounds) <= EARN else set()
+        missing = self.missing(round_, stage)
+        if deadline:
+            quorum = quorum_time(spoke - began, *self._of_standing(round_, stage, began))
+            self._awaited -= self._company.heard(self._times(round_, stage, began), quorum)
+        self.give_up(missing)
+        self._arrived = {slot: at for slot, at in self._arrived.items() if slot in self.inbox.records}
+        return missing
+
+    def _times(self, round_: int, stage: str, began: float) -> dict[bytes, float]:
+        """When those who are waited for spoke in a stage, in seconds from its begin; 0 for all that came before."""
+        speakers = filter(self.is_peer, self._awaited & self.inbox.authors(round_, stage))
+        slots = {author: (author, round_, stage) for author in speakers}
+        return {author: max(0.0, self._arrived.get(slot, began) - began) for author, slot in slots.items()}
+
+    def _of_standing(self, round_: int, stage: str, began: float) -> tuple[list[float], int]:
+        """Of those that make a quorum: when they spoke in a stage, as far as they have; and how many they are."""
+        missing, times = self.missing(round_, stage), self._times(round_, stage, began)
+        standing = self._company.seasoned(missing | times.keys())
+        return [time for author, time in times.items() if author in standing], len(standing)
+
+    def take(self, round_: int, stage: str) -> list[SignedRecord]:
+        """Hands over the peers' records up to a stage of a round, once, as `Inbox.take` does."""
+        return self.inbox.take(round_, stage, self.is_peer)
 
     def behind(self, round_: int) -> set[bytes]:
-        """Peers that have not come to a round yet: the named ones, and of the others those that are still here."""
-        latest = self.inbox.latest_rounds()
-        return {a for a in self.named | (self._awaited & self.connected) if latest.get(a, -1) < round_}
+        """Peers that have not come to a round yet: the named, and of the others those that are here, unless late."""
+        here = {author for author in self._spoken if self.is_peer(author) and not self._company.is_late(author)}
+        return {author for author in self.named | here if self.inbox.latest_round(author, -1) < round_}
 
     def give_up(self, authors: Collection[bytes]) -> None:
-        """Waits no more for these: they have let a deadline pass."""
-        for author in authors:
-            strikes = self._strikes.pop(author, (0, 0))[0] + 1
-            self._strikes[author] = (strikes, strikes)
-        while len(self._strikes) > MAX_STRIKES:
-            self._strikes.popitem(last=False)
+        """Waits no more for these: they were late."""
+        self._company.late(authors)
         self._awaited -= set(authors)
-        self._counts["peers/given_up"] += len(authors)
+        self._starting -= set(authors)
+        if authors:
+            self._counts["peers/given_up"] += len(authors)
+            self._favour()
 
     def take_counts(self) -> collections.Counter[str]:
         """What was counted since the last call."""

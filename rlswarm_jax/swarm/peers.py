@@ -4,49 +4,99 @@ Imports libp2p, which takes seconds: import it where the network is started.
 """
 
 import collections
+import itertools
 import random
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import trio
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from rlswarm_jax.swarm.exchange import MAX_PEER_ADDRESSES, parse_address
+from rlswarm_jax.swarm import addresses
+from rlswarm_jax.swarm.addresses import NodeAddress
+from rlswarm_jax.swarm.exchange import MAX_PEER_ADDRESSES
 from rlswarm_jax.swarm.limits import Buckets
+from rlswarm_jax.swarm.memory import MAX_KEPT
 from rlswarm_jax.swarm.transport import NetworkError
 
 _MAX_PEERS = 256
 _HINTS_A_MINUTE = 32  # new addresses that one peer may tell
 _FIRST_WAIT, _MAX_WAIT = 0.5, 30.0  # seconds
 _NEWS_SECONDS = 3.0  # out of reach before anyone is told: nodes that start together take a moment to listen
-_LAST_WAIT = 8.0  # after which a peer that others told us of is forgotten; a bootnode never is
+_LAST_WAIT = 8.0  # after which a peer that others told us of is forgotten; a bootnode or one that was kept never is
+_LOOKUPS = trio.CapacityLimiter(8)  # threads: the system's resolver may take its time
+
+
+Place = Multiaddr | NodeAddress  # the latter for a name, which the library may not take, and resolves in its own way
+
+
+async def look_up(place: Place) -> list[Multiaddr]:
+    """What a place stands for now: a name's addresses change. Raises UnknownNameError."""
+    if isinstance(place, Multiaddr):
+        return [place]
+    with trio.move_on_after(addresses.LOOKUP_SECONDS):
+        texts = await trio.to_thread.run_sync(addresses.resolve, place, abandon_on_cancel=True, limiter=_LOOKUPS)
+        return [Multiaddr(text) for text in texts]
+    raise addresses.UnknownNameError(f"the name {place.host} was not resolved in {addresses.LOOKUP_SECONDS:.0f} s")
 
 
 class AddressBook:
-    """bootnodes: multiaddrs by peer. Whatever peers told us is a hint: dialling proves the key."""
+    """bootnodes: multiaddrs by peer. kept: peers that were there, by peer id with their addresses, the latest last.
 
-    def __init__(self, bootnodes: Iterable[str], me: ID):
+    Whatever peers told us is a hint: dialling proves the key.
+    """
+
+    def __init__(self, bootnodes: Iterable[str], me: ID, kept: Mapping[str, Sequence[str]] | None = None):
         self.bootnodes: dict[ID, str] = {}
-        self._addresses: collections.OrderedDict[ID, list[Multiaddr]] = collections.OrderedDict()
+        self._addresses: collections.OrderedDict[ID, list[Place]] = collections.OrderedDict()
         self._waits: dict[ID, tuple[float, float]] = {}  # when to dial again, and how long to wait after that
         self._unreachable: set[ID] = set()
         self._reached: dict[ID, float] = {}  # when, of bootnodes
         self._made = time.monotonic()
         self._worked: set[ID] = set()  # dialled with success: their first address is the one
         self._hints = Buckets(_HINTS_A_MINUTE / 60, burst=_HINTS_A_MINUTE)
+        self._kept: dict[ID, None] = {}
         for text in bootnodes:
-            info = parse_address(text)
-            if info is None:
+            if (place := addresses.read(text)) is None:
                 raise NetworkError(
-                    f"the bootnode {text!r} is not an address like /ip4/1.2.3.4/tcp/4001/p2p/16Uiu2...; "
+                    f"the bootnode {text!r} is not an address like /ip4/1.2.3.4/tcp/4001/p2p/16Uiu2... or "
+                    "/dns4/example.org/tcp/4001/p2p/16Uiu2...; "
                     "correct config.swarm.bootnodes."
                 )
-            if info.peer_id != me:
-                self.bootnodes[info.peer_id] = text
-                self._addresses.setdefault(info.peer_id, []).extend(info.addrs)
+            if (peer := ID.from_base58(place.peer_id)) != me:
+                self.bootnodes[peer] = text
+                self._addresses.setdefault(peer, []).append(_place(place))
+        for place in filter(None, map(addresses.read, itertools.chain(*(kept or {}).values()))):
+            if (peer := ID.from_base58(place.peer_id)) != me and peer not in self.bootnodes:
+                self._kept[peer] = None
+                self._addresses.setdefault(peer, []).append(_place(place))
 
-    def addresses(self, peer: ID) -> list[Multiaddr]:
+    def keep(self, peer: ID, told: Iterable[Multiaddr], present: Collection[ID]) -> None:
+        """Remembers a peer that has been there for a while: who has left longest ago makes room, nobody present.
+
+        told: where it says that it listens.
+        """
+        known = self._addresses.setdefault(peer, [])
+        known += [address for address in told if address not in known]
+        del known[MAX_PEER_ADDRESSES:]
+        self._kept.pop(peer, None)
+        if not known:
+            return self._forget(peer)
+        if len(self._kept) >= MAX_KEPT:
+            gone = next((one for one in self._kept if one not in present), None)
+            if gone is None:
+                return
+            del self._kept[gone]
+        self._kept[peer] = None
+
+    @property
+    def kept(self) -> dict[str, list[str]]:
+        """Addresses by peer id, whoever came last at the end."""
+        return {str(peer): [_text(place, peer) for place in self.addresses(peer)] for peer in self._kept}
+
+    def addresses(self, peer: ID) -> list[Place]:
         return self._addresses.get(peer, [])[:MAX_PEER_ADDRESSES]
 
     def learn(self, infos: Iterable[PeerInfo], source: bytes) -> None:
@@ -64,7 +114,8 @@ class AddressBook:
             self._addresses.move_to_end(info.peer_id)
         while len(self._addresses) > _MAX_PEERS:
             # the oldest of those that never worked; there is one, as all that is new has yet to
-            self._forget(next(p for p in self._addresses if p not in self.bootnodes and p not in self._worked))
+            lasting = self.bootnodes.keys() | self._worked | self._kept.keys()
+            self._forget(next(p for p in self._addresses if p not in lasting))
 
     def due(self, number: int, excluded: Collection[ID]) -> list[ID]:
         """All bootnodes that are to be dialled now, and up to `number` others, first those that worked before."""
@@ -72,10 +123,10 @@ class AddressBook:
         ready = [p for p in self._addresses if p not in excluded and self._waits.get(p, (0.0, 0.0))[0] <= now]
         others = [peer for peer in ready if peer not in self.bootnodes]
         random.shuffle(others)
-        others.sort(key=lambda peer: peer not in self._worked)
+        others.sort(key=lambda peer: peer not in self._worked and peer not in self._kept)
         return [peer for peer in ready if peer in self.bootnodes] + others[: max(number, 0)]
 
-    def reached(self, peer: ID, address: Multiaddr) -> bool:
+    def reached(self, peer: ID, address: Place) -> bool:
         """Notes where a peer was reached. Returns whether this is news of a bootnode that could not be before."""
         if peer in self._addresses:  # not crowded out meanwhile
             self._addresses[peer] = [address, *(a for a in self._addresses[peer] if a != address)]
@@ -92,7 +143,7 @@ class AddressBook:
         now, (_, wait) = time.monotonic(), self._waits.get(peer, (0.0, _FIRST_WAIT))
         self._waits[peer] = (now + wait * random.uniform(0.75, 1.25), min(2 * wait, _MAX_WAIT))
         if peer not in self.bootnodes:
-            if wait >= _LAST_WAIT:
+            if wait >= _LAST_WAIT and peer not in self._kept:
                 self._forget(peer)
             return False
         news = now - self._reached.get(peer, self._made) >= _NEWS_SECONDS and peer not in self._unreachable
@@ -104,3 +155,11 @@ class AddressBook:
         self._addresses.pop(peer, None)
         self._worked.discard(peer)
         self._waits.pop(peer, None)
+
+
+def _place(address: NodeAddress) -> Place:
+    return address if address.is_name else Multiaddr(address.text).decapsulate_code(421)  # the code of /p2p
+
+
+def _text(place: Place, peer: ID) -> str:
+    return place.text if isinstance(place, NodeAddress) else f"{place}/p2p/{peer}"

@@ -34,6 +34,7 @@ _BATCH_BYTES = 1 << 16
 _PATIENCE = 1.0  # seconds to wait for another peer's copy of a record
 _MAX_PULLS = 32  # waiting, of one peer's announcements
 _MAX_RELAYS = 4096  # waiting to be forwarded
+_BYTES, _STRANGERS_BYTES = 2 << 20, 2 << 20  # a second: of one peer, and of all that are strangers
 
 
 class RecordPubsub(Pubsub):
@@ -58,6 +59,10 @@ class RecordPubsub(Pubsub):
         self.writing = 0  # frames taken from a queue and not handed to their stream yet
         self._authors, self._forwarders = Buckets(author_rate), Buckets(peer_rate)
         self._repeated, self._frames = Buckets(author_rate / 4), Buckets(4 * peer_rate)
+        self._bytes, self._strangers_bytes = (
+            Buckets(_BYTES, 8 * _BYTES),
+            Buckets(_STRANGERS_BYTES, 8 * _STRANGERS_BYTES),
+        )
         self._registering: set[ID] = set()
         self._reading: dict[ID, list[trio.CancelScope]] = {}  # each stream's, oldest first
         self._subscribed: dict[ID, set[INetStream]] = {}  # who, and the streams on which it said so
@@ -177,6 +182,7 @@ class RecordPubsub(Pubsub):
         self.watch.heard(peer)
         self.watch.count("network/bytes_in", len(frame))
         await self._wait_for_turn(peer)
+        await self._wait_for_bytes(peer, len(frame))
         rpc = rpc_pb2.RPC()
         try:
             rpc.ParseFromString(frame)
@@ -207,6 +213,13 @@ class RecordPubsub(Pubsub):
     async def _wait_for_turn(self, peer: ID) -> None:
         """One token for each frame and each message, copies too: a flood waits in its sender's buffers."""
         while not self._frames.take(peer.to_bytes()):
+            await trio.sleep(0.05)
+
+    async def _wait_for_bytes(self, peer: ID, number: int) -> None:
+        """Reading costs, however little is read out of it; strangers, who may be many, share what they may send."""
+        while not self._bytes.take(peer.to_bytes(), number):
+            await trio.sleep(0.05)
+        while not self.watch.trusts(peer) and not self._strangers_bytes.take(b"", number):
             await trio.sleep(0.05)
 
     async def _push_announced(self, peer: ID, message: rpc_pb2.Message) -> None:
@@ -302,6 +315,7 @@ class RecordPubsub(Pubsub):
                 return None
         pulled = self._pulling.setdefault(announced.hash, trio.Event())
         try:
+            await self._wait_for_bytes(forwarder, announced.size)
             raw = await self.watch.fetch(forwarder, announced.hash)
         finally:
             pulled.set()

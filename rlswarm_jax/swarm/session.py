@@ -7,6 +7,7 @@ import collections
 import contextlib
 import hashlib
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -21,11 +22,14 @@ from multiaddr import Multiaddr
 from rlswarm_jax.identity import author_of, peer_id
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import RecordError
-from rlswarm_jax.swarm.exchange import MAX_LATEST, Exchange, Store
+from rlswarm_jax.swarm.addresses import UnknownNameError
+from rlswarm_jax.swarm.exchange import MAX_LATEST, MAX_PEER_ADDRESSES, Exchange, Store, parse_address
 from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, check_record
+from rlswarm_jax.swarm.greeting import AGAIN, Greeting
 from rlswarm_jax.swarm.host import DIAL_TIMEOUT, check_port, contain, hang_up, listen_address, make_host
 from rlswarm_jax.swarm.limits import Buckets, Offences
-from rlswarm_jax.swarm.peers import AddressBook
+from rlswarm_jax.swarm.peers import AddressBook, Place, look_up
+from rlswarm_jax.swarm.presence import Presence
 from rlswarm_jax.swarm.pubsub import RecordPubsub
 from rlswarm_jax.swarm.transport import NetworkError
 
@@ -63,20 +67,22 @@ class Session:
         self._requests = Buckets(self._config.max_messages_per_second / 8)  # a reply can be a megabyte
         self._delivered: dict[bytes, None] = {}  # SHA-256 of envelopes, oldest first
         self._latest: dict[bytes, collections.deque[bytes]] = {}  # author: the last of them
-        self._book = AddressBook(self._config.bootnodes, ID.from_base58(gossip.identity.peer_id))
+        self._asked: dict[ID, float] = {}  # for its rules: when to ask again
+        me = ID.from_base58(gossip.identity.peer_id)
+        self._book = AddressBook(self._config.bootnodes, me, gossip.memory.peers)
+        self._presence = Presence(self._book, gossip.memory, self._listening)
         self._host = make_host(gossip.identity, self._config.max_connections)
         contain(self._host, self)
         rates = (self._config.max_records_per_second, self._config.max_messages_per_second)
         self._pubsub = RecordPubsub(self._host, self._config.swarm, self, *rates, self._config.jitter)
         self._exchange = Exchange(self._host, self._config.swarm, store, lambda: list(gossip.latest), self)
+        self._greeting_of_rules = Greeting(self._host, lambda: gossip.rules, self._book.bootnodes, self)
 
     # --- the run
 
     async def run(self, started: Callable[[list[str]], None]) -> None:
         """Until `stop`. Raises NetworkError if it cannot listen."""
-        port = self._gossip.port
-        listen = listen_address(self._config.host, port)
-        check_port(self._config.host, port)
+        listen = listen_address(self._config.host, self._free_port())
         router, records = self._pubsub.router, self._pubsub
         with self._scope:
             async with trio.open_nursery() as self._nursery:
@@ -90,6 +96,7 @@ class Session:
                         async with trio.open_nursery() as nursery:
                             nursery.start_soon(self._send)
                             nursery.start_soon(self._maintain)
+                            self._presence.listens(addresses[0])
                             started(addresses)
                             await self._stopping.wait()
                             nursery.cancel_scope.cancel()
@@ -97,6 +104,18 @@ class Session:
                             for connection in self._host.get_network().get_connections():
                                 nursery.start_soon(hang_up, connection)
                 self._nursery.cancel_scope.cancel()
+
+    def _free_port(self) -> int:
+        """The one that was given, else the one that this node had last, if nobody else has it now."""
+        host, port = self._config.host, self._gossip.port
+        try:
+            check_port(host, port)
+        except NetworkError:
+            if port == self._config.port or self._gossip.started:
+                raise
+            log.warning("the port %d, at which others know this node, is in use: it takes another one", port)
+            return 0
+        return port
 
     def stop(self) -> None:
         """Ends the run, within three seconds whatever the peers do."""
@@ -117,7 +136,8 @@ class Session:
     def spawn(self, act: Callable[..., Awaitable[None]], *args: object) -> None:
         self._nursery.start_soon(act, *args)
 
-    def disconnect(self, peer: ID) -> None:
+    def disconnect(self, peer: ID, why: str = "it sent what no node sends") -> None:
+        self._presence.expect(peer, why)
         for connection in self._host.get_network().get_connections(peer):
             self.spawn(hang_up, connection)
 
@@ -149,10 +169,14 @@ class Session:
         if self._offences.add(peer.to_bytes()):
             level = logging.WARNING if self._said.take(b"refused") else logging.DEBUG  # ids are free: so may be lines
             log.log(level, "%s sent too much that is wrong, last %r; it is refused for a minute", peer, name)
-            self.disconnect(peer)
+            self.disconnect(peer, "it sent too much that is wrong")
 
     def refuses(self, peer: ID) -> bool:
         return self._offences.refused(peer.to_bytes())
+
+    def trusts(self, peer: ID) -> bool:
+        author = author_of(peer.to_bytes())
+        return author is not None and self._gossip.trusts(author)
 
     def allows(self, peer: ID) -> bool:
         return self._requests.take(peer.to_bytes())
@@ -207,7 +231,13 @@ class Session:
         network, topic = self._host.get_network(), self._pubsub.topic
         live = {peer for peer, conns in network.connections.items() if any(not conn.is_closed for conn in conns)}
         present = live & self._pubsub.peer_topics.get(topic, set()) & self._pubsub.peers.keys()
+        self._presence.look(present)
         self._gossip.set_connected(frozenset(a for peer in present if (a := author_of(peer.to_bytes()))))
+        if self._greeting_of_rules.ready:
+            for peer in live:
+                if now >= self._asked.get(peer, 0.0):
+                    self._asked[peer] = math.inf
+                    self.spawn(self._ask_rules, peer)
         for peer in live:
             self._pubsub.mend(peer)
         for peer in live & self._pubsub.peers.keys():
@@ -219,8 +249,13 @@ class Session:
         for peer in live - present:
             if now - self._idle.setdefault(peer, now) > IDLE:
                 self.count("network/idle")
-                self.disconnect(peer)
-        for table, kept in ((self._greeted, live), (self._heard, live), (self._idle, live - present)):
+                self.disconnect(peer, "it took no part in this swarm")
+        for table, kept in (
+            (self._asked, live),
+            (self._greeted, live),
+            (self._heard, live),
+            (self._idle, live - present),
+        ):
             for peer in table.keys() - kept:
                 del table[peer]
         for peer in self._book.due(self._config.target_peers - len(live), live | self._busy):
@@ -230,7 +265,7 @@ class Session:
 
     async def _dial(self, peer: ID) -> None:
         try:
-            address = await self._connect(peer)
+            address, why = await self._connect(peer)
         finally:
             self._busy.discard(peer)
         bootnode = self._book.bootnodes.get(peer)
@@ -242,14 +277,35 @@ class Session:
         if bootnode is not None:
             self.count("network/unreachable")
         if self._book.failed(peer):
-            log.warning("the bootnode %s cannot be reached; it is tried again and again", bootnode)
+            why = f": {why}" if why else ""
+            log.warning("the bootnode %s cannot be reached%s; it is tried again and again", bootnode, why)
 
-    async def _connect(self, peer: ID) -> Multiaddr | None:
+    async def _connect(self, peer: ID) -> tuple[Place | None, str]:
+        """The address at which a peer was reached, its name if it has one; else why no name could be resolved."""
+        why = ""
         for address in self._book.addresses(peer):
-            with trio.move_on_after(DIAL_TIMEOUT), contextlib.suppress(Exception):  # the library's many, all one to us
-                await self._host.get_network().dial_addr(address, peer)
-                return address
-        return None
+            try:
+                found = await look_up(address)
+            except UnknownNameError as error:
+                why = str(error)
+                continue
+            for each in found:
+                with trio.move_on_after(DIAL_TIMEOUT), contextlib.suppress(Exception):  # the library's many
+                    await self._host.get_network().dial_addr(each, peer)
+                    return address, ""
+        return None, why
+
+    async def _ask_rules(self, peer: ID) -> None:
+        if author_of(peer.to_bytes()) is not None and not await self._greeting_of_rules.greet(peer):
+            self._asked[peer] = time.monotonic() + AGAIN
+
+    def _listening(self, peer: ID) -> list[Multiaddr]:
+        """Where a peer says that it listens, as far as that is an address of numbers."""
+        store = self._host.get_peerstore()
+        told = store.peer_info(peer).addrs if store.has_peer(peer) else []
+        texts = [f"{address.decapsulate_code(421)}/p2p/{peer}" for address in told[: 4 * MAX_PEER_ADDRESSES]]
+        found = [info for text in texts if text.startswith("/ip") and (info := parse_address(text))]
+        return [address for info in found for address in info.addrs]
 
     def _start_greeting(self, peer: ID, drop: bool = False) -> None:
         if peer not in self._greeting:
@@ -276,7 +332,7 @@ class Session:
             else:
                 self.count("network/unanswered")
                 if drop:
-                    self.disconnect(peer)
+                    self.disconnect(peer, f"it was silent for {SILENCE:.0f} s")
         finally:
             self._greeting.discard(peer)
 

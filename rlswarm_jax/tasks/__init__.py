@@ -1,13 +1,12 @@
 """Tasks of a swarm: a weighted mixture, from which a seed picks a task and the task makes a problem."""
 
 import hashlib
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlswarm_jax import randomness
-from rlswarm_jax.tasks.base import Problem, Split, Task, TaskError
+from rlswarm_jax.tasks.base import Problem, Split, Task, TaskError, imported, reason
 from rlswarm_jax.tasks.dataset import DatasetTask
 from rlswarm_jax.tasks.reasoning import ReasoningTask
 from rlswarm_jax.tasks.rewards import RewardTask
@@ -16,13 +15,19 @@ __all__ = ["Mixture", "Problem", "Split", "Task", "TaskError", "make_mixture"]
 
 
 class Mixture:
-    """Weighted tasks. Everything is a function of the seed; nothing is drawn from a stream."""
+    """Weighted tasks. Everything is a function of the seed; nothing is drawn from a stream.
+
+    unread: how many of their accepted answers no check can read, so that only the same text is right.
+    parts: by task, what must be equal for two mixtures to have the same problems; fingerprint: of all of them.
+    """
 
     def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float]):
         if not tasks or not all(0 < weight < math.inf for weight in weights.values()):
             raise TaskError("a mixture needs at least one task, and every weight must be a positive number.")
         self.tasks = dict(sorted(tasks.items()))
+        self.unread = sum(getattr(task, "unread", 0) for task in self.tasks.values())
         self._weights = weights
+        self.parts = {name: f"weight {weights[name]}, {task.fingerprint}" for name, task in self.tasks.items()}
         joined = " ".join(f"{name} {weights[name]} {task.fingerprint}" for name, task in self.tasks.items())
         self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:16]
 
@@ -83,16 +88,20 @@ def make_mixture(tasks: Mapping[str, Mapping[str, Any]]) -> Mixture:
     for name, fields in tasks.items():
         options = dict(fields)
         weights[name] = float(options.pop("weight", 1.0))
-        made[name] = _maker(name, str(options.pop("kind", "reasoning")))(name, options)
+        kind = str(options.pop("kind", "reasoning"))
+        made[name] = KINDS[kind](name, options) if kind in KINDS else _own(name, kind, options)
     return Mixture(made, weights)
 
 
-def _maker(name: str, kind: str) -> Callable[[str, Mapping[str, Any]], Task]:
-    if kind in KINDS:
-        return KINDS[kind]
-    module, _, function = kind.partition(":")
+def _own(name: str, kind: str, options: Mapping[str, Any]) -> Task:
+    """A task that somebody else's module makes, whatever that raises. Raises TaskError."""
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = f"{', '.join(KINDS)} or module:function"
-        raise TaskError(f"task {name!r} is of kind {kind!r}, expected {known}: {error}.") from None
+        make = imported(kind)
+    except TaskError as error:
+        raise TaskError(f"task {name!r} is of kind {kind!r}, none of {', '.join(KINDS)}: {error}.") from None
+    try:
+        return make(name, options)
+    except TaskError:
+        raise
+    except Exception as error:
+        raise TaskError(f"task {name!r} cannot be made, {kind} raised {reason(error)}.") from None

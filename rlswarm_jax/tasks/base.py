@@ -2,15 +2,50 @@
 
 import dataclasses
 import hashlib
+import importlib
 import re
+import traceback
 from typing import Any, Literal, Protocol
 
 Split = Literal["train", "held_out"]
 HELD_OUT_ONE_IN = 8
+REASON = 300  # characters
 
 
 class TaskError(ValueError):
     """A task that does not exist, is misconfigured, or cannot make a problem; the message says which."""
+
+
+def imported(path: str) -> Any:
+    """What `module:name` is. Raises TaskError: there is no such thing, or its module, which is not ours, raised."""
+    module, _, name = path.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError | ValueError) and not _lines_of_modules(error):
+            raise TaskError(f"expected module:function: {error}") from None
+        where = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in _lines_of_modules(error)[-1:])
+        raise TaskError(f"{module} cannot be imported, it raised {reason(error)}{where}") from None
+    try:
+        return getattr(found, name)
+    except AttributeError as error:
+        raise TaskError(f"expected module:function: {error}") from None
+
+
+def _lines_of_modules(error: BaseException) -> list[traceback.FrameSummary]:
+    """Where modules were being imported when it was raised, but for the import system's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if frame.name == "<module>" and not frame.filename.startswith("<")]
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, as `printable`, even if it was made to defy that."""
+    return printable("".join(traceback.format_exception_only(error)))
+
+
+def printable(text: str) -> str:
+    """One short line that cannot disturb a terminal."""
+    return "".join(filter(str.isprintable, " ".join(text[: 4 * REASON].split())))[:REASON]
 
 
 @dataclasses.dataclass(frozen=True)

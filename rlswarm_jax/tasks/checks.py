@@ -15,29 +15,30 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
+from rlswarm_jax.tasks import cells, latex
 from rlswarm_jax.tasks.base import fold
 
 MAX_TEXT = 10_000  # characters
 MAX_NUMBER = 100
 MAX_MATH = 500
+SMALL = Fraction(1, 10**6)
 MAX_DEPTH = 10  # of brackets: the time to parse them grows with its square, seconds from 20 on
 
 _NUMBER = re.compile(r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.(?P<part>[0-9]*))?", re.ASCII)
-_BRACE = re.compile(r"\\boxed\s*\{|\\\\|\\[{}]|[{}]")
+_BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|\\\\|\\[{}]|[{}]")
 
 _CHARACTERS = re.compile(r"[A-Za-z0-9\s\\{}()\[\]|.,;:+\-*/^_=<>!%&$€£°π∞√×·÷−≤≥≠∪∩∈∅αβγδλμσφω]*")
 _ATTRIBUTE = re.compile(r"__|\.\s*[A-Za-z_\\{]|[A-Za-z_)}\]]\s*\.\s*[A-Za-z0-9_]")
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.DOTALL)
-_MIXED = re.compile(r"\b([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)\b")
-_SIDE_BY_SIDE = re.compile(r"[0-9]\s+[0-9]")
-_DELIMITERS = re.compile(r"\\?\$|\\[()\[\]]")
-_COMMANDS = set("{}%$!,;: \\()[]|") | set(
+_PUNCTUATION = re.compile(r"\s*[.,;]?\s*\Z")
+_DELIMITERS = re.compile(r"\\?[$€£¥₹]|\\[()\[\]]")
+_COMMANDS = set("{}%\\|") | set(
     re.findall(
         r"\w+",
-        """frac dfrac tfrac cfrac sqrt binom cdot times div pm mp pi infty left right bigl bigr big Big le leq ge geq
-        lt gt ne neq in cup cap setminus emptyset varnothing circ degree begin end sin cos tan cot sec csc arcsin arccos
-        arctan sinh cosh tanh log ln exp text textbf textit textrm mathrm mathbf mathit mathbb mbox displaystyle alpha
-        beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi omega Delta Omega quad qquad ldots dots""",
+        """frac sqrt binom boxed fbox cdot times div pm mp pi infty le leq ge geq lt gt ne neq approx in cup cap
+        setminus emptyset varnothing circ begin end lfloor rfloor lceil rceil max min gcd sin cos tan cot sec csc
+        arcsin arccos arctan sinh cosh tanh log ln exp text textbf textit textrm mathrm mathbf mathit mathbb mbox
+        alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi omega Delta Omega ldots dots""",
     )
 )
 
@@ -47,13 +48,15 @@ class Check:
     """How answers are compared.
 
     seconds: most that one comparison may take, 0 for a quick one. right: whether (accepted answer, answer) say the
-    same. readable: whether an accepted answer is one that any answer could ever equal. canonical: as `Task` has it.
-    versions: what its verdicts depend on besides this project's code.
+    same. readable: whether an accepted answer is one that any answer could ever equal. reads: whether it is more than
+    a text to this check, quickly; a parser may still fail at it. canonical: as `Task` has it. versions: what its
+    verdicts depend on besides this project's code.
     """
 
     seconds: float
     right: Callable[[str, str], bool]
     readable: Callable[[str], bool]
+    reads: Callable[[str], bool]
     canonical: Callable[[str], str]
     versions: Callable[[], tuple[str, ...]] = tuple
 
@@ -113,8 +116,9 @@ def _same_text(gold: str, answer: str) -> bool:
 def _same_number(gold: str, answer: str) -> bool:
     if len(answer) > MAX_TEXT:
         return False
-    value = number(_final(answer))
-    return value is not None and value == number(gold)
+    answer, gold = _final(answer), _final(gold)
+    value = number(answer)
+    return value == number(gold) if value is not None else fold(answer) == fold(gold) != ""
 
 
 def _canonical_number(text: str) -> str:
@@ -124,20 +128,24 @@ def _canonical_number(text: str) -> str:
 
 def _same_mathematics(gold: str, answer: str) -> bool:
     """math-verify's verdict. What it takes for the same beyond algebra: 50% is 50 and a half; 5 cm is 5; x = 5 is 5;
-    decimals are equal if they are to six places.
+    decimals are equal if they are to six places, but for those that have no digit there.
     """
     if len(answer) > MAX_TEXT:
         return False
-    answer = _final(answer)
+    answer, gold = _final(answer), _final(gold)
     if fold(answer) == fold(gold):
         return bool(answer.strip())
-    latex, gold_latex = screened(answer), screened(gold)
-    if not latex or not gold_latex:
+    answer, gold = (cells.spellings(text.strip())[-1] for text in (answer, gold))  # or 1e-5 would be a sum
+    values = number(answer), number(gold)
+    if None not in values and (values[0] == values[1] or any(abs(value) < SMALL for value in values if value)):
+        return values[0] == values[1]  # to math-verify 0.0000001 is nothing
+    found_latex, wanted_latex = screened(answer), screened(gold)
+    if not found_latex or not wanted_latex:
         return False
     import sympy
     from math_verify import verify
 
-    found, wanted = _parse(latex), _parse(gold_latex)
+    found, wanted = _parse(found_latex), _parse(wanted_latex)
     if not found or not wanted or not verify(wanted, found, timeout_seconds=None):
         return False
     # of two equations it compares the solutions, so all those that have none would be the same
@@ -151,12 +159,16 @@ def screened(text: str) -> str:
     Left out on purpose: quotes, attribute access, and commands that allocate or iterate as much as they are told
     (\operatorname{zeros}, \sum, \int). Two numbers side by side are refused but for 1 1/2: math-verify would add them.
     """
-    text = " ".join(_DELIMITERS.sub("", text).split()) if len(text) <= MAX_MATH else ""
-    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text).removesuffix(".")
+    if len(text) > MAX_MATH:
+        return ""
+    try:
+        text = latex.tidy(_PUNCTUATION.sub("", _DELIMITERS.sub("", text)))
+    except latex.LatexError:
+        return ""
     safe = (
-        _CHARACTERS.fullmatch(text)
+        len(text) <= 2 * MAX_MATH
+        and _CHARACTERS.fullmatch(text)
         and not _ATTRIBUTE.search(text)
-        and not _SIDE_BY_SIDE.search(text)
         and _COMMANDS.issuperset(_COMMAND.findall(text))
         and max(itertools.accumulate((c in "([{") - (c in ")]}") for c in text), default=0) <= MAX_DEPTH
     )
@@ -164,12 +176,12 @@ def screened(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _parse(latex: str) -> list[Any]:
+def _parse(text: str) -> list[Any]:
     # Without math-verify's own time limit: it is an alarm, which works in a main thread only, cannot end one long
     # multiplication, and would call off an alarm of ours. Who calls `right` ends the process instead.
     from math_verify import parse
 
-    return parse(f"${latex}$", extraction_config=_latex_only(), fallback_mode="no_fallback", parsing_timeout=None)
+    return parse(f"${text}$", extraction_config=_latex_only(), fallback_mode="no_fallback", parsing_timeout=None)
 
 
 @functools.cache
@@ -193,10 +205,23 @@ def _mathematics_versions() -> tuple[str, ...]:
     )
 
 
+def _reads_mathematics(gold: str) -> bool:
+    gold = cells.spellings(_final(gold).strip())[-1]
+    return number(gold) is not None or not latex.incomplete(screened(gold))
+
+
+def _reads_number(gold: str) -> bool:
+    return number(_final(gold)) is not None
+
+
+def _reads_text(gold: str) -> bool:
+    return bool(gold.strip())
+
+
 CHECKS: Mapping[str, Check] = {
-    "exact": Check(0.0, _same_text, lambda gold: bool(gold.strip()), fold),
-    "numeric": Check(0.0, _same_number, lambda gold: number(gold) is not None, _canonical_number),
+    "exact": Check(0.0, _same_text, _reads_text, _reads_text, fold),
+    "numeric": Check(0.0, _same_number, _reads_number, _reads_number, _canonical_number),
     "math": Check(
-        5.0, _same_mathematics, lambda gold: bool(gold.strip()), _canonical_mathematics, _mathematics_versions
+        5.0, _same_mathematics, _reads_text, _reads_mathematics, _canonical_mathematics, _mathematics_versions
     ),
 }

@@ -22,14 +22,17 @@ from rlswarm_jax.tasks import harness, sandbox
 from rlswarm_jax.tasks.base import Problem, Split, TaskError, split_of
 from rlswarm_jax.tasks.programs import Row, Test, parse_row
 
-VERSION = 1
+VERSION = 2
 MAX_ANSWER_CHARACTERS = 20_000
 MAX_CANONICAL_CHARACTERS = 4_000  # of a program that is parsed to see what it says
 MARGIN_SECONDS = 2 * sandbox.START_SECONDS  # to start and to end a program on a busy machine
 EMBEDDED = {"embedded:programs": Path(__file__).parent.parent / "assets" / "programs.jsonl"}
 HARNESS = Path(harness.__file__).read_text()
-_FENCE = re.compile(r"^[ \t]*```(.*)$", re.MULTILINE)
-_LANGUAGES = ("", "python", "python3", "py")
+_INDENT = r"(?P<indent>[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*)"  # in a list, or first in an item of one
+_MARK = r"(?:(?P<ticks>```+)(?P<info>[^`\n]*)|(?P<tildes>~~~+)(?P<about>.*))"
+_FENCE = re.compile(rf"^{_INDENT}{_MARK}$", re.MULTILINE)
+_ATTRIBUTE = re.compile(r"[\w.-]+=(?:\"[^\"]*\"|'[^']*'|[^\s,{}]*)")
+_PYTHON = re.compile(r"(?:python|py)(?:[23](?:\.[0-9]+)*)?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,16 +149,33 @@ def _encodable(value: Any) -> Any:
 
 
 def extract(answer_text: str) -> str:
-    """The program in an answer: its last closed ```python block, or a block that names no language; else all of it."""
-    begun, found = None, None
+    """The program in an answer: its last closed block of Python, or of no language that is named; else all of it.
+
+    Blocks are those of CommonMark, which a fence of as many backticks or tildes closes as opened them, but may be
+    indented as much as they like: what indents the fence is no part of the program.
+    """
+    opened, found = None, None
     for fence in _FENCE.finditer(answer_text):
-        language = fence[1].strip().lower()
-        if begun is not None and not language:
-            found = answer_text[begun : fence.start()] if begun >= 0 else found
-            begun = None
-        elif begun is None:
-            begun = fence.end() + 1 if language in _LANGUAGES else -1
-    return answer_text if found is None else found
+        mark, info = fence["ticks"] or fence["tildes"], (fence["info"] or fence["about"] or "").strip()
+        if opened is None:
+            opened = fence, mark, info
+        elif not info and mark.startswith(opened[1]) and not fence["indent"].strip():
+            if _is_python(opened[2]):
+                found = opened[0], fence
+            opened = None
+    if found is None:
+        return answer_text
+    begin, end = found
+    most = len(begin["indent"])
+    lines = answer_text[begin.end() + 1 : end.start()].split("\n")
+    return "\n".join(line[:most].lstrip(" \t") + line[most:] for line in lines)
+
+
+def _is_python(info: str) -> bool:
+    """What stands after a fence: nothing, `Python`, `python3.11 title="a.py"`, `{.python .numberLines}`, `py:a.py`."""
+    words = re.split(r"[\s,:{}]+", _ATTRIBUTE.sub("", info))
+    names = [word.lstrip(".") for word in words if word and not word.startswith("#")]
+    return not names or any(map(_PYTHON.fullmatch, names))
 
 
 def canonical(answer_text: str) -> str:

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlswarm_jax import randomness
+from rlswarm_jax.tasks import cells
 from rlswarm_jax.tasks import rows as tables
 from rlswarm_jax.tasks.base import Problem, Split, TaskError, fold, split_of
 from rlswarm_jax.tasks.checks import CHECKS, Check, last_boxed
 
-VERSION = 1
+VERSION = 2
 ALL = "all"
-_NONE = Check(0.0, lambda gold, answer: False, lambda gold: True, fold)
+_NONE = Check(0.0, lambda gold, answer: False, lambda gold: True, lambda gold: True, fold)
 
 log = logging.getLogger("rlswarm_jax.tasks")
 
@@ -29,7 +30,7 @@ class DatasetOptions:
 
     path, split, subset, revision: where its rows are, as `rows.read` takes them.
     held_out_path, held_out_split: where its held-out rows are; without either one row in eight is held out.
-    question, answer, compact: columns. Messages with a `content` are joined to one text.
+    question, answer, compact: columns. Messages with a `content`, a text or parts of type "text", are joined to one.
     columns: those that a problem keeps in `data`, or "all".
     template: the question, with `$column` where the text of a column belongs.
     answer_after: the answer is what follows the last such mark in its column ("####" for GSM8K).
@@ -69,8 +70,10 @@ class Counts:
 class _Row:
     question: str
     compact: str
-    answer: str
+    answers: tuple[str, ...]
     data: Mapping[str, Any]
+    place: str
+    number: int
 
 
 class DatasetTask:
@@ -87,8 +90,18 @@ class DatasetTask:
         self.name = name
         self.seconds = self._check.seconds and (self.options.seconds or self._check.seconds)
         self._rows, self.counts = _load(self.options, self._check)
+        unread = [row for rows in self._rows.values() for row in rows if not _is_read(row, self._check)]
+        self.unread = len(unread)
         if self.counts.in_both:
             log.warning("task %r: %d training rows are left out, being held out too", name, self.counts.in_both)
+        if unread:
+            first = min(unread, key=lambda row: row.number)
+            log.warning(
+                "task %r: check %r cannot read %d of %d accepted answers, so to these only the same text is right; "
+                "the first is %r (%s).",
+                *(name, self.options.check, len(unread), self.counts.train + self.counts.held_out),
+                *(first.answers[0][:60], f"{first.place} {first.number}"),
+            )
         described = f"{name} {VERSION} {self.options.check} {self.seconds} {self._check.versions()} {_hash(self._rows)}"
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
 
@@ -97,9 +110,8 @@ class DatasetTask:
         if not found:
             raise TaskError(f"task {self.name!r} has no {split} problems, {self.options.path!r} is too small.")
         row = found[randomness.seed("problem", self.name, seed) % len(found)]
-        answers = (row.answer,) if row.answer else ()
         verifiable = self._check is not _NONE
-        return Problem(self.name, seed, row.question, row.compact, answers, split, verifiable, row.data or None)
+        return Problem(self.name, seed, row.question, row.compact, row.answers, split, verifiable, row.data or None)
 
     def score(self, problem: Problem, answer_text: str) -> float:
         return float(any(self._check.right(answer, answer_text) for answer in problem.answers))
@@ -157,6 +169,10 @@ def _load(options: DatasetOptions, check: Check) -> tuple[dict[Split, list[_Row]
     return parts, Counts(len(parts["train"]), len(parts["held_out"]), repeated, in_both)
 
 
+def _is_read(row: _Row, check: Check) -> bool:
+    return not row.answers or any(map(check.reads, row.answers))
+
+
 def _contents(row: _Row) -> tuple[str, str]:
     """What a model can know a row by."""
     return fold(row.question), fold(row.compact)
@@ -176,11 +192,11 @@ def _rows(table: tables.Table, options: DatasetOptions, check: Check) -> Iterabl
         try:
             question = _question(columns, options)
             compact = _text(columns, options.compact) if options.compact else question
-            answer = _answer(columns, options, check) if options.answer else ""
+            answers = _answers(columns, options, check) if options.answer else ()
             kept = columns if options.columns == ALL else {name: _column(columns, name) for name in options.columns}
         except ValueError as error:
             raise TaskError(f"{table.place} {number}: {error}.") from None
-        yield _Row(question, compact, answer, kept)
+        yield _Row(question, compact, answers, kept, table.place, number)
 
 
 def _question(columns: tables.Columns, options: DatasetOptions) -> str:
@@ -192,7 +208,8 @@ def _question(columns: tables.Columns, options: DatasetOptions) -> str:
     return template.substitute({name: _text(columns, name) for name in template.get_identifiers()})
 
 
-def _answer(columns: tables.Columns, options: DatasetOptions, check: Check) -> str:
+def _answers(columns: tables.Columns, options: DatasetOptions, check: Check) -> tuple[str, ...]:
+    """As the row has it, then how else a person would write the same number."""
     text = _text(columns, options.answer)
     if options.answer_after:
         _, mark, text = text.rpartition(options.answer_after)
@@ -203,9 +220,11 @@ def _answer(columns: tables.Columns, options: DatasetOptions, check: Check) -> s
         if boxed is None:
             raise ValueError(f"{options.answer!r} has no \\boxed{{}} that an answer could be in")
         text = boxed
-    if not check.readable(text.strip()):
-        raise ValueError(f"check {options.check!r} can compare nothing with the answer {text.strip()[:60]!r}")
-    return text.strip()
+    text = text.strip()
+    answers = cells.spellings(text, cells.is_number(columns[options.answer]))
+    if not any(map(check.readable, answers)):
+        raise ValueError(f"check {options.check!r} can compare nothing with the answer {text[:60]!r}")
+    return answers
 
 
 def _column(columns: tables.Columns, name: str) -> Any:
@@ -216,26 +235,17 @@ def _column(columns: tables.Columns, name: str) -> Any:
 
 def _text(columns: tables.Columns, name: str) -> str:
     value = _column(columns, name)
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        value = "\n\n".join(str(message.get("content", "")) for message in value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"{name!r} is a {type(value).__name__}; expected text")
-    if not value.strip():
-        raise ValueError(f"{name!r} is empty")
     try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name!r} has half a surrogate pair, which is no text") from None
-    return value
+        return cells.text(value)
+    except ValueError as error:
+        raise ValueError(f"{name!r} {error}") from None
 
 
 def _hash(rows: Mapping[Split, list[_Row]]) -> str:
     content = hashlib.sha256()
     for split, found in rows.items():
         for row in found:
-            fields = [split, row.question, row.compact, row.answer, row.data]
+            fields = [split, row.question, row.compact, row.answers, row.data]
             content.update(json.dumps(fields, sort_keys=True, default=_plain).encode())
     return content.hexdigest()
 

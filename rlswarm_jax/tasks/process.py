@@ -14,15 +14,13 @@ from typing import TypeVar
 
 import msgspec
 
-from rlswarm_jax.tasks.base import Problem
-from rlswarm_jax.tasks.worker import Ask, Scored, Setup, Started, printable, reason, receive, send
+from rlswarm_jax.tasks.base import Problem, printable, reason
+from rlswarm_jax.tasks.worker import Ask, Scored, Setup, Started, receive, send
 
 MAX_REPLY = 4_096  # bytes
 START_SECONDS = 120.0  # to import and to make the tasks, on a busy machine
 END_SECONDS = 5.0  # after which a guard that does not end is killed itself
-# what a worker may know of its parent's environment: no keys, no tokens
-SYSTEM = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
-DATA = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+WORKER = "import sys; sys.path[:0] = sys.argv[2:]; from rlswarm_jax.tasks import worker; worker.main(int(sys.argv[1]))"
 # one core and no accelerator for each, and sets in the same order in all
 GIVEN = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 GIVEN |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": "0"}
@@ -34,13 +32,13 @@ class WorkerProcess:
 
     def __init__(self) -> None:
         guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
-        command = [sys.executable, "-s", "-P", "-m", "rlswarm_jax.tasks.worker"]
+        command = [sys.executable, "-s", "-P", "-c", WORKER]
         with contextlib.ExitStack() as opened:
             self._errors = opened.enter_context(tempfile.TemporaryFile())  # what it writes until it is ready
             self._connection, theirs = map(opened.enter_context, socket.socketpair())
             self._process = subprocess.Popen(
-                [*guard, *command, str(theirs.fileno())],
-                env=_environment(),
+                [*guard, *command, str(theirs.fileno()), *_path()],
+                env=os.environ | GIVEN,  # a reward may need any of it: a judge's key, a proxy, where models are kept
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
@@ -102,8 +100,6 @@ class WorkerProcess:
         return next(filter(None, map(printable, reversed(lines))), "")
 
 
-def _environment() -> dict[str, str]:
-    """Of a worker, which finds the same modules as this process: a task's may lie in the working directory."""
-    path = [*(os.path.abspath(entry) for entry in sys.path), str(Path(__file__).parents[2])]
-    kept = {name: os.environ[name] for name in SYSTEM + DATA if name in os.environ}
-    return kept | GIVEN | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
+def _path() -> list[str]:
+    """Where a worker finds the same modules as this process: a task's may lie in the working directory."""
+    return list(dict.fromkeys([*map(os.path.abspath, sys.path), str(Path(__file__).parents[2])]))

@@ -8,14 +8,13 @@ import asyncio
 import copy
 import dataclasses
 import hashlib
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlswarm_jax.tasks.base import Problem, Split, TaskError
+from rlswarm_jax.tasks.base import Problem, Split, TaskError, imported
 from rlswarm_jax.tasks.dataset import ALL, DatasetTask
 
 VERSION = 1
@@ -112,11 +111,10 @@ def _read_options(name: str, options: Mapping[str, Any]) -> RewardOptions:
 
 
 def _function(name: str, reward: str) -> Reward:
-    module, _, function = reward.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TaskError(f"task {name!r} has reward {reward!r}, expected module:function: {error}.") from None
+        found = imported(reward)
+    except TaskError as error:
+        raise TaskError(f"task {name!r} has reward {reward!r}: {error}.") from None
     if not callable(found):
         raise TaskError(f"task {name!r} has reward {reward!r}, which is a {type(found).__name__}, not a function.")
     return found
@@ -124,7 +122,11 @@ def _function(name: str, reward: str) -> Reward:
 
 def _check_signature(name: str, reward: Reward, arguments: Mapping[str, Any]) -> None:
     try:
-        inspect.signature(reward).bind(**arguments)
+        signature = inspect.signature(reward)
+    except ValueError:  # a builtin's, which is not told
+        return
+    try:
+        signature.bind(**arguments)
     except TypeError as error:
         raise TaskError(
             f"task {name!r} cannot call its reward: {error}; a reward takes {', '.join(sorted(arguments))}, "

@@ -7,17 +7,21 @@ import csv
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from rlswarm_jax import assets
 from rlswarm_jax.tasks.base import TaskError
+from rlswarm_jax.tasks.cells import Written
 
 MAX_LINE = 1_000_000  # bytes
 MAX_JSON = 1_000_000_000  # bytes of a .json file, which is parsed as a whole
 EMBEDDED = "embedded:"
+NARROW = {"float": np.float32, "float32": np.float32, "halffloat": np.float16, "float16": np.float16}  # Arrow's names
 INSTALL = "pip install 'rlswarm_jax[datasets]'"
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
@@ -114,7 +118,7 @@ def _whole_json(file: Path) -> Iterator[Numbered]:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant, parse_float=Written)
     except RecursionError:
         raise TaskError(f"{where}: it is nested too deeply.") from None
     except ValueError as error:  # of json's own, of a number of too many digits, or of the line below
@@ -158,9 +162,10 @@ def _parquet(file: Path) -> Iterator[Numbered]:
     except ImportError:
         raise TaskError(f"{file} needs pyarrow, which is not installed: {INSTALL}.") from None
     try:
-        yield from enumerate(parquet.read_table(file).to_pylist(), 1)
+        table = parquet.read_table(file)
     except ArrowException as error:
         raise TaskError(f"{file} is not Parquet: {_first_line(error)}.") from None
+    yield from _numbered(table.to_pylist(), {field.name: str(field.type) for field in table.schema})
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Numbered]]] = {
@@ -181,14 +186,14 @@ def _from_folder(folder: Path, split: str) -> Table:
         if split not in found:
             raise TaskError(f"{folder} has no split {split!r}; it has {', '.join(found)}.")
         found = found[split]
-    return Table(f"{folder}, row", list(enumerate(found, 1)))
+    return Table(f"{folder}, row", _numbered(found, _types(found)))
 
 
 def _from_hub(name: str, split: str, subset: str, revision: str) -> Table:
     datasets = _datasets(name)
     try:
         found = datasets.load_dataset(name, subset or None, split=split, revision=revision or None)
-        return Table(f"data set {name}, row", list(enumerate(found, 1)))
+        return Table(f"data set {name}, row", _numbered(found, _types(found)))
     except (OSError, ValueError, datasets.exceptions.DatasetsError, ImportError) as error:
         # no such id, subset, split or revision; or no connection and not in the cache: the first line says which
         raise TaskError(
@@ -203,6 +208,23 @@ def _datasets(path: str) -> ModuleType:
     except ImportError:
         raise TaskError(f"{path!r} needs Hugging Face's datasets, which is not installed: {INSTALL}.") from None
     return datasets
+
+
+def _types(found: Any) -> dict[str, str]:
+    """The names of the columns' types, of those that have one."""
+    return {name: getattr(feature, "dtype", "") for name, feature in (getattr(found, "features", None) or {}).items()}
+
+
+def _numbered(rows: Iterable[Columns], types: Mapping[str, str]) -> list[Numbered]:
+    """With numbers of 32 or 16 bits as they were meant: 0.1, which as a Python float is 0.10000000149011612."""
+    narrow = {name: NARROW[kind] for name, kind in types.items() if kind in NARROW}
+    return [
+        (number, row | {name: _short(row[name], narrow[name]) for name in narrow}) for number, row in enumerate(rows, 1)
+    ]
+
+
+def _short(value: Any, kind: type[np.floating]) -> Any:
+    return value if value is None else Written(np.format_float_positional(kind(value), trim="-"))
 
 
 def _first_line(error: Exception) -> str:

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from rlswarm_jax.tasks import Mixture, Problem
+from rlswarm_jax.tasks.base import reason
 from rlswarm_jax.tasks.process import WorkerProcess
-from rlswarm_jax.tasks.worker import Setup, as_score, reason
+from rlswarm_jax.tasks.worker import Setup, as_score
 
 log = logging.getLogger("rlswarm_jax.tasks")
 MAX_ANSWER_CHARACTERS = 65_536
@@ -34,7 +35,11 @@ Key = tuple[str, int, str, bytes]
 
 
 class VerifierError(RuntimeError):
-    """Nothing can be scored: workers do not start, or the verifier was closed; the message says which."""
+    """Nothing can be scored: workers cannot make the tasks, or the verifier was closed; the message says which."""
+
+
+class NoWorkerError(VerifierError):
+    """No process can be had: the machine may be short of memory, and later not."""
 
 
 class Scores(msgspec.Struct, array_like=True, frozen=True):
@@ -250,7 +255,7 @@ class Verifier:
                     raise VerifierError(f"answers cannot be scored, a worker cannot make the tasks: {unfit}")
                 undo.pop_all()
                 return process
-        raise VerifierError(f"answers cannot be scored, no worker starts: {wrong}")
+        raise NoWorkerError(f"answers cannot be scored, no worker starts: {wrong}")
 
     def _add(self, process: WorkerProcess) -> None:
         with self._changed:

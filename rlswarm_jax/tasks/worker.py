@@ -1,6 +1,6 @@
 """The process that runs scorers for `rlswarm_jax.tasks.verifier`, one answer after the other.
 
-    python -m rlswarm_jax.tasks.worker FD        a verifier starts it; FD is a socket to the verifier
+A verifier starts it and calls `main` with the number of a socket to itself.
 
 A message is its length in bytes (uint32, little-endian) and msgpack. The first is a `Setup`, answered by `Started`;
 then each `Ask` by a `Scored`. Nothing but the socket connects the two: what scorers print goes nowhere.
@@ -9,25 +9,24 @@ then each `Ask` by a `Scored`. Nothing but the socket connects the two: what sco
 import ast
 import contextlib
 import functools
+import logging
 import math
 import numbers
 import os
 import resource
 import socket
 import struct
-import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from rlswarm_jax.tasks import Mixture, Split, make_mixture
+from rlswarm_jax.tasks.base import TaskError, printable, reason
 
 MEMORY = 4 << 30  # bytes of address space that scorers may take beyond what their tasks need
 MAX_MESSAGE = 64 << 20  # bytes
-REASON = 300  # characters
 PROBLEMS = 4_096  # kept
 _HEAD = struct.Struct("<I")
 
@@ -102,26 +101,16 @@ def as_score(value: Any) -> float:
     return number
 
 
-def reason(error: BaseException) -> str:
-    """What an exception says, as `printable`, even if it was made to defy that."""
-    return printable("".join(traceback.format_exception_only(error)))
-
-
-def printable(text: str) -> str:
-    """One short line that cannot disturb a terminal."""
-    return "".join(filter(str.isprintable, " ".join(text[: 4 * REASON].split())))[:REASON]
-
-
 def main(fd: int) -> None:
     connection = socket.socket(fileno=fd)
     connection.set_inheritable(False)  # what scorers start has no say here
-    os.environ.pop("PYTHONPATH", None)
+    logging.getLogger("rlswarm_jax").setLevel(logging.ERROR)  # the verifier's process has said what tasks warn of
     setup = msgspec.msgpack.decode(receive(connection, MAX_MESSAGE), type=Setup)
     try:
         mixture = make_mixture(ast.literal_eval(setup.tasks))
         wrong = "" if mixture.fingerprint == setup.fingerprint else "its tasks have another fingerprint there than here"
-    except Exception as error:  # of a maker that is not ours
-        wrong = reason(error)
+    except TaskError as error:
+        wrong = printable(str(error))
     send(connection, Started(wrong))
     if not wrong:
         _confine()
@@ -158,7 +147,3 @@ def _serve(connection: socket.socket, mixture: Mixture) -> None:
         except BaseException as error:  # here scorers that are not ours run, on answers from anywhere
             scored = Scored(ask.token, None, reason(error))
         send(connection, scored)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -116,7 +116,9 @@ def play(
     fields = {"chain_every": 2} | fields
     games = {who: three_stages(who, **{"rounds": rounds} | fields | dict((own or {}).get(who, {}))) for who in speakers}
     states = dict.fromkeys(speakers, NodeState(round=0))
-    chain = VirtualCoordinator(3, quorum=len(speakers))
+    chain = VirtualCoordinator(
+        17, quorum=len(speakers)
+    )  # by its beacons HEADS earn something in every stage of a round
     beacons = [chain.moments()[-1][1]]
     said: dict[Identity, list[SignedRecord]] = {who: [] for who in speakers}
     puts: list[Put] = []

@@ -19,6 +19,7 @@ from rlswarm_jax.audit.claims import (
     WRONG_ROOT,
 )
 from rlswarm_jax.game.rewards import Rewards
+from rlswarm_jax.game.stages import speaks
 from rlswarm_jax.records.envelope import open_envelope, seal
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, STAGES
 from rlswarm_jax.tasks import Mixture
@@ -42,13 +43,31 @@ def rulings(found, put) -> dict[int, str]:
 # --- the honest
 
 
+SAID = {signed.hash: signed.record for said in WORLD.said.values() for signed in said}
+
+
+def disputes(hash_: bytes) -> int:
+    """How many problems a critic was shown of which one answer is right and one is wrong, by hand: critics are paid
+    for those. Of a node's four completions, the first of which is right, a drawn one stands for it.
+    """
+    record = SAID[hash_]
+    beacons = {beacon[:8]: WORLD.game.beacon(record.round, beacon) for beacon in WORLD.beacons}
+    of = [[SAID[h] for h in group.parents] if record.stage == CRITIQUE else [] for group in record.groups]
+    right = [
+        [speaks(beacons[answer.beacon], answer.author, ANSWER, group.index, 4) == 0 for answer in answers]
+        for group, answers in zip(record.groups, of, strict=True)
+    ]
+    return sum(sorted(shown) == [False, True] for shown in right)
+
+
 def test_honest_claims_are_right_and_their_votes_count():
-    found = WORLD.check()
+    found, by_author = WORLD.check(), {who.author: who for who in HEADS}
     assert len(found.standings) == 3 * 4 and not found.wrong
     assert all(account.right and account.verdict == RIGHT for account in found.standings)
     assert len(found.votes) == 3 * 4 * 2 and all(vote.why == "" for vote in found.votes)
     for account in found.standings:  # by hand: 3 and 2 problems in 2 rounds; 1, 3 and 1 of 4 completions are right
-        worth = [3 * 2 * MILLION // 4, 2 * 2 * MILLION * 3 // 4, 2 * 2 * MILLION // 4]
+        disputed = sum(map(disputes, WORLD.put(by_author[account.author], account.round).records))
+        worth = [3 * 2 * MILLION // 4, disputed * MILLION * 3 // 4, 2 * 2 * MILLION // 4]
         assert [(claim.claimed, claim.worth.amount) for claim in account.claims] == [(w, w) for w in worth]
         assert [len(account.cover.records), account.cover.left_out, account.missing] == [6, [], 0]
 
@@ -171,9 +190,9 @@ def test_what_was_begun_under_a_later_beacon_and_left_earns_nothing_for_an_earli
     """A node that hears of a beacon, plays on and leaves, still commits under the one it knew before."""
     put, after = WORLD.put(ALICE, 1), WORLD.put(ALICE, 2)
     both = WORLD.replace(put, records=[*put.records, *after.records[:3]])
-    late = both.replace(
-        both.put(ALICE, 2), records=after.records[3:], claims={s: a // 2 for s, a in after.claims.items()}
-    )
+    claims = {s: a // 2 for s, a in after.claims.items()}  # of one of two rounds
+    claims[STAGES.index(CRITIQUE)] = sum(map(disputes, after.records[3:])) * MILLION * 3 // 4
+    late = both.replace(both.put(ALICE, 2), records=after.records[3:], claims=claims)
     standings = late.check()
     assert of(standings, put).right and of(standings, after).right
     assert of(standings, put).claims[0].worth.flaws == {"later beacon": 3}
@@ -347,6 +366,17 @@ def test_text_that_is_not_what_the_ids_say_is_wrong_but_not_where_nobody_here_ca
         assert claim.verdict == verdict
         assert (claim.worth.flaws or claim.worth.open) == {"text mismatch": 6}
         assert found.wrong == (verdict == WRONG)
+
+
+def test_whose_end_tokens_are_others_plays_another_game_and_is_not_called_wrong():
+    """The same checkpoint, of which the auditor's has one more end token: text behind it would be "behind its end"."""
+    more = sorted(WORLD.game.tokenizer.encode("x"))  # which the heads' wrong answers hold
+    found = WORLD.check(eos_token_ids=(*WORLD.game.eos_token_ids, *more))
+    assert {one.verdict for one in found.standings} == {ANOTHER_GAME} and not found.wrong
+    assert all(claim.worth is None for one in found.standings for claim in one.claims)
+    strangers = play(EVERYBODY, rounds=2, tokenizer_fingerprint="another")  # have others anyway: the text says all
+    found = strangers.check(eos_token_ids=(1, 2), tokenizer_fingerprint=WORLD.game.tokenizer_fingerprint)
+    assert {one.verdict for one in found.standings} == {RIGHT} and not found.wrong
 
 
 def test_who_reads_by_the_text_alone_is_not_to_blame_for_what_they_answer_to():

@@ -1,5 +1,6 @@
 """An endpoint may be slow, broken or hostile; and the process that asks it may be killed."""
 
+import gzip
 import json
 import random
 import signal
@@ -8,11 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import zlib
 
 import pytest
 
-from rlswarm_jax.chain.errors import AnswerTooLarge, EndpointDown, MalformedAnswer, Refused
-from rlswarm_jax.chain.rpc import MAX_ANSWER_BYTES, Backoff, Endpoint, parse_answer
+from rlswarm_jax.chain.answers import MAX_WAITING, parse_answer
+from rlswarm_jax.chain.errors import AnswerTooLarge, Busy, EndpointDown, MalformedAnswer, Refused, WrongStatus
+from rlswarm_jax.chain.rpc import MAX_ANSWER_BYTES, Backoff, Endpoint, Patient
 from tests.chain import fake_endpoint
 from tests.chain.client_world import ACCOUNT, make_world
 from tests.chain.local_chain import CHAIN_ID
@@ -35,10 +39,202 @@ def test_an_answer_arrives():
     assert ask(saying(b'{"jsonrpc": "2.0", "id": 1, "result": "0x7a69"}')) == "0x7a69"
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503])
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 501, 502, 503, 504, 520, 529])
 def test_a_busy_endpoint_is_tried_again_later(status):
-    with pytest.raises(EndpointDown, match=f"busy .HTTP {status}"):
+    with pytest.raises(Busy, match=f"busy .HTTP {status}"):
         ask(saying(b"wait", status))
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 418])
+def test_a_status_that_no_waiting_mends_is_named(status):
+    with pytest.raises(WrongStatus, match=f"HTTP {status}.*: check its address and its key"):
+        ask(saying(b"<html>denied</html>", status))
+
+
+@pytest.mark.parametrize("status", [400, 403, 500])
+def test_an_error_of_json_rpc_says_more_than_its_status(status):
+    error = {"code": 3, "message": "execution reverted", "data": "0x1614b50c"}
+    with pytest.raises(Refused, match=f"reverted .HTTP {status}") as caught:
+        ask(saying(json.dumps({"id": 1, "error": error}).encode(), status))
+    assert caught.value.data == bytes.fromhex("1614b50c")
+
+
+def test_a_question_or_answer_too_large_for_the_endpoint_is_asked_for_in_parts():
+    with pytest.raises(AnswerTooLarge, match="HTTP 413"):
+        ask(saying(b"too large", 413))
+
+
+# as Infura, Alchemy, QuickNode, Ankr, Base, Cloudflare and a gateway before a server are known to say it
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"id": 1, "error": {"code": -32005, "message": "request rate limited"}},
+        {"id": 1, "error": {"code": -32005, "message": "daily request count exceeded, request rate limited"}},
+        {"id": 1, "error": {"code": -32005, "message": "project ID request rate exceeded"}},
+        {"id": 1, "error": {"code": -32005, "message": "limit exceeded"}},
+        {"id": None, "error": {"code": 429, "message": "Your app has exceeded its compute units per second capacity."}},
+        {"id": 1, "error": {"code": -32007, "message": "100/second request limit reached - upgrade your account"}},
+        {"id": 1, "error": {"code": -32029, "message": "Too Many Requests"}},
+        {"id": 1, "error": {"code": -32016, "message": "over rate limit"}},
+        {
+            "id": 1,
+            "error": {"code": -32000, "message": "Too many requests, reason: call rate limit exhausted, retry in 10s"},
+        },
+        {"id": 1, "error": {"code": -32603, "message": "service temporarily unavailable"}},
+        {"id": 1, "error": "rate limited"},
+        {"message": "API rate limit exceeded"},
+        {"code": 429, "message": "slow"},
+        [{"id": 1, "error": {"code": -32005, "message": "request rate limited"}}],
+    ],
+)
+def test_every_way_of_saying_later_is_known(body):
+    with pytest.raises(Busy, match=r"asked too much: .*\.$"):
+        ask(saying(json.dumps(body).encode()))
+    with pytest.raises(Busy, match="HTTP 403"):
+        ask(saying(json.dumps(body).encode(), 403))
+
+
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [
+        ("eth_call", {"code": 3, "message": "execution reverted: too many requests"}),
+        ("eth_call", {"code": -32000, "message": "execution reverted: rate limit"}),
+        ("eth_call", {"code": -32005, "message": "rate limit", "data": "0x1614b50c"}),
+        ("eth_getLogs", {"code": -32005, "message": "query returned more than 10000 results"}),
+        ("eth_getLogs", {"code": -32005, "message": "exceed maximum block range: 50000"}),
+        ("eth_estimateGas", {"code": -32000, "message": "gas required exceeds allowance (30000000)"}),
+        ("eth_sendRawTransaction", {"code": -32000, "message": "tx fee (2.00 ether) exceeds the configured cap"}),
+        ("eth_sendRawTransaction", {"code": -32000, "message": "txpool is full"}),
+        ("eth_chainId", {"code": -32601, "message": "method not found"}),
+        ("eth_chainId", {"code": -32600, "message": "unauthorized: no such key"}),
+    ],
+)
+def test_what_waiting_does_not_mend_is_a_refusal(method, error):
+    with pytest.raises(Refused):
+        parse_answer(json.dumps({"id": 1, "error": error}).encode(), method, 1)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        *[("7", 7), ("0", 0), ("-5", 0), ("1e30", MAX_WAITING), ("nan", 0), ("soon", 0), ("", 0)],
+        *[("Fri, 01 Jan 2100 00:00:00 GMT", MAX_WAITING), ("Fri, 01 Jan 1999 00:00:00 GMT", 0)],
+    ],
+)
+def test_how_long_an_endpoint_asks_to_wait_is_heard_in_bounds(header, seconds):
+    def limit(handler, _):
+        handler.send_response(503)
+        handler.send_header("Retry-After", header)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    with pytest.raises(Busy) as caught:
+        ask(limit)
+    assert caught.value.seconds == seconds
+    rate = {"code": -32005, "message": "rate limited", "data": {"rate": {"backoff_seconds": 30}}}
+    with pytest.raises(Busy) as caught:
+        ask(saying(json.dumps({"id": 1, "error": rate}).encode()))
+    assert caught.value.seconds == 30
+
+
+class Limited:
+    """Answers when it was waited for; time passes only by waiting."""
+
+    def __init__(self, busy: int, seconds: float = 0.0):
+        self.busy, self.seconds, self.now, self.waits, self.asked = busy, seconds, 0.0, [], 0
+
+    def request(self, method: str, params: list) -> str:
+        self.asked += 1
+        if self.asked <= self.busy:
+            raise Busy("busy.", self.seconds)
+        return "0x1"
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+    def patient(self, seconds: float) -> Patient:
+        return Patient(self, seconds, random.Random(0), lambda: self.now, self.sleep)
+
+
+def test_a_limit_is_waited_for_ever_longer_and_not_for_ever():
+    limited = Limited(4)
+    assert limited.patient(60.0).request("eth_chainId", []) == "0x1"
+    assert all(2.0**n / 2 <= wait <= 2.0**n for n, wait in enumerate(limited.waits)) and len(limited.waits) == 4
+    limited = Limited(10**6)
+    with pytest.raises(Busy):
+        limited.patient(60.0).request("eth_chainId", [])
+    assert limited.now <= 60.0 and limited.asked < 10
+    limited = Limited(1, seconds=20.0)
+    assert limited.patient(60.0).request("eth_chainId", []) == "0x1" and limited.waits == [20.0]
+
+
+def coded(body: bytes, coding: str, status: int = 200, location: str = ""):
+    def respond(handler, _):
+        handler.send_response(status)
+        if location:
+            handler.send_header("Location", location)
+        handler.send_header("Content-Encoding", coding)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return respond
+
+
+ANSWER = b'{"jsonrpc": "2.0", "id": 1, "result": "0x7a69"}'
+RAW = zlib.compressobj(wbits=-15)
+DEFLATED = RAW.compress(ANSWER) + RAW.flush()
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(ANSWER)),
+        ("x-gzip", gzip.compress(ANSWER)),
+        (" GZIP", gzip.compress(ANSWER)),
+        ("deflate", zlib.compress(ANSWER)),
+        ("deflate", DEFLATED),
+        ("identity", ANSWER),
+    ],
+)
+def test_an_answer_that_was_compressed_unasked_is_read(coding, body):
+    assert ask(coded(body, coding)) == "0x7a69"
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "compress"])
+def test_any_other_coding_is_refused_by_name(coding):
+    with pytest.raises(MalformedAnswer, match=f"coding '{coding}', which nobody asked for"):
+        ask(coded(ANSWER, coding))
+    with pytest.raises(WrongStatus, match="HTTP 403"):  # which says enough
+        ask(coded(ANSWER, coding, status=403))
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", ANSWER),
+        ("gzip", gzip.compress(ANSWER)[:-9]),
+        ("deflate", zlib.compress(ANSWER)[:-3]),
+        ("deflate", b"x"),
+    ],
+)
+def test_a_broken_coding_is_named(coding, body):
+    with pytest.raises(MalformedAnswer, match=f"{coding}"):
+        ask(coded(body, coding))
+
+
+def test_a_bomb_is_unpacked_up_to_the_bound():
+    bomb = gzip.compress(bytes(1 << 28))  # a quarter of a megabyte on the wire
+    tracemalloc.start()
+    try:
+        with pytest.raises(AnswerTooLarge):
+            ask(coded(bomb, "gzip"))
+        with pytest.raises(WrongStatus, match="302"):
+            ask(coded(bomb, "gzip", 302, "/elsewhere"))
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_ANSWER_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -113,19 +309,29 @@ def test_silence_ends_too():
         over.set()
 
 
-def test_a_redirection_is_not_followed():
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("https://other.example:8443/v3/hunter2?key=hunter2", "points to https://other.example:8443 "),
+        ("https://hunter2:hunter2@other.example/", "points to https://other.example "),
+        ("/v3/hunter2", "points to another of its paths "),
+        ("https://[", "points to another of its paths "),
+    ],
+)
+def test_a_redirection_is_not_followed_and_says_where_it_points(status, location, said):
     visited = []
 
     def move(handler, _):
         visited.append(handler.path)
-        handler.send_response(307)
-        handler.send_header("Location", "/elsewhere")
+        handler.send_response(status)
+        handler.send_header("Location", location)
         handler.send_header("Content-Length", "0")
         handler.end_headers()
 
-    with pytest.raises(MalformedAnswer):
+    with pytest.raises(WrongStatus, match=f"HTTP {status}") as caught:
         ask(move)
-    assert visited == ["/"]
+    assert visited == ["/"] and said in str(caught.value) and "hunter2" not in str(caught.value)
 
 
 def test_what_is_behind_an_address_s_host_is_never_shown():

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from eth_abi import encode
 
 from rlswarm_jax.audit import commit as merkle
-from rlswarm_jax.chain import calls
-from rlswarm_jax.chain.coordinator import Coordinator
+from rlswarm_jax.chain import abi, calls
+from rlswarm_jax.chain.coordinator import Coordinator, Status
+from rlswarm_jax.chain.errors import ChainError, FileDamaged, MalformedAnswer, Refused
 from rlswarm_jax.game.chain import Moment, Work
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.identity import Identity, simulated
-from rlswarm_jax.keeper import Keeper
+from rlswarm_jax.keeper import TURNS, Keeper
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
 from tests.chain.client_world import ME, OTHER, World, make_world
 from tests.game.hand_driver import make_game, play
@@ -33,11 +35,13 @@ class Kept(NamedTuple):
     world: World
     now: list[float]
 
-    def turn(self, count: int = 1, seconds: float = 1.0) -> None:
+    def turn(self, count: int = 1, seconds: float = 1.0, failing: bool = False) -> None:
+        """failing: whether the look may fail, which its thread notes and survives."""
         for _ in range(count):
             self.client.step()
             if not self.world.chain.down:
-                self.keeper.look()
+                with contextlib.suppress(*[ChainError] * failing):
+                    self.keeper.look()
             self.world.chain.mine()
             self.now[0] += seconds
 
@@ -120,9 +124,11 @@ def test_a_commitment_with_its_claims_and_votes_comes_to_the_chain(world, tmp_pa
             f"reward {number} 2": "waiting",  # until the round is over
             f"vote {number} 0": "done",
         }
+        assert one.client.committers(one.client.status()) == {one.client.account}
         commit_by_hand(world, OTHER, one.moment)
+        assert one.client.committers(one.client.status()) == {one.client.account, calls.account_of(OTHER.author)}
         one.turn(9)  # which makes a quorum: this node ends the round, and claims the rest
-        assert one.moment.round == number + 1
+        assert one.moment.round == number + 1 and not one.client.committers(one.client.status())
         assert [e["reward"] for e in world.events("RewardSubmitted")] == [5, 7]
         assert set(one.states().values()) == {"done"}
 
@@ -151,6 +157,17 @@ def test_a_round_is_ended_by_the_node_whose_turn_it_is_and_by_the_next_if_that_i
         assert f"advance {number} 0" not in alive.states()  # it may still come
         alive.turn(6, seconds=0.5)
         assert alive.client.status().round == number + 1
+
+
+def test_members_are_those_that_the_coordinator_counts_of_those_heard_of(world, tmp_path):
+    heard = [STRANGER]
+    with kept(world, tmp_path, peers=heard) as one:
+        assert one.keeper.members() is None  # the chain was not heard of yet
+        one.turn()
+        assert one.keeper.members() == {ME.author}
+    with kept(world, tmp_path, peers=[STRANGER, OTHER]) as one:
+        one.turn()
+        assert one.keeper.members() == {ME.author, OTHER.author}
 
 
 def test_nobody_votes_who_was_registered_too_late(tmp_path):
@@ -205,7 +222,7 @@ def test_on_a_contract_of_the_original_s_it_claims_and_votes_without_commitments
     original = world._replace(contract=world.chain.deploy(artifacts["Original060"]["bytecode"]))
     with kept(original, tmp_path) as one:
         one.turn(4)
-        assert one.keeper.moments() == [Moment(0, b"")]
+        assert one.keeper.moments() == [Moment(0, b"")] and one.keeper.members() is None
         one.keeper.commit(Commit(one.moment, work(b"r", peers=[(OTHER, 4)]), BEFORE), AFTER, AGREEMENT)
         one.turn(8)
         assert [e["reward"] for e in original.events("RewardSubmitted")] == [5]
@@ -240,3 +257,176 @@ def test_the_coordinator_s_stage_is_heard_with_its_round(world, tmp_path):
         world.call(OTHER, "updateStageAndRound()")
         one.turn()
         assert one.keeper.is_past(world.round, 0) and not one.keeper.is_past(world.round, 1)
+
+
+# --- an endpoint that lies
+
+
+STATUS_CALL = abi.encode_call("status()", ())
+
+
+def lie(world: World, **said) -> None:
+    """The endpoint says other numbers of the moment."""
+    honest = world.chain._handlers()["eth_call"]
+
+    def answer(params: list) -> str:
+        raw = honest(params)
+        if params[0]["data"] != "0x" + STATUS_CALL.hex():
+            return raw
+        values = calls.Now(*abi.decode(calls.STATUS, bytes.fromhex(raw[2:])))._replace(**said)
+        return "0x" + encode(calls.STATUS, values).hex()
+
+    world.chain.answers["eth_call"] = answer
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *[{"round": 2**33}, {"round": 2**64}, {"round": 2**255}, {"stage": 2**64}],
+        *[{"started": 2**70}, {"commitments": 2**64}, {"needed": 2**200}, {"anchor": 2**64}],
+    ],
+)
+def test_a_number_that_the_contract_cannot_have_is_a_malformed_answer_counted(world, tmp_path, said):
+    with kept(world, tmp_path) as one:
+        one.turn()
+        lie(world, **said)
+        one.client.step()
+        with pytest.raises(MalformedAnswer, match=f"coordinator's {next(iter(said))} is"):
+            one.keeper.look()
+        assert one.keeper.take_counts()["chain/MalformedAnswer"] == 1
+        world.chain.answers.clear()
+        one.turn()
+        assert one.moment == Moment(world.round, world.beacon)
+
+
+def test_a_far_round_that_is_said_once_is_not_believed(world, tmp_path):
+    """It is asked for again at once; so is the first round that a node hears of."""
+    for heard in (True, False):
+        with kept(world, tmp_path / str(heard)) as one:
+            if heard:
+                one.turn()
+            honest, lies = world.chain._handlers()["eth_call"], [abi.encode_call("status()", ()).hex()]
+            lie(world, round=10**9)
+            lying = world.chain.answers["eth_call"]
+
+            def once(params, lies=lies, lying=lying, honest=honest):
+                is_lie = lies and params[0]["data"][2:] == lies[0]
+                return (lies.clear() or lying(params)) if is_lie else honest(params)
+
+            world.chain.mine()
+            one.client.connect()
+            world.chain.answers["eth_call"] = once
+            one.client.step()
+            assert not lies and one.client.problems["MalformedAnswer"] == 1
+            one.turn()
+            assert one.moment == Moment(world.round, world.beacon)
+            world.chain.answers.clear()
+
+
+def test_a_far_round_that_was_believed_is_corrected_by_what_the_chain_says_later(world, tmp_path):
+    """Nor does what was wished under it stay, or what had been wished before get lost by it."""
+    with kept(world, tmp_path) as one:
+        one.turn(4)
+        before = Commit(one.moment, work(b"before"), BEFORE)
+        lie(world, round=10**9, beacon=b"x" * 32, commitments=9)
+        one.turn(failing=True)  # the contract knows no beacon of the round before
+        one.keeper.commit(before, AFTER, AGREEMENT)
+        one.keeper.commit(Commit(Moment(10**9, b"x" * 32), work(b"lie"), BEFORE), AFTER, AGREEMENT)
+        one.turn(failing=True)
+        world.chain.answers.clear()
+        one.turn(9, failing=True)
+        assert one.moment == Moment(world.round, world.beacon) and not one.keeper.is_past(world.round, 0)
+        states = one.states()
+        assert states[f"commit {world.round} 0"] == "done"
+        assert states[f"commit {10**9} 0"] == "refused" and states[f"reward {10**9} 0"] == "dropped"
+        assert not [name for name, state in states.items() if state in ("waiting", "signed") and str(10**9) in name]
+
+
+def test_whatever_kills_the_chain_s_thread_is_counted_and_it_begins_anew(world, tmp_path, caplog):
+    client = world.client(tmp_path)
+    world.chain.instant, look, failures = True, client.status, [ZeroDivisionError("secret"), FileDamaged("full.")]
+
+    def status():
+        if failures:
+            raise failures.pop()
+        return look()
+
+    client.status = status
+    with Keeper(client, ME.author, lambda: [OTHER.author]) as keeper:
+        assert keeper.wait(-1, 30.0, lambda: False) and keeper.moments()[-1] == Moment(world.round, world.beacon)
+        assert keeper.take_counts()["chain/crashed"] == 2
+    assert "ZeroDivisionError" in caplog.text and "begins anew" in caplog.text and "secret" not in caplog.text
+
+
+# --- ending a round
+
+
+class Swarm:
+    """A coordinator of four honest nodes, and of keys that have registered once and left; all share one clock."""
+
+    def __init__(self, gone: int, committed: frozenset[str], refuse: bool = False):
+        self.honest = [simulated(3, node) for node in range(4)]
+        self.registered = [one.author for one in self.honest] + [simulated(4, node).author for node in range(gone)]
+        self.committed, self.refuse, self.now, self.over = committed, refuse, 0.0, False
+
+    def node(self, identity: Identity) -> Keeper:
+        swarm = self
+
+        class Client:
+            account = calls.account_of(identity.author)
+
+            def connect(self):
+                return calls.Interface("rlswarm_jax", True, "", min_seconds=30, max_seconds=600, window=4)
+
+            def status(self):
+                return Status(7, 0, b"b" * 32, block=90, started=0, commitments=len(swarm.committed), needed=200)
+
+            def beacon(self, round_):
+                return b"a" * 32
+
+            def registered(self, author):
+                return 0 if author in swarm.registered else None
+
+            def committers(self, now):
+                if swarm.refuse:
+                    raise Refused("eth_getLogs", -32601, "no such method")
+                return swarm.committed
+
+            def advance(self, round_):
+                swarm.over = True
+
+        known = [author for author in self.registered if author != identity.author]
+        clocks = {"clock": lambda: self.now, "wall_clock": lambda: self.now}
+        return Keeper(Client(), identity.author, lambda: known, stagger=15.0, **clocks)
+
+    def seconds(self) -> float:
+        """Until one of the honest ends the round."""
+        nodes, self.now = [self.node(one) for one in self.honest], 550.0
+        while not self.over:
+            for node in nodes:
+                node.look()
+            self.now += 1.0
+            assert self.now < 3600
+        return self.now
+
+
+HONEST = frozenset(calls.account_of(simulated(3, node).author) for node in range(4))
+
+
+def test_keys_that_registered_once_and_left_have_no_turn_at_ending_a_round():
+    assert Swarm(300, HONEST).seconds() <= 600 + 2  # the first of the honest is there
+
+
+@pytest.mark.parametrize("swarm", [Swarm(300, frozenset()), Swarm(300, HONEST, refuse=True)])
+def test_where_nobody_knows_who_is_there_few_turns_pass_before_everybody_s(swarm):
+    assert swarm.seconds() <= 600 + TURNS * 15 + 2
+
+
+def test_of_four_that_are_there_one_ends_a_round_and_one_more_each_turn():
+    swarm = Swarm(300, HONEST)
+    nodes, turns = [swarm.node(one) for one in swarm.honest], []
+    swarm.now = 601.0
+    for node in nodes:
+        node.look()
+        turns.append(node._may_end[2])
+    assert sorted(turns) == [0, 1, 2, 3]

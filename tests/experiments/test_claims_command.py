@@ -18,7 +18,7 @@ from tests.audit.chained import World, play
 from tests.game.hand_driver import ALICE, BOB, TASKS, mixture
 
 CHECKOUT = Path(__file__).parent.parent.parent
-CONFIG = {"chain": {"endpoint": "devnet"}}
+CONFIG = {"chain": {"endpoint": "devnet", "id": 0}}
 
 
 def leave(world: World, directory: Path, heard: bool = True) -> Path:

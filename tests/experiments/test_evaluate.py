@@ -7,6 +7,7 @@ import pytest
 from experiments import cli, evaluate, simulated
 from experiments.cli import UsageError
 from rlswarm_jax.game.exam import Outcome, Stage
+from rlswarm_jax.game.turns import Critics
 from rlswarm_jax.tasks import Problem
 
 SMALL = [
@@ -35,7 +36,8 @@ def outcomes() -> list[Outcome]:
         stage(("xxyz", [1.0, 1.0, 0.0, 0.0]), ("yyyx", [0.0, 0.0, 0.0, 1.0])),
         majority=True,
         critique=stage(("1100", [1.0, 1.0, 0.0, 0.0]), ("1111", [1.0] * 4)),
-        chance=0.5,
+        critics=Critics(critic=0.75, chance=0.5, first=1.0, majority=0.5, none=0.0),
+        contested=Critics(critic=0.25, chance=0.5, first=0.0, majority=1.0, none=0.0),
         vote=True,
         revised=stage(("xxxx", [1.0] * 4), ("xxxy", [1.0, 1.0, 1.0, 0.0])),
         majority_revised=True,
@@ -45,7 +47,7 @@ def outcomes() -> list[Outcome]:
         stage(("yyyy", [0.0] * 4), ("xyyy", [1.0, 0.0, 0.0, 0.0])),
         majority=False,
         critique=stage(("0000", [0.0] * 4), ("0000", [0.0] * 4)),
-        chance=0.25,
+        critics=Critics(critic=0.0, chance=0.25, first=0.0, majority=0.75, none=0.0),
         vote=False,
         revised=stage(("yyyy", [0.0] * 4), ("xxyy", [1.0, 1.0, 0.0, 0.0])),
         majority_revised=False,
@@ -63,6 +65,14 @@ def test_measures_are_means_over_problems_of_means_over_nodes():
     assert found["majority of the swarm"] == (0.5, 2)
     assert found["critic names a best answer"] == (pytest.approx((6 / 8 + 0) / 2), 2)
     assert found["critic at random"] == (pytest.approx(0.375), 2)
+    assert found["always the first"] == (0.5, 2) and found["the majority of those shown"] == (0.625, 2)
+    assert found["best constant critic"] == found["the majority of those shown"] and found["always none"] == (0, 2)
+    # one of the two problems is contested
+    assert found["contested: critic names a best answer"] == (0.25, 1) and found["contested: always the first"] == (
+        0,
+        1,
+    )
+    assert found["contested: best constant critic"] == found["contested: the majority of those shown"] == (1, 1)
     assert found["vote of the critics"] == (0.5, 2)
     assert found["revised"] == (pytest.approx((7 / 8 + 2 / 8) / 2), 2)
     assert found["revised, vote wrong (recovery)"] == (pytest.approx(2 / 8), 1)

@@ -1,7 +1,10 @@
 import io
 import json
+import re
 import shlex
 import statistics
+import subprocess
+import sys
 
 import pytest
 import scipy.stats
@@ -138,6 +141,78 @@ def test_only_a_spoiled_model_is_said_to_have_been_spoiled(tmp_path):
     assert "spoiled" not in written(make_run(tmp_path / "other", base=None))
 
 
+@pytest.mark.parametrize("path", ["embedded:base", "models/tiny-qwen3", "Qwen/Qwen3-0.6B"])
+def test_another_model_is_not_said_to_have_been_spoiled(tmp_path, path):
+    config = quickstart.get_config()
+    config.model.path = path
+    assert "and then spoiled" not in written(make_run(tmp_path / "run", config=config))
+
+
+def test_the_embedded_model_was_not_taught_every_task(tmp_path):
+    config = quickstart.get_config()
+    with config.unlocked():
+        config.tasks = {"countdown": {}, "sums": {"dataset": "chain_sum"}}
+    text = written(make_run(tmp_path / "run", config=config))
+    assert "was taught other tasks than countdown and then spoiled" in text and "brought back" not in text
+
+
+def with_groups(run, rewards, **counts):
+    """The run's rows, with so many groups with an advantage and such rewards."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    fields = {"groups/local": 0.0, "groups/external": 0.0, "groups/received_with_advantage": 0.0} | counts
+    rows = [row | fields | {"reward/mean": rewards} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("rewards", "why"),
+    [(0.0, "too hard for this model"), (1.0, "nothing more to teach"), (0.5, "some of the time")],
+)
+def test_a_run_in_which_no_group_had_an_advantage_says_so_first(tmp_path, rewards, why):
+    run = with_groups(make_run(tmp_path / "run"), rewards)
+    text = written(run)
+    section = text[text.index("## ") :].splitlines()
+    assert section[0] == "## What was learned"
+    assert section[2].startswith("No group of completions had an advantage") and why in section[2]
+    assert f"python -m experiments.show {run}" in section[2]
+    terminal = " ".join(printed(run).split())
+    assert terminal.index("No group of completions had an advantage") < terminal.index("By task")
+
+
+@pytest.mark.parametrize("name", ["groups/local", "groups/external", "groups/received_with_advantage"])
+def test_a_run_with_any_advantage_does_not_say_that_there_was_none(tmp_path, name):
+    run = with_groups(make_run(tmp_path / "run"), 0.5, **{name: 1.0})
+    assert "No group" not in written(run) + printed(run)
+
+
+def test_a_run_of_which_nobody_knows_does_not_say_that_there_was_none(tmp_path):
+    assert "No group" not in written(make_run(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_result_is_the_last_thing_in_the_terminal_and_names_stay_whole(tmp_path, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    report.print_summary(make_run(tmp_path / "run"), console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= max(width, len(text.split("\npython ")[1].splitlines()[0]) + 7)
+    titles = [line for line in text.splitlines() if line in ("What was learned", "By task", "Cost", "Reproduce")]
+    assert titles == ["By task", "Cost", "Reproduce", "What was learned"]
+    assert all(text.count(name) >= 2 for name in NAMES)  # in one piece
+    last = text[text.index("What was learned") :]
+    assert "+66.2" in last and "75.0 %" in last and "keen-raven-4131" in last
+
+
+def test_a_table_too_wide_goes_without_what_matters_least_and_says_so():
+    table = [["who", "what", "more", "gain"], ["keen-raven-4131", "something", "quite a lot of it", "+12.5"]]
+    for width, shown, gone in [(100, "more", ""), (42, "what", "more"), (24, "gain", "more, what")]:
+        console = Console(width=width, record=True, file=io.StringIO())
+        report.print_table(table, console, ("more", "what"))
+        text = console.export_text()
+        assert "keen-raven-4131" in text and "+12.5" in text and shown in text
+        assert (f"(too narrow for: {gone})" in text) == bool(gone)
+
+
 def test_corrupt_metrics_are_skipped_and_counted(tmp_path):
     whole, torn = make_run(tmp_path / "whole"), make_run(tmp_path / "torn")
     with (torn / "metrics.jsonl").open("ab") as file:
@@ -180,6 +255,74 @@ def test_the_command_to_reproduce_gives_the_same_config(tmp_path, monkeypatch):
     parsed = cli.parse(arguments).config
     assert parsed.to_json_best_effort() == config.to_json_best_effort()
     assert "--config.seed=3" in arguments and len(arguments) == 6  # only what differs from the smoke variant
+
+
+OWN = """
+from configs import quickstart
+
+
+def get_config(variant=""):
+    config = quickstart.get_config()
+    config.name = "another-name"
+    config.rounds = 7 if variant == "short" else 9
+    return config
+"""
+ENDPOINT = "--config.chain.endpoint=$RPC_URL"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--config.seed=3", "--config.learn.learning_rate=1e-5", "--resume", "--workdir=elsewhere"],
+        ["--config.tasks={'countdown': {}, 'sums': {'dataset': 'chain_sum', 'weight': 2.0}}", "--workdir", "x y"],
+        ["--config.simulation.partitions=((0.0, 5.0, ((0,), (1,))),)", "--config.simulation.slowdown=(2.0, 1.0)"],
+        ["--config.game.personas=('You doubt.', \"You don't; $HOME `x`\")", "--config.swarm.name=a b"],
+        [ENDPOINT, "--config.chain.contract=0x" + "1" * 40, "--config.chain.id=5", "--noresume"],
+        ["--config.seed", "5"],
+    ],
+)
+@pytest.mark.parametrize("variant", ["", ":short"])
+def test_the_line_to_reproduce_runs_as_printed(tmp_path, monkeypatch, arguments, variant):
+    """Through a shell: of a config of one's own, wherever it is and whatever it calls itself."""
+    monkeypatch.setattr(report, "plot", lambda run: None)
+    file = tmp_path / "my configs" / "two words-1.py"
+    file.parent.mkdir()
+    file.write_text(OWN)
+    argv = ["--config", f"{file}{variant}", *arguments]
+    wanted = cli.parse(argv)
+    run = make_run(tmp_path / "run", config=wanted.config.copy_and_resolve_references())
+    path = run / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"command": list(wanted.words)}))
+    line = re.search(r"```bash\n(.*)\n```", written(run))[1]
+    assert line in printed(run)
+    monkeypatch.setenv("RPC_URL", "http://expanded-by-the-shell")
+    echo = f"python() {{ shift 2; {sys.executable} -c 'import sys, json; print(json.dumps(sys.argv[1:]))' \"$@\"; }}"
+    said = subprocess.run(["bash", "-c", f"{echo}\n{line}"], capture_output=True, text=True, check=True).stdout
+    again = cli.parse(json.loads(said))
+    assert again.config.to_json_best_effort() == wanted.config.to_json_best_effort()
+    assert not again.resume and again.workdir == cli.parse(["--config", f"{file}{variant}"]).workdir
+
+
+def test_with_a_chain_the_line_is_for_the_same_settings_and_other_problems(tmp_path):
+    config = quickstart.get_config()
+    assert "the same settings, other problems" in written(make_run(tmp_path / "chain", config=config))
+    simulated, alone = quickstart.get_config("simulate"), quickstart.get_config()
+    alone.chain.endpoint = "none"
+    for name, config in {"simulated": simulated, "alone": alone}.items():
+        assert "other problems" not in written(make_run(tmp_path / name, config=config))
+
+
+def test_runs_that_differ_by_chance_beacons_are_called_that(tmp_path):
+    def last_row(name, seeds, variant=""):
+        runs = [
+            make_run(tmp_path / f"{name}{i}", seed=seed, config=quickstart.get_config(variant)) for i, seed in seeds
+        ]
+        return report.comparison([results.load(run) for run in runs])[-1]
+
+    assert "chance beacons" in last_row("same", enumerate((1, 1, 1)))
+    assert "seeds and chance beacons" in last_row("seeds", enumerate((1, 2, 3)))
+    assert not any("beacons" in cell for cell in last_row("simulated", enumerate((1, 2)), "simulate"))
 
 
 def test_seeds_side_by_side_have_their_mean_and_deviation(tmp_path):

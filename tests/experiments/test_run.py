@@ -1,5 +1,6 @@
 """What a user meets at the command line."""
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from experiments import cli
 
 CHECKOUT = Path(__file__).parent.parent.parent
+QUICK = "--config=configs/quickstart.py"
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -23,14 +25,33 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     ("arguments", "says"),
     [
         ([], "--config"),
-        (["--config=configs/quickstart.py", "--config.seeed=1"], "'seeed'; did you mean 'seed'?"),
-        (["--config=configs/quickstart.py", "--config.learn.lerning_rate=1"], "did you mean 'learning_rate'?"),
-        (["--config=configs/quickstart.py", "--config.rounds=many"], "config.rounds=many"),
-        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        ([QUICK, "--config.seeed=1"], "'seeed'; did you mean config.seed?"),
+        ([QUICK, "--config.learn.lerning_rate=1"], "did you mean config.learn.learning_rate?"),
+        ([QUICK, "--config.lr=1"], "did you mean config.learn.learning_rate?"),
+        ([QUICK, "--config.learning_rate=1"], "did you mean config.learn.learning_rate?"),
+        ([QUICK, "--config.game.learning_rate=1"], "did you mean config.learn.learning_rate?"),
+        ([QUICK, "--config.nodes=1"], "did you mean config.swarm.nodes?"),
+        ([QUICK, "--config.group_sise=1"], "did you mean config.sampling.group_size?"),
+        ([QUICK, "--config.max_tokens=1"], "config.sampling.max_new_tokens"),
+        ([QUICK, "--config.swarm.temperature", "1"], "config.sampling.temperature or config.evaluation.temperature?"),
+        ([QUICK, "--config.zzz=1"], "no field 'zzz'; configs/common.py has all"),
+        ([QUICK, "--config.tasks.spell_backward.max_wrd_len=1"], "did you mean 'max_word_len'?"),
+        ([QUICK, "--config.rounds=many"], "config.rounds is 'many'; expected a whole number from 0 to 10,000,000"),
+        ([QUICK, "--config.sampling.exact=maybe"], "config.sampling.exact is 'maybe'; expected True or False"),
+        (["--config=configs/nowhere.py"], "'configs/nowhere.py'."),
+        (["--config=configs/quikstart.py"], "did you mean configs/quickstart.py?"),
+        (["--config=quickstart"], "did you mean configs/quickstart.py?"),
+        (["--config=configs/quickstart"], "did you mean configs/quickstart.py?"),
+        (["--config=configs/quickstart.py:simulat"], "did you mean 'simulate'?"),
+        ([QUICK, "--workdri=x"], "no flag --workdri; did you mean --workdir?"),
+        ([QUICK, "--resum"], "no flag --resum; did you mean --resume?"),
+        ([QUICK, "-checkpiont", "x"], "no flag -checkpiont; did you mean --checkpoint?"),
+        ([QUICK, "--lr=1"], "no flag --lr; did you mean --config.learn.learning_rate?"),
+        ([QUICK, "--nodes=1"], "no flag --nodes; did you mean --config.swarm.nodes?"),
         (["--config=configs/quickstart.py:tiny"], "no variant 'tiny'"),
         (["--config=configs/quickstart.py:simulate-tiny"], "no variant 'tiny'; expected simulate or smoke"),
         (["--config=configs/quickstart.py", "stray"], "'stray'"),
-        (["--confg=configs/quickstart.py"], "confg"),
+        (["--confg=configs/quickstart.py"], "no flag --confg; did you mean --config?"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
@@ -46,27 +67,27 @@ def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
         ("--config.model.path=/no/such/model", "'/no/such/model' does not exist"),
         ("--config.swarm.nodes=0", "config.swarm.nodes is 0"),
         ("--config.rounds=0", "config.rounds is 0"),
-        ("--config.swarm.port=70000", "config.swarm.port is 70000; it must be at most 65535"),
+        ("--config.swarm.port=70000", "config.swarm.port is 70000; expected a whole number from 0 to 65,535"),
         ("--config.swarm.host=localhost", "config.swarm.host is 'localhost'; expected an address"),
-        ("--config.swarm.name=", "config.swarm.name is ''; it must have 1 to 64 characters"),
-        ("--config.sampling.group_size=65", "config.sampling.group_size is 65; it must be at most 64"),
-        ("--config.driver=fly", "expected one of live, node, simulate"),
+        ("--config.swarm.name=", "config.swarm.name is ''; expected text of 1 to 64 characters"),
+        ("--config.sampling.group_size=65", "config.sampling.group_size is 65; expected a whole number from 2 to 64"),
+        ("--config.driver=fly", "expected one of live, simulate, node"),
         ("--config.swarm.bootnodes=('10.0.0.7:4001',)", "'10.0.0.7:4001'; expected /ip4/ADDRESS"),
-        ("--config.swarm.peers=('QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N',)", "not the peer id of a secp256k1"),
+        ("--config.swarm.peers=('QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N',)", "expected the peer id of a secp2"),
         ("--config.sampling.group_size=1", "config.sampling.group_size is 1"),
         ("--config.sampling.temperature=0.0", "config.sampling.temperature"),
         ("--config.learn.external_correction=none", "expected one of reencode, behaviour"),
-        ("--config.model.prompts=riddle", "'riddle' is unknown"),
+        ("--config.model.prompts=riddle", "config.model.prompts is 'riddle'; expected one of auto, compact, chat"),
         ("--config.tasks.spell_backward.max_word_len=1", "'spell_backward' refused its options"),
         ("--config.sampling.max_prompt_tokens=3", "max_prompt_tokens"),
         (
             "--config.sampling.max_new_tokens=33",
             "max_prompt_tokens 96 and config.sampling.max_new_tokens 33 together exceed the 128 positions",
         ),
-        ("--config.game.stages=4", "config.game.stages is 4; it must be at most 3"),
+        ("--config.game.stages=4", "config.game.stages is 4; expected a whole number from 1 to 3"),
         ("--config.game.shared=0", "config.game.shared is 0"),
         ("--config.game.shared=5", "config.game.shared is 5 of 4 problems"),
-        ("--config.game.weights=(1.0, 1.0)", "must be three numbers"),
+        ("--config.game.weights=(1.0, 1.0)", "config.game.weights is (1.0, 1.0); expected a tuple of 3, each a number"),
         ("--config.game.shown=31", "cannot show 315 of what was written: raise config.sampling.max_prompt_tokens"),
         ("--config.game.personas=('You doubt.',)", "personas are for the chat format"),
     ],
@@ -85,7 +106,7 @@ def test_a_config_that_cannot_be_is_one_sentence_that_names_the_field(override, 
 def test_usage_errors_exit_with_2_and_nothing_but_the_sentence():
     done = run("--config=configs/quickstart.py", "--config.seeed=1")
     assert done.returncode == 2
-    assert done.stderr == "error: the config has no field 'seeed'; did you mean 'seed'?\n"
+    assert done.stderr == "error: the config has no field 'seeed'; did you mean config.seed?\n"
 
 
 def test_an_unwritable_workdir_is_one_sentence(tmp_path):
@@ -98,7 +119,16 @@ def test_an_unwritable_workdir_is_one_sentence(tmp_path):
 def test_help_teaches():
     done = run("--help")
     assert done.returncode == 0
-    for word in ("--config", "--workdir", "--resume", "--config.model.path", "Ctrl-C", "summary.json"):
+    for word in (
+        "--config",
+        "--workdir",
+        "--resume",
+        "--config.model.path",
+        "Ctrl-C",
+        "summary.json",
+        "Exit codes",
+        "75",
+    ):
         assert word in done.stdout
 
 
@@ -124,6 +154,78 @@ def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name
     assert list((workdir / "checkpoints").iterdir())
     (offline,) = (workdir / "wandb").glob("offline-run-*/*.wandb")
     assert offline.stat().st_size > 1000
+
+
+def copied(tmp_path: Path, name: str, change: str = "") -> str:
+    text = (CHECKOUT / "configs" / "quickstart.py").read_text()
+    (tmp_path / name).write_text(text.replace('swarm("quickstart")', f"swarm({change})") if change else text)
+    return f"--config={tmp_path / name}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (lambda folder: [copied(folder, "mine.py")], "mine"),
+        (lambda folder: [copied(folder, "mine.py") + ":simulate-smoke"], "mine-simulate-smoke"),
+        (lambda folder: [copied(folder, "mine.py", "'ours'") + ":smoke"], "ours-smoke"),
+        (lambda folder: [copied(folder, "mine.py", "'ours'"), copied(folder, "ours.py")][:1], "mine"),
+        (lambda folder: [copied(folder, "mine.py", "''")], "mine"),
+        (lambda folder: [copied(folder, "mine.py"), "--config.name=third"], "third"),
+        (lambda folder: ["--config=configs/quickstart.py:smoke"], "quickstart-smoke"),
+        (lambda folder: ["--config=configs/game.py:control"], "game-control"),
+    ],
+)
+def test_a_copied_config_has_the_name_and_the_folder_of_its_own_file(arguments, name, tmp_path):
+    """A copy that kept the original's name moved the real run aside."""
+    found = cli.parse(arguments(tmp_path))
+    assert found.config.name == name and found.workdir == Path("runs") / name
+
+
+def test_a_name_that_is_no_folders_is_refused():
+    with pytest.raises(cli.UsageError, match=r"config\.name is '\.\./x'; expected a name for a folder"):
+        cli.parse([QUICK, "--config.name=../x"])
+
+
+def test_a_field_that_a_config_of_ones_own_lacks_has_its_default_which_is_said(tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from configs import common\n"
+        "def get_config(variant=''):\n"
+        "    config = common.swarm('mine')\n"
+        "    del config.learn['clip_low']\n"
+        "    return config\n"
+    )
+    config = cli.parse([f"--config={mine}"]).config
+    cli.check(config)
+    assert config.learn.clip_low == 0.2
+    assert capsys.readouterr().err == "the config has no learn.clip_low: its default, 0.2, holds\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (cli.UsageError("mend this."), 2, "error: mend this.\n"),
+        (cli.TransientError("wait."), 75, "error: wait.\n"),
+        (cli.DiskError("full."), 1, "error: full.\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.png"), 1, "error: cannot write a.png: No space left on"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "error: cannot write: Disk quota exceeded; what was written"),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+    ],
+)
+def test_an_exit_code_says_what_may_help(error, code, said, capsys):
+    def fails() -> int:
+        raise error
+
+    assert cli.code_of(fails) == code
+    told = capsys.readouterr().err
+    assert told.startswith(said) and len(told.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_log_on_a_full_disk_does_not_change_the_exit_code():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "experiments.run", "--config=nothing"]
+        assert subprocess.run(command, cwd=CHECKOUT, stdout=full, stderr=full).returncode == 2
 
 
 def test_run_stays_short():

@@ -1,6 +1,7 @@
 """What someone meets who runs a single node by hand."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import node
 from rlswarm_jax.identity import Identity, author_of, create, simulated
 from rlswarm_jax.metrics import read_rows
 
@@ -43,6 +45,24 @@ def test_a_port_in_use_is_one_sentence(tmp_path, taken_port):
     assert code == 2 and len(complained.splitlines()) == 1
     assert complained.startswith("error: cannot listen on") and f"tcp/{taken_port}" in complained
     assert "in use" in complained and "config.swarm.port" in complained
+    assert "cannot listen on" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_log_is_bounded_and_a_full_disk_is_no_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(node, "LOG_BYTES", 2000)
+    logger = logging.getLogger("rlswarm_jax.test")
+    logger.setLevel(logging.INFO)
+    with node.logged(tmp_path):
+        for i in range(500):
+            logger.info("line %d", i)
+    logger.info("after the end")
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["log.txt", "log.txt.1"] and all(path.stat().st_size <= 2000 for path in tmp_path.iterdir())
+    text = (tmp_path / "log.txt").read_text()
+    assert "line 499" in text and text.splitlines()[-1].endswith("ended") and "after the end" not in text
+    with node.logged(Path("/dev/full/nowhere")):
+        logger.info("unheard")
+    assert "Logging error" not in capsys.readouterr().err
 
 
 def test_a_key_file_that_cannot_be_used_is_one_sentence_and_is_never_shown(tmp_path):
@@ -66,6 +86,8 @@ def test_an_unreachable_bootnode_is_one_sentence_and_does_not_stop_a_node(tmp_pa
     code, said, complained = run(workdir, f"--config.swarm.bootnodes=('{nobody}',)")
     assert (code, complained) == (0, "")
     assert sum("cannot be reached" in line and nobody in line for line in said.splitlines()) == 1
+    log = (workdir / "log.txt").read_text()
+    assert nobody in log and "listens on /ip4/" in log
     rows = read_rows(workdir / "metrics.jsonl")
     assert [row["round"] for row in rows] == list(range(6))
     assert sum(row.get("network/unreachable", 0) for row in rows) > 0

@@ -10,13 +10,16 @@ from rlswarm_jax import randomness, tasks
 from rlswarm_jax.game.chain import MOMENTS, Account, Moment, Work, amount
 from rlswarm_jax.game.effects import Commit, Gather, Hear, Learn, Publish
 from rlswarm_jax.game.player import Player
+from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.journal import Journal
+from rlswarm_jax.records.agreement import differences
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, STAGES
 from tests.game.hand_driver import (
     ALICE,
     BOB,
+    END,
     ME,
     STATE_HASH,
     TASKS,
@@ -106,6 +109,41 @@ def test_a_reorganised_beacon_is_replaced_at_once_and_takes_the_work_with_it():
     assert deeper.moments == [moment(4, "x"), moment(5, "x")] and not deeper.work.records
 
 
+FAR, NEXT = moment(10**9, "a lie"), moment(7)
+
+
+def test_one_lie_about_a_far_round_is_corrected_by_what_the_chain_says_afterwards():
+    """What was made under it is forgotten, and what was committed to under it holds nothing up."""
+    work = Work([b"hash"], {ANSWER: 5}, {b"peer": 7})
+    lied = Account([SECOND], 5, STATE_HASH, work).hear([FAR], take=True)
+    assert lied.round == FAR.round
+    for take in (False, True):
+        account = lied.settle(STATE_HASH).add([b"made under the lie"], []).hear([SECOND, THIRD], take)
+        assert account == Account([SECOND, THIRD], THIRD.round, STATE_HASH)
+        account = account.add([b"later"], []).hear([THIRD, NEXT], take=True)
+        assert account.round == NEXT.round and account.due  # not only after another billion of rounds
+
+
+def test_a_node_plays_on_under_the_true_beacon_after_a_lie():
+    game = make_game(chain_every=2, rounds=0)
+    state = play(game, under(FIRST, SECOND, round_=2), chain=[[SECOND, FAR]]).state
+    assert state.account.round == FAR.round
+    played = play(game, state, chain=[[SECOND, THIRD]])
+    assert played.records[ANSWER].beacon == THIRD.beacon[:8]
+    committed = played.one(Commit)  # to this round's records alone
+    assert committed.moment == THIRD and committed.work.records == [s.hash for s in played.said.values()]
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5), st.integers(0, 1000))
+def test_whatever_was_said_before_two_true_words_lead_to_the_chain_s_round(lies, true):
+    account = Account()
+    for lie in lies:
+        account = account.hear([moment(lie, "lie")], take=True)
+    account = account.hear([moment(true), moment(true + 1)], take=True).hear([moment(true + 1), moment(true + 2)], True)
+    assert account.moments[-2:] == [moment(true + 1), moment(true + 2)] and len(account.moments) <= MOMENTS
+    assert account.committed <= true + 2
+
+
 def test_only_so_many_beacons_are_remembered():
     account = Account()
     for number in range(3 * MOMENTS):
@@ -120,7 +158,7 @@ def test_who_has_the_same_beacon_learns_from_each_other():
     states = {who: under(FIRST, SECOND) for who in (ME, ALICE)}
     played = play_together(dict.fromkeys(states, half_right), states=states, chain_every=2, chain=[FIRST, SECOND])
     for who in states:
-        assert not played[who].unused and {g.stage for g in played[who].external} >= {ANSWER, CRITIQUE}
+        assert not played[who].unused and {g.stage for g in played[who].external} >= {ANSWER, REVISE}
 
 
 def test_a_record_under_an_earlier_beacon_is_read_under_that_one():
@@ -231,16 +269,59 @@ def test_amounts_are_whole_millionths():
     assert amount([1.0, 0.0, 0.0]) == 333_333 and amount([1.0]) == 1_000_000 and amount([0.1 + 0.2, 0.0]) == 150_000
 
 
+UNDER_A_CHAIN = {"chain_every": 2, "chain_id": 31337, "contract": "0x" + "Ab" * 20}
+
+
 def test_nodes_that_agree_have_the_same_hash_and_others_have_not():
-    game = make_game()
-    assert make_game(ALICE, seed=9, rounds=3, external_groups=9).agreement == game.agreement
-    for fields in ({"group_size": 8}, {"local_groups": 4}, {"swarm": "other"}, {"chain_every": 0, "shown": 1}):
-        assert dataclasses.replace(game, **fields).agreement != game.agreement
+    """Whether what one of them says is of use to the other is tried, not only whether they call it the same."""
+    game = make_game(**UNDER_A_CHAIN)
+    same = {"seed": 9, "rounds": 3, "external_groups": 9, "temperature": 0.5, "max_new_tokens": 7, "chain_every": 5}
+    assert make_game(ALICE, **UNDER_A_CHAIN | same | {"contract": "0x" + "aB" * 20}).agreement == game.agreement
+    for fields in (
+        *({"group_size": 8}, {"local_groups": 4}, {"swarm": "other"}, {"chain_every": 0}, {"shown": 1}),
+        *({"chain_id": 1}, {"contract": "0x" + "cd" * 20}, {"eos_token_ids": (END, 5)}, {"rewards": Rewards(form=0.5)}),
+        *({"stages": STAGES[:2]}, {"shared": 1}, {"critics": 1}, {"show_votes": False}),
+    ):
+        other = dataclasses.replace(game, **fields)
+        assert other.agreement != game.agreement
+        assert len(differences(game.rules, other.rules)) == (3 if fields == {"chain_every": 0} else 1)
+        assert not game.agrees(other.agreement, same_tokenizer=True)
     weighted = tasks.make_mixture(
         {name: {**fields, "weight": 2.0 + n} for n, (name, fields) in enumerate(TASKS.items())}
     )
     assert dataclasses.replace(game, mixture=weighted).agreement != game.agreement  # the same tasks, other problems
     assert len(game.agreement) == 32
+
+
+def test_without_a_chain_the_seed_must_be_the_same():
+    ours = make_game()
+    theirs = play(make_game(ALICE, seed=9), identity=ALICE).said[ANSWER]
+    assert play(ours, arrived=[theirs]).unused == {"foreign problem": 3}
+    assert (
+        differences(ours.rules, make_game(seed=9).rules) == ["seed"] and make_game(seed=9).agreement != ours.agreement
+    )
+
+
+def test_another_tokenizer_may_have_other_end_tokens_and_the_same_one_may_not():
+    ours, stranger = make_game(), make_game(tokenizer_fingerprint="another", eos_token_ids=(1, 2))
+    assert ours.agreement != stranger.agreement and differences(ours.rules, stranger.rules) == []
+    assert ours.agrees(stranger.agreement, same_tokenizer=False)
+    assert not ours.agrees(stranger.agreement, same_tokenizer=True)
+    told = make_game(eos_token_ids=(END, 5))
+    assert differences(ours.rules, told.rules) == ["model.end_tokens"]
+    assert not ours.agrees(make_game(shown=1).agreement, same_tokenizer=False)
+
+
+def test_of_very_many_tasks_the_rules_say_how_many():
+    class Named:
+        fingerprint, seconds = "0" * 16, 0.0
+
+    def rules(count: int) -> dict[str, str]:
+        mixture = tasks.Mixture({f"t{n}": Named() for n in range(count)}, {f"t{n}": 1.0 for n in range(count)})
+        return make_game(mixture=mixture).rules
+
+    assert rules(2)["tasks.t1"] == f"weight 1.0, {'0' * 16}" and rules(24)["tasks.t23"] == rules(2)["tasks.t1"]
+    assert rules(25)["tasks"].startswith("25 tasks, ") and rules(25)["tasks"] != rules(26)["tasks"]
 
 
 def test_everything_published_is_in_the_commitment_of_a_game_of_three_stages():

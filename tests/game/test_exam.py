@@ -64,14 +64,24 @@ def test_votes_and_majorities_are_counted_over_what_stands_for_a_node(exams):
         assert [s.record.stage for s in records] == [stage for stage in STAGES for _ in NODES]
         for outcome in observe(exams[0], records, Scripted(exams).verifier):
             assert outcome.critique is not None
-            assert all(score == 1.0 for row in outcome.critique.scores for score in row)
+            assert all(score == 1.0 for row in outcome.critique.scores for score in row)  # true, whether paid or not
+            assert outcome.critics is not None and outcome.critics.critic == 1.0
             right_ones = sum(outcome.first.spoken_right)
             assert right_ones in (1, 2)
             if right_ones == 2:
                 assert outcome.majority and outcome.vote
             # a critic who is shown no right answer names none; the others, all but one of three, name the right one
             assert outcome.vote == (right_ones == 2 or _two_critics_see_it(outcome))
-            assert outcome.chance is not None and 0 < outcome.chance < 1
+            assert 0 < outcome.critics.chance < 1
+            # by hand: each of three critics is shown the other two's word; with one right one, its author sees two
+            # wrong ones, which are not contested; with two, the one who is wrong sees two right ones
+            assert outcome.contested is not None and outcome.contested.none == 0.0
+            assert outcome.critics.none == (1 / 3 if right_ones == 1 else 0)
+            assert outcome.contested.chance == pytest.approx(1 / 3) and outcome.contested.critic == 1.0
+            assert outcome.critics.chance == pytest.approx((1 / 3 + 1 / 3 + (1 / 3 if right_ones == 1 else 2 / 3)) / 3)
+            # of two answers that differ the first is the first of what most say; where both are right it is, too
+            assert outcome.contested.first == outcome.contested.majority in (0.0, 0.5, 1.0)
+            assert outcome.critics.first == pytest.approx((2 * outcome.contested.first + (right_ones == 2)) / 3)
 
 
 def _two_critics_see_it(outcome) -> bool:

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlswarm_jax.game.prompts import FORMATS, NONE
-from rlswarm_jax.game.rewards import Rewards, answer_reward, chance, critique_reward, revise_reward
+from rlswarm_jax.game.rewards import (
+    Rewards,
+    answer_reward,
+    chance,
+    contested,
+    critique_reward,
+    names_best,
+    revise_reward,
+)
 
 PLAIN, FORM = Rewards(), Rewards(form=0.25)
 scores = st.floats(0, 1)
@@ -36,19 +44,24 @@ def test_what_an_answer_earns(score, well_formed, weights, earned):
         (1, [0, 0.5], 0),
         (2, [0, 0.5], 1),  # the best of those shown, though not right ...
         (NONE, [0, 0.5], 1),  # ... which is true as well
-        (2, [1, 1], 1),  # any of the best
-        (1, [0.5, 0.5], 1),
-        (1, [0], 0),  # an answer worth nothing is never the best, even where there is no better one
+        (2, [0.5, 1, 1], 1),  # any of the best
+        (1, [0.5, 0.5, 0], 1),
+        # where all are worth the same there is nothing to see: whatever a critic names, it would be had without reading
+        (2, [1, 1], 0),
+        (1, [0.5, 0.5], 0),
+        (NONE, [0.5, 0.5], 0),
+        (1, [1], 0),
+        (1, [0], 0),
         (1, [0, 0], 0),
-        (NONE, [], 1),  # of no answers none is right
+        (NONE, [], 0),
         (None, [1, 0], 0),
         (None, [0, 0], 0),
         (None, [], 0),
         # RL Swarm paid 20 for "None" (or "No one", or "All answers were wrong") if all of those shown were right ...
         (NONE, [1, 1, 1], 0),
         (NONE, [1, 0, 0], 0),
-        # ... and 0 if all were wrong
-        (NONE, [0, 0, 0], 1),
+        # ... and 0 if all were wrong, which is told from being right by `names_best`, and not contested
+        (NONE, [0, 0, 0], 0),
         # it compared answers with a list of gold answers cut to the shorter of the two: later ones counted for nothing
         (3, [0, 0, 1], 1),
         (NONE, [0, 0, 1], 0),
@@ -60,14 +73,15 @@ def test_what_an_answer_earns(score, well_formed, weights, earned):
 )
 def test_what_a_critique_earns(named, shown, earned):
     assert critique_reward(named, shown, PLAIN) == earned
-    assert critique_reward(named, shown, FORM) == earned + (0 if named is None else 0.25)
+    assert critique_reward(named, shown, FORM) == earned + (0.25 if named is not None and len(set(shown)) > 1 else 0)
 
 
 @pytest.mark.parametrize(
     ("critique", "shown", "earned"),
     [
         ("I checked it. <best>1</best>", [1, 0], 1),
-        ("<best>0</best>", [0, 0], 1),
+        ("<best>0</best>", [0, 0.5], 1),
+        ("<best>0</best>", [0, 0], 0),
         ("<best>0</best>", [1, 1], 0),
         # RL Swarm read a completion without tags whole, as who is named or as "none"
         ("1", [1, 0], 0),
@@ -92,7 +106,34 @@ def test_a_critique_is_paid_for_the_truth_alone(shown):
     """By hand: the best have the highest score, and it is not nothing; "none" is true where nothing is right."""
     for named in range(len(shown) + 1):
         true = all(s < 1 for s in shown) if named == NONE else shown[named - 1] > 0 and shown[named - 1] >= max(shown)
-        assert critique_reward(named, shown, PLAIN) == true
+        assert names_best(named, shown) == true
+        assert critique_reward(named, shown, PLAIN) == (true and len(set(shown)) > 1)
+
+
+@given(st.lists(scores, min_size=1, max_size=6))
+def test_where_it_is_not_contested_no_group_of_critiques_has_an_advantage(shown):
+    """Whatever critics say of answers that are worth the same, the group is paid alike, and nothing is learned."""
+    alike = [shown[0]] * len(shown)
+    said = [None, NONE, *range(1, len(alike) + 1)]
+    assert not contested(alike) and {critique_reward(named, alike, FORM) for named in said} == {0.0}
+    assert contested(shown) == any(one != shown[0] for one in shown)
+
+
+@pytest.mark.parametrize(
+    ("shown", "always_first", "always_none"),
+    [
+        ([1, 1, 1], True, False),
+        ([0, 0, 0], False, True),
+        ([1, 0], True, False),
+        ([0, 1], False, False),
+        ([], None, True),
+    ],
+)
+def test_constant_critics_are_often_right_and_are_paid_for_contested_ones_alone(shown, always_first, always_none):
+    if shown:
+        assert names_best(1, shown) == always_first
+    assert names_best(NONE, shown) == always_none
+    assert critique_reward(NONE, shown, PLAIN) == 0
 
 
 @given(st.permutations(range(4)), st.lists(scores, min_size=4, max_size=4))

@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import sys
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlswarm_jax import randomness
+from rlswarm_jax.game import turns
 from rlswarm_jax.game.effects import (
     Effect,
     Evaluate,
@@ -424,6 +426,35 @@ def test_text_this_tokenizer_cannot_say_is_left_out(text, cause):
     played = tampered(lambda record: with_completion(other_tokenizer(record), 1, 3, text=text))
     assert played.unused == {cause: 1}
     assert len([group for group in played.external if group.author == ALICE.author]) == 2
+
+
+class Counting(Tokenizer):
+    """Counts what it encodes and decodes, in characters and ids."""
+
+    def encode(self, prompt, thinking=None):
+        WORK["encoded"] += len(prompt)
+        return super().encode(prompt, thinking)
+
+    def decode(self, ids):
+        WORK["decoded"] += len(ids)
+        return super().decode(ids)
+
+
+WORK = collections.Counter[str]()
+
+
+@pytest.mark.parametrize("same_tokenizer", [True, False])
+@pytest.mark.parametrize("what", ["many completions", "long texts"])
+def test_what_no_node_would_say_is_refused_before_it_is_tokenized(what, same_tokenizer):
+    """A record holds 64 groups of 64 completions of 65,536 characters at most."""
+    said, number = ("4", 64) if what == "many completions" else ("x" * schema.MAX_TEXT, GROUP_SIZE)
+    completions = [schema.Completion(text=said, **as_arrays([5, 0]))] * number
+    record = with_group(record_of(ALICE), 0, completions=completions)
+    record = replace(record, tokenizer_fingerprint=record.tokenizer_fingerprint if same_tokenizer else "another")
+    game = make_game(tokenizer=Counting(TOKENIZER.backend, TOKENIZER.vocab_size, {}))
+    WORK.clear()
+    _, flaws = turns.read_record(game, {}, signed(replace(record, groups=record.groups[:1]), ALICE), turns.NO_CHAIN)
+    assert flaws.keys() == {0} and WORK["encoded"] == 0 and WORK["decoded"] <= 2
 
 
 def test_text_on_which_the_tokenizer_fails_ends_no_round():

@@ -20,11 +20,11 @@ class TestImportanceRatio:
     NOW, OLD = np.array([[-1.0, -2.0, -0.5, -3.0]]), np.array([[-1.0, -1.5, -2.5, -0.25]])
 
     def test_a_stale_tokens_weight_is_exactly_exp_of_the_difference(self):
-        found = losses.importance_ratio(jnp.asarray(self.NOW), jnp.asarray(self.OLD))
-        np.testing.assert_allclose(found, np.exp([[0, -0.5, 2, -2.75]]), rtol=1e-6)
+        found = losses.log_ratio(jnp.asarray(self.NOW), jnp.asarray(self.OLD))
+        np.testing.assert_allclose(np.exp(found), np.exp([[0, -0.5, 2, -2.75]]), rtol=1e-6)
 
     def test_the_gradient_flows_through_the_current_log_probs_alone(self):
-        now, old = jax.grad(lambda *a: losses.importance_ratio(*a).sum(), argnums=(0, 1))(
+        now, old = jax.grad(lambda *a: jnp.exp(losses.log_ratio(*a)).sum(), argnums=(0, 1))(
             jnp.asarray(self.NOW), jnp.asarray(self.OLD)
         )
         np.testing.assert_allclose(now, np.exp(self.NOW - self.OLD), rtol=1e-6)
@@ -34,16 +34,18 @@ class TestImportanceRatio:
     @pytest.mark.parametrize("old", [-50.0, -1e3, -3e38])
     def test_whatever_a_peer_claims_its_log_prob_was_the_gradient_stays_finite(self, old, advantage):
         def objective(now_BT):
-            ratio_BT = losses.importance_ratio(now_BT, jnp.full((1, 1), old))
-            surrogate_BT = losses.clipped_surrogate(ratio_BT, jnp.array([advantage]), clip_low=0.2, clip_high=0.28)
-            return surrogate_BT.sum() + 0 * (ratio_BT**2).sum()
+            ratio_BT = jnp.exp(losses.log_ratio(now_BT, jnp.full((1, 1), old)))
+            return clipped_surrogate(ratio_BT, jnp.array([advantage])).sum() + 0 * (ratio_BT**2).sum()
 
         value, gradient = jax.value_and_grad(objective)(jnp.full((1, 1), -1.0))
         assert np.isfinite(value) and np.isfinite(gradient)
 
 
+def clipped_surrogate(ratio_BT, advantages_B, low=0.2, high=0.28, dual=3.0):
+    return losses.clipped_surrogate(ratio_BT, advantages_B, clip_low=low, clip_high=high, dual_clip=dual)
+
+
 class TestClippedSurrogate:
-    LOW, HIGH = 0.2, 0.28
     #         ratio  advantage  objective        its slope in the ratio
     CASES = (
         (0.50, +2.0, 0.50 * 2.0, 2.0),  # got less likely, was good: bring it back
@@ -55,7 +57,9 @@ class TestClippedSurrogate:
         (0.79, -3.0, 0.80 * -3.0, 0.0),
         (0.81, -3.0, 0.81 * -3.0, -3.0),
         (1.00, -3.0, 1.00 * -3.0, -3.0),
-        (9.00, -3.0, 9.00 * -3.0, -3.0),  # got more likely, was bad: no bound
+        (2.99, -3.0, 2.99 * -3.0, -3.0),  # got more likely, was bad
+        (3.01, -3.0, 3.00 * -3.0, 0.0),  # so much more that the old log-prob is not to be trusted
+        (9e8, -3.0, 3.00 * -3.0, 0.0),
         (0.10, 0.0, 0.0, 0.0),
         (9.00, 0.0, 0.0, 0.0),
     )
@@ -63,9 +67,7 @@ class TestClippedSurrogate:
     @pytest.mark.parametrize(("ratio", "advantage", "objective", "slope"), CASES)
     def test_the_objective_stops_rewarding_at_the_bound_on_its_side(self, ratio, advantage, objective, slope):
         def surrogate(ratio):
-            return losses.clipped_surrogate(
-                jnp.full((1, 1), ratio), jnp.array([advantage]), clip_low=self.LOW, clip_high=self.HIGH
-            )[0, 0]
+            return clipped_surrogate(jnp.full((1, 1), ratio), jnp.array([advantage]))[0, 0]
 
         found, found_slope = jax.value_and_grad(surrogate)(ratio)
         np.testing.assert_allclose((found, found_slope), (objective, slope), rtol=1e-6)
@@ -73,14 +75,17 @@ class TestClippedSurrogate:
     @pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.1, 0.5), (0.5, 0.1), (0.3, 0.0), (0.0, 0.3)])
     def test_the_bounds_are_one_minus_low_and_one_plus_high(self, low, high):
         ratio_BT, advantages_B = jnp.array([[100.0], [1e-3]]), jnp.array([1.0, -1.0])
-        found = losses.clipped_surrogate(ratio_BT, advantages_B, clip_low=low, clip_high=high)
+        found = clipped_surrogate(ratio_BT, advantages_B, low, high)
         np.testing.assert_allclose(found, [[1 + high], [-(1 - low)]], rtol=1e-6)
+
+    @pytest.mark.parametrize("dual", [1.5, 3.0, 10.0])
+    def test_what_a_bad_token_costs_ends_at_the_dual_bound(self, dual):
+        found = clipped_surrogate(jnp.array([[100.0], [1.4]]), jnp.array([-1.0, -1.0]), dual=dual)
+        np.testing.assert_allclose(found, [[-dual], [-1.4]], rtol=1e-6)
 
     def test_every_token_of_a_completion_has_its_completions_advantage(self):
         ratio_BT = np.random.default_rng(0).uniform(0.9, 1.1, (3, 4))
-        found = losses.clipped_surrogate(
-            jnp.asarray(ratio_BT), jnp.array([1.0, -2.0, 0.5]), clip_low=0.2, clip_high=0.2
-        )
+        found = clipped_surrogate(jnp.asarray(ratio_BT), jnp.array([1.0, -2.0, 0.5]), 0.2, 0.2)
         np.testing.assert_allclose(found, ratio_BT * [[1.0], [-2.0], [0.5]], rtol=1e-6)
 
 

@@ -35,6 +35,7 @@ LEARNER = LearnerConfig(
     learning_rate=1e-3,
     clip_low=0.2,
     clip_high=0.28,
+    dual_clip=3.0,
     temperature=0.7,
     max_new_tokens=NEW_TOKENS,
     weight_decay=0.1,
@@ -117,8 +118,9 @@ def grpo(params, batch, config=LEARNER):
             logprob = table[row, at - 1, batch.tokens_BT[row, at]]
             old = float(batch.old_logprobs_BC[row, c]) if batch.old_known_B[row] else logprob
             ratio = np.exp(logprob - old)
-            # a good token gains nothing above the upper bound, a bad one nothing below the lower one
-            kept = min(ratio, 1 + config.clip_high) if advantage > 0 else max(ratio, 1 - config.clip_low)
+            # a good token gains nothing above its bound; what a bad one costs is bounded on both sides
+            bad = min(max(ratio, 1 - config.clip_low), config.dual_clip)
+            kept = min(ratio, 1 + config.clip_high) if advantage > 0 else bad
             loss -= kept * advantage
             clipped += advantage != 0 and kept != ratio
             ratio_of.append(ratio)
@@ -144,7 +146,8 @@ def gradients(params, batch, config=LEARNER):
         advantage, length = float(batch.advantages_B[row]), len(logprobs)
         old = batch.old_logprobs_BC[row, :length] if batch.old_known_B[row] else logprobs
         ratio = np.exp(logprobs - old)
-        inside = ratio < 1 + config.clip_high if advantage > 0 else ratio > 1 - config.clip_low
+        bad = (ratio > 1 - config.clip_low) & (ratio < config.dual_clip)
+        inside = ratio < 1 + config.clip_high if advantage > 0 else bad
         scale_BC[row, :length] = advantage * ratio * inside
     return logprob_gradient(params, batch, -scale_BC / batch.completion_lengths_B.sum(), config.temperature)
 

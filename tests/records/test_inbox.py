@@ -1,7 +1,10 @@
+import collections
 import dataclasses
 import itertools
+import sys
 
 import msgpack
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +12,7 @@ from rlswarm_jax.identity import simulated
 from rlswarm_jax.records import envelope, inbox, schema
 from rlswarm_jax.records.envelope import seal
 from rlswarm_jax.records.inbox import Inbox
+from rlswarm_jax.records.shelf import Shelf
 from tests.records.samples import ALICE, BOB, CAROL, ME, record, sealed
 
 
@@ -302,3 +306,116 @@ def test_rounds_that_nobody_plays_are_out_of_window():
     endless = make_inbox()
     assert endless.offer(sealed(ALICE, round=inbox.MAX_ROUND - 1), 3) is not None
     assert endless.offer(sealed(BOB, round=inbox.MAX_ROUND), 3) is None
+
+
+# --- what strangers cost
+
+
+def steps(act) -> int:
+    """How many functions are called, generators' steps and those written in C included."""
+    counted = itertools.count()
+    sys.setprofile(lambda frame, event, argument: next(counted) if event in ("call", "c_call") else None)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return next(counted)
+
+
+@pytest.mark.parametrize("held", [100, 1000])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_record_costs_the_same_however_many_are_held(monkeypatch, held, full):
+    monkeypatch.setattr(inbox, "MAX_HELD", held if full else 10 * held)
+    box = make_inbox(favoured=frozenset([BOB.author]))
+    for index, stranger in enumerate(identities(held)):
+        box.mark_taken(signed(stranger, round=3 + index % 2))
+    box.offer(sealed(BOB, round=4), 3)  # who is favoured is sorted out once
+    raw = sealed(BOB)
+    envelope.open_envelope(raw)  # remembered: reading it is not what is measured
+    assert steps(lambda: box.offer(raw, 3)) < 150
+    assert steps(lambda: (box.authors(3, "answer"), box.latest_round(BOB.author, 0))) < 20
+    assert box.holds(envelope.open_envelope(raw))
+
+
+def signed(identity, **fields) -> envelope.SignedRecord:
+    made = record(identity, **fields)
+    raw = schema.encode(made)  # no signature: that is not what is tested
+    return envelope.SignedRecord(raw, schema.content_hash(raw), made)
+
+
+SLOTS = st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.integers(0, 5), st.sampled_from(["answer", "critique"]))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(SLOTS, st.integers(1, 9), st.booleans()), max_size=40), st.sets(st.sampled_from([b"a", b"b"]))
+)
+def test_a_shelf_says_what_walking_all_records_says(changes, spared):
+    shelf = Shelf({})
+    shelf.spare(spared)
+    for slot, size, puts in changes:
+        if puts:
+            shelf.put(slot, envelope.SignedRecord(bytes(size), b"", record()))
+        elif slot in shelf.records:
+            shelf.drop(slot)
+        held = shelf.records
+        assert shelf.bytes == sum(len(one.raw) for one in held.values())
+        assert shelf.last_round() == max((round_ for _, round_, _ in held), default=-1)
+        sizes = {}
+        for author in {slot[0] for slot in held}:
+            own = sorted(slot for slot in held if slot[0] == author)
+            sizes[author] = sum(len(held[slot].raw) for slot in own), len(own)
+            assert shelf.of_author(author) == sizes[author][::-1]
+            assert (shelf.first_of(author), shelf.last_of(author)) == (own[0], own[-1])
+        assert set(shelf.authors()) == sizes.keys()
+        heavy = [(-size, -number, author) for author, (size, number) in sizes.items() if author not in spared]
+        assert shelf.heaviest() == (min(heavy)[2] if heavy else None)
+        for round_, stage in itertools.product(range(6), ("answer", "critique")):
+            assert shelf.at(round_, stage) == {a for a, r, s in held if (r, s) == (round_, stage)}
+            assert set(shelf.in_round(round_)) == {slot for slot in held if slot[1] == round_}
+
+
+def test_an_author_holds_an_eighth_of_the_bytes_at_most(monkeypatch):
+    one = len(sealed(ALICE, round=3))
+    monkeypatch.setattr(inbox, "MAX_HELD_BYTES", 24 * one)
+    box = make_inbox(favoured=frozenset([ALICE.author]))
+    for round_ in range(3, 13):
+        assert box.offer(sealed(ALICE, round=round_), round_)
+    assert sorted(round_ for _, round_, _ in box.records) == [10, 11, 12]
+
+
+def test_who_holds_most_makes_room_for_who_holds_less(monkeypatch):
+    monkeypatch.setattr(inbox, "MAX_HELD", 6)
+    box = make_inbox()
+    for round_, stage in itertools.product((2, 3, 4), ("answer", "critique")):
+        assert box.offer(sealed(ALICE, round=round_, stage=stage), 3)
+    for who in (BOB, CAROL):
+        assert box.offer(sealed(who), 3)
+    assert collections.Counter(author for author, _, _ in box.records) == {
+        ALICE.author: 4,
+        BOB.author: 1,
+        CAROL.author: 1,
+    }
+    assert (ALICE.author, 4, "critique") in box.records  # its oldest went
+
+
+def test_of_strangers_so_many_records_are_taken_at_once_and_everybody_s_last_first(monkeypatch):
+    monkeypatch.setattr(inbox, "MAX_UNKNOWN", 6)
+    friends, strangers = identities(3, first=50), identities(5, first=60)
+    box = make_inbox(favoured=frozenset(one.author for one in friends))
+    for who, round_ in itertools.product([*friends, *strangers], (1, 2, 3)):
+        box.mark_taken(signed(who, round=round_))
+    box.taken.clear()
+    found = collections.Counter(one.record.author for one in box.take(3, "critique"))
+    assert {found[one.author] for one in friends} == {3}
+    assert sorted(found[one.author] for one in strangers) == [1, 1, 1, 1, 2]
+    later = [one.record.author for one in box.take(3, "critique")]
+    assert len(later) == 6 and not set(later) & box.favoured  # what was left waits for the next time
+
+
+def test_what_is_not_wanted_stays(monkeypatch):
+    box = make_inbox()
+    for who in (ALICE, BOB):
+        box.offer(sealed(who), 3)
+    assert [one.raw for one in box.take(3, "answer", {ALICE.author}.__contains__)] == [sealed(ALICE)]
+    assert [one.raw for one in box.take(3, "answer")] == [sealed(BOB)]

@@ -9,6 +9,8 @@ from typing import Any
 
 import trio
 from libp2p.crypto.secp256k1 import Secp256k1PrivateKey
+from libp2p.custom_types import TProtocol
+from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
@@ -136,11 +138,20 @@ class HostilePeer:
 
         self.do(open_all)
 
-    def request(self, raw: bytes) -> None:
+    def request(self, raw: bytes, protocol: TProtocol = PROTOCOL) -> None:
         """Sends bytes where a request is expected."""
 
         async def write() -> None:
-            stream = await self._host.new_stream(ID(self._target.peer_id.to_bytes()), [PROTOCOL])
+            stream = await self._host.new_stream(ID(self._target.peer_id.to_bytes()), [protocol])
+            await stream.write(encode_varint_prefixed(raw))
+
+        self.do(write)
+
+    def push_identity(self, raw: bytes) -> None:
+        """Says of itself what it likes (identify/push)."""
+
+        async def write() -> None:
+            stream = await self._host.new_stream(ID(self._target.peer_id.to_bytes()), [ID_PUSH])
             await stream.write(encode_varint_prefixed(raw))
 
         self.do(write)

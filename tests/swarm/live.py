@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.records.envelope import SignedRecord, seal
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
+from rlswarm_jax.swarm.memory import Memory
 from tests.records.samples import completion, group, record, sealed
 
 numbers = itertools.count()
@@ -28,7 +29,7 @@ def stranger() -> Identity:
 class Node:
     """A Gossip, with what it delivered and all it counted."""
 
-    def __init__(self, bootnodes=(), identity=None, **config):
+    def __init__(self, bootnodes=(), identity=None, memory=None, **config):
         self.identity = identity or stranger()
         self.author = self.identity.author
         self.records: list[bytes] = []
@@ -37,7 +38,7 @@ class Node:
         settings = {"swarm": "tests", "bootnodes": tuple(bootnodes)} | config
         self.peers: list[frozenset[bytes]] = []  # as they came and went
         config = GossipConfig(**settings)
-        self.gossip = Gossip(self.identity, config, self._take, self.peers.append)
+        self.gossip = Gossip(self.identity, config, self._take, self.peers.append, Memory(memory))
         self.addresses = self.gossip.start()
 
     def _take(self, signed: SignedRecord) -> bool:

@@ -3,17 +3,22 @@
 import contextlib
 import hashlib
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
 import trio
+import trio.testing
+from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
+from multiaddr import Multiaddr
 
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement
+from rlswarm_jax.swarm.limits import Buckets, Door
 from tests.records.samples import sealed
 from tests.swarm.hostile_peer import HostilePeer, framed
 from tests.swarm.live import Node, large, numbers, swarm, wait_for
@@ -295,3 +300,112 @@ def test_identities_are_free_and_lines_in_the_log_are_not(pair, caplog):
     assert still_hears(victim, honest)
     said = [line for line in caplog.records if line.levelno >= logging.WARNING and "refused" in line.getMessage()]
     assert len(said) <= 3
+
+
+# --- what it costs
+
+
+@pytest.fixture
+def sockets(request) -> Iterator[Callable[[Node, int], None]]:
+    """Opens connections that say nothing."""
+    opened: list[socket.socket] = []
+
+    def open_some(victim: Node, number: int) -> None:
+        for _ in range(number):
+            opened.append(socket.create_connection(("127.0.0.1", victim.gossip.port)))
+
+    yield open_some
+    for one in opened:
+        one.close()
+
+
+def test_connections_that_say_nothing_keep_nobody_out(start, sockets):
+    """As many as there may be, and each could be silent for ten seconds."""
+    victim = start(max_connections=8)
+    sockets(victim, 7)
+    honest = start(victim.addresses[:1])
+    wait_for(lambda: victim.sees(honest), "an honest peer comes in", 8.0)
+    assert victim.count("network/half open") >= 5
+
+
+def test_addresses_that_nobody_can_read_end_no_greeting(start, attack):
+    """A multiaddr of bytes that are no text can be made, and raises when it is written down for others."""
+    victim = start()
+    unreadable = b"\x36\x05\xff\xfe\xfd\xfc\xfb\x06\x0f\xa1"
+    with pytest.raises(ValueError):
+        str(Multiaddr(unreadable))
+    peer = attack(victim)
+    told = Identify(listen_addrs=[unreadable] * 4 + [b"\x04\x7f\0\0\1\x06\x0f" + bytes([n]) for n in range(200)])
+    peer.push_identity(told.SerializeToString())
+    store = victim.gossip._session._host.get_peerstore()
+    own = ID.from_base58(peer.identity.peer_id)
+    wait_for(lambda: len(store.peer_info(own).addrs) == 4, "what can be read of the first eight is noted")
+    raw = victim.publish(7)
+    honest = start(victim.addresses[:1])
+    wait_for(lambda: raw in honest.records, "a greeting is answered")
+    assert not honest.count("network/unanswered")
+
+
+def test_what_one_peer_sends_is_read_no_faster_than_it_may(start, attack, monkeypatch):
+    monkeypatch.setattr("rlswarm_jax.swarm.pubsub._BYTES", 20_000)  # and so 160,000 at once
+    victim = start(max_messages_per_second=1000.0)
+    peer, begun = attack(victim), time.monotonic()
+    frame = framed(rpc_pb2.RPC(publish=[peer.message(INLINE + bytes(16_000))]))
+    peer.send(*[frame] * 14)  # what is read no more waits in the stream's window
+    wait_for(lambda: victim.count("network/bytes_in") > 150_000, "it is read")
+    time.sleep(1.0)
+    assert victim.count("network/bytes_in") <= 180_000 + 20_000 * (time.monotonic() - begun)
+
+
+def test_what_strangers_send_is_bounded_in_sum_and_those_of_standing_are_none(start, attack, monkeypatch):
+    monkeypatch.setattr("rlswarm_jax.swarm.pubsub._STRANGERS_BYTES", 10_000)  # and so 80,000 at once
+    victim = start()
+    strangers, friend = [attack(victim) for _ in range(4)], attack(victim)
+    victim.gossip.trusts = {friend.identity.author}.__contains__
+    begun = time.monotonic()
+    for peer in strangers:
+        peer.send(*[framed(rpc_pb2.RPC(publish=[peer.message(INLINE + bytes(10_000))]))] * 6)
+    wait_for(lambda: victim.count("network/bytes_in") > 70_000, "they are read")
+    raw = sealed(friend.identity, round=8)
+    friend.send(framed(rpc_pb2.RPC(publish=[friend.message(INLINE + raw)])))
+    wait_for(lambda: raw in victim.records, "the friend is heard at once", 5.0)
+    assert victim.count("network/bytes_in") <= 80_000 + 5 * 11_000 + 10_000 * (time.monotonic() - begun)
+
+
+def test_buckets_give_what_is_there_and_a_burst_at_most(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("rlswarm_jax.swarm.limits.time.monotonic", lambda: now[0])
+    buckets = Buckets(10.0, burst=50.0)
+    assert [buckets.take(b"a", cost) for cost in (30, 30, 20, 1)] == [True, False, True, False]
+    now[0] = 3.0
+    assert [buckets.take(b"a", 30), buckets.take(b"a", 1), buckets.take(b"b", 1000)] == [True, False, True]
+
+
+def test_a_door_lets_in_so_many_a_second_of_one_address_and_in_all(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("rlswarm_jax.swarm.limits.time.monotonic", lambda: now[0])
+    door = Door(of_address=1.0, in_all=4.0)
+    assert sum(door.opens(b"a") for _ in range(100)) == 16
+    assert sum(door.opens(b"%d" % n) for n in range(100)) == 16  # of 32 in all
+    now[0] = 2.0
+    assert sum(door.opens(b"a") for _ in range(100)) == 2 and sum(door.opens(b"x%d" % n) for n in range(100)) == 6
+
+
+def test_of_those_who_are_half_in_the_oldest_makes_room():
+    door, ended = Door(half_open=2), []
+
+    async def come(number: int) -> None:
+        with door.entering():
+            await trio.sleep(0.01 if number == 4 else 3600)
+        ended.append(number)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(come, number)
+                await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(0.05)
+            assert ended == [0, 1, 2, 4]
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)

@@ -2,11 +2,16 @@
 
 import threading
 
+import pytest
+
+from rlswarm_jax.identity import simulated
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.mailbox import Mailbox
 from tests.records.samples import ALICE, BOB, CAROL, ME, sealed
+
+IDENTITIES = [simulated(41, index) for index in range(30)]
 
 
 def make(*named, stages=("answer",), **fields) -> Mailbox:
@@ -21,26 +26,180 @@ def peers(*identities) -> frozenset[bytes]:
     return frozenset(i.author for i in identities)
 
 
-def test_named_peers_are_waited_for_before_they_speak_and_connected_ones_once_they_have():
+def earn(box: Mailbox, *who) -> None:
+    """Speaks in as many rounds as it takes to be waited for."""
+    for _ in range(3):
+        box.round += 1
+        for one in who:
+            send(box, one, box.round)
+
+
+def test_named_peers_are_waited_for_before_they_speak_and_connected_ones_once_they_have_earned_it():
     box = make(ALICE, ME)
     assert box.missing(3, "answer") == {ALICE.author}
-    send(box, BOB, 3)
+    earn(box, BOB)
     assert box.missing(4, "answer") == {ALICE.author}  # heard through others: it comes when it comes
     box.on_peers(peers(BOB))
-    assert box.missing(4, "answer") == {ALICE.author}
-    send(box, BOB, 4)
-    assert box.missing(5, "answer") == {ALICE.author, BOB.author}
-    send(box, ALICE, 5)
-    assert box.missing(5, "answer") == {BOB.author}
+    for box.round in (4, 5):
+        send(box, BOB, box.round)
+        assert box.missing(6, "answer") == {ALICE.author}
+    box.round = 6
+    send(box, BOB, 6)
+    assert box.missing(7, "answer") == {ALICE.author, BOB.author}
+    send(box, ALICE, 7)
+    assert box.missing(7, "answer") == {BOB.author}
 
 
-def test_a_newcomer_is_waited_for_even_if_it_is_late_at_first():
+def test_a_bootnode_is_waited_for_once_it_has_spoken():
+    box = make(bootnodes=[BOB.author])
+    box.on_peers(peers(BOB))
+    assert box.missing(3, "answer") == set()
+    send(box, BOB, 3)
+    assert box.missing(4, "answer") == {BOB.author}
+
+
+def test_a_newcomer_is_waited_for_even_if_it_is_a_round_late_at_first():
     """Else one that is a little slower than the swarm would never get into step with it."""
     box = make()
     box.on_peers(peers(ALICE))
-    box.round = 5
-    send(box, ALICE, 4)
-    assert box.missing(5, "answer") == {ALICE.author}
+    for box.round in (5, 6, 7):
+        assert box.missing(box.round, "answer") == set()
+        send(box, ALICE, box.round - 1)
+    assert box.missing(7, "answer") == {ALICE.author}
+
+
+def test_what_one_re_sends_when_it_comes_back_makes_nobody_wait_for_it():
+    box = make(ALICE)
+    box.on_peers(peers(ALICE))
+    box.on_peers(peers())
+    box.round = 9
+    box.on_peers(peers(ALICE))
+    send(box, ALICE, 7)
+    assert box.missing(9, "answer") == set()
+    send(box, ALICE, 9)
+    assert box.missing(10, "answer") == {ALICE.author}
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("rlswarm_jax.swarm.mailbox.time", made)
+    return made
+
+
+def play(box: Mailbox, clock: Clock, speaks: dict, deadline: float = 60.0, work: float = 1.0) -> float:
+    """One stage of the next round, as a node plays it; how long it took. speaks: who, when after its begin."""
+    box.round += 1
+    began, spoke = clock.now, clock.now + work
+    mail = sorted((at, who.author, sealed(who, round=box.round)) for who, at in speaks.items())
+    clock.now = spoke
+    while True:
+        while mail and began + mail[0][0] <= clock.now:
+            box.on_record(open_envelope(mail.pop(0)[2]))
+        end = box.stage_end(box.round, "answer", began, spoke, deadline)
+        if not box.missing(box.round, "answer") or clock.now >= end:
+            break
+        clock.now = min([end, *(began + at for at, *_ in mail)])
+    box.close_stage(box.round, "answer", began, spoke, deadline)
+    took = clock.now - began
+    for _, _, raw in mail:  # what was too late
+        box.on_record(open_envelope(raw))
+    return took
+
+
+@pytest.mark.parametrize("late", [2.9, 3.0, 10.0, 30.0, 59.8])
+@pytest.mark.parametrize("honest", [1, 2, 3, 4])
+def test_one_that_speaks_late_in_each_stage_costs_little(clock, honest, late):
+    """Undisturbed a stage takes 1.1 s; held to the deadline it would be `late`."""
+    others, slow = IDENTITIES[:honest], IDENTITIES[honest]
+    box = make(*others, slow)
+    play(box, clock, dict.fromkeys([*others, slow], 1.1))
+    times = [play(box, clock, dict.fromkeys(others, 1.1) | {slow: late}) for _ in range(60)]
+    assert sum(times) / len(times) < 1.5 * 1.1 and max(times) < 3.5
+
+
+def test_one_peer_alone_does_not_hold_up_the_only_other_one(clock):
+    box = make(ALICE)
+    play(box, clock, {ALICE: 1.1})
+    assert sum(play(box, clock, {ALICE: 59.8}) for _ in range(30)) < 1.6 * 30
+
+
+def test_a_named_peer_that_never_spoke_is_waited_for_until_the_deadline_once(clock):
+    """It is still to start: those of a local swarm begin together."""
+    box = make(ALICE, BOB, CAROL)
+    assert [round(play(box, clock, {ALICE: 1.1, BOB: 1.1}), 3) for _ in range(3)] == [61.0, 1.1, 1.1]
+
+
+def test_keys_that_speak_and_fall_silent_hold_no_stage_to_the_deadline(clock):
+    """New ones all the time, each as long as it takes to be waited for, and more of them than honest peers."""
+    box = make()
+    box.on_peers(peers(*IDENTITIES[:3]))
+    for _ in range(12):
+        play(box, clock, dict.fromkeys(IDENTITIES[:3], 1.1))
+    times = []
+    for batch in range(3, 27, 6):
+        strangers = IDENTITIES[batch : batch + 6]
+        box.on_peers(peers(*IDENTITIES[:3], *strangers))
+        speaks = dict.fromkeys(IDENTITIES[:3], 1.1)
+        times += [play(box, clock, speaks | dict.fromkeys(strangers, 1.05)) for _ in range(3)]
+        times += [play(box, clock, speaks) for _ in range(3)]
+    assert max(times) < 3.5 and sum(times) / len(times) < 1.6
+
+
+def test_a_key_that_claims_a_far_round_leads_nobody_who_has_company(clock):
+    box = make()
+    box.on_peers(peers(*IDENTITIES[:2]))
+    for _ in range(4):
+        play(box, clock, dict.fromkeys(IDENTITIES[:2], 1.1))
+    strangers = IDENTITIES[2:12]
+    box.on_peers(peers(*IDENTITIES[:12]))
+    for stranger in strangers:
+        for far in range(1000, 1010):
+            send(box, stranger, far)
+    assert box.voters() == peers(*IDENTITIES[:2])
+    assert set(box.latest_rounds().values()) == {4}
+
+
+def test_a_node_that_was_told_of_nobody_believes_strangers_at_its_start_only(clock):
+    box = make()
+    for _ in range(4):
+        play(box, clock, {})
+    box.on_peers(peers(ALICE))
+    send(box, ALICE, 1000)
+    assert box.voters() == frozenset() and box.latest_rounds() == {}
+    for far in (1001, 1002):
+        box.round += 1
+        send(box, ALICE, far)
+    assert box.voters() == peers(ALICE)  # it is really there
+
+
+def test_with_a_chain_only_members_and_the_named_are_peers(clock):
+    box = make(ALICE)
+    box.on_peers(peers(ALICE, BOB, CAROL))
+    box.members = peers(BOB)
+    box.round = 3
+    for who in (ALICE, BOB, CAROL):
+        send(box, who, 3)
+    taken = [signed.record.author for signed in box.take(3, "answer")]
+    assert set(taken) == peers(ALICE, BOB)
+    box.members = peers(BOB, CAROL)  # it has registered: what it said is not lost
+    assert [signed.record.author for signed in box.take(3, "answer")] == [CAROL.author]
+    earn(box, BOB, CAROL)
+    box.members = peers(BOB)
+    assert box.missing(7, "answer") == peers(ALICE, BOB)
+    assert box.voters() == peers(ALICE) and box.behind(9) == peers(ALICE, BOB)
+    box.on_peers(peers(BOB, CAROL))
+    assert box.voters() == peers(BOB)
+    box.members = None
+    assert box.voters() == peers(BOB, CAROL)
 
 
 def test_who_lets_n_deadlines_pass_must_speak_in_time_n_times_before_it_is_waited_for_again():
@@ -71,11 +230,11 @@ def test_all_that_is_said_in_a_round_counts_as_once():
 
 
 def test_strikes_are_remembered_of_a_bounded_number_of_peers(monkeypatch):
-    monkeypatch.setattr("rlswarm_jax.swarm.mailbox.MAX_STRIKES", 2)
+    monkeypatch.setattr("rlswarm_jax.swarm.waiting.MAX_STANDINGS", 2)
     box = make(ALICE, BOB, CAROL)
     for identity in (ALICE, BOB, CAROL):
         box.give_up({identity.author})
-    assert len(box._strikes) == 2
+    assert len(box._company.standings) == 2
 
 
 def test_a_peer_that_disconnects_is_not_waited_for():

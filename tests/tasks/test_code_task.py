@@ -459,11 +459,70 @@ def test_options_that_cannot_be(options):
         ("```python\nx = 1\n```\n```python\nx = 2", "x = 1\n"),
         ("```python\nx = 1", "```python\nx = 1"),
         ("```bash\nls\n```", "```bash\nls\n```"),
-        ("  ```python\n  x = 1\n  ```", "  x = 1\n"),
+        ("  ```python\n  x = 1\n  ```", "x = 1\n"),
+        # in lists
+        ("1. Do:\n   ```python\n   def f(x):\n       return 1\n   ```", "def f(x):\n    return 1\n"),
+        ("- ```python\n  def f(x):\n      return 1\n  ```", "def f(x):\n    return 1\n"),
+        ("1. ```py\n\n   x = 1\n   ```\n2. so", "\nx = 1\n"),
+        ("\t```python\n\tdef f(x):\n\t\treturn 1\n\t```", "def f(x):\n\treturn 1\n"),
+        ("   ```python\nx = 1\n  y = 2\n   ```", "x = 1\ny = 2\n"),  # no more is taken than is there
+        ("```python\nif x:\n    y = '''\n    a'''\n```", "if x:\n    y = '''\n    a'''\n"),
+        # of tildes, and of as many characters as are needed
+        ("~~~python\nx = 1\n~~~", "x = 1\n"),
+        ("~~~ {.python}\nx = '```'\n```\n~~~~\n", "x = '```'\n```\n"),
+        ('````python\nx = """\n```\ny\n```\n"""\n````', 'x = """\n```\ny\n```\n"""\n'),
+        ("```python\nx = 1\n`````", "x = 1\n"),
+        ("````text\n```python\nx = 1\n```\n````\n", "````text\n```python\nx = 1\n```\n````\n"),
+        ("```py\nx = 1\n```\n~~~\nx = 2\n~~~\n```text\n5\n```", "x = 2\n"),
+        ("```py\nx = 1\n```\n~~~py\nx = 2\n```\n", "x = 1\n"),  # the other was not closed
+        ("so ```x = 0``` or\n```x = 0```\n```python\nx = 1\n```", "x = 1\n"),
+        ("```python\r\nx = 1\r\ny = 2\r\n```\r\n", "x = 1\r\ny = 2\r\n"),
     ],
 )
 def test_the_program_in_an_answer(answer, program):
     assert extract(answer) == program
+
+
+PYTHON = ["Python", "python3.11", "PY3", " python ", "{python}", "{.python .numberLines}", "{python, echo=TRUE}"]
+PYTHON += [
+    'python title="a b.py"',
+    "python title=a.py",
+    "{#one .python startFrom='3'}",
+    "python:a.py",
+    'title="a b.py"',
+]
+PYTHON += ["python,linenos", "{code-cell} python"]
+OTHERS = ["pycon", "r", "{r, echo=FALSE}", "pythonic", "output", 'json title="python"', "{.json}"]
+
+
+@pytest.mark.parametrize(("info", "ours"), [*((one, True) for one in PYTHON), *((one, False) for one in OTHERS)])
+@pytest.mark.parametrize("mark", ["```", "~~~~"])
+def test_a_block_is_of_python_whatever_else_is_said_of_it(info, ours, mark):
+    answer = f"{mark}{info}\nx = 1\n{mark}"
+    assert extract(answer) == ("x = 1\n" if ours else answer)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["x = 1", "  y = 2", "", "\tz", "`a`", "```", "# ~~~"]), max_size=6),
+    st.sampled_from(["```", "````", "~~~", "~~~~~"]),
+    st.sampled_from(["", "  ", "    ", "\t"]),
+    st.sampled_from(["", "py", "{python}"]),
+)
+def test_what_is_in_a_block_comes_out_as_it_is(lines, mark, indent, info):
+    if any(line.strip().startswith(mark) for line in lines):
+        mark = mark[0] * 6
+    block = "".join(f"{indent}{line}\n" for line in (mark + info, *lines, mark))
+    assert extract(f"Thus:\n{block}so.") == "".join(f"{line}\n" for line in lines)
+
+
+@needs_sandbox
+def test_a_program_runs_out_of_any_kind_of_block():
+    for answer in (
+        "1. Do:\n   ```python\n   def double(x):\n       return 2 * x\n   ```",
+        "```{python}\r\ndef double(x):\r\n    return 2 * x\r\n```\r\n",
+    ):
+        assert all(passed(MBPP, extract(answer)))
 
 
 def test_the_same_program_is_the_same_vote():
@@ -473,7 +532,7 @@ def test_the_same_program_is_the_same_vote():
 
 
 OPENERS = ["(", "[", "{", "-", "not ", "f(", "a.b", "lambda:", "1+", "x if x else ", "f'{", "if x:\n ", "[x for "]
-OPENERS += ["(yield ", "*", "@", "'", "a=", "```\n", "```python\n", " ", "\0", "\ud800"]
+OPENERS += ["(yield ", "*", "@", "'", "a=", "```\n", "```python\n", "~~~", "- ", "1. ```", '="', " ", "\0", "\ud800"]
 
 
 @pytest.mark.parametrize("unit", OPENERS)

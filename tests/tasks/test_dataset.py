@@ -1,15 +1,21 @@
 import ast
+import copy
 import csv
+import decimal
 import json
+import math
 import operator
+import re
 import sys
 import types
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 
-from rlswarm_jax.tasks import TaskError, make_mixture, rows
+from rlswarm_jax.tasks import TaskError, cells, make_mixture, rows
 from rlswarm_jax.tasks.base import HELD_OUT_ONE_IN, fold
 from rlswarm_jax.tasks.dataset import Counts, DatasetTask
 
@@ -392,3 +398,197 @@ def test_files_of_other_systems_are_read(tmp_path):
 def test_options_that_cannot_be_are_an_error_that_says_what_can(options, says):
     with pytest.raises(TaskError, match=says):
         make_mixture({"words": {"kind": "dataset", **options}})
+
+
+# --- numbers
+
+# what a file says; the accepted answer, how else a person would write it, and what is another number
+NUMBERS = {
+    "0.00001": ("0.00001", ["0.00001"], ["0.0001", "e-5", "0", "1"]),
+    "1e-7": ("1e-7", ["1e-7", "0.0000001"], ["0.000001", "e-7", "0", "1"]),
+    "1E+22": ("1E+22", ["1e+22", "10000000000000000000000"], ["1000000000000000000000", "1"]),
+    "1e3": ("1e3", ["1e3", "1000"], ["100", "13"]),
+    "-2.5e-3": ("-2.5e-3", ["-0.0025"], ["0.0025", "-2.5"]),
+    "3.0": ("3.0", ["3.0", "3"], ["30", "3.1"]),
+    "2.50": ("2.50", ["2.50", "2.5"], ["2.05"]),
+    "-0.0": ("-0.0", ["-0.0", "0"], ["1"]),
+    "0.1000000000000000055": ("0.1000000000000000055", ["0.1000000000000000055"], ["0.2"]),
+    "12345678901234567890123": ("12345678901234567890123", ["12345678901234567890123"], ["12345678901234567890124"]),
+    "-7": ("-7", ["-7"], ["7"]),
+}
+
+
+def only(path, **options):
+    """The one problem of a data set, and its task."""
+    task = DatasetTask("sums", {"path": str(path), **options})
+    return task, task.problem(0, "train" if task.counts.train else "held_out")
+
+
+@pytest.mark.parametrize("check", ["exact", "numeric", "math"])
+@pytest.mark.parametrize("digits", NUMBERS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_number_of_a_file_is_right_as_it_stands_there_and_as_a_person_writes_it(tmp_path, suffix, digits, check):
+    file = tmp_path / f"data{suffix}"
+    row = f'{{"question": "How much is {digits}?", "answer": {digits}, "more": {digits}}}'
+    text = {".jsonl": row, ".json": f"[{row}]", ".csv": f"question,answer\nHow much is {digits}?,{digits}\n"}
+    file.write_text(text[suffix])
+    task, problem = only(file, check=check, template="How much is $answer?")
+    written, right, wrong = NUMBERS[digits]
+    assert problem.answers[0] == written and problem.question == f"How much is {digits}?"
+    if suffix == ".csv" and check == "exact" and "e" not in digits.lower():
+        right = [written]  # a text: nobody knows that it is a number
+    assert [task.score(problem, text) for text in right] == [1.0] * len(right)
+    assert [task.score(problem, text) for text in wrong] == [0.0] * len(wrong)
+
+
+BINARY = {  # (Arrow's type, value): as a person writes it
+    ("float64", 0.00001): "0.00001",
+    ("float64", 1e22): "1" + 22 * "0",
+    ("float64", 3.0): "3",
+    ("float64", -0.0): "0",
+    ("float64", 1e-7): "0.0000001",
+    ("float64", 0.1): "0.1",
+    ("float32", 0.1): "0.1",
+    ("float32", 1e-5): "0.00001",
+    ("float16", 0.1): "0.1",
+    ("int64", 2**62): str(2**62),
+    ("uint64", 2**64 - 1): str(2**64 - 1),
+    ("int8", -7): "-7",
+    ("decimal128(30, 10)", decimal.Decimal("0.0000100000")): "0.00001",
+    ("decimal128(30, 0)", decimal.Decimal("12345678901234567890123")): "12345678901234567890123",
+}
+
+
+@pytest.mark.parametrize(("kind", "value"), BINARY)
+def test_a_number_of_a_table_is_right_as_a_person_writes_it(tmp_path, kind, value):
+    pyarrow = pytest.importorskip("pyarrow")
+    numpy = pytest.importorskip("numpy")
+    from pyarrow import parquet
+
+    made = pyarrow.decimal128(*map(int, re.findall(r"\d+", kind)[1:])) if "dec" in kind else getattr(pyarrow, kind)()
+    given = numpy.float16(value) if kind == "float16" else value
+    columns = {"question": ["How much?", "And?"], "answer": pyarrow.array([given, None], made)}
+    parquet.write_table(pyarrow.table(columns).slice(0, 1), tmp_path / "data.parquet")
+    for check in ("exact", "numeric", "math"):
+        task, problem = only(tmp_path / "data.parquet", check=check)
+        assert task.score(problem, BINARY[kind, value]) == 1.0
+        assert task.score(problem, BINARY[kind, value] + "1") == task.score(problem, "e-5") == 0.0
+    assert "e" not in problem.answers[-1]
+    parquet.write_table(pyarrow.table(columns), tmp_path / "data.parquet")
+    with pytest.raises(TaskError, match=r"row 2: 'answer' is a NoneType; expected text"):
+        only(tmp_path / "data.parquet")
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    import numpy as np
+
+    given = [np.float32(0.1), np.float64(1e-5), np.int64(-3), np.uint8(7), np.float16(0.1), decimal.Decimal("1E+3")]
+    assert [cells.text(value) for value in given] == ["0.1", "0.00001", "-3", "7", "0.1", "1000"]
+    for value in (True, np.bool_(True), None, math.nan, -math.inf, decimal.Decimal("NaN"), np.float32("inf")):
+        with pytest.raises(ValueError, match="is "):
+            cells.text(value)
+
+
+@drawn(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["e", "E"]))
+def test_a_float_is_written_without_an_exponent_and_is_the_same(value, mark):
+    assert Fraction(cells.text(value)) == Fraction(repr(value)) and float(cells.text(value)) == value
+    assert "e" not in cells.text(value)
+    written = cells.Written(f"{value!r}".replace("e", mark))
+    assert written == copy.deepcopy(written) == value and copy.deepcopy(written).digits == written.digits
+    assert {Fraction(one) for one in cells.spellings(written.digits, True)} == {Fraction(repr(value))}
+
+
+def test_a_column_that_is_kept_still_holds_numbers(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"question": "a", "answer": 0.5, "level": 1e-5, "list": [0.25, 1]}')
+    _, problem = only(tmp_path / "data.jsonl", columns="all")
+    assert problem.data == {"question": "a", "answer": 0.5, "level": 1e-5, "list": [0.25, 1]}
+    assert isinstance(problem.data["level"], float) and problem.data["level"] * 2 == 2e-5
+
+
+@pytest.mark.parametrize("value", ["1e400", "-1e999"])
+def test_a_number_that_no_machine_holds_is_an_error(tmp_path, value):
+    (tmp_path / "data.jsonl").write_text(f'{{"question": "a", "answer": {value}}}')
+    with pytest.raises(TaskError, match=r"line 1: 'answer' is -?inf, no number"):
+        only(tmp_path / "data.jsonl")
+
+
+# --- messages
+
+TEXT = {"type": "text", "text": "what is 2+2?"}
+MESSAGES = [  # what stands in the column, what the prompt is
+    ([{"role": "user", "content": [TEXT]}], "what is 2+2?"),
+    ([{"role": "user", "content": "what is 2+2?"}], "what is 2+2?"),
+    ([{"role": "user", "content": [TEXT, {"type": "text", "text": "Say it."}]}], "what is 2+2?\nSay it."),
+    ([{"role": "system", "content": [{"type": "text", "text": "Add."}]}, {"role": "user", "content": [TEXT]}],
+     "Add.\n\nwhat is 2+2?"),
+    ([{"role": "system", "content": None}, {"role": "user", "content": [TEXT]}], "what is 2+2?"),
+    ([{"role": "user", "content": [TEXT]}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
+     "what is 2+2?"),
+    ([{"role": "user", "content": [TEXT], "name": None}, {"role": "tool", "content": "4"}], "what is 2+2?\n\n4"),
+    ([{"role": "user", "content": ["what is 2+2?"]}], "what is 2+2?"),
+    ([{"role": "user", "content": [{"type": "input_text", "text": "what is 2+2?"}]}], "what is 2+2?"),
+    ([{"role": "user", "content": [{"text": "what is 2+2?"}, {"type": "text", "text": None}]}], "what is 2+2?"),
+    ([TEXT], "what is 2+2?"),
+    ({"role": "user", "content": [TEXT]}, "what is 2+2?"),
+]  # fmt: skip
+NO_MESSAGES = [  # and why it is none
+    ([{"role": "user", "content": [TEXT, {"type": "image_url", "image_url": {"url": "x"}}]}], "of type 'image_url'"),
+    ([{"role": "user", "content": [{"type": "image"}, TEXT]}], "a part of type 'image', which is no text: leave such"),
+    ([{"role": "user", "content": None}], "is empty"),
+    ([{"role": "user", "content": []}], "is empty"),
+    ([{"role": "user", "content": 7}], "a message whose content is a int; expected text or parts"),
+    ([{"role": "user", "content": [7]}], "a part of type 'int'"),
+    ([{"role": "user", "content": [{"type": "text", "text": 7}]}], "a part of type 'text'"),
+    ([], "is a list; expected text"),
+    ([1], "is a list; expected text"),
+]
+
+
+@pytest.mark.parametrize(("column", "prompt"), MESSAGES)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_messages_say_their_text_whatever_their_form(tmp_path, column, prompt, suffix):
+    if suffix == ".parquet" and isinstance(column, list) and "content" in column[0]:
+        kinds = {type(message["content"]) for message in column}
+        if len(kinds) > 1 or any(isinstance(part, str) for part in column[0]["content"]):
+            pytest.skip("a column of Arrow has one type")
+    path = write(tmp_path / f"data{suffix}", [{"question": column, "answer": column}])
+    _, problem = only(path)
+    assert problem.question == prompt and problem.answers == (prompt,)
+
+
+@pytest.mark.parametrize(("column", "says"), NO_MESSAGES)
+def test_messages_without_a_text_are_an_error_that_names_the_line(tmp_path, column, says):
+    path = write(tmp_path / "data.jsonl", [{"question": "a", "answer": "1"}, {"question": column, "answer": "2"}])
+    with pytest.raises(TaskError, match=f"data.jsonl, line 2: 'question' .*{says}"):
+        only(path)
+
+
+# --- answers that the check cannot read
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_answers_that_the_check_cannot_read_are_counted_and_the_first_is_named(tmp_path, suffix, caplog):
+    answers = ["5", r"\frac 1 2", "It's 7!", "(1, 2", r"\operatorname{foo}(3)", "No, never", "1 2", "x" * 501]
+    given = [{"question": f"Q{n}", "answer": answer} for n, answer in enumerate(answers)]
+    path = write(tmp_path / f"data{suffix}", given)
+    mixture = make_mixture({"sums": {"kind": "dataset", "path": path, "check": "math"}, "gcd": {}})
+    task = mixture.tasks["sums"]
+    assert mixture.unread == task.unread == 5
+    (said,) = [record.getMessage() for record in caplog.records if "cannot read" in record.getMessage()]
+    assert record_of(caplog).name.startswith("rlswarm_jax") and record_of(caplog).levelname == "WARNING"
+    where = {".jsonl": "line 3", ".csv": "line 4", ".parquet": "row 3"}[suffix]
+    assert f"data{suffix}, {where}" in said and "5 of 8" in said and "It's 7!" in said and "\n" not in said
+    unread = next(p for p in (*everything(task).values(), *everything(task, "held_out").values()) if p.question == "Q2")
+    assert task.score(unread, "it's  7!") == 1.0 and task.score(unread, "7") == 0.0
+    for check in ("exact", "none"):
+        assert make_mixture({"sums": {"kind": "dataset", "path": path, "check": check}}).unread == 0
+
+
+def record_of(caplog):
+    return next(record for record in caplog.records if "cannot read" in record.getMessage())
+
+
+def test_a_data_set_that_is_read_whole_says_nothing(tmp_path, caplog):
+    path = write(tmp_path / "data.jsonl")
+    assert make_mixture({"sums": {"kind": "dataset", "path": path, "check": "math"}}).unread == 0
+    assert not caplog.records

@@ -1,11 +1,17 @@
 """Reward functions as TRL's documentation and its users write them, plugged in as they are."""
 
 import json
+import os
+import sys
 
 import pytest
 
+from configs import quickstart
+from experiments import games, simulated
+from experiments.cli import Arguments, UsageError
 from rlswarm_jax.tasks import TaskError, make_mixture
 from rlswarm_jax.tasks.rewards import RewardTask
+from rlswarm_jax.tasks.verifier import Scores, Verifier
 from tests.tasks.trl_rewards import (
     accuracy_reward,
     boxed_reward,
@@ -141,6 +147,85 @@ def test_a_reward_that_is_no_number_raises_for_the_verifier_to_count(path, rewar
 def test_options_that_cannot_be_are_an_error(path, options, says):
     with pytest.raises(TaskError, match=says):
         task(path, **{"reward": f"{HERE}:boxed_reward", **options})
+
+
+READS_AT_CALL = """
+import os
+def reward(completions, **kwargs):
+    return [float(os.environ["JUDGE_KEY"] == completion) for completion in completions]
+"""
+READS_AT_IMPORT = """
+import os
+KEY = os.environ["JUDGE_KEY"]
+def reward(completions, **kwargs):
+    return [float(KEY == completion) for completion in completions]
+"""
+
+
+@pytest.mark.parametrize("source", [READS_AT_CALL, READS_AT_IMPORT], ids=["at call", "at import"])
+def test_a_reward_has_the_environment_of_the_run(path, tmp_path, monkeypatch, source):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "judge_reward", raising=False)
+    monkeypatch.setenv("JUDGE_KEY", "of the judge")
+    (tmp_path / "judge_reward.py").write_text(source)
+    tasks = {"mine": dict(kind="trl", path=path, question="prompt", reward="judge_reward:reward")}
+    mixture = make_mixture(tasks)
+    with Verifier(tasks, mixture, 1) as verifier:
+        problem = mixture.problem(0)
+        assert verifier.score([(problem, "of the judge"), (problem, "")]) == Scores([1.0, 0.0], {})
+
+
+RAISES = {
+    READS_AT_IMPORT: r"it raised KeyError: 'JUDGE_KEY' \(.*judge_reward\.py, line 3\)\.$",
+    "import no_such_package": r"it raised ModuleNotFoundError: No module named 'no_such_package' \(.*, line 1\)\.$",
+    "from os import no_such_name": r"it raised ImportError: cannot import name 'no_such_name' .*line 1\)\.$",
+    "x = 1\nx.no_such_name": r"it raised AttributeError: .*no_such_name.*line 2\)\.$",
+    "def reward(:": r"it raised .*SyntaxError: ",
+    "raise SystemExit(3)": r"it raised SystemExit: 3",
+    "import sys; sys.exit()": r"it raised SystemExit",
+    "raise RuntimeError('no\\nkey \\x1b[31m')": r"it raised RuntimeError: no key \[31m \(",
+    "class Odd(Exception):\n    __str__ = property(lambda _: 1 / 0)\nraise Odd": "it raised judge_reward.Odd: ",
+}
+
+
+@pytest.mark.parametrize(("source", "says"), RAISES.items(), ids=range(len(RAISES)))
+@pytest.mark.parametrize("kind", ["trl", "own"])
+def test_a_module_that_raises_as_it_is_imported_is_one_sentence_with_the_cause(
+    path, tmp_path, monkeypatch, source, says, kind
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "judge_reward", raising=False)
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    (tmp_path / "judge_reward.py").write_text(source)
+    trl = dict(kind="trl", path=path, question="prompt", reward="judge_reward:reward")
+    with pytest.raises(TaskError, match=says) as raised:
+        make_mixture({"mine": trl if kind == "trl" else {"kind": "judge_reward:reward"}})
+    assert "task 'mine'" in str(raised.value) and str(raised.value).isprintable()
+
+
+def test_a_run_whose_reward_cannot_be_imported_ends_in_one_sentence(path, tmp_path, monkeypatch):
+    """In the parent, or only in a worker; there as the first answer is to be scored."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "judge_reward", raising=False)
+    (tmp_path / "judge_reward.py").write_text(f"import os\nif os.getpid() != {os.getpid()}:\n    1 / 0\nreward = max")
+    (tmp_path / "ruin.py").write_text("1 / 0")
+    config = quickstart.get_config("simulate-smoke")
+    config.tasks = {"mine": dict(kind="trl", path=path, question="prompt", reward="ruin:reward")}
+    with pytest.raises(UsageError, match="ZeroDivisionError"):
+        games.observed(config)
+    tasks = {"mine": dict(kind="trl", path=path, question="prompt", reward="judge_reward:reward")}
+    mixture = make_mixture(tasks)
+    with Verifier(tasks, mixture, 1) as verifier:
+        monkeypatch.setattr(simulated, "_run", lambda *_: verifier.score([(mixture.problem(0), "")]))
+        with pytest.raises(UsageError, match=r"a worker cannot make the tasks: .* it raised ZeroDivisionError"):
+            simulated.run(Arguments(quickstart.get_config("simulate-smoke"), tmp_path / "run", False))
+
+
+def test_a_task_of_one_s_own_that_raises_as_it_is_made_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_task.py").write_text("def make(name, options):\n    return options['no_such_option']\n")
+    with pytest.raises(TaskError, match=r"^task 'mine' cannot be made, own_task:make raised KeyError: 'no_such"):
+        make_mixture({"mine": {"kind": "own_task:make"}})
 
 
 def test_a_fingerprint_tells_rewards_apart(path, tmp_path, monkeypatch):

@@ -16,12 +16,14 @@ import psutil
 import pytest
 
 from rlswarm_jax.tasks import make_mixture, process, verifier, worker
+from rlswarm_jax.tasks.base import split_of
 from rlswarm_jax.tasks.verifier import Verifier, VerifierError
+from tests.tasks.escapes import needs_sandbox
 from tests.tasks.scorers import WAIT
 
 CHECKOUT = Path(__file__).parents[2]
 KIND = {"kind": "tests.tasks.scorers:Scorers"}
-SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "ETH_PRIVATE_KEY", "AWS_SECRET_ACCESS_KEY", "HTTPS_PROXY")
+USERS = ("JUDGE_KEY", "HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "no_proxy", "HOME", "XDG_CACHE_HOME", "WITH\nLINES")
 
 
 class Bench:
@@ -232,21 +234,46 @@ def test_a_forged_reason_does_not_reach_the_terminal(bench, caplog):
 # --- the process
 
 
-def test_a_worker_has_no_jax_no_secrets_and_no_core_files(bench, monkeypatch):
-    for name in SECRETS:
-        monkeypatch.setenv(name, "hidden")
-    monkeypatch.setenv("HF_HOME", str(bench.folder))
+def test_a_worker_has_no_jax_and_no_core_files_and_its_parent_s_environment(bench, monkeypatch):
+    for name in USERS:
+        monkeypatch.setenv(name, f"of {name}\nand é")
+    monkeypatch.setenv("PYTHONPATH", str(bench.folder))
+    monkeypatch.delenv("LANG", raising=False)
     assert bench.verifier().score(bench.items("describe")).scores == [1.0]
     about = json.loads((bench.folder / "about").read_text())
     assert about["pid"] != os.getpid()
     assert "rlswarm_jax.tasks" in about["modules"] and "jax" not in about["modules"]
-    assert not set(SECRETS) & about["environ"].keys() and "hidden" not in about["environ"].values()
-    assert about["environ"]["HF_HOME"] == str(bench.folder)  # where data sets are kept is no secret
+    about["environ"].pop("LC_CTYPE", "")  # which Python sets where nothing says another
+    assert about["environ"] == {k: v for k, v in os.environ.items() if k != "LC_CTYPE"} | process.GIVEN
     core, memory = about["limits"]
     assert core == [0, 0]
     assert about["to nowhere"] == [True] * 3
     if sys.platform == "linux":
         assert worker.MEMORY <= memory[0] < 2 * worker.MEMORY
+
+
+@needs_sandbox
+def test_a_program_sees_nothing_of_the_environment_that_its_worker_sees(tmp_path, monkeypatch):
+    """As it is scored, or wherever it looks for it."""
+    monkeypatch.setenv("JUDGE_KEY", "hidden")
+    monkeypatch.setenv("HF_TOKEN", "hidden")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "Look.", "io": [["", "nothing\n"]]}) + "\n")
+    tasks = {"look": {"kind": "code", "path": str(tmp_path / "rows.jsonl")}}
+    mixture = make_mixture(tasks)
+    split = "train" if split_of("look", mixture.tasks["look"]._rows[0].text) == "train" else "held_out"
+    look = (
+        "import glob, os\n"
+        "found = [repr(dict(os.environ)), repr(os.environb)]\n"
+        "for path in ['/proc/self/environ', '/proc/1/environ', *glob.glob('/proc/*/environ')]:\n"
+        "    try:\n"
+        "        found.append(open(path).read())\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "print('something' if any(w in t for t in found for w in ('JUDGE', 'HF_', 'hidden')) else 'nothing')\n"
+    )
+    with Verifier(tasks, mixture, 1) as verifier:
+        problem = mixture.tasks["look"].problem(0, split)
+        assert verifier.score([(problem, look), (problem, "print('else')")]).scores == [1.0, 0.0]
 
 
 def test_a_task_of_the_working_directory(tmp_path):
@@ -360,7 +387,7 @@ def test_tasks_that_a_worker_cannot_make_are_said_to_whoever_asks(bench, options
 def test_a_worker_that_does_not_start_is_tried_again_and_then_explained(bench, monkeypatch):
     monkeypatch.setattr(verifier, "START_TRIES", 2)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(VerifierError, match=r"no worker starts.*No such file"):
+    with pytest.raises(verifier.NoWorkerError, match=r"no worker starts.*No such file"):
         bench.verifier().score(bench.items("say 1"))
 
 
