@@ -5,8 +5,8 @@
 Four honest nodes of the quickstart swarm, simulated; beside them keys that answer every problem they are given, half of
 the completions right, but in capitals and spaces, as a scorer that folds both away takes it. (The records are made for
 each round as it begins; they are signed and well-formed, and their log-probs claim that they are likely.) Prints one
-JSON line a row: held-out accuracy of the honest nodes after 32 rounds, mean ± sd over seeds, and the share of the groups
-that they learned from which is hostile. `ratio` is to the same swarm undisturbed.
+JSON line a row: held-out accuracy of the honest nodes after 32 rounds, mean ± sd over seeds, and the share of the
+groups that they learned from which is hostile. `ratio` is to the same swarm undisturbed.
 """
 
 import argparse

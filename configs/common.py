@@ -55,6 +55,10 @@ def tiny_tasks() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(TINY_TASKS)
 
 
+def hard_tasks() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(HARD_TASKS)
+
+
 # --- ranges that several fields have, or that take more than a word to say
 
 OPTIONS = mapping("a mapping of options", plain(), named={"weight": above(0), "kind": text(1)})
@@ -101,7 +105,7 @@ FIELDS = {
     "swarm.local_groups": Field(4, whole(1, MAX_GROUPS), "problems a node answers each round"),
     "swarm.external_groups": Field(4, whole(0, 4096), "peers' groups it learns from each round"),
     "swarm.max_staleness": Field(4, whole(0), "rounds after which a peer's group is too old"),
-    "swarm.deadline": Field(60.0, real(0, 1_000_000), "seconds a stage waits for its peers (0: for ever)"),
+    "swarm.deadline": Field(60.0, real(0, 1_000_000), "seconds a stage waits for its peers at most (0: for ever)"),
     "swarm.host": Field("127.0.0.1", HOST, "to listen on; 0.0.0.0 for other machines to reach"),
     "swarm.port": Field(0, whole(0, 65535), "of a single node; 0: any that is free"),
     "swarm.key": Field("", text(), "file with the key of a single node; '': node.key in its folder, made if not there"),
@@ -177,7 +181,7 @@ FIELDS = {
     "simulation.learn": Field(1.0, real(0), "that an update takes"),
     "simulation.evaluate": Field(0.5, real(0), "that an evaluation takes"),
     "simulation.slowdown": Field((), each(above(0)), "factors on a node's own effects, by node index"),
-    "simulation.deadline": Field(5.0, real(0), "a stage waits no longer for its peers"),
+    "simulation.deadline": Field(5.0, real(0), "a stage waits no longer for its peers (0: for ever)"),
     "simulation.latency": Field(0.05, real(0), "of a message"),
     "simulation.jitter": Field(0.05, real(0), "added to it, at most"),
     "simulation.loss": Field(0.0, real(0, 1), "probability per message and receiver"),

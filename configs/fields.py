@@ -200,6 +200,14 @@ def put(config: Any, name: str, field: Field) -> None:
     config[leaf] = copy.deepcopy(field.default)
 
 
+def drop(config: Any, name: str) -> None:
+    """Takes a field out of a config, or of the dicts that one was written as."""
+    *sections, leaf = name.split(".")
+    for section in sections:
+        config = config[section]
+    del config[leaf]
+
+
 def check(config: ml_collections.ConfigDict, fields: Fields) -> None:
     """Raises FieldError for the first field that is not in its range, is missing, or is in no table."""
     if wrong := [*unknown(config, fields)]:
@@ -219,10 +227,10 @@ def value_of(config: Any, name: str) -> Any:
 
 def missing(config: Any, fields: Fields) -> list[str]:
     """Fields of the table that a config does not have."""
-    return [name for name in fields if not _has(config, name)]
+    return [name for name in fields if not has(config, name)]
 
 
-def _has(config: Any, name: str) -> bool:
+def has(config: Any, name: str) -> bool:
     try:
         value_of(config, name)
     except FieldError:

@@ -2,12 +2,12 @@
 
     python -m experiments.run --config configs/node.py                         starts a swarm, and prints its address
     python -m experiments.run --config configs/node.py --workdir runs/second \\
-        --config.swarm.bootnodes="['/ip4/127.0.0.1/tcp/4001/p2p/16Uiu2...']"   joins it, or a running quickstart
+        --config.swarm.bootnodes="['/ip4/127.0.0.1/tcp/4001/p2p/16Uiu2...']"   joins it
     python -m experiments.run --config configs/node.py:smoke                   six rounds
 
 For other machines to reach it: --config.swarm.host=0.0.0.0 --config.swarm.port=4001. Its key is made once, in the
 folder of the run (node.key); the same command with --resume goes on after a stop. Nodes understand each other if they
-agree on seed, tasks, sampling, swarm.name and swarm.local_groups.
+play by the same rules (README, "Join a swarm"): paste the line that a running node, or `make run`, prints.
 
 Several machines, or a TPU pod, can be one node: experiments/processes.py says how.
 

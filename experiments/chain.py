@@ -33,12 +33,21 @@ from rich.console import Console
 
 from experiments import keeping
 from experiments.cli import UsageError
-from experiments.ledger import INDEX_FILE, JSON_FILE, TEXT_FILE, ledger_sections, read_ledger, write_ledger
+from experiments.ledger import (
+    INDEX_FILE,
+    JSON_FILE,
+    PATIENCE,
+    TEXT_FILE,
+    ledger_sections,
+    read_ledger,
+    read_verified,
+    write_ledger,
+)
 from experiments.report import print_table
 from rlswarm_jax.chain import calls, eth, relay
 from rlswarm_jax.chain.deployment import Rules, deploy, read_bootnodes, read_rules, read_status, set_bootnodes
 from rlswarm_jax.chain.errors import ChainError
-from rlswarm_jax.chain.rpc import Endpoint
+from rlswarm_jax.chain.rpc import Endpoint, Patient
 from rlswarm_jax.chain.transact import check_chain
 from rlswarm_jax.identity import Identity, KeyFileError, friendly_name, load_or_create
 from rlswarm_jax.swarm import addresses
@@ -91,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("ledger", _ledger, "read all events, and show peers and rounds", *online)
     one.add_argument("--dir", required=True, type=Path, help=f"for {INDEX_FILE}, {JSON_FILE} and {TEXT_FILE}")
-    one.add_argument("--from-block", type=int, default=0, metavar="N", help="that of the deployment, or any before")
+    one.add_argument("--from-block", type=int, metavar="N", help="of the deployment, or any before (else searched for)")
 
     one = command(
         "sign-registration",
@@ -162,7 +171,7 @@ def _ledger(given: argparse.Namespace) -> None:
     found = read_ledger(_url(given.rpc), given.contract, given.chain_id, index, first_block=given.from_block)
     write_ledger(given.dir, found, {})
     console = Console()
-    for section in ledger_sections(found, {}):
+    for section in ledger_sections(found, {}, read_verified(given.dir)):
         console.print(f"\n{section.title}", style="bold cyan", markup=False)
         console.print(section.text, markup=False, highlight=False)
         print_table(section.table, console)
@@ -207,8 +216,8 @@ def _url(given: str) -> str:
     return found
 
 
-def _endpoint(given: str) -> Endpoint:
-    return Endpoint(_url(given))
+def _endpoint(given: str) -> Patient:
+    return Patient(Endpoint(_url(given)), PATIENCE)
 
 
 def _check_addresses(given: Sequence[str]) -> None:

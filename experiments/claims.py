@@ -6,11 +6,14 @@
 
 Each DIR is a node's folder, or a swarm's with all its node-*; nothing in it is changed but for the chain's lock. Nodes
 may be running. The first one says what is played: its config may name modules of tasks, which are imported, so let it
-be your own. Of the others only records are read, and these prove by their signatures who wrote them.
+be your own; that nothing is missing in it is believed, too. Of the others only records are read, and these prove by
+their signatures who wrote them: whoever hands a folder over may have left out what they like.
 
 For each commitment it finds the records that it covers by their Merkle root, derives their problems from the chain's
-beacons, scores them anew, and compares the sums with the claims. Written to claims.json in --out, the first DIR by
-default. Exit code 0 if nothing is wrong, 1 if something is, 2 if it could not be found out.
+beacons, scores them anew, and compares the sums with the claims. Only what is found right so counts as verified.
+Written to claims.json in --out, the first DIR by default. Exit code 0 if all that is claimed was verified, 1 if
+something is wrong or could not be verified, 2 if nothing could be found out. On a public chain the events are read from
+the contract's deployment on, whose block is searched for; where the endpoint has no old state, give --from-block.
 """
 
 import argparse
@@ -30,19 +33,20 @@ from rich.console import Console
 
 from experiments import folder, games, keeping
 from experiments.cli import LOCAL_CHAINS, UsageError
+from experiments.ledger import CLAIMS_FILE, PATIENCE
 from experiments.report import print_table
-from experiments.results import MISSING as NOTHING
 from rlswarm_jax.audit import claims
 from rlswarm_jax.audit.claims import Audit, Standing
 from rlswarm_jax.audit.played import records as kept_records
 from rlswarm_jax.audit.worth import Item, Judge
 from rlswarm_jax.chain import devnet, eth, ledger
 from rlswarm_jax.chain.calls import probe
+from rlswarm_jax.chain.deployment import first_block
 from rlswarm_jax.chain.devnet import DevnetError
-from rlswarm_jax.chain.errors import ChainError, EndpointDown
+from rlswarm_jax.chain.errors import ChainError, EndpointDown, Refused
 from rlswarm_jax.chain.events import EventIndex
 from rlswarm_jax.chain.local import CONTRACT_FILE
-from rlswarm_jax.chain.rpc import Endpoint, Rpc
+from rlswarm_jax.chain.rpc import Endpoint, Patient, Rpc
 from rlswarm_jax.game.chain import MARK
 from rlswarm_jax.game.effects import Gather, Publish
 from rlswarm_jax.identity import friendly_name
@@ -51,9 +55,7 @@ from rlswarm_jax.records.envelope import SignedRecord, open_envelope
 from rlswarm_jax.records.schema import STAGES, RecordError
 from rlswarm_jax.tasks.verifier import Verifier, VerifierError
 
-FILE = "claims.json"
 SHOWN = 50  # lines of what is wrong, in the terminal
-SETTLED = (claims.RIGHT, claims.WRONG, claims.UNCLAIMED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +85,18 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(f"{nodes[0] / folder.CONFIG_FILE} is the config of another version: {error}") from None
     shelf = read_journals(nodes)
+    whole = read_journals(node_folders(arguments.folders[0])).since
     with _endpoint(arguments, config, nodes[0]) as (rpc, contract):
-        rounds = read_chain(rpc, contract)
+        rounds = read_chain(rpc, contract, arguments.from_block)
         game = dataclasses.replace(game, contract=contract, chain_id=arguments.chain_id or config.chain.id)
     with games.make_verifier(config, game) as verifier:
-        found = claims.audit(game, rounds, shelf.records.values(), shelf.since, make_judge(verifier))
+        found = claims.audit(game, rounds, shelf.records.values(), whole, make_judge(verifier))
     seconds = time.monotonic() - began
     out = arguments.out or arguments.folders[0]
-    folder.write_whole(out / FILE, json.dumps(as_json(found), indent=2) + "\n")
+    folder.write_whole(out / CLAIMS_FILE, json.dumps(as_json(found), indent=2) + "\n")
     _print(found, len(shelf.records), seconds, console)
-    console.print(f"written to {out / FILE}", soft_wrap=True)
-    return int(found.wrong)
+    console.print(f"written to {out / CLAIMS_FILE}", soft_wrap=True)
+    return int(not found.sound)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rpc", metavar="URL", help="the chain's endpoint, or $NAME of a variable that holds it")
     parser.add_argument("--contract", metavar="0x...", help="the coordinator's address, if not the config's")
     parser.add_argument("--chain-id", metavar="N", type=int, help="the chain's, if not the config's")
+    parser.add_argument("--from-block", metavar="N", type=int, help="the contract's deployment's, or any before it")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where claims.json is written")
     return parser
 
@@ -176,7 +180,7 @@ def _endpoint(
         elif url in LOCAL_CHAINS:
             raise UsageError(f"the chain of {node} is not here: give --rpc, --contract and --chain-id.")
         try:
-            rpc = Endpoint(url)
+            rpc = Patient(Endpoint(url), PATIENCE)
             eth.checksum(contract)
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -197,10 +201,14 @@ def _answers(url: str, contract: str) -> bool:
         return False
 
 
-def read_chain(rpc: Rpc, contract: str) -> list[ledger.Round]:
-    """All rounds of a coordinator, from its events. Raises ChainError."""
+def read_chain(rpc: Rpc, contract: str, from_block: int | None) -> list[ledger.Round]:
+    """All rounds of a coordinator, from its events since its deployment. Raises ChainError, UsageError."""
+    try:
+        first = first_block(rpc, contract) if from_block is None else from_block
+    except Refused as error:
+        raise UsageError(f"the block of the deployment is not known: give --from-block ({error})") from None
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as held:
-        index = EventIndex(rpc, contract, Path(directory) / "events.sqlite")
+        index = EventIndex(rpc, contract, Path(directory) / "events.sqlite", first)
         held.callback(index.close)
         while not index.pull():
             pass
@@ -229,7 +237,11 @@ def as_json(found: Audit) -> dict[str, Any]:
         "equivocations": [
             {"author": author.hex(), "round": round_, "stage": stage} for author, round_, stage in found.equivocations
         ],
+        "claimed": found.claimed,
+        "verified": found.verified,
+        "unverified_claims": sum(account.unverified for account in found.standings),
         "wrong": found.wrong,
+        "sound": found.sound,
     }
 
 
@@ -242,6 +254,8 @@ def _account_json(account: Standing) -> dict[str, Any]:
         "hash": account.hash,
         "verdict": account.verdict,
         "right": account.right,
+        "claimed": account.claimed,
+        "verified": account.verified,
         "records": [signed.hash.hex() for signed in covered.records] if covered else None,
         "left_out": [f"round {s.record.round} {s.record.stage}" for s in covered.left_out] if covered else None,
         "missing": account.missing,
@@ -255,7 +269,7 @@ def _print(found: Audit, records: int, seconds: float, console: Console) -> None
     for account in found.standings:
         by_account[account.account].append(account)
     names = {name: _name(accounts) for name, accounts in by_account.items()}
-    header = ["", "rounds", "right", "wrong", "unsure", "claimed", "worth", "votes"]
+    header = ["", "rounds", "right", "wrong", "unsure", "claimed", "verified", "votes"]
     rows = [_row(found, name, names[name], accounts) for name, accounts in sorted(by_account.items())]
     print_table([header, *rows], console)
     counted = sum(not vote.why for vote in found.votes)
@@ -271,9 +285,10 @@ def _print(found: Audit, records: int, seconds: float, console: Console) -> None
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if len(lines) > SHOWN:
         console.print(f"... and {len(lines) - SHOWN} more")
-    open_ = sum(claim.verdict not in SETTLED for one in found.standings for claim in one.claims)
+    unverified = sum(one.unverified for one in found.standings)
+    console.print(f"claimed {_amount(found.claimed)}, verified {_amount(found.verified)} of it", highlight=False)
     verdict = "[red]something is wrong[/red]" if found.wrong else "nothing was found wrong"
-    console.print(f"{verdict}; {open_} claims could not be checked" if open_ else verdict)
+    console.print(f"{verdict}; {unverified} claims could not be verified" if unverified else verdict)
 
 
 def _name(accounts: Sequence[Standing]) -> str:
@@ -285,7 +300,6 @@ def _row(found: Audit, account: str, name: str, accounts: Sequence[Standing]) ->
     rulings = collections.Counter(claim.verdict for one in accounts for claim in one.claims)
     against = sum(count for verdict, count in rulings.items() if verdict in claims.AGAINST)
     fine = rulings[claims.RIGHT] + rulings[claims.UNCLAIMED]
-    worth = [claim.worth.amount for one in accounts for claim in one.claims if claim.worth]
     votes = [vote for vote in found.votes if vote.voter == account]
     return [
         name,
@@ -293,8 +307,8 @@ def _row(found: Audit, account: str, name: str, accounts: Sequence[Standing]) ->
         f"{fine} of {rulings.total()}",
         str(against),
         str(rulings.total() - fine - against),
-        _amount(sum(claim.claimed or 0 for one in accounts for claim in one.claims)),
-        _amount(sum(worth)) if worth else NOTHING,
+        _amount(sum(one.claimed for one in accounts)),
+        _amount(sum(one.verified for one in accounts)),
         f"{sum(not vote.why for vote in votes)} of {len(votes)}",
     ]
 
@@ -309,7 +323,7 @@ def remarks(found: Audit, names: dict[str, str]) -> Iterator[str]:
         elif one.verdict == claims.WRONG_ROOT:
             yield f"{where}: WRONG ROOT: all its records are here, and have another{at}"
         elif one.verdict == claims.ANOTHER_GAME:
-            yield f"{where}: cannot be checked, it plays by another agreement than the config here{at}"
+            yield f"{where}: cannot be checked, it plays another game than the config here says (other rules){at}"
         elif one.verdict == claims.NO_COMMITMENT:
             yield f"{where}: cannot be checked, it committed to nothing"
         if one.cover and one.cover.left_out:

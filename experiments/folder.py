@@ -1,24 +1,31 @@
 """The folder of a run: what is in it, and whether a run can begin or go on there."""
 
+import copy
 import fcntl
 import json
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from experiments.cli import TransientError, UsageError
+from configs import common, fields
+from experiments.cli import TransientError, UsageError, cannot_write, complete
+from rlswarm_jax import identity
+from rlswarm_jax.identity import KeyFileError
+from rlswarm_jax.journal import Journal, has_said_something
 from rlswarm_jax.launch import KEY_FILE
 from rlswarm_jax.metrics import read_rows
 
 CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metrics.jsonl"
 JOURNAL_FILE, CHECKPOINT_FOLDER, NODE_FILE = "journal.sqlite", "checkpoints", "node.json"
+CHAIN_FOLDER = "chain"
 # what a run may be resumed with another value of: it says where things are, not what is played; the journal itself
 # refuses another key
 CHANGEABLE = (
@@ -55,7 +62,7 @@ def opened(config: ml_collections.ConfigDict, workdir: Path, resume: bool) -> It
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir.") from None
+        raise cannot_write(workdir, error, "; choose another --workdir") from None
     with lock(workdir):
         resumes = prepare_folder(config, workdir, resume)
     with lock(workdir):  # a new one, where a finished run was moved aside
@@ -64,46 +71,125 @@ def opened(config: ml_collections.ConfigDict, workdir: Path, resume: bool) -> It
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file so that a kill leaves the old one or the new one. Raises UsageError if the disk won't take it."""
-    partial = path.with_name(f"{path.name}.partial")
+    with aside(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of another one when it is whole. Raises UsageError as `write_whole`."""
+    partial = _partial(path)
     try:
-        partial.write_text(text)
+        yield partial
         partial.replace(path)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}.") from None
+        with suppress(OSError):
+            partial.unlink()
+        raise cannot_write(path, error) from None
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
 def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: bool) -> bool:
-    """Makes the folder ready; returns whether there is a run in it to go on with. Raises UsageError."""
+    """Makes the folder ready; returns whether there is a run in it to go on with. Raises UsageError.
+
+    A run that said nothing yet, because its first start failed, is none: another config may begin there.
+    """
+    stored = workdir / CONFIG_FILE
+    wanted = json.loads(config.to_json_best_effort())
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        stored = workdir / CONFIG_FILE
-        wanted = json.loads(config.to_json_best_effort())
-        earlier = json.loads(stored.read_text()) if stored.exists() else None
-        finished = earlier is not None and _status(workdir) == "finished"
-        if finished:
-            aside = workdir.with_name(f"{workdir.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
-            workdir.rename(aside)
-            print(f"the finished run there was moved to {aside}")
+        earlier = _stored_config(stored)
+        if earlier is not None and _status(workdir) == "finished":
+            moved = workdir.with_name(f"{workdir.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+            workdir.rename(moved)
+            print(f"the finished run there was moved to {moved}")
             workdir.mkdir()
             earlier = None
+        if earlier is None and any(path.name not in (KEY_FILE, _partial(stored).name) for path in workdir.iterdir()):
+            raise UsageError(f"{workdir} holds files but no run: choose another --workdir.")
+        if earlier is not None and not _has_begun(workdir):
+            _clear(workdir, earlier)
+            earlier = None
         if earlier is None:
-            if any(path.name != KEY_FILE for path in workdir.iterdir()):
-                raise UsageError(f"{workdir} holds files but no run: choose another --workdir.")
             if not os.access(workdir, os.W_OK):
                 raise PermissionError(13, "Permission denied")
             write_whole(stored, json.dumps(wanted, indent=2) + "\n")
             return False
     except OSError as error:
-        raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UsageError(f"{workdir / CONFIG_FILE} is not JSON; choose another --workdir.") from None
+        raise cannot_write(workdir, error, "; choose another --workdir") from None
     if not resume:
         raise UsageError(f"{workdir} holds an unfinished run: add --resume to go on, or choose another --workdir.")
-    differing = first_difference(earlier, wanted)
+    differing = first_difference(_brought_up_to_date(earlier, wanted), wanted)
     if differing:
         raise UsageError(f"the run in {workdir} has another config.{differing}: choose another --workdir.")
     write_whole(stored, json.dumps(wanted, indent=2) + "\n")
     return True
+
+
+def _stored_config(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not JSON of a config; choose another --workdir.")
+    return found
+
+
+def _brought_up_to_date(earlier: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """A config that another version stored, with this one's fields; says what is new and what is gone."""
+    found = copy.deepcopy(earlier)
+    if new := complete(found):
+        defaults = ", ".join(f"config.{name} {fields.value_of(found, name)!r}" for name in new)
+        print(f"this run began with a version that did not have these fields, whose defaults hold: {defaults}")
+    if gone := [name for name in fields.unknown(found, common.FIELDS) if not fields.has(wanted, name)]:
+        for name in gone:
+            fields.drop(found, name)
+        print(f"this run began with fields that are no more, and have no effect: {', '.join(gone)}")
+    return json.loads(json.dumps(found))  # its tuples are lists in a file
+
+
+def _nodes(workdir: Path) -> list[Path]:
+    """The folders of a run: its own, and those of its nodes in their order."""
+    found = [path for path in workdir.glob("node-*") if path.name.removeprefix("node-").isdecimal()]
+    return [workdir, *sorted(found, key=lambda path: int(path.name.removeprefix("node-")))]
+
+
+def _has_begun(workdir: Path) -> bool:
+    """Whether a node of the run has said anything, which it must not contradict, or learned, which would be lost."""
+    for node in _nodes(workdir):
+        metrics, journal = node / METRICS_FILE, node / JOURNAL_FILE
+        if (metrics.exists() and metrics.stat().st_size) or (journal.exists() and has_said_something(journal)):
+            return True
+        if any(path.name.isdecimal() for path in (node / CHECKPOINT_FOLDER).glob("*")):
+            return True
+    return False
+
+
+def _clear(workdir: Path, earlier: dict[str, Any]) -> None:
+    """What a start that failed has left and another config cannot use: it begins in an empty folder, but for its keys.
+
+    Of the keys those go that anyone can derive from the earlier seed: another seed has others.
+    """
+    folders = _nodes(workdir)
+    for node in folders:
+        if (node / JOURNAL_FILE).exists():
+            journal = Journal(node / JOURNAL_FILE)  # it keeps its id, by which a key knows it
+            journal.truncate(0)
+            journal.close()
+    for index, node in enumerate(folders[1:]):
+        key, derived = node / KEY_FILE, identity.simulated(earlier.get("seed", 0), index)
+        with suppress(KeyFileError):
+            if key.exists() and identity.load_or_create(key).author == derived.author:
+                key.unlink()
+    if fields.has(earlier, "chain.endpoint") and earlier["chain"]["endpoint"] in common.LOCAL_CHAINS:
+        for node in folders:
+            shutil.rmtree(node / CHAIN_FOLDER, ignore_errors=True)
 
 
 def _status(workdir: Path) -> str | None:

@@ -26,13 +26,16 @@ class Hearing:
     """One node's. `on_round` takes a round's metrics and returns what there is to say, or nothing."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._rounds, self._wait = 0, PATIENCE
-        self._causes: collections.Counter[str] = collections.Counter()
+        self._causes = collections.Counter[str]()
 
     def on_round(self, metrics: Mapping[str, float]) -> str:
         """Says it after `PATIENCE` rounds in vain, and as long as nothing changes, each time twice as many."""
         if metrics.get("groups/received", 0):
-            self.__init__()
+            self._begin()
             return ""
         found = collections.Counter[str]()
         for name, count in metrics.items():

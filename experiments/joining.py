@@ -9,8 +9,10 @@ import ml_collections
 from experiments import keeping
 
 # what nodes must have in common (`Game.rules`), and what makes them fit for each other's records
-SHARED = ("seed", "model", "tasks", "game", "swarm.name", "swarm.local_groups", "sampling.group_size")
-SHARED += ("sampling.max_new_tokens", "sampling.max_prompt_tokens")
+SHARED = (
+    *("seed", "model", "tasks", "game", "swarm.name", "swarm.local_groups"),
+    *("sampling.group_size", "sampling.max_new_tokens", "sampling.max_prompt_tokens"),
+)
 
 
 def command(config: ml_collections.ConfigDict, address: str) -> str:

@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 
 import ml_collections
 
+from experiments import folder
 from experiments.cli import TransientError, UsageError
 from rlswarm_jax.chain.coordinator import Coordinator
-from rlswarm_jax.chain.errors import ChainError, EndpointDown, FileDamaged, MalformedAnswer
+from rlswarm_jax.chain.errors import ChainError, FileDamaged, NoContract, PayoutFixed, WrongChain
 from rlswarm_jax.chain.local import SETTINGS
-from rlswarm_jax.chain.rpc import Endpoint
+from rlswarm_jax.chain.rpc import Endpoint, Patient
 from rlswarm_jax.chain.sender import Settings
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.keeper import Keeper
@@ -21,15 +22,17 @@ from rlswarm_jax.swarm import addresses
 from rlswarm_jax.swarm.mailbox import Mailbox
 
 log = logging.getLogger("rlswarm_jax.chain")
-FOLDER = "chain"  # in a node's: its outbox; in a swarm's: the embedded development network
+FOLDER = folder.CHAIN_FOLDER  # in a node's: its outbox; in a swarm's: the embedded development network
 MAX_BOOTNODES = 16  # of those a coordinator names
+PATIENCE = 20.0  # seconds that a call waits for an endpoint that is asked too much
 STAGGER = 15.0  # seconds between nodes' turns to end a round: a block of a public chain
 
 
 def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> Coordinator | None:
-    """The client, if the config names a chain. An endpoint that is down is waited for later.
+    """The client, if the config names a chain. An endpoint that is down, or busy for long, is waited for later.
 
-    Raises UsageError for another chain than the config says, or no coordinator there.
+    Raises UsageError for another chain than the config says, no coordinator there, or a payout address that this node
+    cannot change.
     """
     chain = config.chain
     if chain.endpoint == "none":
@@ -38,7 +41,7 @@ def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> 
     settings = SETTINGS if local else Settings(confirmations=chain.confirmations)
     try:
         (workdir / FOLDER).mkdir(exist_ok=True)
-        rpc = Endpoint(address(chain.endpoint))
+        rpc = Patient(Endpoint(address(chain.endpoint)), PATIENCE)
         found = Coordinator(rpc, chain.contract, own, workdir / FOLDER, chain_id=chain.id, settings=settings)
     except (FileDamaged, OSError) as error:
         raise TransientError(str(error)) from error
@@ -46,11 +49,15 @@ def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> 
         raise UsageError(str(error)) from error
     try:
         found.connect()
-    except (EndpointDown, MalformedAnswer) as error:
-        log.warning("%s The node begins without it, and tries again.", error)
-    except ChainError as error:
+        found.check_payout(chain.payout or None)
+    except (WrongChain, NoContract, PayoutFixed, ValueError) as error:
         found.close()
         raise UsageError(str(error)) from error
+    except FileDamaged as error:
+        found.close()
+        raise TransientError(str(error)) from error
+    except ChainError as error:
+        log.warning("%s The node begins without it, and tries again.", error)
     return found
 
 

@@ -16,6 +16,8 @@ from rlswarm_jax.game.chain import MARK
 from rlswarm_jax.identity import author_of, friendly_name
 
 INDEX_FILE, JSON_FILE, TEXT_FILE = "ledger.sqlite", "ledger.json", "ledger.md"
+CLAIMS_FILE, NOT_VERIFIED = "claims.json", "not verified"
+PATIENCE = 120.0  # seconds that a call waits for an endpoint that is asked too much
 _FIRST, _LAST, _PEERS = 3, 12, 32  # rounds and peers that a report shows
 
 
@@ -92,26 +94,42 @@ class Ledger(msgspec.Struct, frozen=True):
     totals: dict[str, Total]
 
 
-def read_ledger(url: str, contract: str, chain_id: int, index_path: Path, *, first_block: int = 0) -> dict[str, Any]:
+class _Standing(msgspec.Struct, frozen=True):
+    account: str
+    verified: int
+
+
+class _Claims(msgspec.Struct, frozen=True):
+    """What is needed of claims.json."""
+
+    accounts: list[_Standing]
+
+
+def read_ledger(
+    url: str, contract: str, chain_id: int, index_path: Path, *, first_block: int | None = None
+) -> dict[str, Any]:
     """All that a coordinator's events say, as a `Ledger` in JSON's types.
 
     index_path: a SQLite file, made if there is none; what it has is not read again. first_block: that of the
-    deployment, or any before it. Raises ChainError (WrongChain, NoContract, EndpointDown, ...), ValueError for an
-    address or URL that is none.
+    deployment, or any before it; searched for if it is None. Raises ChainError (WrongChain, NoContract, EndpointDown,
+    ...), ValueError for an address or URL that is none.
     """
     # here: reports need none of it, and it takes a second
-    from rlswarm_jax.chain import eth, ledger
+    from rlswarm_jax.chain import deployment, eth, ledger
     from rlswarm_jax.chain.errors import NoContract
     from rlswarm_jax.chain.events import EventIndex
-    from rlswarm_jax.chain.rpc import Endpoint
+    from rlswarm_jax.chain.rpc import Endpoint, Patient
     from rlswarm_jax.chain.transact import check_chain
 
     endpoint = Endpoint(url)
     try:
-        check_chain(endpoint, chain_id)
-        if not eth.has_code(endpoint, eth.checksum(contract)):
+        rpc = Patient(endpoint, PATIENCE)
+        check_chain(rpc, chain_id)
+        if not eth.has_code(rpc, eth.checksum(contract)):
             raise NoContract(f"there is no contract at {contract} on chain {chain_id}: check the address.")
-        index = EventIndex(endpoint, contract, index_path, first_block)
+        if first_block is None:
+            first_block = 0 if index_path.exists() else deployment.first_block(rpc, contract)
+        index = EventIndex(rpc, contract, index_path, first_block)
         try:
             while not index.pull():
                 pass
@@ -148,10 +166,25 @@ def load_ledger(found: Mapping[str, Any]) -> Ledger:
 # --- for people
 
 
-def ledger_sections(ledger: Ledger | Mapping[str, Any], names: Mapping[str, str]) -> list[Section]:
-    """The report's part: its peers with what they earned, and its rounds.
+def read_verified(directory: Path) -> dict[str, int] | None:
+    """Of each account's claims what `experiments.claims` found right, by its file in a folder; None without one."""
+    try:
+        found = msgspec.json.decode((directory / CLAIMS_FILE).read_bytes(), type=_Claims)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    sums = Counter[str]()
+    for one in found.accounts:
+        sums[one.account] += one.verified
+    return dict(sums)
 
-    names: of peers for people, by peer id or account; the others get the name that their key gives them.
+
+def ledger_sections(
+    ledger: Ledger | Mapping[str, Any], names: Mapping[str, str], verified: Mapping[str, int] | None = None
+) -> list[Section]:
+    """The report's part: its peers with what they claim and what of it was verified, and its rounds.
+
+    names: of peers for people, by peer id or account; the others get the name that their key gives them. verified: by
+    account, None where nobody has.
     """
     found = ledger if isinstance(ledger, Ledger) else load_ledger(ledger)
     sums = {
@@ -161,11 +194,12 @@ def ledger_sections(ledger: Ledger | Mapping[str, Any], names: Mapping[str, str]
     who = _many(sum(peer.kind != "claimed" for peer in found.peers), "peer")
     text = (
         f"On chain {found.chain_id}, contract {found.contract}, up to block {found.block:,}: {done[0]}, {done[1]} and"
-        f" {done[2]} of {who}, in {_many(len(found.rounds), 'round')} of the chain. Rewards are what nodes claim, in"
-        f" full marks; anyone can recompute them (experiments.claims). {TEXT_FILE} and {JSON_FILE} have it all, with"
-        " whole transaction hashes."
+        f" {done[2]} of {who}, in {_many(len(found.rounds), 'round')} of the chain. What nodes claim is in full"
+        f" marks; {_said_of(verified)}. {TEXT_FILE} and {JSON_FILE} have it all, with whole transaction hashes."
     )
-    peers = Section("The ledger", text, _peers(found, names), optional=("registered by", "kind", "commitments"))
+    peers = Section(
+        "The ledger", text, _peers(found, names, verified), optional=("registered by", "kind", "commitments")
+    )
     return [peers, Section("The ledger by round", "", _rounds(found))]
 
 
@@ -173,26 +207,38 @@ def write_ledger(workdir: Path, ledger: Ledger | Mapping[str, Any], names: Mappi
     """Writes ledger.json and ledger.md, with whole hashes. Raises UsageError if the disk does not take them."""
     found = ledger if isinstance(ledger, Ledger) else load_ledger(ledger)
     write_whole(workdir / JSON_FILE, msgspec.json.format(msgspec.json.encode(found)).decode() + "\n")
-    write_whole(workdir / TEXT_FILE, _text(found, names))
+    write_whole(workdir / TEXT_FILE, _text(found, names, read_verified(workdir)))
 
 
-def _peers(found: Ledger, names: Mapping[str, str]) -> list[list[str]]:
+def _said_of(verified: Mapping[str, int] | None) -> str:
+    if verified is None:
+        return "nobody has verified it here (experiments.claims does)"
+    return "what of it is right by the records was found by experiments.claims"
+
+
+def _peers(found: Ledger, names: Mapping[str, str], verified: Mapping[str, int] | None) -> list[list[str]]:
     committed = Counter(one.account for round_ in found.rounds for one in round_.commitments)
-    rows = [["peer", "kind", "commitments", "rewards", "votes got", "registered by"]]
+    rows = [["peer", "kind", "commitments", "claimed", "verified", "votes got", "registered by"]]
     # those that only claim an id may be as many as somebody likes
     ordered = sorted(found.peers, key=lambda peer: peer.kind == "claimed")
     for peer in ordered[:_PEERS]:
         total = found.totals.get(peer.account, Total(0, 0))
-        counts = [f"{committed[peer.account]:,}", marks(total.reward), f"{total.votes:,}"]
-        shown = ["", "", ""] if peer.kind == "claimed" else counts
+        counts = [f"{committed[peer.account]:,}", *_sums(found, verified, peer.account), f"{total.votes:,}"]
+        shown = [""] * 4 if peer.kind == "claimed" else counts
         rows.append([_name(peer.peer_id, peer.account, names), peer.kind, *shown, short(peer.hash)])
     if len(ordered) > _PEERS:
-        rows.append([f"and {len(ordered) - _PEERS:,} more", *[""] * 5])
+        rows.append([f"and {len(ordered) - _PEERS:,} more", *[""] * 6])
     return rows
 
 
+def _sums(found: Ledger, verified: Mapping[str, int] | None, account: str) -> list[str]:
+    """What an account claims, and what of it was verified."""
+    claimed = found.totals.get(account, Total(0, 0)).reward
+    return [marks(claimed), NOT_VERIFIED if verified is None else marks(verified.get(account, 0))]
+
+
 def _rounds(found: Ledger) -> list[list[str]]:
-    rows = [["round", "commitments", "rewards", "votes", "advanced by"]]
+    rows = [["round", "commitments", "claimed", "votes", "advanced by"]]
     for one in found.rounds:
         amount = marks(sum(reward.amount for reward in one.rewards))
         counts = [f"{len(one.commitments):,}", amount, f"{len(one.votes):,}"]
@@ -203,7 +249,7 @@ def _rounds(found: Ledger) -> list[list[str]]:
     return rows
 
 
-def _text(found: Ledger, names: Mapping[str, str]) -> str:
+def _text(found: Ledger, names: Mapping[str, str], verified: Mapping[str, int] | None) -> str:
     """The whole ledger in Markdown."""
     by_id = {peer.peer_id: _name(peer.peer_id, peer.account, names) for peer in found.peers}
     by_account = {peer.account: by_id[peer.peer_id] for peer in found.peers if peer.kind != "claimed"}
@@ -217,6 +263,13 @@ def _text(found: Ledger, names: Mapping[str, str]) -> str:
         own = [by_id[peer.peer_id], peer.kind, peer.account, printable(peer.peer_id)]
         rows.append([*own, "itself" if peer.payout == peer.account else peer.payout, peer.hash])
     parts += ["## Peers\n", markdown_table(rows)]
+    counted = [peer for peer in found.peers if peer.kind != "claimed"]
+    sums = [[by_id[peer.peer_id], *_sums(found, verified, peer.account)] for peer in counted]
+    parts += [
+        "## Claims\n",
+        f"{_said_of(verified).capitalize()}.\n",
+        markdown_table([["peer", "claimed", "verified"], *sums]),
+    ]
     for one in found.rounds:
         parts += [f"## Round {one.number}\n"]
         parts += [f"Beacon {one.beacon or 'not on record'}. Begun by {one.advanced or 'the deployment'}.\n"]

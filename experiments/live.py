@@ -16,13 +16,13 @@ import ml_collections
 from rich.console import Console
 
 from experiments import cli, folder, joining, keeping, report
-from experiments.cli import Arguments, UsageError
+from experiments.cli import MAY_PASS, MEND, Arguments, TransientError, UsageError
 from experiments.ledger import INDEX_FILE, read_ledger
 from experiments.summary import peak_memory_mb, summarise, write_summary
 from experiments.view import SwarmView
 from rlswarm_jax import identity, launch
 from rlswarm_jax.chain.devnet import CHAIN_ID, DevnetError
-from rlswarm_jax.chain.errors import ChainError
+from rlswarm_jax.chain.errors import ChainError, EndpointDown
 from rlswarm_jax.chain.local import LocalChain
 from rlswarm_jax.launch import Exit, Launcher, LaunchError, Member
 from rlswarm_jax.metrics import read_rows
@@ -38,6 +38,8 @@ def run(arguments: Arguments) -> int:
     try:
         with folder.opened(config, workdir, arguments.resume) as resumes, folder.stop_on_signal() as stopping:
             return _run(arguments, resumes, Console(), stopping)
+    except EndpointDown as error:
+        raise TransientError(str(error)) from error
     except (LaunchError, identity.KeyFileError, DevnetError, ChainError) as error:
         raise UsageError(str(error)) from error
 
@@ -59,8 +61,11 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
             view.catch_up(row | {"node": member.index} for row in tail.new_rows())
             tail.start = tail.offset
 
+        codes: dict[int, int] = {}
+
         def show(exits: list[Exit]) -> None:
             for exit in exits:
+                codes[exit.member.index] = exit.code
                 if exit.code not in (0, STOPPED):
                     view.say(f"node {exit.member.index} {exit.reason}{'; it is restarted' if exit.restarted else ''}")
             states = launcher.states()
@@ -85,7 +90,10 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
     if summary["status"] == "finished":
         return 0
     console.print(f"{'stopped' if stopping else 'not all nodes finished'}; the same command with --resume goes on.")
-    return STOPPED if stopping else 1
+    if stopping:
+        return STOPPED
+    failed = {code for code in codes.values() if code not in (0, STOPPED)}
+    return next((code for code in (MEND, MAY_PASS) if failed == {code}), 1)
 
 
 def _chain(
@@ -180,7 +188,7 @@ def _summarise(
     """The swarm's summary.json and metrics.jsonl, from its nodes'."""
     config, workdir = arguments.config, arguments.workdir
     rows = sorted((row for member in members for row in _rows(member)), key=lambda row: (row["round"], row["node"]))
-    (workdir / folder.METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder.write_whole(workdir / folder.METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
     found = {}
     for member in members:
         with contextlib.suppress(FileNotFoundError, ValueError):

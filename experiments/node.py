@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from experiments import cli, folder, joining, keeping
-from experiments.cli import Arguments, TransientError, UsageError
+from experiments.cli import Arguments, DiskError, TransientError, UsageError
 from rlswarm_jax import identity, launch
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.keeper import Keeper
@@ -60,12 +60,12 @@ def main(workdir: Path) -> int:
     """A node started by a launcher: it stops when its parent is gone."""
     launch.follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     config = ml_collections.ConfigDict(json.loads((workdir / folder.CONFIG_FILE).read_text())).lock()
-    try:
+
+    def launched() -> int:
         with folder.lock(workdir):
             return play(config, workdir, (workdir / folder.JOURNAL_FILE).exists())
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, TransientError) else 2  # a launcher tries again after 1
+
+    return cli.code_of(launched)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,8 @@ def play(
     mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(told))
     parts = own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory, mailbox.trusts
     transport = Gossip(*parts)
-    with folder.lock(key), folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
+    claimed = _claimed(key, workdir / folder.JOURNAL_FILE)
+    with claimed, folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
         present = Present(own, key, mailbox, transport, keeper)
         try:
             addresses = transport.start()
@@ -121,8 +122,10 @@ def play(
             if config.driver == "node":
                 _say(console, f"others join it with: {joining.command(config, addresses[0])}")
             finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel, words)
-        except (NetworkError, JournalError, MetricsError, NoWorkerError) as error:
+        except (NetworkError, NoWorkerError) as error:
             raise TransientError(str(error)) from error
+        except (JournalError, MetricsError) as error:
+            raise DiskError(str(error)) from error
         except VerifierError as error:
             raise UsageError(str(error)) from error
         except RecordError as error:
@@ -165,7 +168,10 @@ def _play(
     with compiling(console):
         made.compile()
     journal = Journal(workdir / folder.JOURNAL_FILE, durable=[Publish.__name__])
-    _claim(present.key, journal)
+    try:
+        _claim(present.key, journal)
+    except identity.KeyFileError as error:
+        raise UsageError(str(error)) from error
     recorder = Recorder(config, workdir, console, made, started, words)
     metrics_file = workdir / folder.METRICS_FILE
     reported = {row["round"] for row in read_rows(metrics_file)} if resumes and metrics_file.exists() else set()
@@ -185,7 +191,7 @@ def _play(
         present.transport.close()  # what is left needs no peers
         checkpoints.close()
     except CheckpointError as error:
-        raise TransientError(str(error)) from error
+        raise DiskError(str(error)) from error
     except (DivergedError, PromptError) as error:
         raise UsageError(str(error)) from error
     journal.close()
@@ -197,14 +203,38 @@ def _play(
     return player.finished
 
 
+@contextlib.contextmanager
+def _claimed(key: Path, journal: Path) -> Iterator[None]:
+    """Keeps others from using a key, and a key from signing for two journals: a node could contradict itself.
+
+    The key file names its journal from the first time on that it signs, so a copy of the key alone is known for what it
+    is. A node moves with its whole folder. One that nobody has used is anybody's to use. Raises UsageError.
+    """
+    with folder.lock(key):
+        signed = identity.journal_of(key)
+        beside = key.with_name(f"{key.name}.journal")  # where versions before wrote it
+        if signed is None and beside.exists():
+            signed = int(beside.read_text())
+        if signed is not None and signed != _journal_id(journal):
+            wrong = f"the key {key} has signed records that are not in the journal here"
+            move = "to move a node, stop it and copy its whole folder (key, journal, checkpoints)"
+            raise UsageError(f"{wrong}: go on in the folder where it did, or use a new key; {move}.")
+        yield
+
+
+def _journal_id(path: Path) -> int | None:
+    if not path.exists():
+        return None
+    journal = Journal(path)
+    found = journal.id
+    journal.close()
+    return found
+
+
 def _claim(key: Path, journal: Journal) -> None:
-    """Ties a key to the journal of what it has signed: with another one, a node could contradict itself."""
-    claim = key.with_name(f"{key.name}.journal")
-    if not claim.exists():
-        folder.write_whole(claim, f"{journal.id}\n")
-    elif claim.read_text().strip() != str(journal.id):
-        wrong = f"the key {key} has signed records that are not in the journal here"
-        raise UsageError(f"{wrong}: go on in the folder where it did, or use a new key.")
+    """Ties a key that has signed nothing yet to the journal of what it will."""
+    if identity.journal_of(key) is None:
+        identity.mark(key, journal.id)
 
 
 def _authors(peers: Iterable[str]) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from experiments.folder import aside
 from experiments.results import Run
 from rlswarm_jax.evaluation import wilson
 
@@ -43,7 +44,8 @@ def _pen(i: int) -> tuple[str, str]:
 
 def _save(figure, axes, path: Path) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5, handlelength=1.4)
-    figure.savefig(path)
+    with aside(path) as partial:
+        figure.savefig(partial)
 
 
 def _plot_held_out(run: Run) -> None:
@@ -122,4 +124,5 @@ def _plot_learned_from(run: Run) -> None:
         if i != j:
             colour = "white" if count > 0.8 * np.nanmax(counts) else "#222222"
             axes.text(j, i, f"{count:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(run.workdir / "learned_from.png", bbox_inches="tight")
+    with aside(run.workdir / "learned_from.png") as partial:
+        figure.savefig(partial, bbox_inches="tight")

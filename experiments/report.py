@@ -26,7 +26,8 @@ from rich.text import Text
 
 from configs import common
 from experiments.cli import UsageError
-from experiments.ledger import ledger_sections, write_ledger
+from experiments.folder import write_whole
+from experiments.ledger import ledger_sections, read_verified, write_ledger
 from experiments.plots import plot
 from experiments.results import (
     MISSING,
@@ -77,7 +78,7 @@ def sections(run: Run) -> list[Section]:
         _tasks(run),
         *([_game(run)] if run.summary.game else []),
         *exchange,
-        *(ledger_sections(run.summary.ledger, {}) if run.summary.ledger else []),
+        *(ledger_sections(run.summary.ledger, {}, read_verified(run.workdir)) if run.summary.ledger else []),
         _cost(run),
         _reproduce(run),
     ]
@@ -281,7 +282,7 @@ def write_report(workdir: Path) -> Path:
     if run.summary.ledger:
         write_ledger(workdir, run.summary.ledger, {})
     path = workdir / "report.md"
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_whole(path, "\n".join(parts))
     return path
 
 
@@ -347,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = [write_report(workdir) for workdir in workdirs]
     except (UsageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.code if isinstance(error, UsageError) else 2
     if len(runs) == 1:
         print_summary(workdirs[0], console)
     else:

@@ -6,7 +6,7 @@ import ml_collections
 from rich.console import Console
 
 from experiments import folder, pieces, report
-from experiments.cli import Arguments, UsageError
+from experiments.cli import Arguments, DiskError, UsageError
 from experiments.recorder import Recorder
 from rlswarm_jax import identity
 from rlswarm_jax.chain.virtual import VirtualCoordinator, quorum
@@ -27,15 +27,9 @@ def run(arguments: Arguments) -> int:
     try:
         with folder.opened(config, workdir, arguments.resume) as resumes, folder.stop_on_signal() as stopping:
             return _run(arguments, resumes, Console(), stopping)
-    except (
-        CheckpointError,
-        DivergedError,
-        JournalError,
-        MetricsError,
-        PromptError,
-        RecordError,
-        VerifierError,
-    ) as error:
+    except (CheckpointError, JournalError, MetricsError) as error:
+        raise DiskError(str(error)) from error
+    except (DivergedError, PromptError, RecordError, VerifierError) as error:
         raise UsageError(str(error)) from error
 
 

@@ -13,7 +13,6 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from rich.progress import Progress
 
 from configs import tiny
 from experiments import cli
+from experiments.folder import write_whole
 from rlswarm_jax import qwen, randomness, tasks
 from rlswarm_jax.game.prompts import FORMATS, NONE, View
 from rlswarm_jax.grpo import losses
@@ -239,7 +239,7 @@ def run(arguments: cli.Arguments) -> int:
         policy = learn("spoil", policy.params, given_up + right)
         save("spoiled", policy)
     summary["seconds"] = round(time.monotonic() - started, 1)
-    Path(workdir / "warmstart.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(workdir / "warmstart.json", json.dumps(summary, indent=2) + "\n")
     return 0
 
 

@@ -12,4 +12,8 @@ The one glossary of axis names. A tensor that crosses a function boundary carrie
 So `logits_BTV` is `[batch, time, vocabulary]`, and `tokens_PGT` holds G completions for each of P prompts.
 """
 
+from rlswarm_jax import environment
+
+environment.check()
+
 __version__ = "0.1.0"

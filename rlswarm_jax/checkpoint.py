@@ -1,6 +1,8 @@
 """Checkpoints of a run: train states and whatever bytes go with them, written whole or not at all (orbax)."""
 
+import errno
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from rlswarm_jax.grpo.learner import TrainState
 
-logging.getLogger("absl").setLevel(logging.WARNING)  # orbax reports every save
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every save, and pages of what it raises too
 
 
 class CheckpointError(RuntimeError):
@@ -42,15 +44,18 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, states: Sequence[TrainState], extra: bytes) -> None:
-        """Starts writing in the background. Raises CheckpointError if this or the last write failed."""
+        """Starts writing in the background. Raises CheckpointError if there is no room, or this or the last failed."""
         items = ocp.args.Composite(
             states=ocp.args.StandardSave(list(states)),
             extra=ocp.args.StandardSave({"bytes": np.frombuffer(extra, np.uint8)}),
         )
+        needed = len(extra) + sum(leaf.nbytes for leaf in jax.tree.leaves(list(states)))
         try:
+            if shutil.disk_usage(self._directory).free < needed:  # orbax would find out in the middle, in its threads
+                raise OSError(errno.ENOSPC, f"No space left on device, {needed / 1e6:.1f} MB are needed")
             self._manager.save(step, args=items)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot write a checkpoint to {self._directory}: {error}.") from None
+            raise self._not_written(error) from None
 
     def restore(self, step: int, like: Sequence[TrainState]) -> tuple[list[TrainState], bytes]:
         """The states, in the form of `like`, and the bytes. Raises CheckpointError if they do not fit it."""
@@ -67,6 +72,21 @@ class Checkpoints:
         return found["states"], np.asarray(found["extra"]["bytes"]).tobytes()
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being written. Raises CheckpointError if it can't be: then the one before is the last."""
+        try:
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+        except (OSError, ValueError) as error:
+            raise self._not_written(error) from None
+
+    def _not_written(self, error: Exception) -> CheckpointError:
+        """orbax writes aside and renames what is whole; its words are a page, of which the disk's are the last."""
+        full = "No space left on device"
+        why = (
+            error.strerror if isinstance(error, OSError) else full if full in str(error) else str(error).split("\n")[0]
+        )
+        return CheckpointError(
+            f"cannot write a checkpoint to {self._directory}: {why}; what was there before is whole."
+        )

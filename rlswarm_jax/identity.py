@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -22,6 +23,9 @@ _WORDS = (
     "bee crow deer elk fox gull hare ibis jay koi lynx mole newt otter puma raven"
 )
 _ADJECTIVES, _ANIMALS = _WORDS.split()[:16], _WORDS.split()[16:]
+
+
+_MARK = "journal "  # a line of a key file after the key: the journal of what it has signed
 
 
 class KeyFileError(RuntimeError):
@@ -97,14 +101,40 @@ def load_or_create(path: Path) -> Identity:
 
 
 def create(path: Path, identity: Identity) -> Identity:
-    """Writes a key file that only its owner can read. Raises KeyFileError if there is one already."""
+    """Writes a key file that only its owner can read. Raises KeyFileError if there is one already.
+
+    Of a full disk it raises OSError, and leaves no file.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise KeyFileError(f"cannot write the key file {path}: {error.strerror}.") from None
+    try:
         with os.fdopen(descriptor, "w") as file:
             file.write(identity.expose_secret().hex() + "\n")
     except OSError as error:
-        raise KeyFileError(f"cannot write the key file {path}: {error.strerror}.") from None
+        path.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
     return identity
+
+
+def journal_of(path: Path) -> int | None:
+    """The id of the journal that holds what the key in this file has signed; None if it has signed nothing yet.
+
+    It stands in the file itself, so that it goes where the key goes.
+    """
+    found = re.search(rf"^{_MARK}(\d+)\n", path.read_text(encoding="ascii"), re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def mark(path: Path, journal: int) -> None:
+    """Writes down, once, in which journal the key of this file signs. Raises KeyFileError if the file takes no more."""
+    try:
+        with path.open("a", encoding="ascii") as file:  # in place: whoever locked the file has it still
+            file.write(f"{_MARK}{journal}\n")
+    except OSError as error:
+        what = "it must remember which journal its key has signed in"
+        raise KeyFileError(f"cannot write the key file {path}: {error.strerror}; {what}.") from None
 
 
 def _read_key(path: Path) -> bytes:
@@ -113,7 +143,7 @@ def _read_key(path: Path) -> bytes:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o077:
                 raise KeyFileError(f"the key file {path} can be read by others: chmod 600 it, or use a new key.")
-            secret = bytes.fromhex(file.read(1024).decode("ascii"))
+            secret = bytes.fromhex(file.read(1024).decode("ascii").partition(_MARK)[0])
             if len(secret) != 32:
                 raise ValueError
             coincurve.PrivateKey(secret)

@@ -154,3 +154,12 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
             yield db
     except sqlite3.Error as error:
         raise JournalError(f"cannot read the journal {path}: {error}.") from None
+
+
+def has_said_something(path: Path) -> bool:
+    """Whether a node signed a record that this journal holds. One that cannot be read may hold any."""
+    try:
+        entries, _ = look(path, ["Publish"])
+    except JournalError:
+        return True
+    return bool(entries)

@@ -194,8 +194,8 @@ class Keeper:
             there = self._coordinator.committers(now)
         except (Refused, AnswerTooLarge) as error:
             log.debug("%s", error)
-            there = frozenset()
-        there = there or {account_of(author) for author in self._registrations.members() or ()}
+            there = frozenset[str]()
+        there = there or frozenset(map(account_of, self._registrations.members() or ()))
         own = self._coordinator.account
         return min(TURNS, sum(rank(other) < rank(own) for other in there if other != own))
 

@@ -5,6 +5,7 @@ The stdin of a node is a pipe from its parent, its life line: where it ends the 
 
 import atexit
 import contextlib
+import errno
 import ipaddress
 import json
 import os
@@ -25,7 +26,8 @@ from rlswarm_jax import identity
 PORTS_FILE, KEY_FILE, LOG_FILE = "ports.json", "node.key", "log.txt"
 STEADY_SECONDS = 60.0  # a node that was up for so long may be restarted as often as a new one
 PROC_GPUS = Path("/proc/driver/nvidia/gpus")
-# exit codes that no restart follows: done; a usage error, which another try can't mend; told to stop
+# exit codes that no restart follows: done; something to mend first; told to stop. After others (1: a full disk or an
+# error of ours; 75: what passes by itself; a signal) another try may help
 _FINAL = {0: "finished", 2: "failed", 130: "stopped"}
 
 
@@ -56,7 +58,8 @@ def assign(workdir: Path, nodes: int, *, seed: int, host: str = "127.0.0.1") -> 
     """Gives each node a folder in `workdir`, a key and a port; what an earlier call gave is kept where it can be.
 
     On a loopback `host` new keys are derived from the seed, so that a run is a function of it; elsewhere they are
-    random. A port is free when this returns, not reserved. Raises LaunchError, and KeyFileError for a bad key file.
+    random. A port is free when this returns, not reserved. Raises LaunchError, KeyFileError for a bad key file, and
+    OSError for a full disk.
     """
     if nodes < 1:
         raise LaunchError(f"a swarm of {nodes} nodes cannot be launched: ask for at least 1.")
@@ -73,6 +76,8 @@ def assign(workdir: Path, nodes: int, *, seed: int, host: str = "127.0.0.1") -> 
     except ipaddress.AddressValueError:
         raise LaunchError(f"{host!r} is not an IPv4 address: give one of this machine's, such as 127.0.0.1.") from None
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         wrong = f"cannot prepare {nodes} nodes in {workdir} on {host}: {error.strerror}"
         raise LaunchError(f"{wrong}; choose another folder, or an address of this machine.") from None
     return members

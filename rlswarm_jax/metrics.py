@@ -24,7 +24,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, keep_bytes: int = 0):
         try:
-            self._file = path.open("ab")
+            self._file = path.open("ab", buffering=0)  # what the disk did not take is not tried again at the exit
             if self._file.tell() > keep_bytes:
                 self._file.truncate(keep_bytes)
         except OSError as error:
@@ -64,7 +64,8 @@ class MetricsLog:
                 settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
                 self._wandb = wandb.init(mode=attempt, settings=settings, **options)
                 break
-            except (wandb.Error, OSError, ValueError) as error:  # the last: the environment's settings are not wandb's
+            # RuntimeError: there is no home; ValueError: the environment's settings are not wandb's
+            except (wandb.Error, OSError, RuntimeError, ValueError) as error:
                 reason = str(error).partition("\n")[0]
         else:
             return f"disabled, as it cannot start: {reason}"
@@ -80,8 +81,9 @@ class MetricsLog:
     def write(self, row: dict[str, Any]) -> None:
         """row: `node` (index), `round`, and the round's metrics. Raises MetricsError if the disk does not take it."""
         try:
-            self._file.write(json.dumps(row).encode() + b"\n")
-            self._file.flush()
+            line = json.dumps(row).encode() + b"\n"
+            while line:
+                line = line[self._file.write(line) :]
         except OSError as error:
             raise MetricsError(f"cannot write {self._path}: {error.strerror}.") from None
         if self._wandb is not None:

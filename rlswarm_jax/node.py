@@ -139,9 +139,9 @@ class Node:
         if isinstance(effect, Sample):
             return self._engine.sample({0: effect})[0]
         if isinstance(effect, Verify):
-            return self._engine.verifier.begin(effect.items)
+            return self._engine.verifier.begin(effect.items, effect.payers)
         if isinstance(effect, Score):
-            return self._engine.verifier.score(effect.items)
+            return self._engine.verifier.score(effect.items, effect.payers)
         if isinstance(effect, Publish):
             return seal(effect.record, self.player.identity)
         if isinstance(effect, Gather):

@@ -204,10 +204,10 @@ class Simulation:
         """Starts a node's effect; one without duration ends at once."""
         effect = node.effect
         if isinstance(effect, Verify):
-            self._engine.verifier.begin(effect.items)
+            self._engine.verifier.begin(effect.items, effect.payers)
             self._complete(node, None, at)
         elif isinstance(effect, Score):
-            self._complete(node, self._engine.verifier.score(effect.items), at)
+            self._complete(node, self._engine.verifier.score(effect.items, effect.payers), at)
         elif isinstance(effect, Publish):
             raw = seal(effect.record, node.identity)
             self._send(node.index, raw, at)

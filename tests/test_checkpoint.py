@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import optax
@@ -53,3 +55,28 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_says_where(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="file"):
         Checkpoints(tmp_path / "file" / "c")
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, [state(1)], b"x")
+    checkpoints._manager.wait_until_finished()
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=16))
+        with pytest.raises(CheckpointError, match=r"No space left on device.*what was there before is whole\.$"):
+            checkpoints.save(2, [state(2)], b"y")
+    checkpoints.close()
+    again = Checkpoints(tmp_path)
+    assert again.latest == 1 and equal(again.restore(1, [state(8)])[0], [state(1)])
+    again.close()
+
+
+def test_what_fails_in_the_background_is_said_at_the_close(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+
+    def fails():
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device [os_error_code='28']\n" * 9)
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fails)
+    with pytest.raises(CheckpointError, match=r"^[^\n]*: No space left on device; what was there before is whole\.$"):
+        checkpoints.close()

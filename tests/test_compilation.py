@@ -43,3 +43,10 @@ def test_a_second_process_compiles_nothing_again(tmp_path):
 )
 def test_the_user_decides_where_it_is(tmp_path, environment, where):
     assert run(WHERE, tmp_path, **environment).stdout.strip() == where.format(home=tmp_path)
+
+
+def test_a_user_without_a_home_has_no_cache():
+    """Of a number that no passwd file has, too."""
+    homeless = "import os; os.environ.pop('HOME', None); os.environ.pop('XDG_CACHE_HOME', None);"
+    homeless += "import pwd; pwd.getpwuid = dict().__getitem__;"
+    assert run(f"{homeless}{WHERE}", ROOT).stdout.strip() == "None"

@@ -205,6 +205,7 @@ class TestMakeBatch:
         np.testing.assert_allclose(
             batch.advantages_B, [0.75, -0.25, -0.25, -0.25, -0.5, 0.5, -0.5, 0.5, 0, 0, 0, 0], atol=1e-6
         )
+        assert batch.external_B.tolist() == [False] * 4 + [True] * 4 + [False] * 4
         assert not batch.completion_lengths_B[8:].any() and not batch.old_known_B[8:].any()
 
     def test_advantages_are_scaled_as_the_config_says(self):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -40,6 +41,7 @@ def run(tmp_path_factory) -> Path:
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said + "".join(log.read_text() for log in folder.glob("node-*/log.txt"))
     assert "the chain is there again" in said
+    assert re.search(r"others join with: .* --config.chain.endpoint=http://127.* --config.chain.contract=0x", said)
     return folder
 
 

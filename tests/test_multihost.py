@@ -327,6 +327,7 @@ def test_only_a_node_by_itself_is_several_processes():
 def test_a_run_goes_on_with_other_devices(tmp_path):
     config = node.get_config("smoke")
     folder.prepare_folder(config, tmp_path / "run", False)
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     config.devices.fsdp, config.devices.process = 4, 1
     assert folder.prepare_folder(config, tmp_path / "run", True)
     config.seed = 7

@@ -135,6 +135,7 @@ def test_a_finished_run_is_moved_aside_and_an_unfinished_one_needs_resume(uninte
     with pytest.raises(UsageError, match="choose another --workdir"):
         prepare_folder(config, tmp_path / "mine", resume=True)
     assert prepare_folder(config, workdir, resume=False) is False
+    (workdir / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UsageError, match="--resume"):
         prepare_folder(config, workdir, resume=False)
     assert prepare_folder(config, workdir, resume=True) is True

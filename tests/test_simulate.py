@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from benchmarks.poison import hostile_record
 from configs import common
 from rlswarm_jax import assets, identity, qwen, tasks
 from rlswarm_jax.checkpoint import Checkpoints
@@ -34,7 +35,14 @@ class World:
         self.policy = qwen.load(assets.BASE)
         self.mixture = tasks.make_mixture(common.tiny_tasks().to_dict())
         self.temperature = 2.0
-        self.learner_config = learner.LearnerConfig(3e-3, 0.2, 0.28, self.temperature, 12)
+        self.learner_config = learner.LearnerConfig(
+            learning_rate=3e-3,
+            clip_low=0.2,
+            clip_high=0.28,
+            dual_clip=3.0,
+            temperature=self.temperature,
+            max_new_tokens=12,
+        )
         self.engines: dict[tuple[int, bool], Engine] = {}
 
     def engine(self, nodes: int, exact: bool) -> Engine:
@@ -275,6 +283,21 @@ def test_hostile_bytes_change_nothing_and_are_counted(world, paths):
     assert sum(attacked.metrics(0, "records/rejected/bad signature")) == 1
     # a validly signed copy of another's rollouts: a record, but its problems are not its author's
     assert sum(attacked.metrics(0, "groups/unused/foreign problem")) == LOCAL
+
+
+@pytest.mark.parametrize("keys", [1, 8])
+def test_who_answers_right_in_capitals_and_spaces_is_learned_from_by_nobody(world, paths, keys):
+    """Their records are well-formed and right by a scorer that folds both away; `benchmarks.poison` has the figures."""
+    attackers = [identity.simulated(0, 100 + key) for key in range(keys)]
+    attacked = world.simulation(next(paths))
+    for who, round_, node in itertools.product(attackers, range(ROUNDS), range(NODES)):
+        raw = hostile_record(attacked.simulation.nodes[0].game, who, round_)
+        attacked.simulation.inject(raw, node, 0.01)
+    attacked.run()
+    for node in range(NODES):
+        assert sum(attacked.metrics(node, "groups/received")) >= LOCAL * ROUNDS * keys  # they were read and scored
+        assert not any(sum(attacked.metrics(node, f"learned_from/{who.author.hex()}")) for who in attackers)
+        assert sum(attacked.metrics(node, "groups/external")) > 0  # the others were learned from
 
 
 def test_an_equivocating_peer_is_evidence_and_is_not_learned_from(world, paths):

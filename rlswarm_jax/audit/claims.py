@@ -67,6 +67,22 @@ class Standing:
     claims: list[Claim]
 
     @property
+    def claimed(self) -> int:
+        """In all stages, in millionths."""
+        return sum(claim.claimed or 0 for claim in self.claims)
+
+    @property
+    def verified(self) -> int:
+        """Of what is claimed, that which was found right by records that the commitment covers."""
+        return sum(claim.claimed or 0 for claim in self.claims if self.verdict == RIGHT and claim.verdict == RIGHT)
+
+    @property
+    def unverified(self) -> int:
+        """How many claims were not found right."""
+        said = [claim for claim in self.claims if claim.claimed is not None]
+        return sum(self.verdict != RIGHT or claim.verdict != RIGHT for claim in said)
+
+    @property
     def right(self) -> bool:
         return self.verdict == RIGHT and all(claim.verdict in (RIGHT, UNCLAIMED) for claim in self.claims)
 
@@ -98,6 +114,19 @@ class Audit:
     def wrong(self) -> bool:
         return bool(self.equivocations) or any(one.against for one in self.standings)
 
+    @property
+    def claimed(self) -> int:
+        return sum(one.claimed for one in self.standings)
+
+    @property
+    def verified(self) -> int:
+        return sum(one.verified for one in self.standings)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong, and all that is claimed was verified: by no folder's word, but by records."""
+        return not self.wrong and not any(one.unverified for one in self.standings)
+
 
 def audit(
     game: Game,
@@ -108,7 +137,8 @@ def audit(
 ) -> Audit:
     """Judges all that is on the chain. rounds: in order. records: of all authors, their signatures checked.
 
-    game: an observer's. since: of authors whose own journal is here, the round from which on it has all they published.
+    game: an observer's. since: of authors of whom the observer itself knows that all they published from a round on is
+    here; no other's folder can tell, for anybody may leave something out.
     """
     found = {signed.hash: signed for signed in records}
     moments = [Moment(one.number, bytes.fromhex(one.beacon.removeprefix("0x"))) for one in rounds if one.beacon]

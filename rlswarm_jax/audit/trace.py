@@ -23,8 +23,8 @@ class Traced(NamedTuple):
 class Shelf:
     """The records that are here, of each author in order.
 
-    since: of authors whose own journal is here, the round from which on it has all they published. numbers: rounds of
-    the coordinator, by what records call their beacons. stages: of a round.
+    since: of authors of whom all that they published from a round on is here, as the observer itself knows. numbers:
+    rounds of the coordinator, by what records call their beacons. stages: of a round.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Shelf:
         """About how many records are not here between two rounds; if nobody knows where it ends, one at least."""
         if self._since.get(author, end + 2) <= end + 1:
             return 0
-        span = range(end + 1, self._last + 1 if until is None else until)
-        missing = sum((round_, stage) not in self._slots[author] for round_ in span for stage in self._stages)
+        span = range(end + 1, self._last + 1 if until is None else until)  # which who names a far round makes long
+        here = sum(round_ in span and stage in self._stages for round_, stage in self._slots[author])
+        missing = len(span) * len(self._stages) - here
         return max(missing, 1) if until is None else missing

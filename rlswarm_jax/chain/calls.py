@@ -34,6 +34,7 @@ _PRESENT = {
     "RewardAlreadySubmitted",
     "WinnerAlreadyVoted",
     "WeightsAlreadyPublished",
+    "OnlyPayout",
 }
 
 
@@ -92,6 +93,7 @@ _BY_ACCOUNT = "hasSubmittedRoundStageReward(uint256,uint256,address)"
 _BY_ID = "hasSubmittedRoundStageReward(uint256,uint256,string)"
 STATUS = ["uint256"] * 5 + ["bool", "bytes32", "bool", "uint256", "uint256"]
 PEER = ["(uint8,bool,uint32,uint32,uint32,uint32,int112)", "string"]
+NOBODY = "0x" + 40 * "0"
 COUNTED = (1, 2)  # proven, attested
 RULES = ["uint32", "uint32", "uint32", "uint32", "uint64"]
 
@@ -119,6 +121,14 @@ def check_number(name: str, value: int, below: int) -> int:
     if not 0 <= value < below:
         raise MalformedAnswer(f"the chain endpoint says that the coordinator's {name} is {str(value)[:30]}.")
     return value
+
+
+def payout_of(rpc: Rpc, contract: str, account: str) -> str:
+    """Where an account's earnings go, as the contract has it: NOBODY where that is the account itself."""
+    found = _view(rpc, contract, "payoutOf(address)", (account,), ["address"])
+    if found is None:
+        raise MalformedAnswer(f"the chain endpoint does not say where the earnings of {account} go.")
+    return eth.checksum(found[0])
 
 
 def probe(rpc: Rpc, contract: str) -> Interface:
@@ -196,6 +206,8 @@ def _present(rpc: Rpc, wish: Wish, interface: Interface, node: Node) -> bool:
     if wish.kind == "register":
         accounts = _view(rpc, wish.contract, "getEoa(string[])", ([node.peer_id],), ["address[]"])
         return accounts is not None and [one.lower() for one in accounts[0]] == [node.account.lower()]
+    if wish.kind == "payout":
+        return payout_of(rpc, wish.contract, node.account) == wish.arguments["payout"]
     if wish.kind == "commit":
         hashes = b"".join(bytes.fromhex(has[name]) for name in ("root", "before", "after", "config"))
         found = _view(rpc, wish.contract, "commitmentOf(uint256,address)", (n, node.account), ["bytes32"])

@@ -34,6 +34,7 @@ from rlswarm_jax.chain.errors import (
     FileDamaged,
     MalformedAnswer,
     NoContract,
+    PayoutFixed,
     Refused,
     Reverted,
     WrongChain,
@@ -169,6 +170,26 @@ class Coordinator:
         told = [fields for name, fields in filter(None, events) if name == "Committed"]
         return frozenset(eth.checksum(fields["account"]) for fields in told if fields["round"] == now.round)
 
+    def check_payout(self, payout: str | None) -> None:
+        """Whether earnings go, or can be made to go, where this node is told: None leaves them where they go.
+
+        Raises PayoutFixed if only another address may change that, ValueError for what is no address; and as `status`.
+        """
+        wished = self._outbox.last(self.address, "payout")
+        if payout is None and (wished is None or wished.state not in ("signed", "mined", "done")):
+            return
+        wanted = self.account if payout is None else eth.checksum(payout)
+        if not self.connect().ours:
+            raise PayoutFixed(
+                "the coordinator pays to nobody but the node's own account: leave the payout address out."
+            )
+        there = calls.payout_of(self._rpc, self.address, self.account)
+        if there not in (wanted, calls.NOBODY, self.account):
+            raise PayoutFixed(
+                f"the earnings of {self.account} go to {there}, which alone can turn them to {wanted}: name it as the"
+                " node's payout address, or let it call setPayout first."
+            )
+
     def bootnodes(self) -> list[str]:
         """Addresses at which to enter the swarm, as its owner names them: unchecked text. Raises as `status`."""
         return list(self._view("getBootnodes()", (), ["string[]"])[0])
@@ -182,10 +203,18 @@ class Coordinator:
     # --- wishing: on disk when the call returns, whatever the chain does; whether it is new
 
     def register(self, payout: str | None = None) -> bool:
-        """Registers this node's key, and where its earnings go, if elsewhere. Harmless to repeat at each start."""
+        """Registers this node's key, and where its earnings go, if elsewhere. Harmless to repeat at each start.
+
+        Another address than the last time's is wished anew; the contract takes it from the address in force alone.
+        """
         new = self._want("register", 0, 0, again=True)
-        if payout is not None:
-            self._want("payout", 0, 0, {"payout": eth.checksum(payout)}, again=True)
+        wanted = None if payout is None else {"payout": eth.checksum(payout)}
+        last = self._outbox.last(self.address, "payout")
+        if last and last.arguments != wanted and last.state == "waiting":
+            self._outbox.end(last, "dropped", "another payout address was named")
+        if wanted:
+            number = 0 if last is None else last.stage + (last.arguments != wanted)
+            self._want("payout", 0, number, wanted, again=True)
         return new
 
     def commit(self, round: int, beacon: bytes, root: bytes, before: bytes, after: bytes, config: bytes) -> bool:
@@ -382,6 +411,8 @@ class Coordinator:
                 self._end(wish, "done", "the chain had it already")
             elif verdict == "refused" and self._stood(wish, error.name, head):
                 self._end(wish, "refused", error.name)
+                if error.name == "OnlyPayout":
+                    log.warning("earnings still go to the address in force, which alone can name another (setPayout).")
             else:
                 self._explain(wish, error.name, head)
         except Refused as error:

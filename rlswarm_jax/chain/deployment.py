@@ -15,6 +15,7 @@ from rlswarm_jax.chain.transact import Mined, Payer, check_chain, transact
 from rlswarm_jax.identity import Identity
 
 MAX_BOOTNODES, MAX_BOOTNODE_BYTES = 64, 256  # the contract's
+_SHORT = 10_000  # blocks of a chain that is read whole
 _AT_ONCE = 16  # bootnodes in a transaction: of the longest, 3 million gas
 _MANAGER = "BOOTNODE_MANAGER_ROLE"
 
@@ -112,6 +113,25 @@ def set_bootnodes(
         clear = abi.encode_call("clearBootnodes()", ())
         kept, sent = 0, [transact(payer, address, clear, "clearing the bootnodes")]
     return sent + _add(payer, address, bootnodes[kept:])
+
+
+def first_block(rpc: Rpc, address: str) -> int:
+    """A block from which on all of a contract's events are: its deployment's, searched for on a long chain.
+
+    Raises NoContract, EndpointDown, MalformedAnswer; Refused by an endpoint that has no old state.
+    """
+    address, low, high = eth.checksum(address), 0, eth.head(rpc).number
+    if high < _SHORT:
+        return 0
+    if not eth.has_code(rpc, address):
+        raise NoContract(f"there is no contract at {address} on this chain: check the address.")
+    while low < high:
+        middle = (low + high) // 2
+        if eth.has_code(rpc, address, middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def read_bootnodes(rpc: Rpc, address: str) -> Sequence[str]:

@@ -85,3 +85,7 @@ class NotAllowed(ChainError):
 
 class BeaconMissing(ChainError):
     """A round has no beacon although its block should be there."""
+
+
+class PayoutFixed(ChainError):
+    """Earnings go to an address that this node's account cannot change."""

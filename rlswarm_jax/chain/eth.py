@@ -111,8 +111,10 @@ def balance(rpc: Rpc, account: str) -> int:
     return quantity(rpc.request("eth_getBalance", [account, "latest"]), 1 << 256)
 
 
-def has_code(rpc: Rpc, address: str) -> bool:
-    return len(data(rpc.request("eth_getCode", [address, "latest"]), 1 << 16)) > 0
+def has_code(rpc: Rpc, address: str, number: int | None = None) -> bool:
+    """Whether there is a contract, as of a block (without a number, the newest)."""
+    at = "latest" if number is None else hex(number)
+    return len(data(rpc.request("eth_getCode", [address, at]), 1 << 16)) > 0
 
 
 def receipt(rpc: Rpc, transaction: str) -> Receipt | None:

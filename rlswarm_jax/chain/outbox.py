@@ -132,6 +132,11 @@ class Outbox:
         found = self._wishes("contract = ? AND kind = ? AND round = ? AND stage = ?", (contract, kind, round, stage))
         return found[0] if found else None
 
+    def last(self, contract: str, kind: str) -> Wish | None:
+        """The newest of a kind."""
+        found = self._wishes("contract = ? AND kind = ? ORDER BY id DESC LIMIT 1", (contract, kind))
+        return found[0] if found else None
+
     def wishes(self, *states: str) -> list[Wish]:
         """All wishes in these states (in any, without), in the order in which they were wished."""
         return self._wishes(f"state IN ({_marks(states)}) ORDER BY id" if states else "TRUE ORDER BY id", states)

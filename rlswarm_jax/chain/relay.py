@@ -21,13 +21,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from eth_utils import keccak
 
 from rlswarm_jax.chain import abi, calls, eth
+from rlswarm_jax.chain.calls import NOBODY
 from rlswarm_jax.chain.errors import BadRegistration, ExpiredRegistration, NoContract
 from rlswarm_jax.chain.rpc import Rpc
 from rlswarm_jax.chain.sender import Settings
 from rlswarm_jax.chain.transact import Mined, Payer, check_chain, transact
 from rlswarm_jax.identity import Identity
 
-NOBODY = "0x" + 40 * "0"
 _AT_ONCE = 50  # in a transaction: 4.5 million gas; the contract takes 100
 _MARGIN = 120  # seconds before its deadline from which a signature is not sent any more
 _DOMAIN = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"

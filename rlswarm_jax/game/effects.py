@@ -35,16 +35,24 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
-    """-> None. These (problem, answer text) will have to be scored: the driver may begin while the device computes."""
+    """-> None. These (problem, answer text) will have to be scored: the driver may begin while the device computes.
+
+    payers: who said each, as for `Score`.
+    """
 
     items: list[tuple[Problem, str]]
+    payers: list[frozenset[bytes]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """-> `Scores`, in [0, 1], one for each (problem, answer text)."""
+    """-> `Scores`, in [0, 1], one for each (problem, answer text).
+
+    payers: for each the authors whose it is, among whom the time that scoring takes is shared out; none: this node's.
+    """
 
     items: list[tuple[Problem, str]]
+    payers: list[frozenset[bytes]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)

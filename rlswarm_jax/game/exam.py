@@ -117,10 +117,10 @@ def _result(effect: Effect, exam: Exam, records: Sequence[SignedRecord], verifie
     match effect:
         case Gather(stage=stage):
             return [s for s in records if s.record.stage == stage and s.record.author != exam.author]
-        case Score(items=items):
-            return verifier.score(items)
-        case Verify(items=items):
-            return verifier.begin(items)
+        case Score(items=items, payers=payers):
+            return verifier.score(items, payers)
+        case Verify(items=items, payers=payers):
+            return verifier.begin(items, payers)
         case Evaluate():
             return {}
     return None

@@ -33,7 +33,7 @@ def answer_reward(score: float, well_formed: bool, weights: Rewards) -> float:
 
 
 def contested(scores: Sequence[float]) -> bool:
-    """Whether the answers shown differ in worth: where they don't, whoever names any of them is as right as the rest."""
+    """Whether the answers shown differ in worth: where they don't, naming any of them is as right as naming another."""
     return max(scores, default=0.0) > min(scores, default=0.0)
 
 

@@ -39,6 +39,8 @@ from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, Record
 from rlswarm_jax.tasks import Problem
 
 MAX_NAMED = 32  # authors that a round's metrics name
+NOBODY = frozenset[bytes]()
+Item = tuple[Problem, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ def play_round(game: Game, state: NodeState) -> Round:
         played = [turns.sampled(game, turn, group) for turn, group in zip(asked, answers, strict=True)]
         own += played
         if slow := _slow(game, played):
-            yield Verify(slow)
+            yield Verify(list(slow), list(slow.values()))
         record = _make_record(game, state, stage, tag(chain), played)
         yield Publish(record)
         published.append(schema.content_hash(schema.encode(record)))
@@ -99,15 +101,19 @@ def play_round(game: Game, state: NodeState) -> Round:
         external += theirs
         unused += flaws
         if slow := _slow(game, theirs):
-            yield Verify(slow)
+            yield Verify(list(slow), list(slow.values()))
 
-    everything = own + external
     revised = [turn for turn in own if turn.stage == REVISE]
     agreed = {t.index: turns.voted_for(game, sheets, round_, t.index, t.problem, chain) for t in revised}
-    items = dict.fromkeys(item for turn in everything for item in turns.to_score(game, turn))
-    items |= dict.fromkeys((turn.problem, agreed[turn.index] or "") for turn in revised)
-    scored = yield Score(list(items))
+    items = _said_by(game, own + external)
+    items |= dict.fromkeys([(turn.problem, agreed[turn.index] or "") for turn in revised], NOBODY)
+    scored = yield Score(list(items), list(items.values()))
     scores = dict(zip(items, scored.scores, strict=True))
+    costly = {list(items)[place] for place in scored.costly}
+    paid = [turn for turn in external if not costly.intersection(turns.to_score(game, turn))]
+    if len(paid) < len(external):
+        unused["costly"] = len(external) - len(paid)
+    everything = own + paid
     earned = [turns.rewards(game, sheets, turn, scores) for turn in everything]
     ways = {turn.problem.task for turn in own if any(turns.lenient(game, turn, scores))}
     taught = [turns.teaches(game, t, rewards, scores, ways) for t, rewards in zip(everything, earned, strict=True)]
@@ -200,10 +206,21 @@ def _sample_keys(game: Game, asked: Sequence[Turn]) -> np.ndarray:
     return np.array(keys).reshape(len(asked), game.group_size, 2)
 
 
-def _slow(game: Game, played: Sequence[Turn]) -> list[tuple[Problem, str]]:
-    """What a verifier should begin to score now, because it takes time."""
-    items = dict.fromkeys(item for turn in played for item in turns.to_score(game, turn))
-    return [item for item in items if game.mixture.tasks[item[0].task].seconds > 0]
+def _said_by(game: Game, played: Sequence[Turn]) -> dict[Item, frozenset[bytes]]:
+    """What is to be scored, and the peers whose it is; nobody's is what this node needs itself."""
+    said: dict[Item, frozenset[bytes]] = {}
+    for turn in played:
+        for item in turns.to_score(game, turn):
+            before = said.get(item)
+            own = not turn.external or before == NOBODY
+            said[item] = NOBODY if own else (before or NOBODY) | {turn.author}
+    return said
+
+
+def _slow(game: Game, played: Sequence[Turn]) -> dict[Item, frozenset[bytes]]:
+    """What a verifier should begin to score now, because it takes time, and whose it is."""
+    said = _said_by(game, played)
+    return {item: who for item, who in said.items() if game.mixture.tasks[item[0].task].seconds > 0}
 
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:

@@ -46,6 +46,8 @@ def clipped(rules: Rules) -> dict[str, str]:
 
 def shown(ours: Rules, theirs: Rules, names: list[str]) -> str:
     """How they differ, for one line of a log."""
+    implied = {CHAIN_ID, "seed"} if CHAIN in names else set()  # whose absence says nothing more
+    names = [name for name in names if name not in implied or (name in ours and name in theirs)]
     parts = [f"{_readable(name)} {_readable(theirs.get(name))} (here {_readable(ours.get(name))})" for name in names]
     more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return ", ".join(parts[:_SHOWN]) + more

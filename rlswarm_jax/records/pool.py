@@ -70,11 +70,12 @@ class Pool:
         nobody can grind it, and rounding cannot change who is learned from.
         """
 
-        def rank(group: ScoredGroup) -> tuple[bytes, bytes]:
-            of_author = randomness.digest("pool", *fields, "author", group.author)
-            return of_author, randomness.digest("pool", *fields, *group.slot)
-
-        chosen = _in_turns(sorted(self.groups, key=rank), most)[:count]
+        authors = {group.author for group in self.groups}
+        ranks = {author: randomness.digest("pool", *fields, "author", author) for author in authors}
+        ranked = sorted(
+            self.groups, key=lambda group: (ranks[group.author], randomness.digest("pool", *fields, *group.slot))
+        )
+        chosen = _in_turns(ranked, most)[:count]
         slots = {group.slot for group in chosen}
         rest = tuple(group for group in self.groups if group.slot not in slots)
         return chosen, dataclasses.replace(self, groups=rest)

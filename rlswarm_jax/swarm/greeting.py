@@ -130,7 +130,8 @@ class Greeting:
         if self._agreeing and peer not in self._told_of:
             advice = f"{len(self._agreeing)} other peer(s) play by the rules here, so it is theirs to change"
         else:
-            advice = f"to join them, {agreement.to_set(ours, theirs, names) or 'play with the same config'}"
+            wanted = agreement.to_set(ours, theirs, names) or "play with the same config"
+            advice = f"to join them, begin in another --workdir and {wanted}"
         log.warning("%s plays by other rules, so neither can use what the other says: %s; %s", who, how, advice)
 
 

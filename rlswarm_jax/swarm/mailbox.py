@@ -142,7 +142,10 @@ class Mailbox:
         missing = self.missing(round_, stage)
         if deadline:
             quorum = quorum_time(spoke - began, *self._of_standing(round_, stage, began))
-            self._awaited -= self._company.heard(self._times(round_, stage, began), quorum)
+            drawn_out = self._company.heard(self._times(round_, stage, began), quorum)
+            self._awaited -= drawn_out
+            if drawn_out:
+                self._counts["peers/given_up"] += len(drawn_out)
         self.give_up(missing)
         self._arrived = {slot: at for slot, at in self._arrived.items() if slot in self.inbox.records}
         return missing

@@ -4,10 +4,12 @@ Imports libp2p, which takes seconds: import it where the network is started.
 """
 
 import collections
+import functools
 import itertools
 import random
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import trio
 from libp2p.peer.id import ID
@@ -28,8 +30,7 @@ _NEWS_SECONDS = 3.0  # out of reach before anyone is told: nodes that start toge
 _LAST_WAIT = 8.0  # after which a peer that others told us of is forgotten; a bootnode or one that was kept never is
 _LOOKUPS = trio.CapacityLimiter(8)  # threads: the system's resolver may take its time
 
-
-Place = Multiaddr | NodeAddress  # the latter for a name, which the library may not take, and resolves in its own way
+Place: TypeAlias = Multiaddr | NodeAddress  # the latter for a name, of which the library takes some, in its own way
 
 
 async def look_up(place: Place) -> list[Multiaddr]:
@@ -37,7 +38,8 @@ async def look_up(place: Place) -> list[Multiaddr]:
     if isinstance(place, Multiaddr):
         return [place]
     with trio.move_on_after(addresses.LOOKUP_SECONDS):
-        texts = await trio.to_thread.run_sync(addresses.resolve, place, abandon_on_cancel=True, limiter=_LOOKUPS)
+        act = functools.partial(addresses.resolve, place)
+        texts = await trio.to_thread.run_sync(act, abandon_on_cancel=True, limiter=_LOOKUPS)  # type: ignore[call-arg]
         return [Multiaddr(text) for text in texts]
     raise addresses.UnknownNameError(f"the name {place.host} was not resolved in {addresses.LOOKUP_SECONDS:.0f} s")
 

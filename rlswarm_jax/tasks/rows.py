@@ -21,7 +21,12 @@ from rlswarm_jax.tasks.cells import Written
 MAX_LINE = 1_000_000  # bytes
 MAX_JSON = 1_000_000_000  # bytes of a .json file, which is parsed as a whole
 EMBEDDED = "embedded:"
-NARROW = {"float": np.float32, "float32": np.float32, "halffloat": np.float16, "float16": np.float16}  # Arrow's names
+NARROW: Mapping[str, type[np.floating]] = {
+    "float": np.float32,
+    "float32": np.float32,
+    "halffloat": np.float16,
+    "float16": np.float16,
+}  # Arrow's names
 INSTALL = "pip install 'rlswarm_jax[datasets]'"
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 

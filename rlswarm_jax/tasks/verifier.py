@@ -11,7 +11,8 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
@@ -27,8 +28,12 @@ log = logging.getLogger("rlswarm_jax.tasks")
 MAX_ANSWER_CHARACTERS = 65_536
 MEMO = 65_536  # outcomes
 QUEUE = 4_096  # items that were begun and nobody waits for
+SHARE = 10.0  # seconds that the answers of one peer, or twice so many that this node's own, may take in a round
+SHARES = 4  # of these, what the answers of all peers may
 GRACE = 2.0  # seconds for an item beyond its task's, on a busy machine
 START_TRIES = 3
+
+COSTLY = "costly"
 
 Item = tuple[Problem, str]
 Key = tuple[str, int, str, bytes]
@@ -46,11 +51,13 @@ class Scores(msgspec.Struct, array_like=True, frozen=True):
     """scores: in the order of the items. failures: how many of these items failed, by cause.
 
     "error": the scorer raised, or returned no number in [0, 1]. "timeout": it took too long. "crash": its process
-    ended, ran out of memory, or said nonsense.
+    ended, ran out of memory, or said nonsense. "costly": it was not scored, as its author's others took too long;
+    costly: which these are, by their place.
     """
 
     scores: list[float]
     failures: dict[str, int]
+    costly: list[int] = []
 
 
 class Outcome(NamedTuple):
@@ -66,6 +73,7 @@ class _Job:
     key: Key
     problem: Problem
     answer_text: str
+    payers: set[bytes]  # nobody: it is scored whatever it costs
     outcome: Future[Outcome] = field(default_factory=Future)
 
 
@@ -96,6 +104,7 @@ class Verifier:
         self._wanted: collections.OrderedDict[Key, _Job] = collections.OrderedDict()
         self._begun: collections.OrderedDict[Key, _Job] = collections.OrderedDict()
         self._told: set[tuple[str, str]] = set()
+        self._spent: dict[bytes, float] = collections.defaultdict(float)  # seconds, since the last scores; b"": own
 
     def __enter__(self) -> Self:
         return self
@@ -103,27 +112,35 @@ class Verifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def begin(self, items: Sequence[Item]) -> None:
-        """Scores in the background what is not known yet and needs a worker; returns at once.
+    def begin(self, items: Sequence[Item], payers: Sequence[Collection[bytes]] = ()) -> None:
+        """Scores in the background what is not known yet and needs a worker; returns at once. payers: as for `score`.
 
         Of more than `QUEUE` items that nobody waits for the oldest are forgotten: `score` asks for them again.
         """
-        for problem, answer_text in items:
+        for (problem, answer_text), whose in zip(items, payers or [()] * len(items), strict=True):
             if self._needs_worker(problem, answer_text):
-                self._ask(problem, answer_text, wanted=False)
+                self._ask(problem, answer_text, whose, wanted=False)
 
-    def score(self, items: Sequence[Item]) -> Scores:
-        """Waits for the scores of these items. Raises VerifierError, but for nothing that a scorer did."""
+    def score(self, items: Sequence[Item], payers: Sequence[Collection[bytes]] = ()) -> Scores:
+        """Waits for the scores of these items. Raises VerifierError, but for nothing that a scorer did.
+
+        payers: whose each item is; nobody's is scored whatever it costs. What peers' take in workers, since the last
+        call, is bounded for each and in all, and who has taken least comes first: of who takes more the rest is not
+        scored.
+        """
         asked = [
-            self._ask(problem, answer_text, wanted=True) if self._needs_worker(problem, answer_text) else None
-            for problem, answer_text in items
+            self._ask(problem, answer_text, whose, wanted=True) if self._needs_worker(problem, answer_text) else None
+            for (problem, answer_text), whose in zip(items, payers or [()] * len(items), strict=True)
         ]
         found = [
             outcome.result() if outcome else self._in_place(problem, answer_text)
             for (problem, answer_text), outcome in zip(items, asked, strict=True)
         ]
         failures = collections.Counter(outcome.failure for outcome in found if outcome.failure)
-        return Scores([outcome.score for outcome in found], dict(sorted(failures.items())))
+        costly = [place for place, outcome in enumerate(found) if outcome.failure == COSTLY]
+        with self._changed:
+            self._spent.clear()
+        return Scores([outcome.score for outcome in found], dict(sorted(failures.items())), costly)
 
     def close(self) -> None:
         """Kills the workers and what they started; whoever waits for a score gets a VerifierError."""
@@ -144,12 +161,13 @@ class Verifier:
         self._tell(problem, outcome)
         return outcome
 
-    def _ask(self, problem: Problem, answer_text: str, *, wanted: bool) -> Future[Outcome]:
+    def _ask(self, problem: Problem, answer_text: str, payers: Collection[bytes], *, wanted: bool) -> Future[Outcome]:
         """What is known, or will be, of an item. wanted: somebody waits for it, so it goes first."""
         digest = hashlib.sha256(answer_text.encode("utf-8", "surrogatepass")).digest()
         key = (problem.task, problem.seed, problem.split, digest)  # the fingerprint is the same for a whole mixture
         with self._changed:
-            job = self._jobs.get(key) or _Job(key, problem, answer_text)
+            job = self._jobs.get(key) or _Job(key, problem, answer_text, set(payers))
+            job.payers = job.payers | set(payers) if job.payers and payers else set()
             if known := self._memo.get(key):
                 self._memo.move_to_end(key)
                 job.outcome.set_result(known)
@@ -179,6 +197,9 @@ class Verifier:
         job, process = None, None
         try:
             while job := self._take():
+                if self._too_costly(job):
+                    self._finish(job, Outcome(0.0, COSTLY, "its author's others took too long"))
+                    continue
                 outcome, process = self._carry_out(job, process)
                 self._finish(job, outcome)
         except VerifierError as error:
@@ -193,13 +214,32 @@ class Verifier:
     def _take(self) -> _Job | None:
         with self._changed:
             self._changed.wait_for(lambda: self._over or self._wanted or self._begun)
-            return None if self._over else (self._wanted or self._begun).popitem(last=False)[1]
+            if self._over:
+                return None
+            queue = self._wanted or self._begun
+            return queue.pop(min(queue, key=lambda key: self._least(queue[key])))
+
+    def _least(self, job: _Job) -> float:
+        """What the cheapest of its payers has spent; nothing where it is nobody's."""
+        return min((self._spent.get(payer, 0.0) for payer in job.payers), default=0.0)
+
+    def _too_costly(self, job: _Job) -> bool:
+        with self._changed:
+            share = max(SHARE, 2 * self._spent[b""])
+            of_peers = sum(self._spent.values()) - self._spent[b""]
+            return bool(job.payers) and (self._least(job) >= share or of_peers >= SHARES * share)
+
+    def _charge(self, job: _Job, seconds: float) -> None:
+        with self._changed:
+            for payer in job.payers or {b""}:
+                self._spent[payer] += seconds / max(1, len(job.payers))
 
     def _carry_out(self, job: _Job, process: WorkerProcess | None) -> tuple[Outcome, WorkerProcess | None]:
         """The outcome, and the process if it can take another job. Raises VerifierError."""
         seconds = self.mixture.tasks[job.problem.task].seconds + GRACE
         while True:
             fresh, process = process is None, process or self._start()
+            began = time.monotonic()
             try:
                 score, wrong = process.score(job.problem, job.answer_text, seconds)
             except TimeoutError:
@@ -208,6 +248,8 @@ class Verifier:
                 outcome = Outcome(0.0, "crash", reason(error))
             else:
                 return Outcome(0.0, "error", wrong) if score is None else Outcome(score), process
+            finally:
+                self._charge(job, time.monotonic() - began)
             self._discard(process)
             if self._over:
                 raise self._over
@@ -218,7 +260,8 @@ class Verifier:
     def _finish(self, job: _Job, outcome: Outcome) -> None:
         with self._changed:
             self._jobs.pop(job.key, None)
-            self._memo[job.key] = outcome._replace(wrong="")
+            if outcome.failure != COSTLY:  # it may be asked for by somebody else
+                self._memo[job.key] = outcome._replace(wrong="")
             if len(self._memo) > MEMO:
                 self._memo.popitem(last=False)
         if outcome.failure:

@@ -410,7 +410,7 @@ def test_a_group_of_another_size_is_wrong_in_any_tokens(tokenizer):
 
     world = play(EVERYBODY, rounds=2, tamper={MALLORY: crowd}, stages=(ANSWER,))
     claim = of(world.check(), world.put(MALLORY, 0)).claims[0]
-    assert claim.verdict == WRONG and claim.worth.flaws == {"text mismatch": 2}
+    assert claim.verdict == WRONG and claim.worth.flaws == {"misshapen group": 2}
 
 
 def test_two_records_for_one_stage_are_shown_whichever_of_them_was_committed_to():
@@ -488,3 +488,25 @@ def test_a_slow_scorer_may_have_found_less_in_time_but_never_more():
     for stage, more, verdict in ((0, -250_000, UNCHECKED), (0, 1, WRONG), (1, 1, UNCHECKED), (2, 10 * MILLION, WRONG)):
         claims = put.claims | {stage: put.claims[stage] + more}
         assert rulings(WORLD.replace(put, claims=claims).check(mixture=slow), put)[stage] == verdict
+
+
+def test_only_what_was_found_right_counts_as_verified():
+    found = WORLD.check()
+    assert found.sound and found.claimed == found.verified == sum(sum(put.claims.values()) for put in WORLD.puts)
+    mine = [signed for signed in WORLD.said[ME] if signed.record.stage == ANSWER]
+    unread = WORLD.check(without=mine)
+    right = sum(c.claimed for s in unread.standings for c in s.claims if s.verdict == c.verdict == RIGHT)
+    assert not unread.wrong and not unread.sound and unread.claimed == found.claimed > unread.verified == right > 0
+    assert not dataclasses.replace(WORLD, puts=[]).check().standings
+
+
+def test_a_far_round_that_somebody_names_costs_nobody_time():
+    """Missing records are counted without walking over two billion rounds."""
+    far = open_envelope(seal(replace(WORLD.said[BOB][0].record, round=2**31 - 1), BOB))
+    world = dataclasses.replace(WORLD, said={**WORLD.said, BOB: [*WORLD.said[BOB], far]})
+    put = world.put(ALICE, 1)
+    missing = [signed for signed in world.said[ALICE] if signed.hash in put.records]
+    standing = of(world.check(without=missing), world.put(ALICE, 3))
+    assert standing.right
+    last = [signed for signed in world.said[ALICE] if signed.record.round >= 6]
+    assert of(world.check(without=last), world.put(ALICE, 3)).missing > 2**31

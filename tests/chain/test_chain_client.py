@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlswarm_jax.chain import abi, calls, eth
-from rlswarm_jax.chain.errors import EndpointDown, MalformedAnswer, NoContract, Refused, WrongChain
+from rlswarm_jax.chain.errors import EndpointDown, MalformedAnswer, NoContract, PayoutFixed, Refused, WrongChain
 from rlswarm_jax.identity import simulated
 from tests.chain.client_world import (
     ACCOUNT,
@@ -109,6 +109,59 @@ def test_a_registration_names_the_key_and_where_earnings_go(world, tmp_path):
     assert (registered["eoa"], registered["peerId"]) == (client.account.lower(), one.peer_id)
     assert world.chain.events(world.contract, "PayoutSet")[-1]["payout"] == payout
     assert not client.register(payout=payout) and client.counts() == {"done": 2}  # at the next start
+
+
+def paid_to(world, client) -> str:
+    answer = world.chain.request(
+        "eth_call", [{"to": world.contract, "data": "0x" + payout_call(client.account)}, "latest"]
+    )
+    return eth.checksum("0x" + answer[-40:])
+
+
+def payout_call(account: str) -> str:
+    return abi.encode_call("payoutOf(address)", (account,)).hex()
+
+
+ONE, TWO = ("0x" + byte * 20 for byte in ("ab", "cd"))
+
+
+def test_a_payout_address_that_changes_before_it_was_sent_is_the_one_that_is_sent(world, tmp_path):
+    for payout in (ONE, TWO, None, TWO):  # at four starts
+        client = world.client(tmp_path)
+        client.register(payout=payout)
+        client.close()
+    client = world.client(tmp_path)
+    settle(client, world)
+    assert paid_to(world, client) == eth.checksum(TWO)
+    sent = [wish.arguments["payout"] for wish in client.wishes("done") if wish.kind == "payout"]
+    assert sent == [eth.checksum(TWO)]
+
+
+def test_a_payout_address_that_is_in_force_is_changed_by_itself_alone_and_a_node_says_so(world, tmp_path, caplog):
+    client = world.client(tmp_path)
+    client.check_payout(ONE)
+    client.register(payout=ONE)
+    settle(client, world)
+    client.check_payout(ONE)
+    for other in (TWO, None):  # at the next start
+        with pytest.raises(PayoutFixed, match=f"go to {eth.checksum(ONE)}, which alone"):
+            client.check_payout(other)
+    client.register(payout=TWO)  # of a node whose endpoint was away when it started
+    settle(client, world, blocks=6)
+    assert client.problems["OnlyPayout"] == 1 and "which alone can name another" in caplog.text
+    assert paid_to(world, client) == eth.checksum(ONE)
+    client.register(payout=ONE)
+    settle(client, world)
+    assert client.wishes()[-1].reason == "the chain had it already"
+
+
+def test_a_payout_address_is_changed_where_the_account_itself_is_in_force(world, tmp_path):
+    client = world.client(tmp_path)
+    for payout in (ACCOUNT, TWO):
+        client.check_payout(payout)
+        client.register(payout=payout)
+        settle(client, world)
+    assert paid_to(world, client) == eth.checksum(TWO)
 
 
 def test_what_the_chain_has_already_is_done_without_another_transaction(world, tmp_path):

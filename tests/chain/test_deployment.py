@@ -8,7 +8,15 @@ from eth_abi import encode
 from eth_utils import keccak
 
 from rlswarm_jax.chain import abi, anvil, calls, devnet, eth
-from rlswarm_jax.chain.deployment import Rules, check_rules, deploy, read_bootnodes, read_rules, set_bootnodes
+from rlswarm_jax.chain.deployment import (
+    Rules,
+    check_rules,
+    deploy,
+    first_block,
+    read_bootnodes,
+    read_rules,
+    set_bootnodes,
+)
 from rlswarm_jax.chain.errors import (
     ChainError,
     EndpointDown,
@@ -238,3 +246,31 @@ def test_on_a_development_network_nobody_needs_funds(network, tmp_path):
         set_bootnodes(rpc, OWNER, devnet.CHAIN_ID, made.address, NODES[:1])
         assert read_bootnodes(rpc, made.address) == tuple(NODES[:1])
         rpc.close()
+
+
+@pytest.mark.parametrize("made", [0, 1, 9_999, 123_456, 6_000_000])
+def test_the_block_of_a_deployment_is_searched_for_on_a_long_chain(made):
+    height, asked = 6_000_000, []
+
+    class Long:
+        def request(self, method, params):
+            if method == "eth_getBlockByNumber":
+                return {"number": hex(height), "hash": "0x" + "11" * 32, "timestamp": "0x1"}
+            assert method == "eth_getCode"
+            asked.append(params[1])
+            return "0x60" if params[1] == "latest" or int(params[1], 16) >= made else "0x"
+
+    assert first_block(Long(), "0x" + "ab" * 20) == made and len(asked) < 30
+
+
+def test_an_endpoint_without_old_state_says_that_it_has_none():
+    class Pruned:
+        def request(self, method, params):
+            if method == "eth_getBlockByNumber":
+                return {"number": "0xfffff", "hash": "0x" + "11" * 32, "timestamp": "0x1"}
+            if params[1] != "latest":
+                raise Refused(method, -32000, "missing trie node")
+            return "0x60"
+
+    with pytest.raises(Refused, match="missing trie node"):
+        first_block(Pruned(), "0x" + "ab" * 20)

@@ -1,6 +1,7 @@
 """The check of claims as a user runs it: on what is in folders, and on a real run."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -47,6 +48,15 @@ def check(monkeypatch, world: World, *arguments: Path | str) -> int:
     return command.main([str(argument) for argument in arguments])
 
 
+def total(world: World) -> int:
+    """All that is claimed, in millionths."""
+    return sum(sum(put.claims.values()) for put in world.puts)
+
+
+def marks(world: World) -> str:
+    return f"{total(world) / 1e6:.6f}".rstrip("0").rstrip(".")
+
+
 @pytest.fixture(scope="module")
 def world() -> World:
     return play(rounds=4)
@@ -58,7 +68,9 @@ def test_a_swarm_s_folder_is_enough_and_so_is_one_of_its_nodes(world, tmp_path, 
         assert check(monkeypatch, world, *arguments) == 0
         printed = capsys.readouterr().out
         assert "18 claims of 6 commitments by 36 records" in printed and "12 of 12 votes count" in printed
-        assert "nothing was found wrong" in printed
+        assert (
+            "nothing was found wrong" in printed and f"claimed {marks(world)}, verified {marks(world)} of it" in printed
+        )
     for written in (swarm, swarm / "node-1", tmp_path):
         found = json.loads((written / "claims.json").read_text())
         assert not found["wrong"] and all(account["right"] for account in found["accounts"])
@@ -70,7 +82,11 @@ def test_what_is_wrong_is_printed_with_its_transaction(world, tmp_path, monkeypa
     false = world.replace(put, claims=put.claims | {1: put.claims[1] + 500_000})
     assert check(monkeypatch, false, leave(world, tmp_path)) == 1
     printed = capsys.readouterr().out
-    assert f"critique: WRONG: claimed 3.5, worth 3 ({put.hash})" in printed and "something is wrong" in printed
+    worth = put.claims[1] / 1e6
+    assert (
+        f"critique: WRONG: claimed {worth + 0.5:g}, worth {worth:g} ({put.hash})" in printed
+        and "something is wrong" in printed
+    )
     (wrong,) = [a for a in json.loads((tmp_path / "claims.json").read_text())["accounts"] if not a["right"]]
     assert (wrong["author"], wrong["hash"]) == (ALICE.author.hex(), put.hash)
     assert [claim["verdict"] for claim in wrong["claims"]] == ["right", "wrong", "right"]
@@ -80,12 +96,42 @@ def test_more_folders_bring_the_records_that_one_has_not(world, tmp_path, monkey
     """A node that heard nobody can check its own answers only: the rest answers to what is not here."""
     swarm = leave(world, tmp_path, heard=False)
     nodes = sorted(swarm.glob("node-*"))
-    assert check(monkeypatch, world, nodes[0]) == 0
+    assert check(monkeypatch, world, nodes[0]) == 1  # nobody is called wrong, but not all was verified
     printed = capsys.readouterr().out
     assert "cannot be checked" in printed and "cannot be judged: unknown parent" in printed
+    assert "nothing was found wrong; 16 claims could not be verified" in printed
     assert "0 of 12 votes count" in printed
     assert check(monkeypatch, world, *nodes) == 0
     assert "12 of 12 votes count" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", [b"n" * 32, bytes(32)])
+def test_six_million_marks_by_nonsense_are_claimed_and_not_verified(world, tmp_path, monkeypatch, capsys, config):
+    put = world.put(ALICE, 1)
+    false = world.replace(put, config=config, claims={0: 6_000_000_000_000})
+    honest = dataclasses.replace(world, puts=[one for one in world.puts if one is not put])
+    assert check(monkeypatch, false, leave(world, tmp_path)) == 1
+    printed = capsys.readouterr().out
+    assert "plays another game" in printed and f"claimed {marks(false)}, verified {marks(honest)} of it" in printed
+    found = json.loads((tmp_path / "claims.json").read_text())
+    assert (found["claimed"], found["verified"]) == (total(false), total(honest))
+    assert not found["wrong"] and not found["sound"]
+
+
+def test_a_folder_of_somebody_else_s_proves_nothing_by_what_it_lacks(world, tmp_path, monkeypatch, capsys):
+    """A journal poses as Bob's, whole but for a round: what he committed to cannot be verified, but he is honest."""
+    swarm = leave(world, tmp_path / "swarm", heard=False)
+    forged = tmp_path / "forged"
+    forged.mkdir()
+    journal, last = Journal(forged / folder.JOURNAL_FILE), max(signed.record.round for signed in world.said[BOB])
+    for step, signed in enumerate(s for s in world.said[BOB] if s.record.round != last):
+        journal.write(Entry(0, signed.record.round, step, "Publish", msgspec.msgpack.encode(signed.raw), 0.0))
+    journal.close()
+    nodes = sorted(swarm.glob("node-*"))
+    assert check(monkeypatch, world, nodes[0], nodes[1], forged) == 1
+    printed = capsys.readouterr().out
+    assert "nothing was found wrong" in printed and "WRONG ROOT" not in printed
+    assert "are not here" in printed
 
 
 def test_whose_journal_is_whole_is_known_by_what_they_published(world, tmp_path):
@@ -107,7 +153,7 @@ def test_what_cannot_be_checked_is_one_sentence(world, tmp_path, capsys):
 
     assert "is the folder of no node" in says(tmp_path / "nowhere")
     swarm = leave(world, tmp_path / "swarm")
-    assert "of another version" in says(swarm)
+    assert "config.name is missing" in says(swarm)
     (swarm / "node-0" / folder.CONFIG_FILE).write_text(json.dumps({"chain": {"endpoint": "none"}}))
     assert "has no chain" in says(swarm)
     (swarm / "node-0" / folder.CONFIG_FILE).write_text("{")

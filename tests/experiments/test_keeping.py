@@ -1,9 +1,11 @@
 """What a config says of a chain, and what it meets there: one sentence for whatever the user can mend."""
 
 import contextlib
+import json
 import socket
 
 import pytest
+import requests
 
 from configs import common
 from experiments import keeping
@@ -17,6 +19,7 @@ from rlswarm_jax.identity import load_or_create, simulated
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.mailbox import Mailbox
+from tests.chain import fake_endpoint
 
 ME = simulated(0, 1)
 ADDRESS = f"/ip4/127.0.0.1/tcp/4001/p2p/{simulated(0, 2).peer_id}"
@@ -77,6 +80,50 @@ def test_an_endpoint_that_is_down_is_waited_for_later(chain, tmp_path, caplog):
         with connected(config_of(chain, endpoint=url), tmp_path) as found:
             assert found and keeping.bootnodes(found) == []
     assert "The node begins without it" in caplog.text
+
+
+def test_an_endpoint_that_limits_how_much_it_is_asked_is_waited_for(chain, tmp_path, caplog, monkeypatch):
+    """HTTP 200 with a JSON-RPC error, for a while and for long: a starting node does not end by it."""
+    limited, asked = [2], []
+
+    def respond(handler, body):
+        asked.append(limited[0])
+        limited[0] -= 1
+        if limited[0] >= 0:
+            error = {"code": -32005, "message": "request rate limited"}
+            return fake_endpoint.answer(handler, json.dumps({"id": json.loads(body)["id"], "error": error}).encode())
+        return fake_endpoint.answer(handler, requests.post(chain.url, data=body, timeout=10).content)
+
+    with fake_endpoint.serve(respond) as url:
+        with connected(config_of(chain, endpoint=url), tmp_path) as found:
+            assert found and keeping.bootnodes(found) == [ADDRESS] and len(asked) > 3
+        assert not caplog.text
+        monkeypatch.setattr(keeping, "PATIENCE", 0.0)
+        limited[0] = 10**6
+        with connected(config_of(chain, endpoint=url), tmp_path) as found:
+            assert found
+    assert "asked too much: request rate limited" in caplog.text and "The node begins without it" in caplog.text
+
+
+def test_an_endpoint_that_denies_a_node_is_named_with_its_status_and_tried_again(chain, tmp_path, caplog):
+    with (
+        fake_endpoint.serve(lambda handler, _: fake_endpoint.answer(handler, b"<html>denied</html>", 403)) as url,
+        connected(config_of(chain, endpoint=url), tmp_path) as found,
+    ):
+        assert found and "HTTP 403, Forbidden" in caplog.text
+
+
+def test_a_payout_address_that_this_node_cannot_change_is_refused_at_its_start(chain, tmp_path):
+    one, two = ("0x" + byte * 20 for byte in ("ab", "cd"))
+    with connected(config_of(chain, payout=one), tmp_path) as found:
+        found.register(payout=one)
+        while not found.idle():
+            found.step()
+    for payout in (two, ""):
+        with pytest.raises(UsageError, match="which alone can turn them"):
+            keeping.connect(config_of(chain, payout=payout), ME, tmp_path)
+    with connected(config_of(chain, payout=one), tmp_path) as found:
+        assert found
 
 
 def test_another_process_that_has_the_outbox_is_waited_for(chain, tmp_path):

@@ -94,8 +94,8 @@ def test_a_report_shows_it_and_names_the_files_with_whole_hashes(read, tmp_path)
     found, wishes = read
     run = with_ledger(tmp_path / "run", found)
     text = written(run)
-    assert cells(text, MINE)[:4] == ["proven", "1", "0.012", "0"]
-    assert cells(text, THEIRS)[:4] == ["proven", "1", "0.900", "1"]
+    assert cells(text, MINE)[:5] == ["proven", "1", "0.012", "not verified", "0"]
+    assert cells(text, THEIRS)[:5] == ["proven", "1", "0.900", "not verified", "1"]
     advanced = found["rounds"][1]["advanced"]
     assert cells(text, "1") == ["2", "0.912", "1", f"{advanced[:8]}…{advanced[-4:]}"]
     assert "2 commitments, 3 rewards and 1 vote of 2 peers" in text and "ledger.md and ledger.json" in text
@@ -108,6 +108,20 @@ def test_a_report_shows_it_and_names_the_files_with_whole_hashes(read, tmp_path)
     # what anybody wrote to the chain stays in its cell
     rows = [line for line in whole.splitlines() if "12D3" in line]
     assert len(rows) == 1 and rows[0].replace("\\|", "").count("|") == 7
+
+
+def test_what_was_verified_is_shown_beside_what_is_claimed(read, tmp_path):
+    """By what `experiments.claims` has left in the run's folder: of two rounds, 12,000 and 600,000 in all."""
+    run = with_ledger(tmp_path / "run", read[0])
+    accounts = [{"account": ACCOUNT, "verified": 2_000}, {"account": ACCOUNT, "verified": 10_000}]
+    accounts += [{"account": OTHER_ACCOUNT, "verified": 600_000}]
+    (run / "claims.json").write_text(json.dumps({"accounts": accounts, "wrong": False}))
+    text = written(run)
+    assert cells(text, MINE)[2:4] == ["0.012", "0.012"] and cells(text, THEIRS)[2:4] == ["0.900", "0.600"]
+    whole = (run / "ledger.md").read_text()
+    assert f"| {THEIRS} | 0.900 | 0.600 |" in whole
+    (run / "claims.json").write_text("{")
+    assert cells(written(run), MINE)[3] == "not verified"
 
 
 def test_names_are_those_that_are_given(read):

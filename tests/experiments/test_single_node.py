@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from experiments import node
-from rlswarm_jax.identity import Identity, author_of, create, simulated
+from rlswarm_jax.identity import Identity, author_of, create, friendly_name, simulated
 from rlswarm_jax.metrics import read_rows
+from tests.swarm.live import Node
 
 CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -100,7 +102,22 @@ def wait_until(what, seconds: float = 120.0) -> None:
         time.sleep(0.02)
 
 
-def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path):
+@pytest.fixture
+def newcomer():
+    """A peer by other rules than those of configs/node.py."""
+    found: list[Node] = []
+
+    def come(bootnode: str) -> Node:
+        found.append(Node([bootnode], swarm="rlswarm"))
+        found[-1].gossip.tell_rules({"swarm.name": "rlswarm", "seed": "7", "chain.contract": "none"})
+        return found[-1]
+
+    yield come
+    for one in found:
+        one.gossip.close()
+
+
+def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path, newcomer):
     """As the README says it, in two terminals."""
     first = start(tmp_path / "first", variant="")
     wait_until((tmp_path / "first" / "node.json").exists)
@@ -112,6 +129,8 @@ def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path
     author = author_of(told["peer_id"]).hex()
     learned = f"learned_from/{author}"
     wait_until(lambda: rows["second"].exists() and any(learned in row for row in read_rows(rows["second"])))
+    stranger = newcomer(told["addresses"][0])
+    wait_until(lambda: stranger.count("network/other_rules"))  # both know by what rules they play
     second.send_signal(signal.SIGINT)
     said, _ = second.communicate(timeout=60)
     assert second.returncode == 130 and "--resume goes on" in said and "Records received" in said
@@ -123,6 +142,14 @@ def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path
     first.communicate(timeout=60)
     assert first.returncode == 130 and not (tmp_path / "first" / "node.json").exists()
     assert any(row["peers/connected"] == 1 for row in read_rows(rows["first"]))
+    kept = {name: json.loads((tmp_path / name / "peers.json").read_text()) for name in ("first", "second")}
+    assert (
+        kept["first"]["port"] == int(told["addresses"][0].split("/")[4])
+        and told["addresses"][0] in kept["second"]["peers"]
+    )
+    log = (tmp_path / "first" / "log.txt").read_text()
+    assert "others join it with: python -m experiments.run --config configs/node.py" in log
+    assert f"{friendly_name(stranger.author)} ({stranger.identity.peer_id}) plays by other rules" in log
 
 
 def test_a_key_signs_for_one_journal_only(tmp_path):
@@ -131,7 +158,7 @@ def test_a_key_signs_for_one_journal_only(tmp_path):
     first = start(tmp_path / "first", key, variant="")
     wait_until((tmp_path / "first" / "node.json").exists)
     code, _, complained = run(tmp_path / "second", key)
-    assert code == 2 and "another process is using" in complained and "shared.key" in complained
+    assert code == 75 and "another process is using" in complained and "shared.key" in complained
     wait_until((tmp_path / "first" / "metrics.jsonl").exists)
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
@@ -153,10 +180,10 @@ def test_a_launched_node_says_by_its_exit_code_whether_another_try_can_help(tmp_
         return done.returncode, done.stderr
 
     code, said = launched(port=taken_port)
-    assert code == 1 and "in use" in said
+    assert code == 75 and "in use" in said
     with folder.lock(tmp_path):
         code, said = launched()
-    assert code == 1 and "another process is using" in said
+    assert code == 75 and "another process is using" in said
     (tmp_path / "node.key").chmod(0o644)
     code, said = launched()
     assert code == 2 and "can be read by others" in said
@@ -167,6 +194,37 @@ def test_two_processes_cannot_run_in_one_folder(tmp_path):
     wait_until((tmp_path / "run" / "node.json").exists)
     second = start(tmp_path / "run", "--resume", variant="")
     _, complained = second.communicate(timeout=60)
-    assert second.returncode == 2 and "another process is using" in complained
+    assert second.returncode == 75 and "another process is using" in complained
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
+
+
+def test_a_key_copied_without_its_journal_is_refused_and_a_new_one_is_not(tmp_path):
+    from experiments import node
+    from experiments.cli import UsageError
+    from rlswarm_jax import identity
+    from rlswarm_jax.journal import Journal
+
+    key, journal = tmp_path / "node.key", tmp_path / "journal.sqlite"
+    own = identity.load_or_create(key)
+    with node._claimed(key, journal):  # made by hand, and never used
+        opened = Journal(journal)
+        node._claim(key, opened)
+        opened.close()
+    assert identity.load_or_create(key).author == own.author and key.stat().st_mode & 0o777 == 0o600
+    with node._claimed(key, journal):
+        pass  # a restart
+    moved = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-moved"))
+    with node._claimed(moved / "node.key", moved / "journal.sqlite"):
+        pass  # the whole folder
+    alone = tmp_path / "elsewhere"
+    alone.mkdir()
+    shutil.copy2(key, alone / "node.key")
+    for fresh in (False, True):
+        if fresh:
+            Journal(alone / "journal.sqlite").close()
+        with (
+            pytest.raises(UsageError, match=r"has signed records that are not .* copy its whole folder"),
+            node._claimed(alone / "node.key", alone / "journal.sqlite"),
+        ):
+            pass

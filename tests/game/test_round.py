@@ -37,6 +37,7 @@ from tests.game.hand_driver import (
     GROUP_SIZE,
     MALLORY,
     ME,
+    all_wrong,
     half_right,
     make_game,
     play,
@@ -263,6 +264,46 @@ def test_peers_groups_are_scored_here_and_learned_from():
     items = played.one(Score).items
     assert set(items) == said and len(items) == len(said) == 3 * 3 * GROUP_SIZE  # each once
     assert played.metrics[f"learned_from/{ALICE.author.hex()}"] == 3
+
+
+def shouting(p: int, g: int, right: str) -> str:
+    """Right, but for a completion, as only a scorer that folds case and white space takes it."""
+    return f" {right.upper()}" if g else f"{p}x{g}"
+
+
+def with_a_canonical_one(p: int, g: int, right: str) -> str:
+    return [right, right + " ", f"{p}x{g}", f"{p}y{g}"][g]
+
+
+@pytest.mark.parametrize("own", [half_right, shouting])
+def test_what_only_a_lenient_scorer_takes_is_learned_from_those_who_say_it_too(own):
+    arrived = [signed(record_of(ALICE, model=shouting), ALICE), signed(record_of(BOB, model=half_right), BOB)]
+    played = play(make_game(external_groups=9), arrived=arrived, model=own)
+    found = collections.Counter(group.author for group in played.learned)
+    tasks = {make_game().problem(ME.author, 1, index).task for index in range(3)}
+    theirs = [make_game().problem(ALICE.author, 1, index).task for index in range(3)]
+    same = sum(task in tasks for task in theirs)  # that this node answers in such a way, if it does
+    assert found == {ME.author: 3, BOB.author: 3} | ({ALICE.author: same} if own is shouting and same else {})
+    assert not any(group.author == ALICE.author for group in played.state.pool.groups) or own is shouting
+    # what it is worth to its author, and on the chain, is what the task's scorer says
+    assert all(group.rewards == ([0, 1, 1, 1] if own is shouting else [1, 0, 0, 0]) for group in played.learned
+               if group.author == ME.author)  # fmt: skip
+
+
+def test_beside_canonical_answers_lenient_ones_are_not_the_better_ones():
+    played = play(make_game(external_groups=9), arrived=[signed(record_of(ALICE, model=with_a_canonical_one), ALICE)])
+    assert [group.rewards for group in played.external] == [[1, 0, 0, 0]] * 3
+
+
+@pytest.mark.parametrize(("external_groups", "silent", "most"), [(2, 0, 2), (4, 0, 3), (4, 3, 2), (6, 3, 3), (1, 3, 1)])
+def test_an_author_gives_no_more_than_twice_an_even_share(external_groups, silent, most):
+    """Though nobody else has anything to give. silent: others that are heard, whose groups teach nothing."""
+    others = [simulated(11, 20 + node) for node in range(silent)]
+    arrived = [signed(record_of(ALICE), ALICE)]
+    arrived += [signed(record_of(who, model=all_wrong), who) for who in others]
+    played = play(make_game(external_groups=external_groups), arrived=arrived)
+    even = external_groups / (1 + silent)
+    assert len(played.external) == min(3, external_groups, most) and most <= max(1, 2 * even + 1)
 
 
 @pytest.mark.parametrize("external_groups", [0, 1, 2, 5, 6, 9])
@@ -580,3 +621,28 @@ def test_a_round_s_metrics_name_a_bounded_number_of_authors():
     metrics = play(make_game(), arrived=arrived).metrics
     assert metrics["records/received"] == len(strangers)
     assert sum(name.startswith("received_from/") for name in metrics) == MAX_NAMED
+
+
+def test_what_was_too_costly_to_score_is_left_out_and_counted():
+    """Not learned from as if it were wrong."""
+    game = make_game(external_groups=9)
+    round_ = play_round(game, NodeState(round=1))
+    effect, arrived = round_.send(None), [signed(record_of(who), who) for who in (ALICE, BOB)]
+    while not isinstance(effect, Learn):
+        result = by_hand.answer(game, NodeState(round=1), effect, arrived, half_right, ME)
+        if isinstance(effect, Score):
+            own = {item for item, whose in zip(effect.items, effect.payers, strict=True) if not whose}
+            assert len(own) == 3 * GROUP_SIZE and frozenset([BOB.author]) in effect.payers
+            cut = [n for n, whose in enumerate(effect.payers) if whose == {ALICE.author}]
+            result = msgspec.structs.replace(result, costly=cut[:1])
+        effect = round_.send(None if isinstance(effect, Publish) else result)
+    assert collections.Counter(group.author for group in effect.groups) == {
+        ME.author: 3,
+        ALICE.author: 2,
+        BOB.author: 3,
+    }
+    with pytest.raises(StopIteration) as stop:
+        while True:
+            effect = round_.send(by_hand.answer(game, NodeState(round=1), effect, (), half_right, ME))
+    _, metrics = stop.value.value
+    assert metrics["groups/unused/costly"] == 1.0

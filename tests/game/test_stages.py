@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlswarm_jax import randomness
-from rlswarm_jax.game.stages import Reading, Said, Seat, Sheet, consensus, read, read_parents, speaks, vote, votes_on
+from rlswarm_jax.game.stages import (
+    Reading,
+    Said,
+    Seat,
+    Sheet,
+    consensus,
+    most_said,
+    read,
+    read_parents,
+    speaks,
+    vote,
+    votes_on,
+)
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, RecordError
 from rlswarm_jax.tasks.base import fold
 
@@ -226,6 +238,35 @@ def test_everybody_has_one_vote_on_a_problem_whatever_they_say():
     )
     assert sorted(v or "-" for v in votes_on(said, 3, CRITIQUE, 0)) == ["-", "7", "7", "9"]
     assert consensus(votes_on(said, 3, CRITIQUE, 0), fold) == "7"
+
+
+def test_who_contradicts_themselves_has_one_vote_and_one_answer_like_everybody():
+    """The inbox may have forgotten the first of two records of one round and stage when the second came."""
+    twice = dict(EVERYTHING)
+    for stage in (ANSWER, CRITIQUE):
+        twice |= {b"again" + bytes([n]) + stage.encode(): sheet(OTHERS[0], stage, answer=f"{n}") for n in range(9)}
+    for where in (CRITIC, REVISER, seat(REVISE, shown=99, critics=99)):
+        reading = read(twice, where)
+        authors = [(twice[h].author, twice[h].stage) for h in reading.parents]
+        assert len(authors) == len(set(authors)) == len(read(EVERYTHING, where).parents)
+        assert read_parents(twice, where, reading.parents) == reading
+    assert len(votes_on(twice, 3, CRITIQUE, 0)) == len(votes_on(EVERYTHING, 3, CRITIQUE, 0)) == 7
+
+
+def test_what_most_say_is_named_by_the_first_who_says_it():
+    def said(*answers: str | None) -> list[Said]:
+        return [Said("x", answer) for answer in answers]
+
+    for answers, number in (
+        (("7",), 1),
+        (("8", "7", " 7"), 2),
+        (("7", "8"), 1),  # between equals the first
+        (("8", "7", "8", "7"), 1),
+        (("", "", "7"), 3),  # who is silent has no say
+        (("", None), 0),
+        ((), 0),
+    ):
+        assert most_said(said(*answers), fold) == number
 
 
 def test_votes_are_shown_for_what_answers_say():

@@ -131,6 +131,31 @@ class TestLoss:
 def flat(tree):
     return np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(jax.device_get(tree))])
 
+    def test_what_the_policy_would_hardly_say_teaches_nothing_if_a_peer_says_it(self):
+        """The gradient, the metrics and the mean's denominator are those of the batch without it, by the definition."""
+        batch = tiny.make_batch(seed=5, rows=12, known="mixed")
+        worst = [min(logprobs) for logprobs in tiny.completion_logprobs(tiny.params(), batch)]
+        external_B = np.arange(12) % 3 != 0
+        floor = float(np.median(worst))
+        dropped = [row for row in range(12) if external_B[row] and worst[row] < floor]  # one token in four is too many
+        assert 3 <= len(dropped) < external_B.sum() and any(worst[row] < floor for row in np.flatnonzero(~external_B))
+        kept = tiny.join(tiny.rows_of(batch, [row for row in range(12) if row not in dropped]), filler(len(dropped)))
+        guarded = step_of(dataclasses.replace(tiny.LEARNER, external_min_prob=float(np.exp(floor))))
+        metrics, gradient = learned_from(batch.replace(external_B=external_B), guarded)
+        tiny.assert_close(gradient, tiny.gradients(tiny.params(), kept), ROUNDING)
+        assert_metrics(metrics, tiny.grpo(tiny.params(), kept))
+        tokens = batch.completion_lengths_B
+        np.testing.assert_allclose(metrics["unlikely_fraction"], tokens[dropped].sum() / tokens[external_B].sum())
+
+    def test_where_all_is_a_stranger_s_and_unlikely_nothing_changes(self):
+        guarded = step_of(dataclasses.replace(tiny.LEARNER, external_min_prob=0.999))
+        moving = guarded(fresh(), mixed().replace(external_B=np.zeros(12, bool)))[0]
+        assert moving.step == 1  # one's own completions are learned from, however unlikely
+        after, metrics = guarded(moving, mixed().replace(external_B=np.ones(12, bool)))
+        tiny.assert_bit_equal(after, moving)
+        assert metrics["updates"] == 0 and metrics["unlikely_fraction"] == 1
+        assert all(np.isfinite(value) for value in metrics.values())
+
 
 def reinforce(batch, weight=1.0):
     """Gradient of minus the mean of advantage times log-prob."""

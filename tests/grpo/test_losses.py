@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlswarm_jax.grpo import losses
 from tests.grpo import tiny
@@ -87,6 +89,21 @@ class TestClippedSurrogate:
         ratio_BT = np.random.default_rng(0).uniform(0.9, 1.1, (3, 4))
         found = clipped_surrogate(jnp.asarray(ratio_BT), jnp.array([1.0, -2.0, 0.5]), 0.2, 0.2)
         np.testing.assert_allclose(found, ratio_BT * [[1.0], [-2.0], [0.5]], rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 1e-4, 0.1, 0.9]))
+def test_a_peers_token_is_learned_from_if_the_policy_might_have_said_it(seed, min_prob):
+    """By hand: none below the probability, nor any of a completion with more than a sixteenth of such."""
+    rng = np.random.default_rng(seed)
+    lengths_B = rng.integers(0, 41, 6)
+    probs_BC = np.where(rng.random((6, 40)) < rng.random((6, 1)), rng.random((6, 40)), 1e-6).astype(np.float32)
+    mask_BC = np.arange(40) < lengths_B[:, None]
+    found_BC = np.asarray(losses.likely_tokens(np.log(probs_BC), mask_BC, min_prob))
+    for row, length in enumerate(lengths_B):
+        unlikely = [bool(p < min_prob) for p in probs_BC[row, :length]]
+        kept = [not one and 16 * sum(unlikely) <= length for one in unlikely]
+        assert found_BC[row].tolist() == kept + [False] * (40 - length)
 
 
 def test_what_is_masked_does_not_count_not_even_if_it_is_not_a_number():

@@ -95,6 +95,66 @@ def test_the_oldest_go_when_it_is_full(capacity):
     assert [group.round for group in pool.groups] == list(range(6))[max(0, 6 - capacity) :]
 
 
+# --- one person with a hundred keys, or one key that never tires
+
+
+def by(author: int, index: int = 0, round_: int = 0):
+    """A group of an author's."""
+    return msgspec.structs.replace(scored(index, round_=round_), author=author.to_bytes(33))
+
+
+@pytest.mark.parametrize(("tireless", "modest"), [(1, 3), (30, 3)])
+def test_an_author_s_share_of_what_is_drawn_is_one_of_the_authors_however_much_is_offered(tireless, modest):
+    """The tireless offer four groups each, the others one."""
+    offered = [by(author, index) for author in range(tireless) for index in range(4)]
+    pool = Pool(capacity=10**6).add([*offered, *(by(tireless + n) for n in range(modest))])
+    authors, counts = tireless + modest, collections.Counter[int]()
+    for number in range(8 * authors):
+        chosen, _ = pool.draw(1, "share", number)
+        counts.update(int.from_bytes(group.author) for group in chosen)
+    assert scipy.stats.chisquare([counts[author] for author in range(authors)]).pvalue > 1e-3
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=40), st.integers(0, 30), st.integers(1, 4))
+def test_authors_take_turns_and_give_no_more_than_they_may(offered, count, most):
+    """By hand: whoever gave one more than another did so because the other had no more to give."""
+    pool = Pool().add(by(author, index) for author, index in offered)
+    chosen, rest = pool.draw(count, b"beacon", most=most)
+    had = collections.Counter(group.author for group in pool.groups)
+    gave = collections.Counter(group.author for group in chosen)
+    may = {author: min(most, had[author]) for author in had}
+    assert len(chosen) == min(count, sum(may.values())) and len(rest.groups) == len(pool.groups) - len(chosen)
+    for author in had:
+        assert gave[author] <= may[author]
+        assert gave[author] == may[author] or gave[author] >= max(gave.values(), default=0) - 1
+    assert pool.draw(count, b"beacon", most=10)[0] == pool.draw(count, b"beacon")[0]
+
+
+def test_who_fills_the_pool_crowds_out_only_themselves():
+    honest = [by(author, index, round_=0) for author in range(3) for index in range(2)]
+    flood = [by(9, index, round_=round_) for round_ in range(1, 5) for index in range(100)]
+    pool = Pool(capacity=20).add(honest)
+    for at in range(0, len(flood), 7):
+        pool = pool.add(flood[at : at + 7])
+    assert len(pool.groups) == 20 and {group.slot for group in honest} < {group.slot for group in pool.groups}
+    assert min(group.round for group in pool.groups if group.author == flood[0].author) == 4  # of its own, the newest
+
+
+@settings(deadline=None)
+@given(st.sets(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), max_size=30), st.data())
+def test_what_a_full_pool_keeps_depends_on_the_set_that_was_added(names, data):
+    groups = [by(*name) for name in sorted(names)]
+    pool, order = Pool(capacity=8), data.draw(st.permutations(groups))
+    for group in order:
+        pool = pool.add([group])
+    assert pool == Pool(capacity=8).add(groups)
+    held = collections.Counter(group.author for group in pool.groups)
+    lost = {group.author for group in groups} if len(groups) > 8 else set()
+    lost = {author for author in lost if sum(g.author == author for g in groups) > held[author]}
+    assert all(held[author] >= max(held.values()) - 1 for author in lost)  # who lost one had as many as anybody
+
+
 def test_a_pool_is_a_value():
     pool = Pool().add([scored(1), scored(2)])
     pool.draw(1, b"x"), pool.add([scored(3)]), pool.expire(9)

@@ -319,6 +319,14 @@ def test_only_what_must_be_equal_is_a_difference():
     assert agreement.differences(RULES, {}) == [name for name in RULES if name not in agreement.OF_TOKENS]
 
 
+def test_how_they_differ_is_said_without_what_follows_from_it():
+    names = agreement.differences(ALONE, RULES)
+    assert agreement.shown(ALONE, RULES, names) == f"chain.contract {CONTRACT} (here none)"
+    many = {f"game.x{n}": "1" for n in range(6)}
+    assert agreement.shown({}, many, list(many)).endswith("game.x3 1 (here nothing) and 2 more")
+    assert agreement.shown(RULES, RULES | {"chain.id": "1"}, ["chain.id"]) == "chain.id 1 (here 31337)"
+
+
 def advice(theirs: dict[str, str], ours: dict[str, str] = RULES) -> str:
     return agreement.to_set(ours, theirs, agreement.differences(ours, theirs))
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from configs import quickstart
+from experiments import games
 from rlswarm_jax.tasks import make_mixture
 from rlswarm_jax.tasks.dataset import DatasetOptions
 
@@ -72,7 +74,35 @@ def test_the_configs_shown_make_tasks(pasted):
     assert DatasetOptions(**gsm8k).held_out_split == "test"
 
 
+def lines() -> list[str]:
+    """The blocks of lines for a config that the embedded model can play: no English, and no network."""
+    blocks = [block for block in BLOCKS if block.startswith("config.tasks.")]
+    return [block for block in blocks if "openai/" not in block and 'kind="code"' not in block]
+
+
+@pytest.mark.parametrize("block", lines())
+def test_lines_that_are_pasted_into_a_config_give_a_game_that_the_tiny_model_can_play(pasted, block):
+    """The last thing before weights are loaded: every held-out and many a training problem fits into a prompt."""
+    config = quickstart.get_config("simulate-smoke")
+    exec(block, {"config": config})
+    assert_playable(config)
+
+
+def test_the_first_example_is_among_them():
+    assert BLOCKS[0] == lines()[0] and len(lines()) >= 4
+
+
+def assert_playable(config):
+    seen = games.observed(config)
+    game = games.make_game(config, seen.tokenizer, seen.eos_token_ids, "")  # with a player's own limits
+    problems = game.mixture.held_out(config.evaluation.problems) + [game.mixture.problem(seed) for seed in range(200)]
+    assert {problem.task for problem in problems} == set(config.tasks)
+    lengths = [len(game.prompt_format.encode(problem, game.tokenizer)) for problem in problems]
+    assert min(lengths) > 0 and max(lengths) <= game.max_prompt_tokens
+
+
 def test_the_config_file_shown_is_one(pasted):
+    assert_playable(importlib.import_module("pasted_words").get_config("simulate-smoke"))
     config = importlib.import_module("pasted_words").get_config("simulate-smoke")
     (task,) = make_mixture(config.tasks.to_dict()).tasks.values()
     assert task.problem(0).compact.endswith("=") and not task.problem(0).question.endswith("=")

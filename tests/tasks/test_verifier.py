@@ -397,3 +397,40 @@ def test_options_that_cannot_be_told_are_refused(tmp_path):
         Verifier(tasks, make_mixture(tasks))
     with pytest.raises(VerifierError, match="at least one worker"):
         Verifier({}, make_mixture(tasks), workers=0)
+
+
+# --- what peers' answers may cost
+
+
+def test_one_whose_answers_take_long_is_not_scored_further_and_everybody_else_is(bench, monkeypatch):
+    monkeypatch.setattr(verifier, "SHARE", 0.5)
+    made = bench.verifier(workers=1)
+    hog, peer, own = frozenset([b"hog"]), frozenset([b"peer"]), frozenset()
+    slow = bench.items(*[f"nap 0.2 {number}" for number in range(12)])
+    theirs, mine = bench.items("say 0.5", "say 0.25"), bench.items("nap 0.2 own", "say 0.75")
+    items = [*slow, *theirs, *mine]
+    scored = made.score(items, [hog] * 12 + [peer] * 2 + [own] * 2)
+    assert scored.scores[12:] == [0.5, 0.25, 1.0, 0.75]
+    assert scored.costly == list(range(scored.costly[0], 12)) and 1 <= scored.costly[0] <= 3
+    assert scored.failures == {"costly": len(scored.costly)} and not any(scored.scores[n] for n in scored.costly)
+    # the next round has its own share, and what was not scored is not remembered as if it had been
+    again = made.score(slow[-2:], [hog] * 2)
+    assert again.scores == [1.0, 1.0] and not again.costly
+
+
+def test_what_all_peers_answers_take_is_bounded_too(bench, monkeypatch):
+    monkeypatch.setattr(verifier, "SHARE", 0.3)
+    made = bench.verifier(workers=1)
+    items = bench.items(*[f"nap 0.2 {number}" for number in range(20)])
+    scored = made.score(items, [frozenset([b"key %d" % number]) for number in range(20)])
+    assert 14 <= len(scored.costly) <= 19  # 4 * 0.3 s, of 4 s
+    assert made.score(items).costly == []  # its own answers a node scores whatever they cost
+
+
+def test_an_answer_of_several_is_scored_if_one_of_them_has_not_spent_their_share(bench, monkeypatch):
+    monkeypatch.setattr(verifier, "SHARE", 0.3)
+    made = bench.verifier(workers=1)
+    hog, both = frozenset([b"hog"]), frozenset([b"hog", b"peer"])
+    items = bench.items(*[f"nap 0.2 {number}" for number in range(4)], "say 0.5")
+    scored = made.score(items, [*[hog] * 4, both])
+    assert scored.scores[-1] == 0.5 and 4 not in scored.costly and scored.costly
