@@ -15,9 +15,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
+from configs import common
 from experiments import folder
 from experiments.cli import UsageError
 from rlswarm_jax.metrics import read_rows
@@ -69,8 +71,6 @@ def export(run: Path, name: str | None, directory: Path) -> int:
         policy = qwen.load(games.path(config))
         states = load_states(node.folder, pieces.first_state(config, policy), together)
         qwen.save(dataclasses.replace(policy, params=states[node.index].params), directory)
-    except AttributeError as error:
-        raise UsageError(f"{run / folder.CONFIG_FILE} is the config of another version: {error}.") from None
     except (CheckpointError, qwen.SaveError, ValueError) as error:
         raise UsageError(str(error)) from error
     others = [other.name for other in nodes if other != node]
@@ -81,16 +81,28 @@ def export(run: Path, name: str | None, directory: Path) -> int:
 
 
 def read_config(run: Path) -> ml_collections.ConfigDict:
-    """What the run was started with. Raises UsageError where there is none."""
+    """What the run was started with, and defaults for fields that came later. Raises UsageError where there is none."""
     path = run / folder.CONFIG_FILE
     try:
-        config = ml_collections.ConfigDict(json.loads(path.read_text())).lock()
-        _ = config.driver, config.swarm.nodes, config.model.path
+        stored = json.loads(path.read_text())
+        _ = stored["driver"], stored["swarm"]["nodes"], stored["model"]["path"]
+        defaults = json.loads(common.swarm("").to_json_best_effort())
+        config = ml_collections.ConfigDict(_over(defaults, stored)).lock()
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{run} is the folder of no run: it has no {folder.CONFIG_FILE}.") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise UsageError(f"{path} is not the config of a run: {error}.") from None
     return config
+
+
+def _over(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    missing = {name: value for name, value in defaults.items() if name not in stored}
+    return missing | {
+        name: _over(defaults[name], value)
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+        else value
+        for name, value in stored.items()
+    }
 
 
 def nodes_of(run: Path, config: ml_collections.ConfigDict) -> list[Trained]:

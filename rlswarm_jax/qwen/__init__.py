@@ -20,7 +20,7 @@ from rlswarm_jax.qwen.draw import Draw
 from rlswarm_jax.qwen.model import Params, logits, prepare
 from rlswarm_jax.qwen.stopping import cut_at_stop, stop_table
 from rlswarm_jax.qwen.tokenizer import Message, Prompt, Tokenizer
-from rlswarm_jax.qwen.verdict import Replay, Verdict, default_tau, replay_tokens
+from rlswarm_jax.qwen.verdict import Replay, Verdict, default_tau, key_bias_norm, replay_tokens
 from rlswarm_jax.qwen.weights import SaveError, digest, fingerprint
 
 __all__ = [
@@ -209,13 +209,13 @@ def replay(
     Args:
       temperature, dtype, kv_dtype, thinking: as they were given to `generate`. What top-k, top-p or min-p cut off
         cannot be replayed: a token at the edge is in or out by rounding.
-      tau: margins below it are left undecided; by default that of the dtypes (`verdict.TAU`).
+      tau: margins below it are left undecided; by default that of the dtypes and of the keys' bias (`verdict.TAU`).
 
     Raises ValueError on an empty or impossible completion.
     """
     dtype = np.dtype(dtype or policy.params["embed"].dtype)
     if tau is None:
-        tau = default_tau(dtype, kv_dtype or dtype, temperature)
+        tau = default_tau(dtype, kv_dtype or dtype, temperature, key_bias_norm(policy.params))
     encoded = policy.tokenizer.encode(prompt, thinking)
     params = policy.prepared(dtype, rows=2)
     return replay_tokens(params, policy.config, encoded, tokens_T, key_M, temperature=temperature, tau=tau)

@@ -14,7 +14,7 @@ INT8_MAX = 127.0
 
 @flax.struct.dataclass
 class KV:
-    """Of one layer: keys_BKHS and values_BKSH, with the layouts of `model`.
+    """Of one layer: keys_BKHS and values_BKSH, with the layouts of `model`; rounded keys are without bias (`key_bias`).
 
     int8 entries are divided by a float32 scale for each token and head: key_scales_BKS and value_scales_BKS, which are
     None for other dtypes. The rounding error of an entry is at most half its scale: 1/254 of the largest in its vector.
@@ -36,13 +36,13 @@ class KV:
         like = [self.keys_BKHS, self.values_BKSH, self.key_scales_BKS, self.value_scales_BKS]
         return KV(*[x if x is None else jnp.zeros((batch, *s), x.dtype) for x, s in zip(like, shapes, strict=True)])
 
-    def attend(self, q_BKQTH: Array, mask_BKQTS: Array) -> model.Part:
-        """Attention of queries to the slots that the mask shows."""
+    def attend(self, q_BKQTH: Array, mask_BKQTS: Array, more_BKQTS: Array | None = None) -> model.Part:
+        """Attention of queries to the slots that the mask shows, with something more added to their scores."""
         if self.key_scales_BKS is None or self.value_scales_BKS is None:
-            return model.attend_part(q_BKQTH, self.keys_BKHS, self.values_BKSH, mask_BKQTS)
+            return model.attend_part(q_BKQTH, self.keys_BKHS, self.values_BKSH, mask_BKQTS, more_BKQTS)
         keys_BKHS = self.keys_BKHS.astype(jnp.float32) * self.key_scales_BKS[:, :, None]
         values_BKSH = self.values_BKSH.astype(jnp.float32) * self.value_scales_BKS[..., None]
-        return model.attend_part(q_BKQTH.astype(jnp.float32), keys_BKHS, values_BKSH, mask_BKQTS)
+        return model.attend_part(q_BKQTH.astype(jnp.float32), keys_BKHS, values_BKSH, mask_BKQTS, more_BKQTS)
 
 
 def store(keys_BKHS: Array, values_BKSH: Array, dtype: Any) -> KV:

@@ -186,15 +186,19 @@ def outputs_of(out_BKQTH: Array, like_BTNH: Array) -> Array:
 Part = tuple[Array, Array, Array]  # of a softmax: maximum [..., 1], sum [..., 1] and weighted values [..., H]
 
 
-def attend_part(q_BKQTH: Array, k_BKHS: Array, v_BKSH: Array, mask_TS: Array) -> Part:
+def attend_part(q_BKQTH: Array, k_BKHS: Array, v_BKSH: Array, mask_TS: Array, more_BKQTS: Array | None = None) -> Part:
     """Attention to some of the slots, to be put together by `merge` (the online softmax, arXiv:1805.02867).
 
-    mask_TS: true where token t may see slot s; anything that broadcasts to `[B, K, Q, T, S]`. Float32 inside.
+    mask_TS: true where token t may see slot s; anything that broadcasts to `[B, K, Q, T, S]`. more_BKQTS: what is added
+    to the scores. Float32 inside.
     """
     batch, num_kv, group, time, size = q_BKQTH.shape
     q_BKXH = q_BKQTH.reshape(batch, num_kv, group * time, size)
     scores = jnp.matmul(q_BKXH, k_BKHS, precision="highest", preferred_element_type=jnp.float32)
-    scores = jnp.where(mask_TS, scores.reshape(batch, num_kv, group, time, -1), MASKED)
+    scores = scores.reshape(batch, num_kv, group, time, -1)
+    if more_BKQTS is not None:
+        scores = scores + more_BKQTS
+    scores = jnp.where(mask_TS, scores, MASKED)
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))  # it cancels out
     weights = jnp.exp(scores - top)
     flat = weights.reshape(batch, num_kv, group * time, -1).astype(v_BKSH.dtype)
@@ -257,10 +261,16 @@ def _rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def _rope_tables(config: QwenConfig, positions_BT: Array) -> tuple[Array, Array]:
+    """Cosine and sine of each pair of dimensions, `[B, T, 1, H / 2]` float32."""
     frequencies = rope_frequencies(config.rope_theta, config.head_dim, config.rope_scaling)
     angles = positions_BT[..., None].astype(jnp.float32) * frequencies
     scale = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
     return jnp.cos(angles)[:, :, None] * scale, jnp.sin(angles)[:, :, None] * scale
+
+
+def rotated(config: QwenConfig, x_BTXH: Array, positions_BT: Array) -> Array:
+    """Heads turned as those of tokens at these positions are."""
+    return _rotate(x_BTXH, _rope_tables(config, positions_BT))
 
 
 def _rotate(x_BTXH: Array, rope: tuple[Array, Array]) -> Array:

@@ -10,6 +10,7 @@ without waiting completions and is bit-identical in any batch and for any G; the
 one tile, and its logits agree with exact ones to a small tolerance.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 from jax import Array
 
 from rlswarm_jax import randomness
-from rlswarm_jax.qwen import model
+from rlswarm_jax.qwen import key_bias, model
 from rlswarm_jax.qwen.cache import KV, store, write
 from rlswarm_jax.qwen.config import QwenConfig
 from rlswarm_jax.qwen.draw import Draw, draw
@@ -127,6 +128,11 @@ def make_sampler(
     lift = (lambda f, axes: jax.vmap(f, in_axes=axes)) if over_nodes else (lambda f, axes: f)
     next_XV = None if stop is None else jnp.asarray(stop.next_XV)
 
+    def apart(params) -> bool:
+        """Whether keys are rounded by the cache, which then keeps them without their bias."""
+        computed = params["embed"].dtype
+        return config.qkv_bias and jnp.dtype(kv_dtype or computed) not in (computed, jnp.float32)
+
     def prefill(params, tile: Tile) -> _Prefix:
         kv_type = kv_dtype or params["embed"].dtype
 
@@ -134,6 +140,11 @@ def make_sampler(
             tokens_CT, lengths_C = prompts
             states_CTD, kv = model.causal_states(params, config, tokens_CT)
             last_CD = jnp.take_along_axis(states_CTD, (lengths_C - 1)[:, None, None], axis=1)[:, 0]
+            if apart(params):
+                positions_1T = jnp.arange(tokens_CT.shape[1])[None]
+                biases = [key_bias.per_head(config, layer) for layer in params["layers"]]
+                shifts = [key_bias.rotated(config, bias_KH, positions_1T) for bias_KH in biases]
+                kv = [(keys - shift, values) for (keys, values), shift in zip(kv, shifts, strict=True)]
             return _Prefix([store(keys, values, kv_type) for keys, values in kv], last_CD)
 
         prompts = (tile.prompts_PT, tile.prompt_lengths_P)
@@ -194,10 +205,11 @@ def make_sampler(
         spent_4 = jnp.stack([waits, waits * alive, ~waits, ~waits * alive]).astype(jnp.int32)
 
         prompt_R = jnp.minimum(loop.item_R // group, count - 1)
-        attend = functools.partial(_attend, tile, prefix, loop, index % max_new_tokens)
-        states_R1D, kv = model.hidden_states(
-            params, config, token_R[:, None], (tile.prompt_lengths_P[prompt_R] + loop.t_R)[:, None], attend
-        )
+        positions_R1 = (tile.prompt_lengths_P[prompt_R] + loop.t_R)[:, None]
+        biases = [key_bias.per_head(config, layer) for layer in params["layers"]] if apart(params) else None
+        bias = None if biases is None else _Bias(config, biases, positions_R1)
+        attend = functools.partial(_attend, tile, prefix, loop, index % max_new_tokens, bias)
+        states_R1D, kv = model.hidden_states(params, config, token_R[:, None], positions_R1, attend)
         begun_RD = prefix.last_PD[jnp.minimum(item_R // group, count - 1)]
         return _Loop(
             kv=kv,
@@ -246,17 +258,42 @@ def _queue(tile: Tile) -> Array:
     return jnp.argsort(~tile.alive_PG.reshape(-1), stable=True)
 
 
-def _attend(tile: Tile, prefix: _Prefix, loop: _Loop, slot: Array, layer: int, q_R1NH, k_R1KH, v_R1KH):
+@dataclasses.dataclass(frozen=True)
+class _Bias:
+    """What keys are kept without: of each layer `[K, H]`, and the rows' positions `[R, 1]`."""
+
+    config: QwenConfig
+    layers_KH: list[Array]
+    positions_R1: Array
+
+    def of_rows(self, layer: int) -> Array:
+        """Of the rows' newest keys, `[R, K, H, 1]`."""
+        return key_bias.rotated(self.config, self.layers_KH[layer], self.positions_R1)
+
+    def own_scores(self, layer: int, q_RKQ1H: Array, age_S: Array) -> Array:
+        """With what the rows wrote `age_S` tokens ago: turned back from where they are."""
+        return key_bias.scores(self.config, q_RKQ1H, self.of_rows(layer)[..., 0], -age_S)
+
+    def prompt_scores(self, layer: int, q_PKQGH: Array, slots: int) -> Array:
+        at_0 = key_bias.rotated(self.config, self.layers_KH[layer], jnp.zeros((1, 1)))[..., 0]
+        return key_bias.scores(self.config, q_PKQGH, at_0, jnp.arange(slots))
+
+
+def _attend(
+    tile: Tile, prefix: _Prefix, loop: _Loop, slot: Array, bias: _Bias | None, layer: int, q_R1NH, k_R1KH, v_R1KH
+):
     """Attention of the rows' newest tokens, which are kept in `slot`, to their prompts and to what they wrote.
 
     A row that took up a completion t tokens ago sees the t + 1 newest slots, whose order does not matter.
     """
     num_rows, num_kv = q_R1NH.shape[0], k_R1KH.shape[2]
     q_RKQ1H = model.queries_of(q_R1NH, num_kv)
-    own = write(loop.kv[layer], slot, model.keys_of(k_R1KH), model.values_of(v_R1KH))
+    k_RKH1 = model.keys_of(k_R1KH) if bias is None else model.keys_of(k_R1KH) - bias.of_rows(layer)
+    own = write(loop.kv[layer], slot, k_RKH1, model.values_of(v_R1KH))
     age_S = (slot - jnp.arange(own.slots)) % own.slots
     seen_RS = age_S <= loop.t_R[:, None]
-    own_part = own.attend(q_RKQ1H, seen_RS[:, None, None, None])
+    more = None if bias is None else bias.own_scores(layer, q_RKQ1H, age_S)
+    own_part = own.attend(q_RKQ1H, seen_RS[:, None, None, None], more)
 
     count, group = tile.alive_PG.shape
     everybody = num_rows == count * group  # row r computes completion r
@@ -265,8 +302,10 @@ def _attend(tile: Tile, prefix: _Prefix, loop: _Loop, slot: Array, layer: int, q
         q_QKQ1H = jnp.zeros((count * group, *q_RKQ1H.shape[1:]), q_RKQ1H.dtype)
         q_QKQ1H = q_QKQ1H.at[loop.item_R].set(q_RKQ1H, mode="drop")
     q_PKQGH = jnp.moveaxis(q_QKQ1H[:, :, :, 0].reshape(count, group, *q_QKQ1H.shape[1:3], -1), 1, 3)
-    written_PS = jnp.arange(tile.prompts_PT.shape[1]) < tile.prompt_lengths_P[:, None]
-    part = prefix.kv[layer].attend(q_PKQGH, written_PS[:, None, None, None])
+    slots = tile.prompts_PT.shape[1]
+    written_PS = jnp.arange(slots) < tile.prompt_lengths_P[:, None]
+    more = None if bias is None else bias.prompt_scores(layer, q_PKQGH, slots)
+    part = prefix.kv[layer].attend(q_PKQGH, written_PS[:, None, None, None], more)
 
     def of_rows(x_PKQGX):
         x_QKQ1X = jnp.moveaxis(x_PKQGX, 3, 1).reshape(count * group, *x_PKQGX.shape[1:3], 1, -1)

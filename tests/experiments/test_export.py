@@ -143,6 +143,14 @@ class TestLive:
             policy = exported(directory, tmp_path / f"to{len(options)}", *options)
             assert qwen.fingerprint(policy.params) == qwen.fingerprint(states["."].params)
 
+    def test_a_run_from_before_some_fields_were_there(self, by_hand, tmp_path):
+        directory, states = by_hand("node", {".": "bold-elk"})
+        fields = json.loads((directory / folder.CONFIG_FILE).read_text())
+        fields["learn"] = {"learning_rate": fields["learn"]["learning_rate"]}
+        (directory / folder.CONFIG_FILE).write_text(json.dumps(fields))
+        policy = exported(directory, tmp_path / "out")
+        assert qwen.fingerprint(policy.params) == qwen.fingerprint(states["."].params)
+
     def test_what_a_model_has_beside_its_weights_goes_along(self, by_hand, tmp_path):
         """Chat template, untied heads and end tokens of an owner's directory."""
         base = tmp_path / "base"
