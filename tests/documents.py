@@ -168,6 +168,10 @@ class Page:
                 raise Wrong(f"there is no target {word!r} in the Makefile")
 
     def _module(self, name: str, words: list[str], named: bool) -> None:
+        if name == "venv":
+            if len(words) != 1:
+                raise Wrong(f"venv takes a folder, and gets {words}")
+            return
         if importlib.util.find_spec(name) is None:
             raise Wrong(f"there is no module {name}")
         if importlib.util.find_spec(f"{name}.__main__" if self._is_package(name) else name) is None:
