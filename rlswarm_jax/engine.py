@@ -187,7 +187,7 @@ class Engine:
             for node, metrics in self._run_step(batches, rates).items():
                 found[node].append({name: float(value) for name, value in metrics.items()})
                 self._watch(node, batches[node], metrics)
-        totals = {node: _mean(of_node) | {"learning_rate": rates[node]} for node, of_node in found.items()}
+        totals = {node: _mean(of_node) for node, of_node in found.items()}
         for node, request in requests.items():
             rows = batches[node].completion_lengths_B > 0
             external = np.repeat(np.array([g.external for g in request.groups], bool), self.config.group_size)

@@ -77,7 +77,7 @@ class Swarm:
             "bootnodes": [self.members[0].address] if index else [],
             "peers": [other.peer_id for other in self.members if other is not member] if peers else [],
             "deadline": 30.0,
-            "sample_seconds": 0.1,
+            "sample_seconds": 0.25,
             "pause": pause,
         }
         with (member.folder / "log.txt").open("ab") as log:

@@ -1,6 +1,7 @@
 """A checkpoint with a chat template plays end to end: nothing but the path (and its budgets) changes."""
 
 import json
+import shutil
 from pathlib import Path
 
 from experiments import cli, simulated
@@ -10,9 +11,13 @@ CHAT_CHECKPOINT = Path(__file__).parent / "qwen" / "fixtures" / "qwen3_tied"
 
 
 def test_a_chat_model_plays_through_its_own_template(tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(CHAT_CHECKPOINT, checkpoint)
+    fields = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(fields | {"max_position_embeddings": 2048}))
     arguments = [
         "--config=configs/quickstart.py:simulate-smoke",
-        f"--config.model.path={CHAT_CHECKPOINT}",
+        f"--config.model.path={checkpoint}",
         "--config.sampling.max_prompt_tokens=1500",  # its tokenizer is by character
         "--config.game.answer_tokens=24",
         "--config.game.critique_tokens=24",

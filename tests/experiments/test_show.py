@@ -24,7 +24,7 @@ NODES = (ME, ALICE, BOB)
 def config():
     """Of the game that `three_stages` plays."""
     made = quickstart.get_config("simulate-smoke")
-    made.seed, made.rounds = 5, 10
+    made.seed, made.rounds = 17, 10
     made.swarm.name, made.swarm.local_groups, made.swarm.max_staleness, made.swarm.nodes = "tests", 3, 2, 3
     made.game.shared, made.sampling.group_size, made.evaluation.every = 2, 4, 4
     made.chain.endpoint = "none"
