@@ -191,7 +191,7 @@ def assert_same_lessons(found, expected, start):
     (state, metrics), (wanted, wanted_metrics) = found, expected
     moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (wanted.params, start)), strict=True)]
     assert max(moved) > 2e-3
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), state, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), state, wanted)
     for there, here in zip(metrics, wanted_metrics, strict=True):
         assert there.keys() == here.keys()
         for name, value in there.items():
