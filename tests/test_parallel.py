@@ -51,7 +51,25 @@ def batches():
         yield batch
 
 
-def train(step, state=None):
+@functools.cache
+def wide_batches():
+    """Those, sampled by `wide_params`: where old log-probs are another model's, clipping leaves few tokens to learn.
+
+    In this draw no weight's first gradient is of the size of its rounding (1e-7 of the largest one): Adam divides a
+    gradient by its size, and would make of such a one a step of a size and sign of its own on every mesh.
+    """
+    logprobs, rng = learner.make_logprobs(WIDE, tiny.LEARNER), np.random.default_rng(4)
+    return tuple(
+        dataclasses.replace(
+            batch,
+            old_logprobs_BC=logprobs(wide_params(), batch)
+            + rng.uniform(-0.5, 0.5, batch.old_logprobs_BC.shape).astype(np.float32),
+        )
+        for batch in batches()
+    )
+
+
+def train(step, state=None, batches=batches):
     """Three steps, each waited for: forced host devices abort when many collectives queue up."""
     state, found = state or learner.init_state(tiny.params(), tiny.LEARNER), []
     for batch in batches():
@@ -148,8 +166,8 @@ def sharded(sizes):
     state = learner.init_state(params, tiny.LEARNER, mesh)
     step = learner.make_train_step(WIDE, tiny.LEARNER, mesh=mesh)
     logprobs = learner.make_logprobs(WIDE, tiny.LEARNER, mesh=mesh)(params, next(batches()))
-    after, metrics = train(step, state)
-    state, _ = step(state, next(batches()), tiny.LEARNER.learning_rate)
+    after, metrics = train(step, state, wide_batches)
+    state, _ = step(state, wide_batches()[0], tiny.LEARNER.learning_rate)
     held = [[shard.data.nbytes for shard in leaf.addressable_shards] for leaf in jax.tree.leaves(state)]
     return {"out": jax.device_get(out), "logprobs": np.asarray(logprobs), "after": (after, metrics), "held": held}
 
@@ -192,6 +210,8 @@ def assert_same_lessons(found, expected, start):
     moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (wanted.params, start)), strict=True)]
     assert max(moved) > 2e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), state, wanted)
+    for moment in ("mu", "nu"):  # linear and quadratic in the gradients, which are much smaller than the weights
+        tiny.assert_close(getattr(state.opt_state[1], moment), getattr(wanted.opt_state[1], moment), 1e-5)
     for there, here in zip(metrics, wanted_metrics, strict=True):
         assert there.keys() == here.keys()
         for name, value in there.items():
