@@ -14,6 +14,7 @@ nobody can read, pushed by identify. `nothing` is a peer that is connected and s
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -22,13 +23,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
+from libp2p.abc import INetStream
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.utils import encode_varint_prefixed
 
 from experiments.summary import hardware
 from rlswarm_jax import launch
@@ -37,7 +42,8 @@ from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records import schema
 from rlswarm_jax.records.envelope import seal
 from rlswarm_jax.records.schema import Completion, Group, Record
-from rlswarm_jax.swarm.frames import INLINE
+from rlswarm_jax.swarm.exchange import Reply
+from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, read_frame
 from tests.swarm.hostile_peer import HostilePeer, framed
 from tests.table_node import SEED
 
@@ -49,12 +55,13 @@ def fresh() -> Identity:
     return Identity(next(keys).to_bytes(2) + time.time_ns().to_bytes(30))
 
 
-def record(own: Identity, round_: int, characters: int) -> bytes:
+def record(own: Identity, round_: int, characters: int, groups: int = 1) -> bytes:
     tokens, texts = (7).to_bytes(4, "little"), ["x" * min(characters // 2, schema.MAX_TEXT)] * 2
-    group = Group("chain_sum", "0" * 16, 0, 1, [], None, [Completion(tokens, bytes(4), text) for text in texts])
+    completions = [Completion(tokens, bytes(4), text) for text in texts]
+    said = [Group("chain_sum", "0" * 16, index, 1, [], None, completions) for index in range(groups)]
     names = {"prompt_format": "p", "weights_fingerprint": "w", "tokenizer_fingerprint": "t", "temperature": 1.0}
     fields = {"version": schema.VERSION, "swarm": SWARM, "author": own.author, "round": round_, "stage": "answer"}
-    return seal(Record(**fields, **names, beacon=b"", policy_version=0, groups=[group]), own)
+    return seal(Record(**fields, **names, beacon=b"", policy_version=0, groups=said), own)
 
 
 # --- the attacks, each until the time is over
@@ -104,6 +111,28 @@ def inline_records(address: str, until: float) -> None:
     _speaking(address, until, act)
 
 
+def announced_records(address: str, until: float) -> None:
+    """A node has fetched the one before it is told of the next."""
+    asked = threading.Semaphore(1)
+    raw = b""
+
+    async def serve(stream: INetStream) -> None:
+        await read_frame(stream, bytearray())
+        await stream.write(encode_varint_prefixed(msgspec.msgpack.encode(Reply([raw], []))))
+        await stream.close()
+        asked.release()
+
+    def act(peer: HostilePeer, number: int) -> None:
+        nonlocal raw
+        asked.acquire(timeout=1.0)
+        raw, peer.serve = record(peer.identity, number, 15_000, 60), serve
+        told = Announcement(hashlib.sha256(raw).digest(), len(raw))
+        data = ANNOUNCEMENT + msgspec.msgpack.encode(told)
+        peer.send(framed(rpc_pb2.RPC(publish=[peer.message(data)])))
+
+    _speaking(address, until, act)
+
+
 def garbage(address: str, until: float) -> None:
     def act(peer: HostilePeer, number: int) -> None:
         peer.send(framed(rpc_pb2.RPC(publish=[peer.message(INLINE + number.to_bytes(8) + bytes(8000))])))
@@ -125,6 +154,7 @@ ATTACKS = {
     "half-open handshakes": half_open,
     "connecting and leaving": churn,
     "records": inline_records,
+    "announced records": announced_records,
     "garbage": garbage,
     "unreadable addresses": addresses,
 }

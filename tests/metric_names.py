@@ -18,6 +18,7 @@ def documented() -> dict[str, tuple[str, str]]:
             continue
         names = [stage + name for stage in STAGES for name in re.findall(r"\*stage/\*`([^`]+)`", cells[0])]
         for name in names or re.findall(r"`([^`]+)`", cells[0]):
+            assert name not in found, f"docs/metrics.md has two lines for {name}."
             found[name] = (cells[1], cells[2])
     return found
 

@@ -83,9 +83,9 @@ class Door:
         self._addresses, self._all = Buckets(of_address, burst=16 * of_address), Buckets(in_all, burst=8 * in_all)
         self._half_open, self._scopes = half_open, collections.OrderedDict[int, trio.CancelScope]()
 
-    def opens(self, address: bytes) -> bool:
+    def opens(self, address: str) -> bool:
         """Whether one from there may begin."""
-        return self._addresses.take(address) and self._all.take(b"")
+        return self._addresses.take(address.encode()) and self._all.take(b"")
 
     @contextmanager
     def entering(self) -> Iterator[trio.CancelScope]:

@@ -27,7 +27,7 @@ from rlswarm_jax.swarm.exchange import MAX_LATEST, MAX_PEER_ADDRESSES, Exchange,
 from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, check_record
 from rlswarm_jax.swarm.greeting import AGAIN, Greeting
 from rlswarm_jax.swarm.host import DIAL_TIMEOUT, check_port, contain, hang_up, listen_address, make_host
-from rlswarm_jax.swarm.limits import Buckets, Offences
+from rlswarm_jax.swarm.limits import Buckets, Door, Offences
 from rlswarm_jax.swarm.peers import AddressBook, Place, look_up
 from rlswarm_jax.swarm.presence import Presence
 from rlswarm_jax.swarm.pubsub import RecordPubsub
@@ -71,8 +71,9 @@ class Session:
         me = ID.from_base58(gossip.identity.peer_id)
         self._book = AddressBook(self._config.bootnodes, me, gossip.memory.peers)
         self._presence = Presence(self._book, gossip.memory, self._listening)
-        self._host = make_host(gossip.identity, self._config.max_connections)
-        contain(self._host, self)
+        self._door = Door(half_open=max(1, self._config.max_connections // 4))
+        self._host = make_host(gossip.identity, self._config.max_connections, self._opens)
+        contain(self._host, self, self._door)
         rates = (self._config.max_records_per_second, self._config.max_messages_per_second)
         self._pubsub = RecordPubsub(self._host, self._config.swarm, self, *rates, self._config.jitter)
         self._exchange = Exchange(self._host, self._config.swarm, store, lambda: list(gossip.latest), self)
@@ -177,6 +178,12 @@ class Session:
     def trusts(self, peer: ID) -> bool:
         author = author_of(peer.to_bytes())
         return author is not None and self._gossip.trusts(author)
+
+    def _opens(self, address: str) -> bool:
+        opens = self._door.opens(address)
+        if not opens:
+            self.count("network/refused")
+        return opens
 
     def allows(self, peer: ID) -> bool:
         return self._requests.take(peer.to_bytes())

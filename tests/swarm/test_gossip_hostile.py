@@ -384,10 +384,10 @@ def test_a_door_lets_in_so_many_a_second_of_one_address_and_in_all(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("rlswarm_jax.swarm.limits.time.monotonic", lambda: now[0])
     door = Door(of_address=1.0, in_all=4.0)
-    assert sum(door.opens(b"a") for _ in range(100)) == 16
-    assert sum(door.opens(b"%d" % n) for n in range(100)) == 16  # of 32 in all
+    assert sum(door.opens("a") for _ in range(100)) == 16
+    assert sum(door.opens(str(n)) for n in range(100)) == 16  # of 32 in all
     now[0] = 2.0
-    assert sum(door.opens(b"a") for _ in range(100)) == 2 and sum(door.opens(b"x%d" % n) for n in range(100)) == 6
+    assert sum(door.opens("a") for _ in range(100)) == 2 and sum(door.opens(f"x{n}") for n in range(100)) == 6
 
 
 def test_of_those_who_are_half_in_the_oldest_makes_room():
