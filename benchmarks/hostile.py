@@ -6,7 +6,8 @@ Prints one JSON line a row. For each attack: `cost`, the victim's processor mill
 loopback, both from the first connection to the last; the victim is a process with a live node's network and inbox, the
 attacker another. And `rounds`, what three honest nodes play in a second while the same attacker goes at the first of
 them, against what they play undisturbed (`ratio`): one process a node, a real network, journal and waiting, and a model
-that is a table, so that the network and the records are nearly all that a round takes.
+that is a table, so that the network and the records are nearly all that a round takes. The attacker has the last core
+to itself, and the nodes the others, so that it takes of their time only what it makes them spend.
 
 Attacks: a handshake that never begins, connecting and leaving with a fresh key each time, valid records of the largest
 size that is inline, the same announced and fetched (a megabyte each), garbage in signed messages, and addresses that
@@ -18,6 +19,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import os
 import platform
 import socket
 import subprocess
@@ -181,6 +183,7 @@ def swarm(folder: Path, rounds: int) -> Iterator[tuple[list[launch.Member], list
         }
         command = [sys.executable, "-m", "tests.table_node", json.dumps(told)]
         processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        keep_to(processes[-1], list(range(max(1, os.cpu_count() - 1))))
     try:
         while not all(played(member) > 2 for member in members[:NODES]):
             time.sleep(0.05)
@@ -189,6 +192,11 @@ def swarm(folder: Path, rounds: int) -> Iterator[tuple[list[launch.Member], list
         for process in processes:
             process.kill()
             process.wait()
+
+
+def keep_to(process: subprocess.Popen, cores: list[int]) -> None:
+    if hasattr(psutil.Process, "cpu_affinity"):  # not on macOS
+        psutil.Process(process.pid).cpu_affinity(cores)
 
 
 def played(member: launch.Member) -> int:
@@ -208,6 +216,7 @@ def measure(attack: str) -> dict[str, float]:
         before, rounds, began = spent(victim), [played(m) for m in members[:NODES]], time.monotonic()
         command = [sys.executable, "-m", "benchmarks.hostile", attack, members[0].address, str(SECONDS)]
         attacker = psutil.Popen(command, stdout=subprocess.PIPE, text=True)
+        keep_to(attacker, [os.cpu_count() - 1])
         said, _ = attacker.communicate()
         seconds = time.monotonic() - began
         done = min(played(m) - n for m, n in zip(members[:NODES], rounds, strict=True))

@@ -2,8 +2,8 @@
 
     python -m tests.table_node '{"folder": ..., "port": ..., "seed_index": 0, ...}'     runs one as a process
 
-`pause` makes it stand still in an effect of a round and stage, and leave a file named `paused`, so that a test can kill
-it there.
+It plays until a file named `enough` lies beside its folder, or its rounds are over. `pause` makes it stand still in an
+effect of a round and stage, and leave a file named `paused`, so that a test can kill it there.
 """
 
 import hashlib
@@ -106,7 +106,7 @@ def build(told: dict) -> tuple[PausingNode, Gossip, Player, TableEngine]:
         [author_of(address.rpartition("/")[2]) for address in told["bootnodes"]],
     )
     config = GossipConfig(swarm=game.swarm, port=told["port"], bootnodes=tuple(told["bootnodes"]))
-    transport = Gossip(own, config, mailbox.on_record, mailbox.on_peers)
+    transport = Gossip(own, config, mailbox.on_record, mailbox.on_peers, trusts=mailbox.trusts)
     journal = Journal(folder / "journal.sqlite")
     player, engine = Player(0, game, own, journal, mailbox.inbox), TableEngine()
     engine.player = player
@@ -140,7 +140,7 @@ def main(told: dict) -> None:
     transport.start()
     (folder / "listens").touch()
     node.restore({row["round"] for row in read_rows(folder / "metrics.jsonl")})
-    node.run()
+    node.run((folder.parent / "enough").exists)
     transport.close()
     (folder / "weights").write_bytes(engine.digest.tobytes())
 

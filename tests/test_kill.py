@@ -20,7 +20,7 @@ from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from tests.table_node import SEED
 
 CHECKOUT = Path(__file__).parent.parent
-NODES, ROUNDS, KILLED, KILL_ROUND = 3, 32, 2, 4  # evaluated, too, is every fourth round
+NODES, KILLED, KILL_ROUND = 3, 2, 4  # evaluated, too, is every fourth round
 
 
 def wait_for(what: Callable[[], bool], why: str, seconds: float = 90.0) -> None:
@@ -42,6 +42,12 @@ def rows(folder: Path, kind: str) -> list[tuple[int, bytes]]:
 def slot(raw: bytes) -> tuple[int, str]:
     record = open_envelope(raw).record
     return record.round, record.stage
+
+
+def played(folder: Path) -> list[int]:
+    """The rounds that a node has finished."""
+    file = folder / "metrics.jsonl"
+    return [row["round"] for row in read_rows(file)] if file.exists() else []
 
 
 def last_round(folder: Path) -> int:
@@ -72,12 +78,12 @@ class Swarm:
         told = {
             "folder": str(member.folder),
             "index": index,
-            "rounds": ROUNDS,
+            "rounds": 10_000,
             "port": member.port,
             "bootnodes": [self.members[0].address] if index else [],
             "peers": [other.peer_id for other in self.members if other is not member] if peers else [],
             "deadline": 30.0,
-            "sample_seconds": 0.25,
+            "sample_seconds": 0.1,
             "pause": pause,
         }
         with (member.folder / "log.txt").open("ab") as log:
@@ -86,6 +92,12 @@ class Swarm:
 
     def folder(self, index: int) -> Path:
         return self.members[index].folder
+
+    def finish(self) -> None:
+        """Whoever plays has played enough; no speed of a machine decides how much that is."""
+        (self.folder(0).parent / "enough").touch()
+        for process in self.processes.values():
+            assert process.wait(60) == 0
 
     def stop(self) -> None:
         for process in self.processes.values():
@@ -128,20 +140,21 @@ def test_a_node_killed_in_an_effect_comes_back_and_never_contradicts_itself(swar
     swarm.processes[KILLED].kill()
     swarm.processes[KILLED].wait()
     wait_for(lambda: last_round(swarm.folder(0)) > KILL_ROUND + 1, "the others did not go on without it")
+    alone = len(played(dead))
     swarm.start(KILLED)
-    for process in swarm.processes.values():
-        assert process.wait(120) == 0
+    wait_for(lambda: len(played(dead)) > alone + 5, "it did not come back to the others")
+    swarm.finish()
 
-    # the others finished all their rounds, and waited for nobody until a deadline
+    # the others played round after round, and waited for nobody until a deadline
     for index in (0, 1):
         found = read_rows(swarm.folder(index) / "metrics.jsonl")
-        assert [row["round"] for row in found] == list(range(ROUNDS))
+        assert [row["round"] for row in found] == list(range(len(found)))
         assert not any("peers/given_up" in row for row in found)
         assert max(row["records/equivocations"] for row in found) == 0
     # it came back into the round the others were in, and took part to the end
-    played = [row["round"] for row in read_rows(dead / "metrics.jsonl")]
-    assert played == sorted(set(played)) and played[-1] == ROUNDS - 1
-    assert len(played) < ROUNDS
+    rounds = played(dead)
+    assert rounds == sorted(set(rounds)) and len(rounds) <= rounds[-1]
+    assert abs(rounds[-1] - played(swarm.folder(0))[-1]) <= 1
     # nobody ever heard anything of it but the bytes that it had journaled, one record for a stage of a round
     journaled = [*before, *rows(dead, "Publish")]  # older rows are pruned by and by
     raws = {msgspec.msgpack.decode(raw, type=bytes) for _, raw in journaled}
@@ -161,10 +174,11 @@ def test_a_node_that_joins_late_takes_part_from_the_current_round(swarm):
     wait_for(lambda: last_round(swarm.folder(0)) >= 8, "the first two do not play")
     now = last_round(swarm.folder(0))
     swarm.start(2, peers=False)
-    for process in swarm.processes.values():
-        assert process.wait(120) == 0
+    wait_for(lambda: len(played(swarm.folder(2))) > 8, "it does not take part")
+    swarm.finish()
     late = read_rows(swarm.folder(2) / "metrics.jsonl")
-    assert late[0]["round"] >= now and [row["round"] for row in late] == list(range(late[0]["round"], ROUNDS))
+    assert late[0]["round"] >= now and len(late) >= 8
+    assert [row["round"] for row in late] == list(range(late[0]["round"], late[-1]["round"] + 1))
     assert sum(row["records/received"] for row in late) >= len(late)  # it learned from them ...
     author = simulated(SEED, 2).author.hex()
     others = [row for index in (0, 1) for row in read_rows(swarm.folder(index) / "metrics.jsonl")]

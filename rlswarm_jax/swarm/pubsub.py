@@ -34,7 +34,8 @@ _BATCH_BYTES = 1 << 16
 _PATIENCE = 1.0  # seconds to wait for another peer's copy of a record
 _MAX_PULLS = 32  # waiting, of one peer's announcements
 _MAX_RELAYS = 4096  # waiting to be forwarded
-_BYTES, _STRANGERS_BYTES = 2 << 20, 2 << 20  # a second: of one peer, and of all that are strangers
+_BYTES, _STRANGERS_BYTES = 2 << 20, 1 << 19  # a second: of one peer, and of all that are strangers
+_MESSAGE_BYTES = 1 << 14  # that a stranger's message counts for besides its own: what it costs, however short it is
 
 
 class RecordPubsub(Pubsub):
@@ -61,7 +62,7 @@ class RecordPubsub(Pubsub):
         self._repeated, self._frames = Buckets(author_rate / 4), Buckets(4 * peer_rate)
         self._bytes, self._strangers_bytes = (
             Buckets(_BYTES, 8 * _BYTES),
-            Buckets(_STRANGERS_BYTES, 8 * _STRANGERS_BYTES),
+            Buckets(_STRANGERS_BYTES, 4 * _STRANGERS_BYTES),
         )
         self._registering: set[ID] = set()
         self._reading: dict[ID, list[trio.CancelScope]] = {}  # each stream's, oldest first
@@ -195,6 +196,7 @@ class RecordPubsub(Pubsub):
             self.handle_subscription(peer, entry)
         for message in rpc.publish:
             await self._wait_for_turn(peer)
+            await self._wait_among_strangers(peer, _MESSAGE_BYTES)
             self.watch.count("network/messages_in")
             if message.data[:1] != frames.ANNOUNCEMENT:
                 await self.push_msg(peer, message)
@@ -216,9 +218,13 @@ class RecordPubsub(Pubsub):
             await trio.sleep(0.05)
 
     async def _wait_for_bytes(self, peer: ID, number: int) -> None:
-        """Reading costs, however little is read out of it; strangers, who may be many, share what they may send."""
+        """Reading costs, however little is read out of it."""
         while not self._bytes.take(peer.to_bytes(), number):
             await trio.sleep(0.05)
+        await self._wait_among_strangers(peer, number)
+
+    async def _wait_among_strangers(self, peer: ID, number: int) -> None:
+        """Those of no standing, who may be many, share what they may send."""
         while not self.watch.trusts(peer) and not self._strangers_bytes.take(b"", number):
             await trio.sleep(0.05)
 
