@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rlswarm_jax.chain.devnet.chain import GAS_LIMIT, Chain, Genesis
 from rlswarm_jax.chain.devnet.errors import DevnetError, RpcError
+from rlswarm_jax.chain.devnet.journal import Journal
 from rlswarm_jax.chain.devnet.params import address
 from rlswarm_jax.chain.devnet.rpc import Interface
 from rlswarm_jax.chain.devnet.server import serve
-from rlswarm_jax.chain.devnet.store import Store
 
 ETHER = 10**18
 
@@ -40,13 +40,13 @@ def main() -> int:
     try:
         accounts = {address(one): arguments.ether * ETHER for one in arguments.fund}
         genesis = Genesis(arguments.base_fee, arguments.gas_limit, accounts)
-        store = Store(arguments.dir)
+        journal = Journal(arguments.dir)
         try:
-            chain = Chain(store, genesis, tick=arguments.tick)
-            chain.fund(accounts)
-            asyncio.run(serve(Interface(chain, store), arguments.port, _say, arguments.stop_on_eof))
+            chain = Chain(journal, genesis, tick=arguments.tick)
+            asyncio.run(serve(Interface(chain, journal), arguments.port, _say, arguments.stop_on_eof))
+            chain.close()
         finally:
-            store.close()
+            journal.close()
     except (DevnetError, RpcError) as error:
         print(f"error: {str(error).rstrip('.')}.", file=sys.stderr)
         return 2
