@@ -2,9 +2,9 @@
 
 `running` starts that process and stops it; nothing else is imported here, so that this is cheap to import.
 
-Its rules: chain id 7498867; py-evm's Prague; one block per transaction, as it comes; the base fee is 0 unless chosen,
-so that nobody needs funds (`--fund` and the method `anvil_setBalance` give some). Block times follow the wall clock,
-at least `tick` seconds apart: with a tick of 1, more than one block a second run ahead of it.
+Its rules: chain id 7498867; py-evm's Prague; one block per transaction, as it comes, so a nonce that is not next is
+refused; the base fee is 0 unless chosen, so that nobody needs funds (`--fund` gives some at the start). Block times
+follow the wall clock, at least `tick` seconds apart: with a tick of 1, more than one block a second run ahead of it.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Devnet(NamedTuple):
 def start(directory: Path, *, port: int = 0, accounts: Sequence[str] = (), options: Sequence[str] = ()) -> Devnet:
     """A process that serves the chain of a folder; it ends with this process, or by `stop`.
 
-    accounts: addresses that have ether from the start. options: more of the command line. Raises DevnetError, with
+    accounts: addresses that have ether from the start of the chain. options: more of the command line. Raises DevnetError, with
     the process's own words, if it does not come up.
     """
     module = "rlswarm_jax.chain.devnet"

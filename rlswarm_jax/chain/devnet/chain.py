@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import rlp
 from eth._utils.address import generate_contract_address
-from eth.abc import BlockAPI, BlockHeaderAPI, ComputationAPI, MessageAPI, ReceiptAPI, SignedTransactionAPI
+from eth.abc import BlockHeaderAPI, ComputationAPI, MessageAPI, SignedTransactionAPI
 from eth.chains.base import Chain as BaseChain
 from eth.constants import SECPK1_N
 from eth.db.schema import SchemaV1
 from eth.exceptions import HeaderNotFound, PyEVMError, UnrecognizedTransactionType
 from eth.vm.forks.berlin.transactions import calculate_txn_intrinsic_gas_berlin
 from eth.vm.forks.prague import PragueState, PragueVM
-from eth.vm.forks.prague.blocks import PragueBlock, PragueBlockHeader
+from eth.vm.forks.prague.blocks import PragueBlockHeader
 from eth.vm.forks.prague.state import PragueTransactionExecutor
 from eth.vm.forks.prague.transactions import PragueTransactionBuilder
 from eth.vm.interrupt import EVMMissingData
@@ -31,6 +31,7 @@ from eth_utils import ValidationError
 from rlswarm_jax.chain.devnet import CHAIN_ID, views
 from rlswarm_jax.chain.devnet.errors import INTERNAL_ERROR, INVALID_PARAMS, DevnetError, RpcError
 from rlswarm_jax.chain.devnet.journal import SAVE_EVERY, Journal, Nodes
+from rlswarm_jax.chain.devnet.views import Block
 
 GAS_LIMIT = 30_000_000
 MAX_BYTES = 131_072  # of a transaction, as in other nodes' pools
@@ -67,7 +68,7 @@ class Call:
 
 class _Executor(PragueTransactionExecutor):
     def build_evm_message(self, transaction: Any) -> MessageAPI:
-        """As the parent's of types 0 to 2, less a description, for a log nobody reads, that costs more than the rest."""
+        """As the parent does for types 0 to 2, less a costly description for a log that nobody reads."""
         state, sender, gas = self.vm_state, transaction.sender, transaction.gas - transaction.intrinsic_gas
         state.delta_balance(sender, -transaction.gas * state.get_gas_price(transaction))
         nonce = state.get_nonce(sender)
@@ -121,11 +122,12 @@ class Chain:
                 self._begin(genesis)
             self._chain = _Chain(self._nodes)
             self.head = self._chain.get_canonical_head()
+            self._head_hash = self.head.hash
             later = journal.after(self.head.block_number)
             for timestamp, raw, block_hash in later:
-                block, *_ = self._run(raw, decode(raw), timestamp)
+                block = self._run(raw, timestamp)
                 if block.hash != block_hash:
-                    raise DevnetError(f"{damaged}block {block.number} is another when it is run again.")
+                    raise RpcError(f"block {block.header.block_number} is another when it is run again")
                 self._advance(block)
         except (RpcError, PyEVMError, ValidationError, rlp.exceptions.RLPException) as error:
             raise DevnetError(f"{damaged}{error}.") from None
@@ -140,7 +142,7 @@ class Chain:
             raise DevnetError(f"0x{poor[0]} has nothing on the chain of {journal.path}: only a new one gives ether.")
 
     def _begin(self, genesis: Genesis) -> None:
-        header = {
+        fields = {
             "difficulty": 0,
             "gas_limit": genesis.gas_limit,
             "base_fee_per_gas": genesis.base_fee,
@@ -150,8 +152,8 @@ class Chain:
         }
         account = {"nonce": 0, "code": b"", "storage": {}}
         state = {address: account | {"balance": balance} for address, balance in genesis.balances.items()}
-        block = _Chain.from_genesis(self._nodes, header, state).get_canonical_block_by_number(0)
-        self._journal.append(views.first_row(block), self._nodes.added)
+        first = _Chain.from_genesis(self._nodes, fields, state).get_canonical_head()
+        self._journal.append(views.first_row(first), self._nodes.added)
         self._nodes.saved()
 
     def close(self) -> None:
@@ -166,32 +168,28 @@ class Chain:
 
         Raises RpcError if it cannot be in one, or cannot be written; then it changed nothing.
         """
-        transaction, transaction_hash = decode(raw), keccak(raw)
+        transaction_hash = keccak(raw)
         if self._journal.find("number", "sent_hash", transaction_hash) is not None:
             raise RpcError("already known")
-        timestamp = max(int(self._now()), self.head.timestamp + self._tick)
-        block, receipt, computation = self._run(raw, transaction, timestamp)
-        full = block.number % SAVE_EVERY == 0
-        row = views.row(block, raw, transaction, receipt, computation)
-        self._journal.append(row, self._nodes.added if full else {})
+        block = self._run(raw, max(int(self._now()), self.head.timestamp + self._tick))
+        full = block.header.block_number % SAVE_EVERY == 0
+        self._journal.append(views.row(block, transaction_hash), self._nodes.added if full else {})
         if full:
             self._nodes.saved()
         self._advance(block)
         return transaction_hash
 
-    def _run(
-        self, raw: bytes, transaction: SignedTransactionAPI, timestamp: int
-    ) -> tuple[BlockAPI, ReceiptAPI, ComputationAPI]:
+    def _run(self, raw: bytes, timestamp: int) -> Block:
         """The next block. Raises RpcError if the transaction cannot be in it."""
-        parent = self.head
+        transaction, parent, parent_hash = decode(raw), self.head, self._head_hash
         header = PragueBlockHeader(
             difficulty=0,
             block_number=parent.block_number + 1,
             gas_limit=parent.gas_limit,
             timestamp=timestamp,
-            parent_hash=parent.hash,
+            parent_hash=parent_hash,
             state_root=parent.state_root,
-            mix_hash=keccak(parent.hash),
+            mix_hash=keccak(parent_hash),
             base_fee_per_gas=parent.base_fee_per_gas,
         )
         vm = self._chain.get_vm(header)
@@ -209,15 +207,15 @@ class Chain:
             bloom=int(receipt.bloom),
             gas_used=receipt.gas_used,
         )
-        return PragueBlock(sealed, (transaction,), (), ()), receipt, computation
+        encoded = rlp.encode(sealed)
+        return Block(sealed, keccak(encoded), encoded, raw, transaction, receipt, computation)
 
-    def _advance(self, block: BlockAPI) -> None:
-        """What py-evm's chain would write of the newest header, without its accounts of forks and gaps."""
-        number = block.header.block_number
-        self._nodes[block.hash] = rlp.encode(block.header)
-        self._nodes[SchemaV1.make_block_number_to_hash_lookup_key(number)] = rlp.encode(block.hash)
+    def _advance(self, block: Block) -> None:
+        """Writes of the newest header what py-evm's chain would, without its accounts of forks and gaps."""
+        number_key = SchemaV1.make_block_number_to_hash_lookup_key(block.header.block_number)
+        self._nodes[block.hash], self._nodes[number_key] = block.encoded, rlp.encode(block.hash)
         self._nodes[SchemaV1.make_canonical_head_hash_lookup_key()] = block.hash
-        self.head = block.header
+        self.head, self._head_hash = block.header, block.hash
 
     # what is so
 

@@ -87,7 +87,7 @@ class Journal:
         os.close(self._lock)
 
     def append(self, row: Row, state: dict[bytes, bytes]) -> None:
-        """Writes a block, and what is new of the state before it. Raises RpcError if it can't; then nothing was written."""
+        """Writes a block, and what is new of the state before it. Raises RpcError if it can't; then nothing was."""
         *fields, logs = row
         with self._transaction():
             self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", fields)
@@ -158,7 +158,7 @@ class Journal:
 
 
 class Nodes(BaseAtomicDB):
-    """What py-evm keeps: what is new since the last save in `added`, the rest on disk. Nothing is ever deleted there."""
+    """What py-evm keeps: what is new since the last save in `added`, the rest on disk, where nothing is deleted."""
 
     def __init__(self, journal: Journal):
         self._journal = journal

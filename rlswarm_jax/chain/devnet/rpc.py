@@ -37,7 +37,7 @@ _ERROR, _PANIC = bytes.fromhex("08c379a0"), bytes.fromhex("4e487b71")  # Error(s
 class Request(msgspec.Struct):
     method: str
     params: msgspec.Raw = msgspec.Raw(b"[]")
-    id: int | float | str | None | msgspec.UnsetType = msgspec.UNSET
+    id: int | float | str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Interface:

@@ -1,11 +1,10 @@
 """Blocks, transactions, receipts and logs as the JSON that Ethereum's clients expect; a block's only transaction."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import rlp
-from eth.abc import BlockAPI, ComputationAPI, ReceiptAPI, SignedTransactionAPI
-from eth_hash.auto import keccak
+from eth.abc import BlockHeaderAPI, ComputationAPI, ReceiptAPI, SignedTransactionAPI
 
 from rlswarm_jax.chain.devnet.journal import Row
 
@@ -18,18 +17,30 @@ def word(value: int) -> str:
     return f"0x{value:064x}"
 
 
-def first_row(block: BlockAPI) -> Row:
-    """Of the first block, which has no transaction."""
-    header = block.header
-    return Row(0, header.hash, header.timestamp, None, None, msgspec.json.encode(_block(block, [])), None, None)
+class Block(NamedTuple):
+    """A block and its only transaction. encoded: its header. raw: the transaction's bytes."""
+
+    header: BlockHeaderAPI
+    hash: bytes
+    encoded: bytes
+    raw: bytes
+    transaction: SignedTransactionAPI
+    receipt: ReceiptAPI
+    computation: ComputationAPI
 
 
-def row(
-    block: BlockAPI, raw: bytes, transaction: SignedTransactionAPI, receipt: ReceiptAPI, computation: ComputationAPI
-) -> Row:
-    """raw: the transaction's bytes."""
-    header, sent_hash, encode = block.header, keccak(raw), msgspec.json.encode
-    where = {"blockHash": data(header.hash), "blockNumber": hex(header.block_number), "transactionIndex": "0x0"}
+def first_row(header: BlockHeaderAPI) -> Row:
+    """Of a chain's first block, which has no transaction."""
+    size = _framed(len(rlp.encode(header)) + 3)
+    view = msgspec.json.encode(_block(header, header.hash, size, []))
+    return Row(0, header.hash, header.timestamp, None, None, view, None, None)
+
+
+def row(block: Block, sent_hash: bytes) -> Row:
+    """sent_hash: of its transaction."""
+    header, block_hash, encoded, raw, transaction, receipt, computation = block
+    encode = msgspec.json.encode
+    where = {"blockHash": data(block_hash), "blockNumber": hex(header.block_number), "transactionIndex": "0x0"}
     sent = _transaction(transaction) | {"hash": data(sent_hash)} | where
     sent["gasPrice"] = hex(_price(transaction, header.base_fee_per_gas))
     logs = [
@@ -63,20 +74,25 @@ def row(
         (log.address, tuple(topic.to_bytes(32) for topic in log.topics), encode(view))
         for log, view in zip(receipt.logs, logs, strict=True)
     ]
-    block_view = encode(_block(block, [data(sent_hash)]))
-    answers = block_view, encode(sent), encode(result | where)
-    return Row(header.block_number, header.hash, header.timestamp, raw, sent_hash, *answers, tuple(found))
+    body = len(raw) if raw[0] >= 0xC0 else _framed(len(raw))  # a typed transaction is a string in it
+    view = _block(header, block_hash, _framed(len(encoded) + _framed(body) + 2), [data(sent_hash)])
+    answers = encode(view), encode(sent), encode(result | where)
+    return Row(header.block_number, block_hash, header.timestamp, raw, sent_hash, *answers, tuple(found))
+
+
+def _framed(length: int) -> int:
+    """Bytes of an RLP list, or of a string that is longer than a byte, with so many bytes in it."""
+    return length + 1 + (0 if length < 56 else (length.bit_length() + 7) // 8)
 
 
 def _price(transaction: SignedTransactionAPI, base_fee: int) -> int:
     return min(transaction.max_fee_per_gas, transaction.max_priority_fee_per_gas + base_fee)
 
 
-def _block(block: BlockAPI, hashes: list[str]) -> dict[str, Any]:
-    header = block.header
+def _block(header: BlockHeaderAPI, block_hash: bytes, size: int, hashes: list[str]) -> dict[str, Any]:
     return {
         "number": hex(header.block_number),
-        "hash": data(header.hash),
+        "hash": data(block_hash),
         "parentHash": data(header.parent_hash),
         "sha3Uncles": data(header.uncles_hash),
         "logsBloom": data(header.bloom.to_bytes(256)),
@@ -87,7 +103,7 @@ def _block(block: BlockAPI, hashes: list[str]) -> dict[str, Any]:
         "difficulty": "0x0",
         "totalDifficulty": "0x0",
         "extraData": data(header.extra_data),
-        "size": hex(len(rlp.encode(block))),
+        "size": hex(size),
         "gasLimit": hex(header.gas_limit),
         "gasUsed": hex(header.gas_used),
         "timestamp": hex(header.timestamp),
