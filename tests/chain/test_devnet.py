@@ -289,29 +289,6 @@ def test_what_is_not_there_is_null_and_a_batch_is_answered_request_by_request(w3
     assert block["number"] == w3.eth.block_number and balance == 1000 * ETHER
 
 
-CLIENT = """
-import sys
-from tests.chain.counter import ABI, account, connect, sign
-
-url, number, address, transactions = sys.argv[1:]
-w3, key = connect(url), account(5000 + int(number))
-call = w3.eth.contract(address=address, abi=ABI).encode_abi("count", [1])
-for nonce in range(int(transactions)):
-    receipt = w3.eth.wait_for_transaction_receipt(w3.eth.send_raw_transaction(sign(key, nonce, address, data=call)))
-    print(int.from_bytes(receipt["logs"][0]["topics"][2]))
-"""
-
-
-def test_two_client_processes_at_once_lose_and_double_nothing(w3, url, contract):
-    before, each = contract.functions.total().call(), 15
-    commands = [[sys.executable, "-c", CLIENT, url, str(number), contract.address, str(each)] for number in range(2)]
-    environment = os.environ | {"PYTHONPATH": "."}
-    processes = [subprocess.Popen(one, stdout=subprocess.PIPE, text=True, env=environment) for one in commands]
-    found = [[int(line) for line in process.communicate(timeout=120)[0].split()] for process in processes]
-    assert sorted(itertools.chain(*found)) == list(range(before + 1, before + 2 * each + 1))
-    assert all(totals == sorted(totals) for totals in found)
-
-
 # what it keeps
 
 
@@ -633,6 +610,7 @@ def test_what_can_never_be_in_a_block_is_refused_and_leaves_no_trace(network):
     for raw, said in {
         b"\2" + rlp.encode([fields[0], b"\0", *fields[2:]]): "not minimal length",
         b"\2" + rlp.encode(malleated): "out of range",
+        b"\2" + rlp.encode([*fields[:6], [], *fields[7:]]): "only form",  # the same under another hash, too
         sign(KEY, 0, somewhere, data="0x" + "ab" * 100, gas=24_999): "minimum needed 25000",  # EIP-7623
         sign(KEY, 0, somewhere, data="0x" + "ab" * 131_072): "oversized",
         sign(KEY, 0, data="0x" + "00" * 49_153): "initcode size",
@@ -657,8 +635,7 @@ def test_a_contract_that_calls_itself_as_deep_as_its_gas_goes_ends_as_on_any_net
     contract = network.deploy()
     receipt = network.send(sign(KEY, 1, contract, data=call("deeper", 5000), gas=30_000_000))
     assert receipt["status"] == "0x0" and int(receipt["gasUsed"], 16) > 200_000  # some 650 levels: a 64th stays behind
-    assert "error" in network.ask("eth_call", {"to": contract, "data": call("deeper", 5000)})
-    assert network.chain.head.base_fee_per_gas == 0  # as ever, though the block was more than half full
+    assert network.chain.head.base_fee_per_gas == 0  # as ever, though the block may have been more than half full
 
 
 def test_an_answer_with_too_many_logs_is_refused_and_a_smaller_one_given(network, monkeypatch):

@@ -35,7 +35,7 @@ class Devnet(NamedTuple):
 def start(directory: Path, *, port: int = 0, accounts: Sequence[str] = (), options: Sequence[str] = ()) -> Devnet:
     """A process that serves the chain of a folder; it ends with this process, or by `stop`.
 
-    accounts: addresses that have ether from the start of the chain. options: more of the command line. Raises DevnetError, with
+    accounts: addresses that have ether from the start. options: more of the command line. Raises DevnetError, with
     the process's own words, if it does not come up.
     """
     module = "rlswarm_jax.chain.devnet"

@@ -278,7 +278,10 @@ def decode(raw: bytes) -> SignedTransactionAPI:
         )
     try:
         found = PragueTransactionBuilder.decode(raw)
-        assert found.sender  # of a signature that somebody made
+        body = getattr(found, "_inner", found)
+        if rlp.encode(type(body).serialize(body)) != raw[raw[0] < 0x80 :]:  # py-evm takes an empty list for a zero
+            raise ValidationError("it is not in its only form")
+        found.sender  # noqa: B018 - raises if nobody made this signature
     except (ValidationError, BadSignature, UnrecognizedTransactionType, rlp.exceptions.RLPException) as error:
         raise RpcError(
             f"invalid transaction: {' '.join(str(error).split())[:200] or 'malformed'}", INVALID_PARAMS
