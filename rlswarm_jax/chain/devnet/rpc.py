@@ -148,7 +148,7 @@ class Interface:
         if not isinstance(full, bool):
             raise read.bad("whether to give whole transactions is true or false")
         answer, sent = self._found("block", name, value), self._found("sent", name, value) if full else None
-        return answer if sent is None else msgspec.json.decode(answer) | {"transactions": [sent]}
+        return answer if sent is None or answer is None else msgspec.json.decode(answer) | {"transactions": [sent]}
 
     def _eth_getTransactionByHash(self, sent_hash: Any) -> Any:
         return self._found("sent", "sent_hash", read.octets(sent_hash, 32))
