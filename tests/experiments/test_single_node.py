@@ -16,6 +16,7 @@ import pytest
 from experiments import node
 from rlswarm_jax.identity import Identity, author_of, create, friendly_name, simulated
 from rlswarm_jax.metrics import read_rows
+from tests.grpo import tiny
 from tests.swarm.live import Node
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -24,8 +25,9 @@ CHECKOUT = Path(__file__).parent.parent.parent
 def start(workdir: Path, *arguments: str, variant: str = ":smoke") -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments.run", f"--config=configs/node.py{variant}", *arguments]
     command += ["--config.wandb.mode=disabled", "--config.evaluation.problems=8", "--config.evaluation.rows=8"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=CHECKOUT, stdout=pipe, stderr=pipe, text=True)
+    command.append(f"--workdir={workdir}")
+    pipe, environment = subprocess.PIPE, os.environ | tiny.QUICKLY
+    return subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def run(workdir: Path, *arguments: str) -> tuple[int, str, str]:
