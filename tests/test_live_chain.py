@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import signal
 import sqlite3
@@ -21,7 +20,6 @@ from rlswarm_jax.chain.events import EventIndex
 from rlswarm_jax.chain.rpc import Endpoint
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records.envelope import open_envelope
-from tests.grpo import tiny
 
 CHECKOUT = Path(__file__).parent.parent
 NODES, ROUNDS, KILLED_AT = 3, 40, 8
@@ -33,8 +31,7 @@ def run(tmp_path_factory) -> Path:
     command = [sys.executable, "-m", "experiments.run", "--config=configs/quickstart.py:smoke", f"--workdir={folder}"]
     command += [f"--config.swarm.nodes={NODES}", f"--config.rounds={ROUNDS}", "--config.chain.every=2"]
     command += ["--config.evaluation.every=100", "--config.checkpoint_every=4"]
-    pipe, environment = subprocess.PIPE, os.environ | tiny.QUICKLY
-    process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=pipe, text=True, start_new_session=True)
+    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     rows = folder / "node-0" / "metrics.jsonl"
     while process.poll() is None and not (rows.exists() and len(rows.read_text().splitlines()) >= KILLED_AT):
         time.sleep(0.05)
