@@ -18,7 +18,7 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -374,15 +374,17 @@ def links(text: str) -> set[str]:
 # --- sentences of the programs
 
 
-def sentences(*folders: Path) -> set[str]:
-    """Every text in the code of these folders, with `...` for what is filled in as it is said."""
-    return {
-        text
-        for folder in folders
-        for path in folder.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if (text := _said(node))
-    }
+def sentences(*folders: Path, of: str = "") -> set[str]:
+    """Every text in the code of these folders, with `...` for what is filled in as it is said.
+
+    of: a pattern of errors' names; only what these are raised with.
+    """
+    trees = [ast.parse(path.read_text()) for folder in folders for path in sorted(folder.rglob("*.py"))]
+    nodes: Iterable[ast.AST] = itertools.chain.from_iterable(map(ast.walk, trees))
+    if of:
+        raised = (node.exc for node in nodes if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call))
+        nodes = (part for call in raised if re.fullmatch(of, ast.unparse(call.func)) for part in call.args)
+    return {text for node in nodes if (text := _said(node))}
 
 
 def _said(node: ast.AST) -> str:

@@ -43,12 +43,31 @@ def test_the_readme_is_short_and_its_index_leads_to_every_page():
     assert {path for path in (ROOT / "docs").iterdir() if path.is_file()} <= shown
 
 
-def test_troubleshooting_quotes_what_the_programs_say():
-    said = sentences(ROOT / "configs", ROOT / "experiments", ROOT / "rlswarm_jax")
+CODE = (ROOT / "configs", ROOT / "experiments", ROOT / "rlswarm_jax")
+SAID_TO_USERS = (  # errors whose sentences end on a terminal, or in a node's log
+    "(Usage|Transient|Disk|InUse|Field|Launch|KeyFile|Network|Checkpoint|Journal|Save|Host|Prompt|NoWorker)Error"
+    "|WrongChain|NoContract|InsufficientFunds|FileDamaged|NotMined|NotAllowed|PayoutFixed|(Bad|Expired)Registration"
+    "|EndpointDown|Busy|WrongStatus|AnswerTooLarge"
+)
+
+
+@pytest.fixture(scope="module")
+def quoted():
+    """What the first column of the page's tables quotes."""
     rows = re.findall(r"^\| (`.*?) \| ", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
-    quoted = [quote for row in rows for quote in re.findall(r"`([^`]+)`", row)]
-    assert len(quoted) > 80
+    return [quote for row in rows for quote in re.findall(r"`([^`]+)`", row)]
+
+
+def test_troubleshooting_quotes_what_the_programs_say(quoted):
+    said = sentences(*CODE)
     assert [quote for quote in quoted if not any(quote in sentence for sentence in said)] == []
+
+
+def test_troubleshooting_has_each_error_that_a_user_can_get(quoted):
+    told = [quote for quote in quoted if len(re.sub(r"\W", "", quote)) > 10]
+    found = {text for text in sentences(*CODE, of=SAID_TO_USERS) if len(re.sub(r"\W", "", text)) > 10}
+    assert len(found) > 100
+    assert {text for text in found if not any(quote in text for quote in told)} == set()
 
 
 # config.json of published checkpoints: layers, width, MLP, heads, key/value heads, head size
