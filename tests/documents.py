@@ -9,6 +9,7 @@ import argparse
 import ast
 import configparser
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -379,12 +380,16 @@ def sentences(*folders: Path, of: str = "") -> set[str]:
 
     of: a pattern of errors' names; only what these are raised with.
     """
-    trees = [ast.parse(path.read_text()) for folder in folders for path in sorted(folder.rglob("*.py"))]
-    nodes: Iterable[ast.AST] = itertools.chain.from_iterable(map(ast.walk, trees))
+    nodes: Iterable[ast.AST] = itertools.chain.from_iterable(map(_nodes, folders))
     if of:
         raised = (node.exc for node in nodes if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call))
         nodes = (part for call in raised if re.fullmatch(of, ast.unparse(call.func)) for part in call.args)
     return {text for node in nodes if (text := _said(node))}
+
+
+@functools.cache
+def _nodes(folder: Path) -> list[ast.AST]:
+    return [node for path in sorted(folder.rglob("*.py")) for node in ast.walk(ast.parse(path.read_text()))]
 
 
 def _said(node: ast.AST) -> str:
