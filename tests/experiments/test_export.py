@@ -15,6 +15,7 @@ import safetensors.numpy
 from experiments import cli, export, folder, games, pieces, simulated
 from rlswarm_jax import assets, qwen
 from rlswarm_jax.checkpoint import Checkpoints
+from tests.grpo import tiny
 from tests.qwen import test_owners_files as owners
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -37,7 +38,8 @@ SMALL = [
 def run(tmp_path_factory):
     """A finished simulation of two nodes."""
     directory = tmp_path_factory.mktemp("export") / "run"
-    assert simulated.run(cli.parse([*SMALL, f"--workdir={directory}"])) == 0
+    with tiny.optimizations(False):
+        assert simulated.run(cli.parse([*SMALL, f"--workdir={directory}"])) == 0
     return directory
 
 
