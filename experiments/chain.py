@@ -31,9 +31,15 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from experiments import keeping
-from experiments.cli import UsageError
-from experiments.ledger import (
+from rlswarm_jax.chain import calls, eth, relay
+from rlswarm_jax.chain.deployment import Rules, deploy, read_bootnodes, read_rules, read_status, set_bootnodes
+from rlswarm_jax.chain.errors import ChainError
+from rlswarm_jax.chain.rpc import Endpoint, Patient
+from rlswarm_jax.chain.transact import check_chain
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.identity import Identity, KeyFileError, friendly_name, load_or_create
+from rlswarm_jax.reporting.blocks import print_table
+from rlswarm_jax.reporting.ledger import (
     INDEX_FILE,
     JSON_FILE,
     PATIENCE,
@@ -43,13 +49,7 @@ from experiments.ledger import (
     read_verified,
     write_ledger,
 )
-from experiments.report import print_table
-from rlswarm_jax.chain import calls, eth, relay
-from rlswarm_jax.chain.deployment import Rules, deploy, read_bootnodes, read_rules, read_status, set_bootnodes
-from rlswarm_jax.chain.errors import ChainError
-from rlswarm_jax.chain.rpc import Endpoint, Patient
-from rlswarm_jax.chain.transact import check_chain
-from rlswarm_jax.identity import Identity, KeyFileError, friendly_name, load_or_create
+from rlswarm_jax.running.account import shown
 from rlswarm_jax.swarm import addresses
 
 MAX_FILE = 1 << 16  # bytes of a signed registration
@@ -137,7 +137,7 @@ def _deploy(given: argparse.Namespace) -> None:
     print(f"cost {_coins(made.paid)}; of it, {made.gas:,} gas for the contract itself")
     print("give this to every node:")
     print(
-        f"  --config.chain.endpoint={shlex.quote(keeping.shown(given.rpc))} --config.chain.contract={made.address}"
+        f"  --config.chain.endpoint={shlex.quote(shown(given.rpc))} --config.chain.contract={made.address}"
         f" --config.chain.id={given.chain_id}"
     )
 

@@ -31,10 +31,7 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
-from experiments import folder, games, keeping
-from experiments.cli import LOCAL_CHAINS, UsageError
-from experiments.ledger import CLAIMS_FILE, PATIENCE
-from experiments.report import print_table
+from configs.common import LOCAL_CHAINS
 from rlswarm_jax.audit import claims
 from rlswarm_jax.audit.claims import Audit, Standing
 from rlswarm_jax.audit.played import records as kept_records
@@ -47,12 +44,18 @@ from rlswarm_jax.chain.errors import ChainError, EndpointDown, Refused
 from rlswarm_jax.chain.events import EventIndex
 from rlswarm_jax.chain.local import CONTRACT_FILE
 from rlswarm_jax.chain.rpc import Endpoint, Patient, Rpc
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.files import CHAIN_FOLDER, CONFIG_FILE, JOURNAL_FILE, write_whole
 from rlswarm_jax.game.chain import MARK
 from rlswarm_jax.game.effects import Gather, Publish
 from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.journal import JournalError, look
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope
 from rlswarm_jax.records.schema import STAGES, RecordError
+from rlswarm_jax.reporting.blocks import print_table
+from rlswarm_jax.reporting.ledger import CLAIMS_FILE, PATIENCE
+from rlswarm_jax.running import build
+from rlswarm_jax.running.account import address
 from rlswarm_jax.tasks.verifier import Verifier, VerifierError
 
 SHOWN = 50  # lines of what is wrong, in the terminal
@@ -81,19 +84,19 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     nodes = [node for directory in arguments.folders for node in node_folders(directory)]
     config = read_config(nodes[0])
     try:
-        game = games.observed(config)
+        game = build.observed(config)
     except (AttributeError, KeyError, TypeError) as error:
-        raise UsageError(f"{nodes[0] / folder.CONFIG_FILE} is the config of another version: {error}") from None
+        raise UsageError(f"{nodes[0] / CONFIG_FILE} is the config of another version: {error}") from None
     shelf = read_journals(nodes)
     whole = read_journals(node_folders(arguments.folders[0])).since
     with _endpoint(arguments, config, nodes[0]) as (rpc, contract):
         rounds = read_chain(rpc, contract, arguments.from_block)
         game = dataclasses.replace(game, contract=contract, chain_id=arguments.chain_id or config.chain.id)
-    with games.make_verifier(config, game) as verifier:
+    with build.make_verifier(config, game) as verifier:
         found = claims.audit(game, rounds, shelf.records.values(), whole, make_judge(verifier))
     seconds = time.monotonic() - began
     out = arguments.out or arguments.folders[0]
-    folder.write_whole(out / CLAIMS_FILE, json.dumps(as_json(found), indent=2) + "\n")
+    write_whole(out / CLAIMS_FILE, json.dumps(as_json(found), indent=2) + "\n")
     _print(found, len(shelf.records), seconds, console)
     console.print(f"written to {out / CLAIMS_FILE}", soft_wrap=True)
     return int(not found.sound)
@@ -117,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 def node_folders(directory: Path) -> list[Path]:
     """A node's own folder, or those of a swarm's nodes. Raises UsageError if it is neither."""
     found = sorted(path for path in directory.glob("node-*") if path.is_dir())
-    if not found and (directory / folder.JOURNAL_FILE).is_file():
+    if not found and (directory / JOURNAL_FILE).is_file():
         return [directory]
     if not found:
         raise UsageError(f"{directory} is the folder of no node and of no live swarm.")
@@ -126,7 +129,7 @@ def node_folders(directory: Path) -> list[Path]:
 
 def read_config(node: Path) -> ml_collections.ConfigDict:
     """Raises UsageError if there is none, or it names no chain."""
-    path = node / folder.CONFIG_FILE
+    path = node / CONFIG_FILE
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text())).lock()
         endpoint = config.chain.endpoint
@@ -147,7 +150,7 @@ def read_journals(nodes: Sequence[Path]) -> Shelf:
     records: dict[bytes, SignedRecord] = {}
     since: dict[bytes, int] = {}
     for node in nodes:
-        path = node / folder.JOURNAL_FILE
+        path = node / JOURNAL_FILE
         entries, first = look(path, [Publish.__name__, Gather.__name__])
         try:
             published = {raw for entry in entries if entry.kind == Publish.__name__ for raw in kept_records(entry)}
@@ -173,8 +176,8 @@ def _endpoint(
     """The chain and the coordinator's address, for as long as the `with` block lasts."""
     contract, chain = arguments.contract or config.chain.contract, arguments.chain_id or config.chain.id
     with contextlib.ExitStack() as held:
-        url = keeping.address(arguments.rpc or config.chain.endpoint)
-        kept = node.parent / keeping.FOLDER
+        url = address(arguments.rpc or config.chain.endpoint)
+        kept = node.parent / CHAIN_FOLDER
         if not arguments.rpc and (kept / CONTRACT_FILE).is_file() and not _answers(url, contract):
             url = held.enter_context(devnet.running(kept, options=["--tick", "0"])).url
         elif url in LOCAL_CHAINS:

@@ -27,18 +27,20 @@ import ml_collections
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments import cli, folder, pieces
-from experiments.cli import UsageError
-from experiments.report import print_table
-from experiments.results import MISSING
 from rlswarm_jax import identity
 from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
+from rlswarm_jax.errors import UsageError
 from rlswarm_jax.evaluation import majority_at_k, mean_and_error, pass_at_k, ranking
+from rlswarm_jax.files import CHECKPOINT_FOLDER, write_whole
 from rlswarm_jax.game.exam import Outcome, Stage, make_exam, sit
 from rlswarm_jax.game.rewards import RIGHT
 from rlswarm_jax.game.turns import Critics
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.qwen.sampling import PromptError
+from rlswarm_jax.reporting.blocks import print_table
+from rlswarm_jax.reporting.results import MISSING
+from rlswarm_jax.running import build
+from rlswarm_jax.running.arguments import Arguments, main
 from rlswarm_jax.tasks.verifier import VerifierError
 
 FILE = "evaluation.json"
@@ -54,13 +56,13 @@ class Measure:
     problems: int
 
 
-def run(arguments: cli.Arguments) -> int:
+def run(arguments: Arguments) -> int:
     config, console = arguments.config, Console()
     checkpoint = arguments.checkpoint
     nodes = config.swarm.nodes
     identities = [identity.simulated(config.seed, node) for node in range(nodes)]
     found: dict[str, dict[str, dict[str, Measure]]] = {}
-    made = pieces.build(config, identities, console)
+    made = build.build(config, identities, console)
     with made.engine.verifier:
         problems = made.engine.mixture.held_out(config.evaluation.problems)
         exams = [make_exam(game, problems, PER_ROUND) for game in made.games]
@@ -79,7 +81,7 @@ def run(arguments: cli.Arguments) -> int:
         print_table(table({name: tasks[task] for name, tasks in found.items()}), console)
     path = (checkpoint or arguments.workdir) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder.write_whole(path, json.dumps(as_json(config, found), indent=2) + "\n")
+    write_whole(path, json.dumps(as_json(config, found), indent=2) + "\n")
     console.print(f"written to {path}")
     return 0
 
@@ -98,9 +100,9 @@ def load_states(directory: Path, like: TrainState, nodes: int) -> list[TrainStat
 
 
 def _newest(directory: Path, like: Sequence[TrainState]) -> list[TrainState]:
-    if not (directory / folder.CHECKPOINT_FOLDER).is_dir():
+    if not (directory / CHECKPOINT_FOLDER).is_dir():
         raise UsageError(f"{directory} has no checkpoints: give --checkpoint the folder of a run.")
-    checkpoints = Checkpoints(directory / folder.CHECKPOINT_FOLDER)
+    checkpoints = Checkpoints(directory / CHECKPOINT_FOLDER)
     try:
         if (number := checkpoints.latest) is None:
             raise UsageError(f"{directory} has no complete checkpoint yet.")
@@ -215,4 +217,4 @@ def as_json(config: ml_collections.ConfigDict, found: Mapping[str, Mapping[str, 
 
 
 if __name__ == "__main__":
-    cli.main(run, __doc__)
+    main(run, __doc__)

@@ -20,8 +20,8 @@ from typing import Any
 import ml_collections
 
 from configs import common
-from experiments import folder
-from experiments.cli import UsageError
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.files import CHECKPOINT_FOLDER, CONFIG_FILE, METRICS_FILE
 from rlswarm_jax.metrics import read_rows
 
 
@@ -58,18 +58,18 @@ def export(run: Path, name: str | None, directory: Path) -> int:
     node = choose(nodes, name, run)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} is there already, and not an empty directory: choose another.")
-    if not (node.folder / folder.CHECKPOINT_FOLDER).is_dir():
+    if not (node.folder / CHECKPOINT_FOLDER).is_dir():
         every = config.get("checkpoint_every", "config.checkpoint_every")
         raise UsageError(f"{node.folder} has no checkpoint yet: a run writes one every {every} rounds, and at its end.")
-    from experiments import games, pieces  # and with them jax
     from experiments.evaluate import load_states
     from rlswarm_jax import qwen
     from rlswarm_jax.checkpoint import CheckpointError
+    from rlswarm_jax.running import build
 
     together = sum(other.folder == node.folder for other in nodes)
     try:
-        policy = qwen.load(games.path(config))
-        states = load_states(node.folder, pieces.first_state(config, policy), together)
+        policy = qwen.load(build.model_path(config))
+        states = load_states(node.folder, build.first_state(config, policy), together)
         qwen.save(dataclasses.replace(policy, params=states[node.index].params), directory)
     except (CheckpointError, qwen.SaveError, ValueError) as error:
         raise UsageError(str(error)) from error
@@ -82,14 +82,14 @@ def export(run: Path, name: str | None, directory: Path) -> int:
 
 def read_config(run: Path) -> ml_collections.ConfigDict:
     """What the run was started with, and defaults for fields that came later. Raises UsageError where there is none."""
-    path = run / folder.CONFIG_FILE
+    path = run / CONFIG_FILE
     try:
         stored = json.loads(path.read_text())
         _ = stored["driver"], stored["swarm"]["nodes"], stored["model"]["path"]
         defaults = json.loads(common.swarm("").to_json_best_effort())
         config = ml_collections.ConfigDict(_over(defaults, stored)).lock()
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{run} is the folder of no run: it has no {folder.CONFIG_FILE}.") from None
+        raise UsageError(f"{run} is the folder of no run: it has no {CONFIG_FILE}.") from None
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UsageError(f"{path} is not the config of a run: {error}.") from None
     return config
@@ -116,7 +116,7 @@ def nodes_of(run: Path, config: ml_collections.ConfigDict) -> list[Trained]:
 
 def _names(directory: Path) -> dict[int, str]:
     """What its metrics call the nodes, by their number in this folder."""
-    path = directory / folder.METRICS_FILE
+    path = directory / METRICS_FILE
     return {row["node"]: row["name"] for row in read_rows(path)} if path.exists() else {}
 
 

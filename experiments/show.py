@@ -31,9 +31,9 @@ from rich.cells import chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from experiments import folder, games
-from experiments.cli import UsageError
 from rlswarm_jax.audit.played import Played, read_round, records
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.files import CONFIG_FILE, JOURNAL_FILE, METRICS_FILE
 from rlswarm_jax.game import turns
 from rlswarm_jax.game.effects import Publish, Sampled
 from rlswarm_jax.game.rules import Game
@@ -44,6 +44,7 @@ from rlswarm_jax.journal import Entry, JournalError, kept, look_at
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.schema import CRITIQUE, REVISE, RecordError
+from rlswarm_jax.running import build
 from rlswarm_jax.tasks.verifier import VerifierError
 
 
@@ -93,16 +94,14 @@ def run(directory: Path, round_: int | None, node: str, peers: bool, console: Co
         raise UsageError(f"round {round_} of {source.name} is not in its journal; there are {_spans(source.rounds)}.")
     config = read_config(source.directory)
     try:
-        game = games.described(config)
+        game = build.described(config)
         first = max(0, round_ - game.max_staleness)  # what comes late answers to what was said before
-        rows = look_at(source.directory / folder.JOURNAL_FILE, source.index, range(first, round_ + 1))
+        rows = look_at(source.directory / JOURNAL_FILE, source.index, range(first, round_ + 1))
         game = dataclasses.replace(game, author=source.author, weights_fingerprint=_first(rows).weights_fingerprint)
         played, scores = read_round(game, round_, rows)
         scale, positive_only = config.learn.advantage_scale, config.learn.positive_only_local
     except (AttributeError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{source.directory / folder.CONFIG_FILE} is the config of another version: {error}."
-        ) from None
+        raise UsageError(f"{source.directory / CONFIG_FILE} is the config of another version: {error}.") from None
     page = _Page(console, game, played, scores or {}, scale)
     page.head(source, round_)
     if played.unread:
@@ -126,7 +125,7 @@ def run(directory: Path, round_: int | None, node: str, peers: bool, console: Co
 def find(directory: Path, node: str) -> Source:
     """A node of a swarm by its number or name. Raises UsageError or JournalError if there is none."""
     homes = sorted((path for path in directory.glob("node-*") if path.is_dir()), key=lambda p: (len(p.name), p.name))
-    if not homes and not (directory / folder.JOURNAL_FILE).is_file():
+    if not homes and not (directory / JOURNAL_FILE).is_file():
         raise UsageError(f"{directory} is the folder of no node and of no swarm: there is no journal in it.")
     there = [source for home in homes or [directory] for source in _sources(home)]
     numbers = {home.name.removeprefix("node-"): home for home in homes}
@@ -141,7 +140,7 @@ def find(directory: Path, node: str) -> Source:
 
 
 def _sources(directory: Path) -> Iterator[Source]:
-    path = directory / folder.JOURNAL_FILE
+    path = directory / JOURNAL_FILE
     if not path.is_file():  # a node that has not begun
         return
     for index, rounds in kept(path, Publish.__name__).items():
@@ -160,7 +159,7 @@ def _first(rows: Sequence[Entry]) -> Any:
 
 def read_config(directory: Path) -> ml_collections.ConfigDict:
     """Raises UsageError if there is none."""
-    path = directory / folder.CONFIG_FILE
+    path = directory / CONFIG_FILE
     try:
         return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
     except FileNotFoundError:
@@ -171,7 +170,7 @@ def read_config(directory: Path) -> ml_collections.ConfigDict:
 
 def _row(source: Source, round_: int) -> Mapping[str, Any]:
     """Of metrics.jsonl; empty where the round has none yet."""
-    path = source.directory / folder.METRICS_FILE
+    path = source.directory / METRICS_FILE
     rows = read_rows(path) if path.is_file() else []
     mine = [
         row for row in rows if isinstance(row, dict) and (row.get("node"), row.get("round")) == (source.index, round_)
@@ -199,7 +198,7 @@ def _needed(game: Game, played: Iterable[Turn]) -> set:
 
 def score_again(config: ml_collections.ConfigDict, game: Game, played: Sequence[Turn]) -> Scored:
     items = sorted(_needed(game, played), key=lambda item: (item[0].task, item[0].seed, item[1]))
-    with games.make_verifier(config, game) as verifier:
+    with build.make_verifier(config, game) as verifier:
         verifier.begin(items)
         return dict(zip(items, verifier.score(items).scores, strict=True))
 

@@ -22,15 +22,15 @@ import tokenizers
 from rich.progress import Progress
 
 from configs import tiny
-from experiments import cli
-from experiments.folder import write_whole
 from rlswarm_jax import qwen, randomness, tasks
+from rlswarm_jax.files import write_whole
 from rlswarm_jax.game.prompts import FORMATS, NONE, View
 from rlswarm_jax.grpo import losses
 from rlswarm_jax.qwen import model, sampling
 from rlswarm_jax.qwen.sampling import bucket
 from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.records.schema import CRITIQUE, REVISE
+from rlswarm_jax.running.arguments import Arguments, check, main
 from rlswarm_jax.tasks import Problem
 from rlswarm_jax.tasks.base import fold
 
@@ -190,9 +190,9 @@ def evaluate(policy: qwen.Policy, mixture: tasks.Mixture, config) -> dict[str, f
     return found
 
 
-def run(arguments: cli.Arguments) -> int:
+def run(arguments: Arguments) -> int:
     config, workdir = arguments.config, arguments.workdir
-    cli.check(config, tiny.FIELDS)
+    check(config, tiny.FIELDS)
     workdir.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     mixture = tasks.make_mixture(config.tasks.to_dict())
@@ -244,4 +244,4 @@ def run(arguments: cli.Arguments) -> int:
 
 
 if __name__ == "__main__":
-    cli.main(run, __doc__, tiny.FIELDS)
+    main(run, __doc__, tiny.FIELDS)

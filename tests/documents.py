@@ -24,10 +24,11 @@ import ml_collections
 from packaging.requirements import Requirement
 
 from configs import quickstart
-from experiments import cli, games
 from rlswarm_jax import assets, qwen
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.records.schema import ANSWER
+from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import build
 from rlswarm_jax.tasks import make_mixture
 
 ROOT = Path(__file__).parent.parent
@@ -182,7 +183,7 @@ class Page:
             raise Wrong(f"{name} does nothing when it is run")
         if named and not words:
             return
-        if "cli.main(run" in source:
+        if "    main(run, __doc__" in source:
             if words != ["--help"]:
                 self._experiment(name, words)
         elif "ArgumentParser(" in source or "parse_args(" in source:
@@ -211,7 +212,7 @@ class Page:
 def described(config: ml_collections.ConfigDict) -> None:
     if config.chain.endpoint.startswith("$"):
         config.chain.endpoint = "none"  # nobody answers there
-    game = games.described(config)
+    game = build.described(config)
     for problem in game.mixture.held_out(min(8, config.evaluation.problems)):
         prompt = game.prompt(b"", ANSWER, problem, None)
         if len(prompt) > game.max_prompt_tokens:
@@ -304,7 +305,7 @@ def hub() -> Iterator[None]:
     installed = sys.modules.get("datasets")
     sys.modules["datasets"] = Library  # type: ignore[assignment]
     try:
-        with mock.patch.object(qwen.weights, "resolve", here), mock.patch.object(games, "resolve", here):
+        with mock.patch.object(qwen.weights, "resolve", here), mock.patch.object(build, "resolve", here):
             yield
     finally:
         del sys.modules["datasets"]

@@ -8,8 +8,9 @@ import pytest
 import safetensors.numpy
 
 from configs import common, tiny
-from experiments import cli, warmstart
+from experiments import warmstart
 from rlswarm_jax import assets, qwen, tasks
+from rlswarm_jax.running import arguments as cli
 
 CHECKOUT = Path(__file__).parent.parent
 MEASURED = json.loads((CHECKOUT / "results" / "warmstart.json").read_text())

@@ -11,7 +11,7 @@ import pytest
 
 from configs import common, fields, tiny
 from configs.fields import Field, FieldError, above, real, whole
-from experiments import cli
+from rlswarm_jax.running import arguments as cli
 
 NAMES = sorted(path.stem for path in Path(common.__file__).parent.glob("[a-z]*.py"))
 NAMES = [name for name in NAMES if name not in ("common", "fields")]

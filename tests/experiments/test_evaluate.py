@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from experiments import cli, evaluate, simulated
-from experiments.cli import UsageError
+from experiments import evaluate
+from rlswarm_jax.errors import UsageError
 from rlswarm_jax.game.exam import Outcome, Stage
 from rlswarm_jax.game.turns import Critics
+from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import simulated
 from rlswarm_jax.tasks import Problem
 
 SMALL = [

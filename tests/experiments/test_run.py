@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli
+from rlswarm_jax.running import arguments as cli
 
 CHECKOUT = Path(__file__).parent.parent.parent
 QUICK = "--config=configs/quickstart.py"
@@ -93,7 +93,7 @@ def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
     ],
 )
 def test_a_config_that_cannot_be_is_one_sentence_that_names_the_field(override, says, tmp_path):
-    from experiments import simulated
+    from rlswarm_jax.running import simulated
 
     arguments = cli.parse(
         ["--config=configs/quickstart.py:simulate-smoke", override, "--workdir", str(tmp_path / "run")]
@@ -134,7 +134,7 @@ def test_help_teaches():
 
 @pytest.mark.parametrize(("name", "variant"), [("quickstart", "simulate-smoke"), ("solo", "smoke")])
 def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name, variant, tmp_path):
-    """The live quickstart's is in tests/test_live.py, a single node's in tests/experiments/test_single_node.py."""
+    """The live quickstart's is in tests/test_live.py, a single node's in tests/running/test_single_node.py."""
     workdir = tmp_path / "run"
     done = run(f"--config=configs/{name}.py:{variant}", f"--workdir={workdir}", "--config.wandb.mode=offline")
     assert done.returncode == 0, done.stderr

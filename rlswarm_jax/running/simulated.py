@@ -5,17 +5,20 @@ import time
 import ml_collections
 from rich.console import Console
 
-from experiments import folder, pieces, report
-from experiments.cli import Arguments, DiskError, UsageError
-from experiments.recorder import Recorder
 from rlswarm_jax import identity
 from rlswarm_jax.chain.virtual import VirtualCoordinator, quorum
 from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
 from rlswarm_jax.engine import DivergedError
+from rlswarm_jax.errors import DONE, INTERRUPTED, DiskError, UsageError
+from rlswarm_jax.files import CHECKPOINT_FOLDER, JOURNAL_FILE
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError
 from rlswarm_jax.qwen.sampling import PromptError
 from rlswarm_jax.records.schema import RecordError
+from rlswarm_jax.reporting import report
+from rlswarm_jax.running import build, folder
+from rlswarm_jax.running.arguments import Arguments
+from rlswarm_jax.running.record import Recorder
 from rlswarm_jax.simulate import Simulation, Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
 from rlswarm_jax.tasks.verifier import VerifierError
@@ -33,7 +36,7 @@ def run(arguments: Arguments) -> int:
         raise UsageError(str(error)) from error
 
 
-def make_simulation(config: ml_collections.ConfigDict, made: pieces.Pieces, journal: Journal, on_round, **options):
+def make_simulation(config: ml_collections.ConfigDict, made: build.Pieces, journal: Journal, on_round, **options):
     """The simulation that a config describes. options: as `Simulation` takes them."""
     simulated, nodes = config.simulation, config.swarm.nodes
     network = VirtualNetwork(
@@ -59,9 +62,9 @@ def identities(config: ml_collections.ConfigDict) -> list[identity.Identity]:
 
 def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[int]) -> int:
     started, config, workdir = time.monotonic(), arguments.config, arguments.workdir
-    made = pieces.build(config, identities(config), console)
-    journal = Journal(workdir / folder.JOURNAL_FILE)
-    checkpoints = Checkpoints(workdir / folder.CHECKPOINT_FOLDER)
+    made = build.build(config, identities(config), console)
+    journal = Journal(workdir / JOURNAL_FILE)
+    checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER)
     recorder = Recorder(config, workdir, console, made, started, arguments.words)
     simulation = make_simulation(
         config,
@@ -85,6 +88,6 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
     report.print_summary(workdir, console)
     if not simulation.finished:
         console.print(f"stopped; the same command with --resume goes on. Report: {workdir / 'report.md'}")
-        return 130
+        return INTERRUPTED
     console.print(f"report: {workdir / 'report.md'}")
-    return 0
+    return DONE

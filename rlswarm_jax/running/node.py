@@ -1,6 +1,6 @@
 """Runs one live node: it joins the peers it was told of, plays rounds, and leaves the same files as any run.
 
-    python -m experiments.node DIR        the node whose folder the launcher of a local swarm has prepared
+    python -m rlswarm_jax.running.node DIR        the node whose folder the launcher of a local swarm has prepared
 
 The network starts first, so that peers can find the node while jax loads.
 """
@@ -22,14 +22,16 @@ import ml_collections
 from rich.console import Console
 from rich.logging import RichHandler
 
-from experiments import cli, folder, joining, keeping
-from experiments.cli import Arguments, DiskError, TransientError, UsageError
 from rlswarm_jax import identity, launch
+from rlswarm_jax.errors import DiskError, TransientError, UsageError
+from rlswarm_jax.files import CHECKPOINT_FOLDER, CONFIG_FILE, JOURNAL_FILE, METRICS_FILE, NODE_FILE, write_whole
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
+from rlswarm_jax.running import account, folder, joining
+from rlswarm_jax.running.arguments import Arguments, code_of
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.memory import FILE, Memory
@@ -39,7 +41,7 @@ from rlswarm_jax.tasks.verifier import NoWorkerError, VerifierError
 if TYPE_CHECKING:
     from rlswarm_jax.multihost import Channel  # and with it jax
 
-SAID = logging.getLogger("experiments.node.said")  # what is printed anyway; only a log file has it
+SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
 LOG_BYTES = 4 << 20  # of log.txt, and of the one before it
 JOIN_SECONDS = 10.0  # to find a peer through the bootnodes, before going on without
 
@@ -47,11 +49,6 @@ JOIN_SECONDS = 10.0  # to find a peer through the bootnodes, before going on wit
 def run(arguments: Arguments) -> int:
     """A node started by hand. Raises UsageError for whatever the user can mend."""
     config, workdir = arguments.config, arguments.workdir
-    cli.check(config)
-    if config.devices.processes != 1:
-        from experiments import processes  # and with it jax
-
-        return processes.run(arguments)
     with folder.opened(config, workdir, arguments.resume) as resumes, logged(workdir):
         return play(config, workdir, resumes, words=arguments.words)
 
@@ -59,13 +56,13 @@ def run(arguments: Arguments) -> int:
 def main(workdir: Path) -> int:
     """A node started by a launcher: it stops when its parent is gone."""
     launch.follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    config = ml_collections.ConfigDict(json.loads((workdir / folder.CONFIG_FILE).read_text())).lock()
+    config = ml_collections.ConfigDict(json.loads((workdir / CONFIG_FILE).read_text())).lock()
 
     def launched() -> int:
         with folder.lock(workdir):
-            return play(config, workdir, (workdir / folder.JOURNAL_FILE).exists())
+            return play(config, workdir, (workdir / JOURNAL_FILE).exists())
 
-    return cli.code_of(launched)
+    return code_of(launched)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +100,17 @@ def play(
         raise UsageError(str(error)) from error
     stages = STAGES[: config.game.stages]
     inbox = Inbox(config.swarm.name, own.author, config.swarm.max_staleness, stages, config.rounds)
-    coordinator = keeping.connect(config, own, workdir)
+    coordinator = account.connect(config, own, workdir)
     bootnodes = [*config.swarm.bootnodes]
     if config.driver == "node":  # a swarm's launcher has named them already
-        bootnodes += [one for one in keeping.bootnodes(coordinator) if not one.endswith(own.peer_id)]
+        bootnodes += [one for one in account.bootnodes(coordinator) if not one.endswith(own.peer_id)]
     memory = Memory(workdir / FILE)
     told = [address.rpartition("/p2p/")[2] for address in bootnodes] or memory.peers
     mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(told))
     parts = own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory, mailbox.trusts
     transport = Gossip(*parts)
-    claimed = _claimed(key, workdir / folder.JOURNAL_FILE)
-    with claimed, folder.stop_on_signal() as stopping, keeping.kept(config, coordinator, mailbox) as keeper:
+    claimed = _claimed(key, workdir / JOURNAL_FILE)
+    with claimed, folder.stop_on_signal() as stopping, account.kept(config, coordinator, mailbox) as keeper:
         present = Present(own, key, mailbox, transport, keeper)
         try:
             addresses = transport.start()
@@ -133,7 +130,7 @@ def play(
             fewer = "lower sampling.max_new_tokens, sampling.group_size or swarm.local_groups"
             raise UsageError(f"{what} ({error}): {fewer}.") from error
         finally:
-            (workdir / folder.NODE_FILE).unlink(missing_ok=True)
+            (workdir / NODE_FILE).unlink(missing_ok=True)
             transport.close()
     return 0 if finished else 130
 
@@ -150,30 +147,31 @@ def _play(
 ) -> bool:
     """Whether all rounds were played."""
     started = time.monotonic()
-    from experiments import pieces, report  # and with them jax
-    from experiments.recorder import Recorder
-    from experiments.view import compiling
-    from rlswarm_jax import multihost
+    from rlswarm_jax import multihost  # and with it jax
     from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
     from rlswarm_jax.engine import DivergedError
     from rlswarm_jax.game.effects import Publish
     from rlswarm_jax.game.player import Player
     from rlswarm_jax.node import LiveConfig, Node
     from rlswarm_jax.qwen.sampling import PromptError
+    from rlswarm_jax.reporting import report
+    from rlswarm_jax.running import build
+    from rlswarm_jax.running.record import Recorder
+    from rlswarm_jax.running.view import compiling
 
-    made = pieces.build(config, [present.identity], console)
+    made = build.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.engine, channel))
     present.transport.tell_rules(made.games[0].rules)
     with compiling(console):
         made.compile()
-    journal = Journal(workdir / folder.JOURNAL_FILE, durable=[Publish.__name__])
+    journal = Journal(workdir / JOURNAL_FILE, durable=[Publish.__name__])
     try:
         _claim(present.key, journal)
     except identity.KeyFileError as error:
         raise UsageError(str(error)) from error
     recorder = Recorder(config, workdir, console, made, started, words)
-    metrics_file = workdir / folder.METRICS_FILE
+    metrics_file = workdir / METRICS_FILE
     reported = {row["round"] for row in read_rows(metrics_file)} if resumes and metrics_file.exists() else set()
     view = recorder.open(whole_bytes(metrics_file), [len(reported)], f"{config.name}-{config.seed}-{present.name}")
     view.begin()
@@ -182,7 +180,7 @@ def _play(
     live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every, keep, follow)
     player = Player(0, made.games[0], present.identity, journal, present.mailbox.inbox)
     try:
-        checkpoints = Checkpoints(workdir / folder.CHECKPOINT_FOLDER)
+        checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER)
         parts = player, made.engine, present.transport, present.mailbox, journal, checkpoints
         node = Node(*parts, live, recorder.on_round, present.chain)
         with view:
@@ -260,7 +258,7 @@ def _write_node_file(workdir: Path, present: Present, addresses: list[str], swar
         "swarm": swarm,
         "addresses": addresses,
     }
-    folder.write_whole(workdir / folder.NODE_FILE, json.dumps(told, indent=2) + "\n")
+    write_whole(workdir / NODE_FILE, json.dumps(told, indent=2) + "\n")
 
 
 class _Log(logging.handlers.RotatingFileHandler):

@@ -15,26 +15,28 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
-from experiments import cli, folder, joining, keeping, report
-from experiments.cli import MAY_PASS, MEND, Arguments, TransientError, UsageError
-from experiments.ledger import INDEX_FILE, read_ledger
-from experiments.summary import peak_memory_mb, summarise, write_summary
-from experiments.view import SwarmView
 from rlswarm_jax import identity, launch
 from rlswarm_jax.chain.devnet import CHAIN_ID, DevnetError
 from rlswarm_jax.chain.errors import ChainError, EndpointDown
 from rlswarm_jax.chain.local import LocalChain
+from rlswarm_jax.errors import DONE, INTERRUPTED, MAY_PASS, MEND, TransientError, UsageError
+from rlswarm_jax.files import CHAIN_FOLDER, CONFIG_FILE, METRICS_FILE, NODE_FILE, SUMMARY_FILE, write_whole
 from rlswarm_jax.launch import Exit, Launcher, LaunchError, Member
+from rlswarm_jax.machine import peak_memory_mb
 from rlswarm_jax.metrics import read_rows
+from rlswarm_jax.reporting import report
+from rlswarm_jax.reporting.ledger import INDEX_FILE, read_ledger
+from rlswarm_jax.running import folder, joining
+from rlswarm_jax.running.arguments import Arguments
+from rlswarm_jax.running.record import summarise, write_summary
+from rlswarm_jax.running.view import SwarmView
 
 POLL = 0.2  # seconds
-STOPPED = 130
 
 
 def run(arguments: Arguments) -> int:
     """Runs until done or Ctrl-C. Raises UsageError for whatever the user can mend."""
     config, workdir = arguments.config, arguments.workdir
-    cli.check(config)
     try:
         with folder.opened(config, workdir, arguments.resume) as resumes, folder.stop_on_signal() as stopping:
             return _run(arguments, resumes, Console(), stopping)
@@ -56,7 +58,7 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
         console.print(f"others join with: {joining.command(own, members[0].address)}", highlight=False, soft_wrap=True)
         names = [member.name for member in members]
         view = SwarmView(console, names, config.rounds, [len(_rows(member)) for member in members])
-        tails = {member: _Tail(member.folder / folder.METRICS_FILE) for member in members}
+        tails = {member: _Tail(member.folder / METRICS_FILE) for member in members}
         for member, tail in tails.items():
             view.catch_up(row | {"node": member.index} for row in tail.new_rows())
             tail.start = tail.offset
@@ -66,7 +68,7 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
         def show(exits: list[Exit]) -> None:
             for exit in exits:
                 codes[exit.member.index] = exit.code
-                if exit.code not in (0, STOPPED):
+                if exit.code not in (DONE, INTERRUPTED):
                     view.say(f"node {exit.member.index} {exit.reason}{'; it is restarted' if exit.restarted else ''}")
             states = launcher.states()
             for member, tail in tails.items():
@@ -88,11 +90,11 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
     report.print_summary(workdir, console)
     console.print(f"report: {workdir / 'report.md'}; each node's log: {workdir / 'node-*' / launch.LOG_FILE}")
     if summary["status"] == "finished":
-        return 0
+        return DONE
     console.print(f"{'stopped' if stopping else 'not all nodes finished'}; the same command with --resume goes on.")
     if stopping:
-        return STOPPED
-    failed = {code for code in codes.values() if code not in (0, STOPPED)}
+        return INTERRUPTED
+    failed = {code for code in codes.values() if code not in (DONE, INTERRUPTED)}
     return next((code for code in (MEND, MAY_PASS) if failed == {code}), 1)
 
 
@@ -103,7 +105,7 @@ def _chain(
     kind = config.chain.endpoint
     if kind not in ("devnet", "anvil"):
         return contextlib.nullcontext()
-    return LocalChain(kind, workdir / keeping.FOLDER, len(members), [members[0].address])
+    return LocalChain(kind, workdir / CHAIN_FOLDER, len(members), [members[0].address])
 
 
 def _ledger(chain: LocalChain | None, console: Console) -> dict[str, Any] | None:
@@ -118,7 +120,7 @@ def _ledger(chain: LocalChain | None, console: Console) -> dict[str, Any] | None
 
 
 def _command(member: Member) -> list[str]:
-    return [sys.executable, "-m", "experiments.node", str(member.folder)]
+    return [sys.executable, "-m", "rlswarm_jax.running.node", str(member.folder)]
 
 
 def _environment(config: ml_collections.ConfigDict) -> Callable[[Member], dict[str, str]]:
@@ -140,8 +142,8 @@ def _write_config(
     }
     if chain:
         fields["chain"] |= {"endpoint": chain.url, "contract": chain.contract, "id": CHAIN_ID, "confirmations": 0}
-    folder.write_whole(member.folder / folder.CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
-    (member.folder / folder.NODE_FILE).unlink(missing_ok=True)  # of a process that was killed
+    write_whole(member.folder / CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
+    (member.folder / NODE_FILE).unlink(missing_ok=True)  # of a process that was killed
     return ml_collections.ConfigDict(fields)
 
 
@@ -170,11 +172,11 @@ def _state(state: str, member: Member, tail: _Tail) -> str:
         return state
     if tail.offset > tail.start:
         return "playing"
-    return "compiling" if (member.folder / folder.NODE_FILE).exists() else "starting"
+    return "compiling" if (member.folder / NODE_FILE).exists() else "starting"
 
 
 def _rows(member: Member) -> list[dict[str, Any]]:
-    path = member.folder / folder.METRICS_FILE
+    path = member.folder / METRICS_FILE
     return [row | {"node": member.index} for row in read_rows(path)] if path.exists() else []
 
 
@@ -188,11 +190,11 @@ def _summarise(
     """The swarm's summary.json and metrics.jsonl, from its nodes'."""
     config, workdir = arguments.config, arguments.workdir
     rows = sorted((row for member in members for row in _rows(member)), key=lambda row: (row["round"], row["node"]))
-    folder.write_whole(workdir / folder.METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(workdir / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
     found = {}
     for member in members:
         with contextlib.suppress(FileNotFoundError, ValueError):
-            found[member] = json.loads((member.folder / folder.SUMMARY_FILE).read_text())
+            found[member] = json.loads((member.folder / SUMMARY_FILE).read_text())
     summary = summarise(
         config,
         [member.name for member in members],

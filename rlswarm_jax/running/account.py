@@ -9,20 +9,19 @@ from urllib.parse import urlsplit
 
 import ml_collections
 
-from experiments import folder
-from experiments.cli import TransientError, UsageError
 from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.errors import ChainError, FileDamaged, NoContract, PayoutFixed, WrongChain
 from rlswarm_jax.chain.local import SETTINGS
 from rlswarm_jax.chain.rpc import Endpoint, Patient
 from rlswarm_jax.chain.sender import Settings
+from rlswarm_jax.errors import TransientError, UsageError
+from rlswarm_jax.files import CHAIN_FOLDER
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.swarm import addresses
 from rlswarm_jax.swarm.mailbox import Mailbox
 
 log = logging.getLogger("rlswarm_jax.chain")
-FOLDER = folder.CHAIN_FOLDER  # in a node's: its outbox; in a swarm's: the embedded development network
 MAX_BOOTNODES = 16  # of those a coordinator names
 PATIENCE = 20.0  # seconds that a call waits for an endpoint that is asked too much
 STAGGER = 15.0  # seconds between nodes' turns to end a round: a block of a public chain
@@ -40,9 +39,9 @@ def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> 
     local = chain.confirmations == 0
     settings = SETTINGS if local else Settings(confirmations=chain.confirmations)
     try:
-        (workdir / FOLDER).mkdir(exist_ok=True)
+        (workdir / CHAIN_FOLDER).mkdir(exist_ok=True)
         rpc = Patient(Endpoint(address(chain.endpoint)), PATIENCE)
-        found = Coordinator(rpc, chain.contract, own, workdir / FOLDER, chain_id=chain.id, settings=settings)
+        found = Coordinator(rpc, chain.contract, own, workdir / CHAIN_FOLDER, chain_id=chain.id, settings=settings)
     except (FileDamaged, OSError) as error:
         raise TransientError(str(error)) from error
     except ValueError as error:

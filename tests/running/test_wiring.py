@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from experiments import pieces
 from rlswarm_jax import assets, identity, qwen, randomness
 from rlswarm_jax.game import turns
 from rlswarm_jax.game.effects import Learn, Sampled
@@ -21,6 +20,7 @@ from rlswarm_jax.game.turns import Turn
 from rlswarm_jax.qwen import model
 from rlswarm_jax.qwen.config import read_config
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
+from rlswarm_jax.running import build
 from tests.grpo import tiny
 
 GROUP, NEW_TOKENS, PROMPT = 4, 3, [5, 6, 7]
@@ -141,7 +141,7 @@ def flat(tree):
 def test_a_setting_reaches_the_update(checkpoint, case):
     config, plain = configured(checkpoint, CASES[case]), configured(checkpoint, {})
     with tiny.optimizations(False):
-        made = pieces.build(config, [identity.simulated(0, 0)])
+        made = build.build(config, [identity.simulated(0, 0)])
         shape = read_config(checkpoint)
         groups, before = played(made.games[0]), made.engine.state(0)
         made.engine.learn({0: Learn(groups, ROUND)})

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import node
 from rlswarm_jax.identity import Identity, author_of, create, friendly_name, simulated
 from rlswarm_jax.metrics import read_rows
+from rlswarm_jax.running import node
 from tests.swarm.live import Node
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -170,13 +170,13 @@ def test_a_key_signs_for_one_journal_only(tmp_path):
 
 def test_a_launched_node_says_by_its_exit_code_whether_another_try_can_help(tmp_path, taken_port):
     from configs import node
-    from experiments import folder
+    from rlswarm_jax.running import folder
 
     def launched(**swarm) -> tuple[int, str]:
         config = node.get_config("smoke")
         config.swarm.update(swarm)
         (tmp_path / "config.json").write_text(config.to_json_best_effort())
-        command = [sys.executable, "-m", "experiments.node", str(tmp_path)]
+        command = [sys.executable, "-m", "rlswarm_jax.running.node", str(tmp_path)]
         done = subprocess.run(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         return done.returncode, done.stderr
 
@@ -201,10 +201,10 @@ def test_two_processes_cannot_run_in_one_folder(tmp_path):
 
 
 def test_a_key_copied_without_its_journal_is_refused_and_a_new_one_is_not(tmp_path):
-    from experiments import node
-    from experiments.cli import UsageError
     from rlswarm_jax import identity
+    from rlswarm_jax.errors import UsageError
     from rlswarm_jax.journal import Journal
+    from rlswarm_jax.running import node
 
     key, journal = tmp_path / "node.key", tmp_path / "journal.sqlite"
     own = identity.load_or_create(key)

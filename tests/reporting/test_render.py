@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from experiments import render
-from tests.experiments.test_report import make_run
+from experiments import render as render_command
+from rlswarm_jax.reporting import render
+from tests.reporting.test_report import make_run
 
 CONFIG = '''"""A study.
 
@@ -51,7 +52,7 @@ def root(tmp_path):
 
 def write_results(root, tmp_path):
     runs = [make_run(tmp_path / f"seed-{seed}", seed=seed, rounds=ROUNDS, after=a) for seed, a in enumerate(AFTERS)]
-    assert render.main(["--collect", "quickstart", *map(str, runs[::-1])], root) == 0
+    assert render_command.main(["--collect", "quickstart", *map(str, runs[::-1])], root) == 0
     base = {
         "greedy": 0.912,
         "sampled": 0.875,
@@ -93,11 +94,11 @@ def docstring(root):
 
 
 def test_the_repositorys_own_figures_are_as_measured():
-    assert render.main(["--check"]) == 0
+    assert render_command.main(["--check"]) == 0
 
 
 def test_without_results_blocks_say_so(root):
-    assert render.main([], root) == 0
+    assert render_command.main([], root) == 0
     for path in ("results/quickstart.json", "results/warmstart.json", "results/benchmarks/*.jsonl"):
         assert f"Not measured yet: `{path}` does not exist." in readme(root)
     assert "Measured (rendered: quickstart):\n  not measured yet\n\nWhat comes after stays." in docstring(root)
@@ -106,7 +107,7 @@ def test_without_results_blocks_say_so(root):
 
 def test_the_readme_has_each_seed_and_their_mean_and_deviation(root, tmp_path):
     write_results(root, tmp_path)
-    assert render.main([], root) == 0
+    assert render_command.main([], root) == 0
     text = readme(root)
     assert f"| 0 | 15.0 % | 75.0 % | +60.0 | {ROUNDS} | 100 | 1,834 | 45.1 % |" in text
     assert f"| 2 | 15.0 % | 70.0 % | +55.0 | {ROUNDS} | 102 | 1,834 | 45.1 % |" in text
@@ -118,7 +119,7 @@ def test_the_readme_has_each_seed_and_their_mean_and_deviation(root, tmp_path):
 
 def test_a_config_says_what_to_expect_and_is_otherwise_unchanged(root, tmp_path):
     write_results(root, tmp_path)
-    assert render.main([], root) == 0
+    assert render_command.main([], root) == 0
     text = docstring(root)
     gain = f"{GAINS.mean():+.1f} ± {GAINS.std(ddof=1):.1f} points over 3 seeds, +55.0 with the worst"
     assert f"  held-out accuracy 15.0 % -> 76.7 %: {gain}\n" in text
@@ -130,7 +131,7 @@ def test_a_config_says_what_to_expect_and_is_otherwise_unchanged(root, tmp_path)
 
 def test_warmstart_and_benchmarks(root, tmp_path):
     write_results(root, tmp_path)
-    assert render.main([], root) == 0
+    assert render_command.main([], root) == 0
     text = readme(root)
     assert "| all | 91.2 % | 87.5 % | 10.0 % | 5.0 % |" in text
     assert "| chain_sum | 80.0 % | 100.0 % | 0.0 % | 2.0 % |" in text
@@ -159,7 +160,7 @@ def test_a_study_has_means_over_seeds_and_differences_within_them(root, tmp_path
     (root / "results" / "game.json").write_text(json.dumps(made))
     (root / "configs" / "game.py").write_text(CONFIG.replace("quickstart", "game"))
     (root / "README.md").write_text("<!-- rendered: game -->\n<!-- /rendered -->\n")
-    assert render.main([], root) == 0
+    assert render_command.main([], root) == 0
     text = readme(root)
     assert "| held-out problems, % right | before | game | game-control (1 of 3 seeds) |" in text
     assert "| first answer | 1.0 ± 0.0 | 82.0 ± 1.2 | 75.0 |" in text
@@ -194,9 +195,9 @@ def test_what_a_node_pays_a_day_follows_from_the_gas_of_its_calls(root):
 
 
 def test_the_costs_in_the_docs_are_those_that_were_measured():
-    page = render.ROOT / "docs" / "chain.md"
+    page = render_command.ROOT / "docs" / "chain.md"
     text = page.read_text(encoding="utf-8")
-    assert text.count(render.OPEN) == 3 and render.fill_markdown(text, render.ROOT) == text
+    assert text.count(render.OPEN) == 3 and render.fill_markdown(text, render_command.ROOT) == text
 
 
 def test_rendering_twice_changes_nothing(root, tmp_path):
@@ -205,7 +206,7 @@ def test_rendering_twice_changes_nothing(root, tmp_path):
     once = readme(root), docstring(root)
     assert render.render(root) == []
     assert (readme(root), docstring(root)) == once
-    assert render.main(["--check"], root) == 0
+    assert render_command.main(["--check"], root) == 0
 
 
 @pytest.mark.parametrize("path", ["README.md", "configs/quickstart.py"])
@@ -214,7 +215,7 @@ def test_check_names_the_file_whose_figure_was_edited_by_hand(root, tmp_path, ca
     render.render(root)
     edited = (root / path).read_text(encoding="utf-8").replace("61.7", "71.7")
     (root / path).write_text(edited, encoding="utf-8")
-    assert render.main(["--check"], root) == 1
+    assert render_command.main(["--check"], root) == 1
     assert capsys.readouterr().err.startswith(f"{path} is stale")
     assert (root / path).read_text(encoding="utf-8") == edited
 
@@ -225,7 +226,7 @@ def test_results_are_stale_news_once_their_config_has_changed(root, tmp_path, mo
     config = quickstart.get_config()
     config.rounds, config.wandb.mode = ROUNDS + 1, "offline"
     monkeypatch.setattr(quickstart, "get_config", lambda variant="": config)
-    assert render.main(["--check"], root) == 1
+    assert render_command.main(["--check"], root) == 1
     render.render(root)
     assert "commit unknown, before changes of rounds." in readme(root)
 
@@ -240,7 +241,7 @@ def test_results_are_stale_news_once_their_config_has_changed(root, tmp_path, mo
 )
 def test_a_block_that_cannot_be_filled_is_one_sentence(root, capsys, text, said):
     (root / "README.md").write_text(text)
-    assert render.main([], root) == 2
+    assert render_command.main([], root) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: README.md: ") and said in message and message.count("\n") == 1
     assert readme(root) == text
@@ -249,7 +250,7 @@ def test_a_block_that_cannot_be_filled_is_one_sentence(root, capsys, text, said)
 def test_corrupt_results_are_one_sentence(root, capsys):
     (root / "results").mkdir()
     (root / "results" / "quickstart.json").write_text('{"runs": [{}]}')
-    assert render.main(["--check"], root) == 2
+    assert render_command.main(["--check"], root) == 2
     assert "results/quickstart.json is not what is written there" in capsys.readouterr().err
 
 
@@ -267,7 +268,7 @@ def test_only_finished_runs_of_the_config_as_it_stands_are_collected(root, tmp_p
         "does not exist": [tmp_path / "nowhere"],
     }
     for said, workdirs in refused.items():
-        assert render.main(["--collect", "quickstart", *map(str, workdirs)], root) == 2
+        assert render_command.main(["--collect", "quickstart", *map(str, workdirs)], root) == 2
         assert said in capsys.readouterr().err
     assert not (root / "results").exists()
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import difflib
-import errno
 import os
 import re
 import sys
@@ -15,40 +14,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import common, fields
+from rlswarm_jax.errors import BROKEN, DONE, INTERRUPTED, UsageError
+from rlswarm_jax.files import FULL
 
-LOCAL_CHAINS = common.LOCAL_CHAINS
 FLAGS = ("config", "workdir", "resume", "checkpoint")
-# what a program's exit code says; a launcher and a supervisor try again after BROKEN and MAY_PASS
-DONE, BROKEN, MEND, MAY_PASS, INTERRUPTED = 0, 1, 2, os.EX_TEMPFAIL, 130
-FULL = (errno.ENOSPC, errno.EDQUOT)
 CODES = """
 Exit codes: 0 done; 2 something to mend first, as the one sentence says; 75 something that passes by itself (a port or
 a folder in use, an endpoint that is down): try again later; 1 a disk that is full or damaged, or an error of ours:
 what was written before is whole; 130 stopped."""
-
-
-class UsageError(ValueError):
-    """The user asked for something that cannot be done; the message is the one sentence they get."""
-
-    code = MEND
-
-
-class TransientError(UsageError):
-    """The same command may succeed later: a port is taken, a folder in use."""
-
-    code = MAY_PASS
-
-
-class DiskError(TransientError):
-    """The disk does not take what is written, or give back what was: it is full, say. What was whole stays so."""
-
-    code = BROKEN
-
-
-def cannot_write(path: Path, error: OSError, hint: str = "") -> UsageError:
-    """What to raise where a file cannot be written. hint: what to do, unless the disk is full."""
-    full = error.errno in FULL
-    return (DiskError if full else UsageError)(f"cannot write {path}: {error.strerror}{'' if full else hint}.")
 
 
 @dataclasses.dataclass(frozen=True)

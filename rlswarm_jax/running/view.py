@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from experiments.hearing import Hearing
+from rlswarm_jax.running.hearing import Hearing
 
 SMOOTHING = 0.9
 COMPILING = "compiling, once, a minute or two"

@@ -11,7 +11,9 @@ import scipy.stats
 from rich.console import Console
 
 from configs import quickstart
-from experiments import cli, report, results
+from experiments import report as report_command
+from rlswarm_jax.reporting import blocks, report, results, sections
+from rlswarm_jax.running import arguments as cli
 
 NAMES = ("keen-raven-4131", "bold-elk-0a2f")
 TASKS = ("chain_sum", "spell_backward")
@@ -207,7 +209,7 @@ def test_a_table_too_wide_goes_without_what_matters_least_and_says_so():
     table = [["who", "what", "more", "gain"], ["keen-raven-4131", "something", "quite a lot of it", "+12.5"]]
     for width, shown, gone in [(100, "more", ""), (42, "what", "more"), (24, "gain", "more, what")]:
         console = Console(width=width, record=True, file=io.StringIO())
-        report.print_table(table, console, ("more", "what"))
+        blocks.print_table(table, console, ("more", "what"))
         text = console.export_text()
         assert "keen-raven-4131" in text and "+12.5" in text and shown in text
         assert (f"(too narrow for: {gone})" in " ".join(text.split())) == bool(gone)
@@ -318,7 +320,7 @@ def test_runs_that_differ_by_chance_beacons_are_called_that(tmp_path):
         runs = [
             make_run(tmp_path / f"{name}{i}", seed=seed, config=quickstart.get_config(variant)) for i, seed in seeds
         ]
-        return report.comparison([results.load(run) for run in runs])[-1]
+        return sections.comparison([results.load(run) for run in runs])[-1]
 
     assert "chance beacons" in last_row("same", enumerate((1, 1, 1)))
     assert "seeds and chance beacons" in last_row("seeds", enumerate((1, 2, 3)))
@@ -329,7 +331,7 @@ def test_seeds_side_by_side_have_their_mean_and_deviation(tmp_path):
     afters = ((0.7, 0.8), (0.8, 0.9), (0.6, 0.8))
     runs = [results.load(make_run(tmp_path / f"{seed}", seed=seed, after=a)) for seed, a in enumerate(afters)]
     gains = [100 * (sum(after) / 2 - 0.15) for after in afters]
-    last = report.comparison(runs)[-1]
+    last = sections.comparison(runs)[-1]
     assert last[0] == "mean ± sd of 3"
     assert f"{statistics.mean(gains):+.1f} ± {statistics.stdev(gains):.1f}" in last
 
@@ -341,14 +343,14 @@ def test_runs_of_different_configs_are_not_averaged(tmp_path):
         results.load(make_run(tmp_path / "a", config=one)),
         results.load(make_run(tmp_path / "b", config=other)),
     ]
-    table = report.comparison(runs)
+    table = sections.comparison(runs)
     assert [row[1] for row in table] == ["settings", "swarm.external_groups=4", "swarm.external_groups=0"]
 
 
 def test_program_writes_and_prints_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     runs = [str(make_run(tmp_path / f"{seed}", seed=seed)) for seed in (0, 1)]
-    assert report.main(runs) == 0
+    assert report_command.main(runs) == 0
     assert "mean ± sd of 2" in capsys.readouterr().out
     assert all((tmp_path / name / "report.md").exists() for name in "01")
 
@@ -365,7 +367,7 @@ def test_program_writes_and_prints_reports(tmp_path, capsys, monkeypatch):
 def test_a_folder_without_a_readable_summary_is_one_sentence(tmp_path, capsys, summary, said):
     if summary is not None:
         (tmp_path / "summary.json").write_text(summary)
-    assert report.main([str(tmp_path)]) == 2
+    assert report_command.main([str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1
     assert said in message and "summary.json" in message
@@ -374,6 +376,6 @@ def test_a_folder_without_a_readable_summary_is_one_sentence(tmp_path, capsys, s
 
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit) as stop:
-        report.main(["--help"])
+        report_command.main(["--help"])
     assert stop.value.code == 0
     assert "python -m experiments.report runs/quickstart" in capsys.readouterr().out

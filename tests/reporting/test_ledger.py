@@ -7,13 +7,14 @@ import msgspec
 import pytest
 
 from configs import quickstart
-from experiments import ledger, render, report, results
+from experiments import render as render_command
 from rlswarm_jax.chain.errors import EndpointDown, NoContract, WrongChain
 from rlswarm_jax.identity import friendly_name
+from rlswarm_jax.reporting import ledger, report, results
 from tests.chain import fake_endpoint
 from tests.chain.client_world import ACCOUNT, HASHES, ME, OTHER, OTHER_ACCOUNT, make_world, settle, wish_all
 from tests.chain.local_chain import CHAIN_ID
-from tests.experiments.test_report import cells, make_run, printed, written
+from tests.reporting.test_report import cells, make_run, printed, written
 
 MINE, THEIRS = friendly_name(ME.author), friendly_name(OTHER.author)
 NAUGHTY = "12D3 | `<b>`\n# title \x1b[31m" + "x" * 80
@@ -158,5 +159,5 @@ def test_collected_results_leave_the_ledger_to_the_chain(read, tmp_path):
     root = tmp_path / "repository"
     (root / "configs").mkdir(parents=True)
     run = with_ledger(tmp_path / "run", read[0], rounds=quickstart.get_config().rounds)
-    assert render.main(["--collect", "quickstart", str(run)], root) == 0
+    assert render_command.main(["--collect", "quickstart", str(run)], root) == 0
     assert "ledger" not in json.loads((root / "results" / "quickstart.json").read_text())["runs"][0]

@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from experiments.folder import write_whole
-from experiments.sections import Section, markdown_table
+from rlswarm_jax.files import write_whole
 from rlswarm_jax.game.chain import MARK
 from rlswarm_jax.identity import author_of, friendly_name
+from rlswarm_jax.reporting.blocks import Section, markdown_table
 
 INDEX_FILE, JSON_FILE, TEXT_FILE = "ledger.sqlite", "ledger.json", "ledger.md"
 CLAIMS_FILE, NOT_VERIFIED = "claims.json", "not verified"

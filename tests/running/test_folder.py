@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from configs import quickstart
-from experiments import cli, folder
-from rlswarm_jax import identity
+from rlswarm_jax import files, identity
 from rlswarm_jax.journal import Entry, Journal
+from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import folder
 
 CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -166,11 +167,11 @@ def test_a_field_that_is_no_more_is_said_once(tmp_path, capsys):
 
 def test_a_file_that_could_not_be_written_leaves_the_one_before(tmp_path):
     path = tmp_path / "report.md"
-    folder.write_whole(path, "old")
+    files.write_whole(path, "old")
     (tmp_path / "report.partial.md").symlink_to("/dev/full")
     with pytest.raises(cli.DiskError, match=r"cannot write .*report\.md: No space left on device\.") as raised:
-        folder.write_whole(path, "new" * 10_000)
+        files.write_whole(path, "new" * 10_000)
     assert raised.value.code == 1 and path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
     with pytest.raises(cli.UsageError) as raised:
-        folder.write_whole(tmp_path / "nowhere" / "x", "")
+        files.write_whole(tmp_path / "nowhere" / "x", "")
     assert raised.value.code == 2

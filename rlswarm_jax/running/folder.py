@@ -16,16 +16,26 @@ from typing import Any
 import ml_collections
 
 from configs import common, fields
-from experiments.cli import TransientError, UsageError, cannot_write, complete
 from rlswarm_jax import identity
+from rlswarm_jax.errors import TransientError, UsageError
+from rlswarm_jax.files import (
+    CHAIN_FOLDER,
+    CHECKPOINT_FOLDER,
+    CONFIG_FILE,
+    JOURNAL_FILE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    cannot_write,
+    node_folders,
+    partial_of,
+    write_whole,
+)
 from rlswarm_jax.identity import KeyFileError
 from rlswarm_jax.journal import Journal, has_said_something
 from rlswarm_jax.launch import KEY_FILE
 from rlswarm_jax.metrics import read_rows
+from rlswarm_jax.running.arguments import complete
 
-CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metrics.jsonl"
-JOURNAL_FILE, CHECKPOINT_FOLDER, NODE_FILE = "journal.sqlite", "checkpoints", "node.json"
-CHAIN_FOLDER = "chain"
 # what a run may be resumed with another value of: it says where things are, not what is played; the journal itself
 # refuses another key
 CHANGEABLE = (
@@ -69,29 +79,6 @@ def opened(config: ml_collections.ConfigDict, workdir: Path, resume: bool) -> It
         yield resumes
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old one or the new one. Raises UsageError if the disk won't take it."""
-    with aside(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of another one when it is whole. Raises UsageError as `write_whole`."""
-    partial = _partial(path)
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise cannot_write(path, error) from None
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.partial{path.suffix}")
-
-
 def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: bool) -> bool:
     """Makes the folder ready; returns whether there is a run in it to go on with. Raises UsageError.
 
@@ -108,7 +95,7 @@ def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: boo
             print(f"the finished run there was moved to {moved}")
             workdir.mkdir()
             earlier = None
-        if earlier is None and any(path.name not in (KEY_FILE, _partial(stored).name) for path in workdir.iterdir()):
+        if earlier is None and any(path.name not in (KEY_FILE, partial_of(stored).name) for path in workdir.iterdir()):
             raise UsageError(f"{workdir} holds files but no run: choose another --workdir.")
         if earlier is not None and not _has_begun(workdir):
             _clear(workdir, earlier)
@@ -156,8 +143,7 @@ def _brought_up_to_date(earlier: dict[str, Any], wanted: dict[str, Any]) -> dict
 
 def _nodes(workdir: Path) -> list[Path]:
     """The folders of a run: its own, and those of its nodes in their order."""
-    found = [path for path in workdir.glob("node-*") if path.name.removeprefix("node-").isdecimal()]
-    return [workdir, *sorted(found, key=lambda path: int(path.name.removeprefix("node-")))]
+    return [workdir, *node_folders(workdir)]
 
 
 def _has_begun(workdir: Path) -> bool:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from experiments.folder import aside
-from experiments.results import Run
 from rlswarm_jax.evaluation import wilson
+from rlswarm_jax.files import aside
+from rlswarm_jax.reporting.results import Run
 
 STYLE = {"axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlesize": 11, "font.size": 9.5}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888"}

@@ -1,28 +1,107 @@
-"""What a run came to, as summary.json says it."""
+"""Where the rounds of a process go (metrics.jsonl, wandb, the view), and what they came to (summary.json)."""
 
 import collections
 import json
-import os
 import platform
-import re
-import resource
-import sys
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 import numpy as np
+from rich.console import Console
 
-from experiments.folder import SUMMARY_FILE, write_whole
+from rlswarm_jax import machine
+from rlswarm_jax.files import METRICS_FILE, SUMMARY_FILE, write_whole
 from rlswarm_jax.identity import friendly_name
+from rlswarm_jax.metrics import MetricsLog, read_rows
+from rlswarm_jax.running.folder import earlier_seconds
+from rlswarm_jax.running.view import SwarmView
+
+if TYPE_CHECKING:  # they load jax, which the parent of a swarm of processes does not
+    from rlswarm_jax.game.player import RoundReport
+    from rlswarm_jax.running.build import Pieces
 
 # measured on the shared problems of every round
 GAME = (
     *("game/first", "game/vote", "game/revised"),
     *("critique/best", "critique/chance", "critique/first", "critique/majority", "critique/none"),
 )
+
+
+class Recorder:
+    """`open` once it is known what is kept of an earlier process's rows; then `on_round`, and `finish`.
+
+    started: when the process began, by `time.monotonic`. words: the arguments that it was started with.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        console: Console,
+        made: "Pieces",
+        started: float,
+        words: Sequence[str] = (),
+    ):
+        self._words = words
+        self._config, self._workdir, self._console, self._made = config, workdir, console, made
+        self._names = [friendly_name(game.author) for game in made.games]
+        self._file = workdir / METRICS_FILE
+        self._before, self._started = earlier_seconds(workdir), started
+        self._log: MetricsLog | None = None
+        self.view: SwarmView | None = None
+
+    def open(self, keep_bytes: int, done: list[int], name: str | None = None) -> SwarmView:
+        """done: rounds by node. name: of the wandb run. Returns the view, to be used as a context."""
+        config, seed = self._config, self._config.seed
+        self._log = MetricsLog(self._file, keep_bytes)
+        mode = self._log.start_wandb(
+            config.wandb.mode,
+            workdir=self._workdir,
+            project=config.wandb.project,
+            group=f"{config.name}-{seed}",
+            name=name,
+            config=config.to_dict(),
+        )
+        if mode != "disabled":
+            self._console.print(f"wandb: {mode}")
+        self.view = SwarmView(self._console, self._names, config.rounds, done)
+        return self.view
+
+    @property
+    def offset(self) -> int:
+        """Bytes of metrics.jsonl so far."""
+        return self._log.offset if self._log is not None else 0
+
+    def on_round(self, found: "RoundReport") -> None:
+        assert self._log is not None and self.view is not None
+        row: dict[str, Any] = {"node": found.node, "name": self._names[found.node], "round": found.round}
+        if self._config.driver == "simulate":
+            row["virtual_seconds"] = found.at
+        row["wall_seconds"] = round(self._before + time.monotonic() - self._started, 3)
+        self._log.write(row | found.metrics)
+        self.view.update(row | found.metrics)
+
+    def finish(self, finished: bool) -> None:
+        """Writes summary.json. finished: whether all rounds were played."""
+        assert self._log is not None
+        summary = summarise(
+            self._config,
+            self._names,
+            read_rows(self._file),
+            finished=finished,
+            weights={name: self._made.fingerprint(i) for i, name in enumerate(self._names)},
+            base=self._made.base_accuracy(self._config),
+            seconds=self._before + time.monotonic() - self._started,
+            memory_mb=machine.peak_memory_mb(),
+            hardware=machine.hardware(),
+            command=self._words,
+        )
+        write_summary(self._workdir, summary)
+        self._log.close({"held_out_accuracy": summary["held_out_accuracy"]})
 
 
 def summarise(
@@ -128,29 +207,3 @@ def _tenth(rows: Sequence[dict[str, Any]], which: int) -> list[dict[str, Any]]:
 def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
     """Raises UsageError if the disk does not take it."""
     write_whole(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-
-
-def peak_memory_mb(pid: int | None = None) -> int:
-    """Of this process, resident; or of another one, as far as the system tells (else 0)."""
-    if pid is not None:
-        try:
-            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-        except OSError:
-            return 0
-        return round(int(found[1]) / 1024) if found else 0
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(usage / (1024 if sys.platform == "linux" else 1024**2))
-
-
-def hardware() -> str:
-    """Processor, cores and accelerator, in words."""
-    import jax  # here: the parent of a swarm of processes needs none
-
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    accelerator = "" if jax.default_backend() == "cpu" else f", {jax.devices()[0].device_kind}"
-    return f"{model}, {os.cpu_count()} cores{accelerator}"

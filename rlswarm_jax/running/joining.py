@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from experiments import keeping
+from rlswarm_jax.running import account
 
 # what nodes must have in common (`Game.rules`), and what makes them fit for each other's records
 SHARED = (
@@ -35,7 +35,7 @@ def _chain(chain: Mapping[str, Any]) -> dict[str, Any]:
     if chain["endpoint"] == "none":
         return {}
     fields = {name: chain[name] for name in ("contract", "id", "confirmations", "every")}
-    return {f"chain.{name}": value for name, value in ({"endpoint": keeping.shown(chain["endpoint"])} | fields).items()}
+    return {f"chain.{name}": value for name, value in ({"endpoint": account.shown(chain["endpoint"])} | fields).items()}
 
 
 def _at(fields: Any, path: str) -> Any:

@@ -8,16 +8,16 @@ import pytest
 import requests
 
 from configs import common
-from experiments import keeping
-from experiments.cli import TransientError, UsageError
 from rlswarm_jax.chain.deployment import set_bootnodes
 from rlswarm_jax.chain.devnet import CHAIN_ID
 from rlswarm_jax.chain.errors import FileDamaged
 from rlswarm_jax.chain.local import LocalChain
 from rlswarm_jax.chain.rpc import Endpoint
+from rlswarm_jax.errors import TransientError, UsageError
 from rlswarm_jax.identity import load_or_create, simulated
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.running import account
 from rlswarm_jax.swarm.mailbox import Mailbox
 from tests.chain import fake_endpoint
 
@@ -41,7 +41,7 @@ def config_of(chain: LocalChain, **fields):
 
 @contextlib.contextmanager
 def connected(config, tmp_path):
-    found = keeping.connect(config, ME, tmp_path)
+    found = account.connect(config, ME, tmp_path)
     try:
         yield found
     finally:
@@ -50,12 +50,12 @@ def connected(config, tmp_path):
 
 
 def test_a_config_names_its_chain_or_none(chain, tmp_path, monkeypatch):
-    assert keeping.connect(config_of(chain, endpoint="none"), ME, tmp_path) is None
+    assert account.connect(config_of(chain, endpoint="none"), ME, tmp_path) is None
     monkeypatch.setenv("RPC_OF_THE_TEST", chain.url)
     with connected(config_of(chain, endpoint="$RPC_OF_THE_TEST"), tmp_path) as found:
-        assert found.status().beacon and keeping.bootnodes(found) == [ADDRESS]
+        assert found.status().beacon and account.bootnodes(found) == [ADDRESS]
     with pytest.raises(UsageError, match="the environment has no RPC_OF_NOBODY"):
-        keeping.connect(config_of(chain, endpoint="$RPC_OF_NOBODY"), ME, tmp_path)
+        account.connect(config_of(chain, endpoint="$RPC_OF_NOBODY"), ME, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_config_names_its_chain_or_none(chain, tmp_path, monkeypatch):
 )
 def test_a_wrong_chain_or_contract_is_one_sentence(chain, tmp_path, fields, said):
     with pytest.raises(UsageError, match=said):
-        keeping.connect(config_of(chain, **fields), ME, tmp_path)
+        account.connect(config_of(chain, **fields), ME, tmp_path)
     (tmp_path / "again").mkdir()
     with connected(config_of(chain), tmp_path / "again"):
         pass  # nothing of the failed try holds it up
@@ -78,7 +78,7 @@ def test_an_endpoint_that_is_down_is_waited_for_later(chain, tmp_path, caplog):
         taken.bind(("127.0.0.1", 0))  # nobody listens there
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with connected(config_of(chain, endpoint=url), tmp_path) as found:
-            assert found and keeping.bootnodes(found) == []
+            assert found and account.bootnodes(found) == []
     assert "The node begins without it" in caplog.text
 
 
@@ -96,9 +96,9 @@ def test_an_endpoint_that_limits_how_much_it_is_asked_is_waited_for(chain, tmp_p
 
     with fake_endpoint.serve(respond) as url:
         with connected(config_of(chain, endpoint=url), tmp_path) as found:
-            assert found and keeping.bootnodes(found) == [ADDRESS] and len(asked) > 3
+            assert found and account.bootnodes(found) == [ADDRESS] and len(asked) > 3
         assert not caplog.text
-        monkeypatch.setattr(keeping, "PATIENCE", 0.0)
+        monkeypatch.setattr(account, "PATIENCE", 0.0)
         limited[0] = 10**6
         with connected(config_of(chain, endpoint=url), tmp_path) as found:
             assert found
@@ -121,14 +121,14 @@ def test_a_payout_address_that_this_node_cannot_change_is_refused_at_its_start(c
             found.step()
     for payout in (two, ""):
         with pytest.raises(UsageError, match="which alone can turn them"):
-            keeping.connect(config_of(chain, payout=payout), ME, tmp_path)
+            account.connect(config_of(chain, payout=payout), ME, tmp_path)
     with connected(config_of(chain, payout=one), tmp_path) as found:
         assert found
 
 
 def test_another_process_that_has_the_outbox_is_waited_for(chain, tmp_path):
     with connected(config_of(chain), tmp_path), pytest.raises(TransientError, match="in use by another process"):
-        keeping.connect(config_of(chain), ME, tmp_path)
+        account.connect(config_of(chain), ME, tmp_path)
 
 
 def test_bootnodes_that_are_no_addresses_are_left_out(chain, tmp_path):
@@ -136,14 +136,14 @@ def test_bootnodes_that_are_no_addresses_are_left_out(chain, tmp_path):
     named = [ADDRESS, "rm -rf /", f"/dns/x/tcp/1/p2p/{'Q' * 46}", "/ip4/127.0.0.1/tcp/1"]
     set_bootnodes(Endpoint(chain.url), owner, CHAIN_ID, chain.contract, named)
     with connected(config_of(chain), tmp_path) as found:
-        assert keeping.bootnodes(found) == [ADDRESS]
+        assert account.bootnodes(found) == [ADDRESS]
     set_bootnodes(Endpoint(chain.url), owner, CHAIN_ID, chain.contract, [ADDRESS])
 
 
 def test_an_outbox_that_cannot_be_written_ends_the_node_in_one_sentence(chain, tmp_path):
     mailbox = Mailbox(Inbox("tests", ME.author, 4, STAGES))
     config = config_of(chain)
-    kept = keeping.kept(config, keeping.connect(config, ME, tmp_path), mailbox)
+    kept = account.kept(config, account.connect(config, ME, tmp_path), mailbox)
     with pytest.raises(TransientError, match="disk"), kept as keeper:
         assert keeper.wait(-1, 30.0, lambda: False)
         raise FileDamaged("cannot use the chain outbox: disk is full.")

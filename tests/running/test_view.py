@@ -7,8 +7,8 @@ import time
 import pytest
 from rich.console import Console
 
-from experiments import view as module
-from experiments.view import SwarmView
+from rlswarm_jax.running import view as module
+from rlswarm_jax.running.view import SwarmView
 
 NAMES = [f"keen-raven-{i:04d}" for i in range(12)]
 ROW = {

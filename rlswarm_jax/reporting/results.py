@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from experiments.cli import UsageError
-from experiments.ledger import Ledger
+from rlswarm_jax.errors import UsageError
 from rlswarm_jax.evaluation import wilson
+from rlswarm_jax.files import METRICS_FILE, SUMMARY_FILE
+from rlswarm_jax.reporting.ledger import Ledger
 
 Accuracy = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Scores = dict[str, Accuracy | None]
@@ -156,7 +157,7 @@ class Run:
 
 def load_summary(workdir: Path) -> Summary:
     """Raises UsageError where there is no summary.json, or one that is not of a run."""
-    path = workdir / "summary.json"
+    path = workdir / SUMMARY_FILE
     try:
         return msgspec.convert(json.loads(path.read_bytes()), Summary)
     except FileNotFoundError:
@@ -169,7 +170,7 @@ def load_summary(workdir: Path) -> Summary:
 
 def load(workdir: Path) -> Run:
     """Reads a run's folder; lines of metrics.jsonl that are not a node's round are skipped and counted."""
-    summary, path = load_summary(workdir), workdir / "metrics.jsonl"
+    summary, path = load_summary(workdir), workdir / METRICS_FILE
     rows: dict[str, dict[int, Mapping[str, Any]]] = collections.defaultdict(dict)
     skipped = 0
     for line in path.read_bytes().splitlines() if path.exists() else ():

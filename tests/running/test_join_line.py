@@ -8,11 +8,12 @@ import pytest
 from rich.console import Console
 
 from configs import common, game, node, quickstart
-from experiments import cli, games, joining, keeping
-from experiments.hearing import Hearing
-from experiments.view import SwarmView
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.records.agreement import differences
+from rlswarm_jax.running import account, build, joining
+from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running.hearing import Hearing
+from rlswarm_jax.running.view import SwarmView
 
 ADDRESS = f"/ip4/127.0.0.1/tcp/4001/p2p/{simulated(1, 1).peer_id}"
 CONTRACT = "0x" + "Ab" * 20
@@ -48,7 +49,7 @@ def test_who_pastes_the_line_plays_by_the_same_rules(config):
     config.sampling.max_prompt_tokens = 128
     theirs = joined(joining.command(config, ADDRESS))
     cli.check(theirs)
-    ours, them = games.observed(config), games.observed(theirs)
+    ours, them = build.observed(config), build.observed(theirs)
     assert differences(ours.rules, them.rules) == [] and ours.agreement == them.agreement
     assert theirs.driver == "node" and list(theirs.swarm.bootnodes) == [ADDRESS]
     assert {**theirs.chain} == {**config.chain}
@@ -64,7 +65,7 @@ def test_other_tasks_cannot_be_pasted_and_that_is_said():
 
 def test_an_endpoint_with_a_secret_is_not_shown():
     for url in ("https://rpc.example/v3/s3cret", "https://user:s3cret@rpc.example", "https://rpc.example?key=s3cret"):
-        assert "s3cret" not in keeping.shown(url)
+        assert "s3cret" not in account.shown(url)
         assert "s3cret" not in joining.command(of_node(quickstart.get_config(), **CHAIN | {"endpoint": url}), ADDRESS)
     line = joining.command(of_node(quickstart.get_config(), **CHAIN | {"endpoint": "$RPC_URL"}), ADDRESS)
     assert joined(line).chain.endpoint == "$RPC_URL"
@@ -91,7 +92,7 @@ def test_the_chain_s_bootnodes_are_taken_as_far_as_they_are_addresses():
             key = ADDRESS.rpartition("/")[2]
             return [ADDRESS, f"/nonsense/p2p/{key}", "", f"/ip4/127.0.0.1/udp/1/p2p/{key}", "/ip4/1.2.3.4/tcp/1"]
 
-    assert keeping.bootnodes(Coordinator()) == [ADDRESS]
+    assert account.bootnodes(Coordinator()) == [ADDRESS]
 
 
 # --- hearing in vain

@@ -18,10 +18,11 @@ import jax
 import ml_collections
 from rich.console import Console
 
-from experiments import folder, node, pieces
-from experiments.cli import Arguments, TransientError, UsageError
 from rlswarm_jax import identity, multihost
 from rlswarm_jax.engine import DivergedError
+from rlswarm_jax.errors import MEND, TransientError, UsageError
+from rlswarm_jax.running import build, folder, node
+from rlswarm_jax.running.arguments import Arguments
 
 OWN = ("devices.process",)  # what the configs of a node's processes may differ in
 
@@ -70,13 +71,13 @@ def _follow(config: ml_collections.ConfigDict, channel: multihost.Channel) -> in
             ours, theirs = json.loads(config.to_json_best_effort()), json.loads(told)
             if differing := folder.first_difference(ours, theirs, but=OWN):
                 raise UsageError(f"process 0 of this node was started with another config.{differing}.")
-            made = pieces.build(config, [identity.simulated(config.seed, 0)], Console())
+            made = build.build(config, [identity.simulated(config.seed, 0)], Console())
         except UsageError as error:
-            _leave(str(error), 2)
+            _leave(str(error), MEND)
         try:
             return multihost.follow(made.engine, channel)
         except DivergedError as error:
-            _leave(str(error), 2)
+            _leave(str(error), MEND)
 
 
 def _leave(why: str, code: int) -> NoReturn:
