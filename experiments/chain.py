@@ -34,6 +34,7 @@ from rich.console import Console
 from rlswarm_jax.chain import calls, eth, relay
 from rlswarm_jax.chain.deployment import Rules, deploy, read_bootnodes, read_rules, read_status, set_bootnodes
 from rlswarm_jax.chain.errors import ChainError
+from rlswarm_jax.chain.ledger import PATIENCE, read_ledger
 from rlswarm_jax.chain.rpc import Endpoint, Patient
 from rlswarm_jax.chain.transact import check_chain
 from rlswarm_jax.errors import UsageError
@@ -42,10 +43,8 @@ from rlswarm_jax.reporting.blocks import print_table
 from rlswarm_jax.reporting.ledger import (
     INDEX_FILE,
     JSON_FILE,
-    PATIENCE,
     TEXT_FILE,
     ledger_sections,
-    read_ledger,
     read_verified,
     write_ledger,
 )

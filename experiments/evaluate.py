@@ -31,8 +31,8 @@ from rlswarm_jax import identity
 from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.evaluation import majority_at_k, mean_and_error, pass_at_k, ranking
+from rlswarm_jax.exam import Outcome, Stage, make_exam, sit
 from rlswarm_jax.files import CHECKPOINT_FOLDER, write_whole
-from rlswarm_jax.game.exam import Outcome, Stage, make_exam, sit
 from rlswarm_jax.game.rewards import RIGHT
 from rlswarm_jax.game.turns import Critics
 from rlswarm_jax.grpo.learner import TrainState

@@ -17,6 +17,7 @@ import pytest
 
 from configs import node
 from rlswarm_jax import files, multihost, parallel
+from rlswarm_jax.errors import UsageError
 from rlswarm_jax.game.effects import Learn, Sample
 from rlswarm_jax.identity import create, simulated
 from rlswarm_jax.metrics import read_rows
@@ -314,14 +315,14 @@ def test_devices_that_cannot_be_used_so_are_one_sentence(changed, wrong):
 
     config = node.get_config("smoke")
     config.devices.update(changed)
-    with pytest.raises(cli.UsageError, match=wrong):
+    with pytest.raises(UsageError, match=wrong):
         build.build(config, [simulated(SEED, 0)])
 
 
 def test_only_a_node_by_itself_is_several_processes():
     config = node.get_config("smoke")
     config.driver, config.devices.processes = "live", 2
-    with pytest.raises(cli.UsageError, match=r"config.devices.processes is 2; driver live takes 1\."):
+    with pytest.raises(UsageError, match=r"config.devices.processes is 2; driver live takes 1\."):
         cli.check(config)
 
 
@@ -332,5 +333,5 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
     config.devices.fsdp, config.devices.process = 4, 1
     assert folder.prepare_folder(config, tmp_path / "run", True)
     config.seed = 7
-    with pytest.raises(cli.UsageError, match=r"another config\.seed"):
+    with pytest.raises(UsageError, match=r"another config\.seed"):
         folder.prepare_folder(config, tmp_path / "run", True)

@@ -6,10 +6,10 @@ Amounts are in millionths of a full mark: 1,000,000 is what one right answer ear
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from rlswarm_jax.chain.ledger import Ledger, Total
 from rlswarm_jax.files import write_whole
 from rlswarm_jax.game.chain import MARK
 from rlswarm_jax.identity import author_of, friendly_name
@@ -17,81 +17,7 @@ from rlswarm_jax.reporting.blocks import Section, markdown_table
 
 INDEX_FILE, JSON_FILE, TEXT_FILE = "ledger.sqlite", "ledger.json", "ledger.md"
 CLAIMS_FILE, NOT_VERIFIED = "claims.json", "not verified"
-PATIENCE = 120.0  # seconds that a call waits for an endpoint that is asked too much
 _FIRST, _LAST, _PEERS = 3, 12, 32  # rounds and peers that a report shows
-
-
-class Peer(msgspec.Struct, frozen=True):
-    """A registration. kind: proven, attested, claimed (counts for nothing) or struck. hash: of its transaction."""
-
-    account: str
-    peer_id: str
-    kind: str
-    payout: str
-    hash: str
-
-
-class Commitment(msgspec.Struct, frozen=True):
-    """root, state_before, state_after, config: 32 bytes, 0x and hex."""
-
-    account: str
-    root: str
-    state_before: str
-    state_after: str
-    config: str
-    hash: str
-
-
-class Reward(msgspec.Struct, frozen=True):
-    account: str
-    stage: int
-    amount: int
-    hash: str
-
-
-class Vote(msgspec.Struct, frozen=True):
-    """winners: peer ids."""
-
-    account: str
-    winners: list[str]
-    hash: str
-
-
-class Weights(msgspec.Struct, frozen=True):
-    account: str
-    weights: str
-    uri: str
-    hash: str
-
-
-class Round(msgspec.Struct, frozen=True):
-    """beacon: empty if it is not on record. advanced: the transaction that began it; empty for round 0."""
-
-    number: int
-    beacon: str
-    advanced: str
-    commitments: list[Commitment]
-    rewards: list[Reward]
-    votes: list[Vote]
-    weights: list[Weights] = []
-
-
-class Total(msgspec.Struct, frozen=True):
-    """votes: received."""
-
-    reward: int
-    votes: int
-
-
-class Ledger(msgspec.Struct, frozen=True):
-    """block: up to which the chain was read. totals: by account."""
-
-    contract: str
-    chain_id: int
-    block: int
-    peers: list[Peer]
-    rounds: list[Round]
-    totals: dict[str, Total]
 
 
 class _Standing(msgspec.Struct, frozen=True):
@@ -103,67 +29,6 @@ class _Claims(msgspec.Struct, frozen=True):
     """What is needed of claims.json."""
 
     accounts: list[_Standing]
-
-
-def read_ledger(
-    url: str, contract: str, chain_id: int, index_path: Path, *, first_block: int | None = None
-) -> dict[str, Any]:
-    """All that a coordinator's events say, as a `Ledger` in JSON's types.
-
-    index_path: a SQLite file, made if there is none; what it has is not read again. first_block: that of the
-    deployment, or any before it; searched for if it is None. Raises ChainError (WrongChain, NoContract, EndpointDown,
-    ...), ValueError for an address or URL that is none.
-    """
-    # here: reports need none of it, and it takes a second
-    from rlswarm_jax.chain import deployment, eth, ledger
-    from rlswarm_jax.chain.errors import NoContract
-    from rlswarm_jax.chain.events import EventIndex
-    from rlswarm_jax.chain.rpc import Endpoint, Patient
-    from rlswarm_jax.chain.transact import check_chain
-
-    endpoint = Endpoint(url)
-    try:
-        rpc = Patient(endpoint, PATIENCE)
-        check_chain(rpc, chain_id)
-        if not eth.has_code(rpc, eth.checksum(contract)):
-            raise NoContract(f"there is no contract at {contract} on chain {chain_id}: check the address.")
-        if first_block is None:
-            first_block = 0 if index_path.exists() else deployment.first_block(rpc, contract)
-        index = EventIndex(rpc, contract, index_path, first_block)
-        try:
-            while not index.pull():
-                pass
-            position = index.position
-            peers = [Peer(*one) for one in ledger.peers(index)]
-            rounds = [_round(one) for one in ledger.rounds(index)]
-            totals = {account: Total(*one) for account, one in ledger.totals(index).items()}
-        finally:
-            index.close()
-    finally:
-        endpoint.close()
-    block = position[0] if position else 0
-    return msgspec.to_builtins(Ledger(eth.checksum(contract), chain_id, block, peers, rounds, totals))
-
-
-def _round(one: Any) -> Round:
-    """Of rlswarm_jax.chain.ledger."""
-    return Round(
-        one.number,
-        one.beacon,
-        one.began,
-        [Commitment(*commitment) for commitment in one.commitments],
-        [Reward(reward.account, reward.stage, reward.amount, reward.hash) for reward in one.rewards],
-        [Vote(vote.account, list(vote.winners), vote.hash) for vote in one.votes],
-        [Weights(*weights) for weights in one.weights],
-    )
-
-
-def load_ledger(found: Mapping[str, Any]) -> Ledger:
-    """`read_ledger`'s answer, typed. Raises ValueError (msgspec's) if it is none."""
-    return msgspec.convert(found, Ledger)
-
-
-# --- for people
 
 
 def read_verified(directory: Path) -> dict[str, int] | None:
@@ -179,14 +44,13 @@ def read_verified(directory: Path) -> dict[str, int] | None:
 
 
 def ledger_sections(
-    ledger: Ledger | Mapping[str, Any], names: Mapping[str, str], verified: Mapping[str, int] | None = None
+    found: Ledger, names: Mapping[str, str], verified: Mapping[str, int] | None = None
 ) -> list[Section]:
     """The report's part: its peers with what they claim and what of it was verified, and its rounds.
 
     names: of peers for people, by peer id or account; the others get the name that their key gives them. verified: by
     account, None where nobody has.
     """
-    found = ledger if isinstance(ledger, Ledger) else load_ledger(ledger)
     sums = {
         what: sum(len(getattr(one, f"{what}s")) for one in found.rounds) for what in ("commitment", "reward", "vote")
     }
@@ -203,9 +67,8 @@ def ledger_sections(
     return [peers, Section("The ledger by round", "", _rounds(found))]
 
 
-def write_ledger(workdir: Path, ledger: Ledger | Mapping[str, Any], names: Mapping[str, str]) -> None:
+def write_ledger(workdir: Path, found: Ledger, names: Mapping[str, str]) -> None:
     """Writes ledger.json and ledger.md, with whole hashes. Raises UsageError if the disk does not take them."""
-    found = ledger if isinstance(ledger, Ledger) else load_ledger(ledger)
     write_whole(workdir / JSON_FILE, msgspec.json.format(msgspec.json.encode(found)).decode() + "\n")
     write_whole(workdir / TEXT_FILE, _text(found, names, read_verified(workdir)))
 

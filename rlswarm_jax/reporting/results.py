@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from rlswarm_jax.chain.ledger import Ledger
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.evaluation import wilson
 from rlswarm_jax.files import METRICS_FILE, SUMMARY_FILE
-from rlswarm_jax.reporting.ledger import Ledger
 
 Accuracy = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Scores = dict[str, Accuracy | None]

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import msgspec
 from rich.console import Console
 
 from rlswarm_jax import identity, launch
 from rlswarm_jax.chain.devnet import CHAIN_ID, DevnetError
 from rlswarm_jax.chain.errors import ChainError, EndpointDown
+from rlswarm_jax.chain.ledger import read_ledger
 from rlswarm_jax.chain.local import LocalChain
 from rlswarm_jax.errors import DONE, INTERRUPTED, MAY_PASS, MEND, TransientError, UsageError
 from rlswarm_jax.files import CHAIN_FOLDER, CONFIG_FILE, METRICS_FILE, NODE_FILE, SUMMARY_FILE, write_whole
@@ -25,7 +27,7 @@ from rlswarm_jax.launch import Exit, Launcher, LaunchError, Member
 from rlswarm_jax.machine import peak_memory_mb
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.reporting import report
-from rlswarm_jax.reporting.ledger import INDEX_FILE, read_ledger
+from rlswarm_jax.reporting.ledger import INDEX_FILE
 from rlswarm_jax.running import folder, joining
 from rlswarm_jax.running.arguments import Arguments
 from rlswarm_jax.running.record import summarise, write_summary
@@ -113,7 +115,7 @@ def _ledger(chain: LocalChain | None, console: Console) -> dict[str, Any] | None
     if chain is None:
         return None
     try:
-        return read_ledger(chain.url, chain.contract, CHAIN_ID, chain.directory / INDEX_FILE)
+        return msgspec.to_builtins(read_ledger(chain.url, chain.contract, CHAIN_ID, chain.directory / INDEX_FILE))
     except ChainError as error:
         console.print(f"the report has no ledger: {error}")
         return None

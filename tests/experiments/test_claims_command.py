@@ -13,7 +13,8 @@ import pytest
 
 from experiments import claims as command
 from rlswarm_jax import files
-from rlswarm_jax.journal import Entry, Journal
+from rlswarm_jax.audit.evidence import read_journals
+from rlswarm_jax.journal import Entry, Journal, JournalError
 from rlswarm_jax.running import build
 from rlswarm_jax.tasks.verifier import Verifier
 from tests.audit.chained import World, play
@@ -137,12 +138,12 @@ def test_a_folder_of_somebody_else_s_proves_nothing_by_what_it_lacks(world, tmp_
 
 def test_whose_journal_is_whole_is_known_by_what_they_published(world, tmp_path):
     swarm = leave(world, tmp_path)
-    bobs = command.node_folders(swarm)[2]
+    bobs = files.node_folders(swarm)[2]
     journal = Journal(bobs / files.JOURNAL_FILE)
     journal.prune(0, 2)
     journal.close()
-    assert command.read_journals([bobs]).since == {BOB.author: 2}
-    assert len(command.read_journals(command.node_folders(swarm)).records) == 36
+    assert read_journals([bobs]).since == {BOB.author: 2}
+    assert len(read_journals(files.node_folders(swarm)).records) == 36
 
 
 def test_what_cannot_be_checked_is_one_sentence(world, tmp_path, capsys):
@@ -160,8 +161,8 @@ def test_what_cannot_be_checked_is_one_sentence(world, tmp_path, capsys):
     (swarm / "node-0" / files.CONFIG_FILE).write_text("{")
     assert "is not the config of a node" in says(swarm)
     (swarm / "node-1" / files.JOURNAL_FILE).write_bytes(b"nonsense" * 99)
-    with pytest.raises(command.JournalError, match="cannot read the journal"):
-        command.read_journals(command.node_folders(swarm))
+    with pytest.raises(JournalError, match="cannot read the journal"):
+        read_journals(files.node_folders(swarm))
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import evaluate
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.game.exam import Outcome, Stage
+from rlswarm_jax.exam import Outcome, Stage
 from rlswarm_jax.game.turns import Critics
 from rlswarm_jax.running import arguments as cli
 from rlswarm_jax.running import simulated

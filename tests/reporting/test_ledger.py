@@ -9,6 +9,8 @@ import pytest
 from configs import quickstart
 from experiments import render as render_command
 from rlswarm_jax.chain.errors import EndpointDown, NoContract, WrongChain
+from rlswarm_jax.chain.ledger import load_ledger, read_ledger
+from rlswarm_jax.errors import UsageError
 from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.reporting import ledger, report, results
 from tests.chain import fake_endpoint
@@ -37,19 +39,19 @@ def read(tmp_path_factory):
     world.call(OTHER, "registerPeer(string)", NAUGHTY)
     wishes = {(client.account, wish.kind, wish.stage): wish.hash for client in clients for wish in client.wishes()}
     with fake_endpoint.serve(fake_endpoint.speak(world.chain, threading.Lock())) as url:
-        found = ledger.read_ledger(url, world.contract.lower(), CHAIN_ID, folder / "index.sqlite")
-        assert ledger.read_ledger(url, world.contract, CHAIN_ID, folder / "index.sqlite") == found
+        found = read_ledger(url, world.contract.lower(), CHAIN_ID, folder / "index.sqlite")
+        assert read_ledger(url, world.contract, CHAIN_ID, folder / "index.sqlite") == found
         with pytest.raises(WrongChain):
-            ledger.read_ledger(url, world.contract, 1, folder / "index.sqlite")
+            read_ledger(url, world.contract, 1, folder / "index.sqlite")
         with pytest.raises(NoContract):
-            ledger.read_ledger(url, ACCOUNT, CHAIN_ID, folder / "other.sqlite")
+            read_ledger(url, ACCOUNT, CHAIN_ID, folder / "other.sqlite")
         height = world.chain.height
     with pytest.raises(EndpointDown):
-        ledger.read_ledger(url, world.contract, CHAIN_ID, folder / "index.sqlite")
+        read_ledger(url, world.contract, CHAIN_ID, folder / "index.sqlite")
     for client in clients:
         client.close()
-    assert found["block"] == height and found["contract"] == world.contract
-    return found, wishes
+    assert found.block == height and found.contract == world.contract
+    return msgspec.to_builtins(found), wishes
 
 
 def test_all_that_nodes_did_is_there_with_the_transactions_that_did_it(read):
@@ -126,7 +128,7 @@ def test_what_was_verified_is_shown_beside_what_is_claimed(read, tmp_path):
 
 
 def test_names_are_those_that_are_given(read):
-    peers, _ = ledger.ledger_sections(read[0], {ME.peer_id: "first", OTHER_ACCOUNT: "second"})
+    peers, _ = ledger.ledger_sections(load_ledger(read[0]), {ME.peer_id: "first", OTHER_ACCOUNT: "second"})
     assert [row[0] for row in peers.table[1:3]] == ["first", "second"]
 
 
@@ -139,12 +141,12 @@ def test_a_run_without_a_ledger_shows_nothing_of_one(tmp_path):
 
 def test_a_broken_ledger_is_said_to_be_one(read, tmp_path):
     run = with_ledger(tmp_path / "run", read[0] | {"rounds": [1]})
-    with pytest.raises(results.UsageError, match=r"is not the summary of a run: .*ledger\.rounds"):
+    with pytest.raises(UsageError, match=r"is not the summary of a run: .*ledger\.rounds"):
         report.write_report(run)
 
 
 def test_long_runs_and_crowds_are_shown_in_part(read):
-    one = ledger.load_ledger(read[0])
+    one = load_ledger(read[0])
     rounds = [msgspec.structs.replace(one.rounds[-1], number=number) for number in range(200)]
     crowd = [msgspec.structs.replace(one.peers[2], peer_id=f"claim {number}") for number in range(100)]
     many = msgspec.structs.replace(one, rounds=rounds, peers=[*crowd, *one.peers[:2]])

@@ -10,8 +10,8 @@ import pytest
 
 from configs import quickstart
 from rlswarm_jax import files, identity
+from rlswarm_jax.errors import DiskError, UsageError
 from rlswarm_jax.journal import Entry, Journal
-from rlswarm_jax.running import arguments as cli
 from rlswarm_jax.running import folder
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -73,9 +73,9 @@ def test_a_journal_in_which_nothing_was_said_is_none(tmp_path, left):
 def test_a_run_that_has_spoken_is_never_begun_anew(tmp_path, left):
     folder.prepare_folder(config_of(seed=3), tmp_path / "run", False)
     said(tmp_path / "run" / left, "Publish")
-    with pytest.raises(cli.UsageError, match="add --resume"):
+    with pytest.raises(UsageError, match="add --resume"):
         folder.prepare_folder(config_of(seed=3), tmp_path / "run", False)
-    with pytest.raises(cli.UsageError, match=r"another config\.seed"):
+    with pytest.raises(UsageError, match=r"another config\.seed"):
         folder.prepare_folder(config_of(), tmp_path / "run", True)
     assert Journal(tmp_path / "run" / left).read(0, 0)
 
@@ -85,7 +85,7 @@ def test_what_was_learned_is_not_lost_where_the_journal_was_pruned(tmp_path, lef
     folder.prepare_folder(config_of(seed=3), tmp_path / "run", False)
     (tmp_path / "run" / left).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "run" / left).write_text("{}\n")
-    with pytest.raises(cli.UsageError, match="add --resume"):
+    with pytest.raises(UsageError, match="add --resume"):
         folder.prepare_folder(config_of(), tmp_path / "run", False)
     assert (tmp_path / "run" / left).exists()
 
@@ -93,7 +93,7 @@ def test_what_was_learned_is_not_lost_where_the_journal_was_pruned(tmp_path, lef
 def test_a_damaged_journal_may_hold_anything(tmp_path):
     folder.prepare_folder(config_of(), tmp_path / "run", False)
     (tmp_path / "run" / "journal.sqlite").write_bytes(b"?" * 4096)
-    with pytest.raises(cli.UsageError, match="add --resume"):
+    with pytest.raises(UsageError, match="add --resume"):
         folder.prepare_folder(config_of(), tmp_path / "run", False)
 
 
@@ -111,11 +111,11 @@ def test_another_seed_has_other_keys_after_a_start_that_failed(tmp_path):
 def test_files_that_are_no_runs_are_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
-    with pytest.raises(cli.UsageError, match="holds files but no run"):
+    with pytest.raises(UsageError, match="holds files but no run"):
         folder.prepare_folder(config_of(), tmp_path / "mine", True)
     for content in ("", "[1]", "{"):
         (tmp_path / "mine" / "config.json").write_text(content)
-        with pytest.raises(cli.UsageError, match="is not JSON of a config"):
+        with pytest.raises(UsageError, match="is not JSON of a config"):
             folder.prepare_folder(config_of(), tmp_path / "mine", True)
 
 
@@ -145,7 +145,7 @@ def test_another_value_than_the_default_of_a_new_field_is_another_run(tmp_path):
     old = stored(workdir)
     del old["learn"]["clip_low"]
     (workdir / "config.json").write_text(json.dumps(old))
-    with pytest.raises(cli.UsageError, match=r"another config\.learn\.clip_low"):
+    with pytest.raises(UsageError, match=r"another config\.learn\.clip_low"):
         folder.prepare_folder(config_of(**{"learn.clip_low": 0.1}), workdir, True)
 
 
@@ -169,9 +169,9 @@ def test_a_file_that_could_not_be_written_leaves_the_one_before(tmp_path):
     path = tmp_path / "report.md"
     files.write_whole(path, "old")
     (tmp_path / "report.partial.md").symlink_to("/dev/full")
-    with pytest.raises(cli.DiskError, match=r"cannot write .*report\.md: No space left on device\.") as raised:
+    with pytest.raises(DiskError, match=r"cannot write .*report\.md: No space left on device\.") as raised:
         files.write_whole(path, "new" * 10_000)
     assert raised.value.code == 1 and path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
-    with pytest.raises(cli.UsageError) as raised:
+    with pytest.raises(UsageError) as raised:
         files.write_whole(tmp_path / "nowhere" / "x", "")
     assert raised.value.code == 2

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from configs import common, game, node, quickstart
+from rlswarm_jax.errors import UsageError
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.records.agreement import differences
 from rlswarm_jax.running import account, build, joining
@@ -82,7 +83,7 @@ def test_a_bootnode_may_be_a_name(address):
 def test_a_bootnode_that_is_no_address_is_one_sentence(address):
     config = ml_collections.ConfigDict(node.get_config().to_dict())
     config.swarm.bootnodes = [address]
-    with pytest.raises(cli.UsageError, match=r"config\.swarm\.bootnodes.*expected .*/dns4/NAME/tcp/PORT"):
+    with pytest.raises(UsageError, match=r"config\.swarm\.bootnodes.*expected .*/dns4/NAME/tcp/PORT"):
         cli.check(config)
 
 

@@ -6,8 +6,9 @@ Everything is read from the signed records, as anybody could who hears them.
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rlswarm_jax.engine import Engine
 from rlswarm_jax.game import turns
 from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score, Verify
 from rlswarm_jax.game.rewards import RIGHT, Rewards, names_best
@@ -20,9 +21,6 @@ from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
 from rlswarm_jax.tasks import Problem
 from rlswarm_jax.tasks.verifier import Verifier
-
-if TYPE_CHECKING:
-    from rlswarm_jax.engine import Engine
 
 OBSERVER = bytes(33)  # who plays no part
 
@@ -84,7 +82,7 @@ class Outcome:
     majority_revised: bool | None = None
 
 
-def sit(exams: Sequence[Exam], identities: Sequence[Identity], engine: "Engine") -> Iterator[list[Outcome]]:
+def sit(exams: Sequence[Exam], identities: Sequence[Identity], engine: Engine) -> Iterator[list[Outcome]]:
     """Plays all problems with the weights that the nodes have; yields round by round."""
     for round_ in range(exams[0].num_rounds):
         outcomes = observe(exams[0], play_together(exams, identities, round_, engine), engine.verifier)
@@ -92,7 +90,7 @@ def sit(exams: Sequence[Exam], identities: Sequence[Identity], engine: "Engine")
 
 
 def play_together(
-    exams: Sequence[Exam], identities: Sequence[Identity], round_: int, engine: "Engine"
+    exams: Sequence[Exam], identities: Sequence[Identity], round_: int, engine: Engine
 ) -> list[SignedRecord]:
     """A round in which every node hears every other at once, and nobody learns; returns all records."""
     generators = [play_round(exam, NodeState(round=round_)) for exam in exams]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from rlswarm_jax.exam import make_exam, observe, play_together, sit
 from rlswarm_jax.game.effects import Sample
-from rlswarm_jax.game.exam import make_exam, observe, play_together, sit
 from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.tasks.verifier import Verifier
 from tests.game.hand_driver import ALICE, BOB, ME, make_game, mixture, sampled
