@@ -28,6 +28,7 @@ from pathlib import Path
 import ml_collections
 from rich.console import Console
 
+from configs import fields
 from configs.common import LOCAL_CHAINS
 from rlswarm_jax.audit import claims
 from rlswarm_jax.audit.evidence import make_judge, read_chain, read_journals
@@ -45,6 +46,7 @@ from rlswarm_jax.reporting.claims import as_json, print_audit
 from rlswarm_jax.reporting.ledger import CLAIMS_FILE
 from rlswarm_jax.running import build
 from rlswarm_jax.running.account import address
+from rlswarm_jax.running.folder import read_config
 from rlswarm_jax.tasks.verifier import VerifierError
 
 
@@ -62,6 +64,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     began = time.monotonic()
     nodes = [node for directory in arguments.folders for node in homes(directory)]
     config = read_config(nodes[0])
+    if not fields.has(config, "chain.endpoint"):
+        raise UsageError(f"{nodes[0] / CONFIG_FILE} is not the config of a node.")
+    if config.chain.endpoint == "none":
+        raise UsageError(f"the run in {nodes[0]} has no chain, so nobody has claimed anything.")
     try:
         game = build.observed(config)
     except (AttributeError, KeyError, TypeError) as error:
@@ -106,21 +112,6 @@ def homes(directory: Path) -> list[Path]:
     if not found:
         raise UsageError(f"{directory} is the folder of no node and of no live swarm.")
     return found
-
-
-def read_config(node: Path) -> ml_collections.ConfigDict:
-    """Raises UsageError if there is none, or it names no chain."""
-    path = node / CONFIG_FILE
-    try:
-        config = ml_collections.ConfigDict(json.loads(path.read_text())).lock()
-        endpoint = config.chain.endpoint
-    except FileNotFoundError:
-        raise UsageError(f"there is no {path}: name the folder of a node that has run.") from None
-    except (ValueError, AttributeError, TypeError):
-        raise UsageError(f"{path} is not the config of a node.") from None
-    if endpoint == "none":
-        raise UsageError(f"the run in {node} has no chain, so nobody has claimed anything.")
-    return config
 
 
 @contextlib.contextmanager

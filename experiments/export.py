@@ -21,17 +21,8 @@ import ml_collections
 
 from configs import common
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.files import CHECKPOINT_FOLDER, CONFIG_FILE, METRICS_FILE
-from rlswarm_jax.metrics import read_rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A node of a run: its name, the folder of its checkpoints, and which of the states in them are its own."""
-
-    name: str
-    folder: Path
-    index: int
+from rlswarm_jax.files import CHECKPOINT_FOLDER, CONFIG_FILE
+from rlswarm_jax.running.trained import choose, load_states, nodes_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +52,6 @@ def export(run: Path, name: str | None, directory: Path) -> int:
     if not (node.folder / CHECKPOINT_FOLDER).is_dir():
         every = config.get("checkpoint_every", "config.checkpoint_every")
         raise UsageError(f"{node.folder} has no checkpoint yet: a run writes one every {every} rounds, and at its end.")
-    from experiments.evaluate import load_states
     from rlswarm_jax import qwen
     from rlswarm_jax.checkpoint import CheckpointError
     from rlswarm_jax.running import build
@@ -103,29 +93,6 @@ def _over(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in stored.items()
     }
-
-
-def nodes_of(run: Path, config: ml_collections.ConfigDict) -> list[Trained]:
-    """The nodes of a run: of processes with a folder each, or all in this one."""
-    own = sorted((path for path in run.glob("node-*") if path.is_dir()), key=lambda path: (len(path.name), path.name))
-    if own:
-        return [Trained(_names(path).get(0, path.name), path, 0) for path in own]
-    names, count = _names(run), config.swarm.nodes if config.driver == "simulate" else 1
-    return [Trained(names.get(node, f"node-{node}"), run, node) for node in range(count)]
-
-
-def _names(directory: Path) -> dict[int, str]:
-    """What its metrics call the nodes, by their number in this folder."""
-    path = directory / METRICS_FILE
-    return {row["node"]: row["name"] for row in read_rows(path)} if path.exists() else {}
-
-
-def choose(nodes: Sequence[Trained], name: str | None, run: Path) -> Trained:
-    """The node of that name or number, or the first. Raises UsageError that lists the names."""
-    for number, node in enumerate(nodes):
-        if name in (None, node.name, str(number), f"node-{number}"):
-            return node
-    raise UsageError(f"{run} has no node {name!r}; its nodes are {', '.join(node.name for node in nodes)}.")
 
 
 if __name__ == "__main__":

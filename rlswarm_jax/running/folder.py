@@ -116,6 +116,17 @@ def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: boo
     return True
 
 
+def read_config(directory: Path) -> ml_collections.ConfigDict:
+    """Of a node's or a run's folder, as it is written there. Raises UsageError if there is none."""
+    path = directory / CONFIG_FILE
+    try:
+        return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
+    except FileNotFoundError:
+        raise UsageError(f"there is no {path}: name the folder of a node that has run.") from None
+    except (ValueError, TypeError, AttributeError):
+        raise UsageError(f"{path} is not the config of a node.") from None
+
+
 def _stored_config(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text())

@@ -12,10 +12,12 @@ from rich.console import Console
 from configs import quickstart
 from experiments import show
 from rlswarm_jax import files
+from rlswarm_jax.audit.played import Played
 from rlswarm_jax.game.effects import Learn, encode_result
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.journal import Entry, Journal
+from rlswarm_jax.reporting.round_page import RoundPage
 from tests.game.hand_driver import ALICE, BOB, ME, TASKS, Speaker, play_together, three_stages, tokenizer
 
 ROUND = 1
@@ -215,7 +217,7 @@ HOSTILE = (
 @pytest.mark.parametrize("terminal", [True, False])
 def test_nothing_that_a_peer_writes_acts_on_the_terminal(terminal):
     console = Console(file=io.StringIO(), width=24, force_terminal=terminal, color_system=None)
-    page = show._Page(console, None, show.Played(), {}, "std")
+    page = RoundPage(console, None, Played(), {}, "std")
     page.quote(HOSTILE + "\ncompletion 0: reward 9.00" + " " * 30 + "completion 1: reward 1.00")
     printed = console.file.getvalue()
     assert all(c == "\n" or unicodedata.category(c)[0] not in "C" for c in printed)
