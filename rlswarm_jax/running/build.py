@@ -5,9 +5,9 @@ import dataclasses
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 import jax
 import ml_collections
@@ -29,10 +29,28 @@ from rlswarm_jax.records.schema import MAX_TOKENS, STAGES
 from rlswarm_jax.running.arguments import check
 from rlswarm_jax.tasks.verifier import Verifier, VerifierError
 
+Made = TypeVar("Made")
+
 COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
 EMBEDDED = {"embedded": assets.SPOILED, "embedded:base": assets.BASE}
 # prompt and completion tokens, where the config says 0: of a game of one stage, and of one that shows what others said
 BUDGETS = {"compact": ((16, 12), (96, 12)), "chat": ((512, 256), (3072, 256))}
+
+
+def made_of(kind: type[Made], sections: Sequence[Mapping[str, Any]], **own: Any) -> Made:
+    """A dataclass whose fields are what sections of a config call so, but for those that are given by name.
+
+    So a setting has its line in the config's table and the one where it is used, and none here. What no section has
+    is by default what the class says. Raises TypeError for a name that two sections have, or none and no default.
+    """
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in own]  # type: ignore[arg-type]
+    for name in names:
+        values = [section[name] for section in sections if name in section]
+        if len(values) > 1:
+            raise TypeError(f"{kind.__name__}.{name} is in {len(values)} sections of the config.")
+        if values:
+            own[name] = values[0]
+    return kind(**own)
 
 
 def model_path(config: ml_collections.ConfigDict) -> str:
@@ -59,7 +77,9 @@ def make_game(
     if shown >= max_prompt_tokens:
         what = f"a prompt of {max_prompt_tokens} tokens cannot show {shown} of what was written"
         raise UsageError(f"{what}: raise config.sampling.max_prompt_tokens, or show less (config.game).")
-    return Game(
+    return made_of(
+        Game,
+        (config.swarm, config.sampling, config.game, config.chain),
         swarm=config.swarm.name,
         seed=config.seed,
         author=b"",
@@ -70,24 +90,15 @@ def make_game(
         weights_fingerprint=weights_fingerprint,
         eos_token_ids=eos_token_ids,
         rounds=config.rounds,
-        local_groups=config.swarm.local_groups,
-        external_groups=config.swarm.external_groups,
-        group_size=config.sampling.group_size,
-        temperature=config.sampling.temperature,
         max_new_tokens=config.sampling.max_new_tokens or completion_budget,
-        max_staleness=config.swarm.max_staleness,
         evaluate_every=config.evaluation.every,
         stages=stages,
         shared=game.shared if len(stages) > 1 else 0,
-        shown=game.shown,
-        critics=game.critics,
-        show_votes=game.show_votes,
         rewards=Rewards(game.form_reward, game.improvement_reward, game.consensus_reward),
         weights=tuple(game.weights),
         max_prompt_tokens=max_prompt_tokens,
         chain_every=0 if config.chain.endpoint == "none" else config.chain.every,
         chain_id=config.chain.id,
-        contract=config.chain.contract,
     )
 
 
@@ -161,19 +172,23 @@ def _wait_for(file: IO[str]) -> None:
 
 
 def make_learner_config(config: ml_collections.ConfigDict, max_new_tokens: int) -> LearnerConfig:
-    return LearnerConfig(
-        learning_rate=config.learn.learning_rate,
-        clip_low=config.learn.clip_low,
-        clip_high=config.learn.clip_high,
-        dual_clip=config.learn.dual_clip,
-        temperature=config.sampling.temperature,
-        max_new_tokens=max_new_tokens,
-        weight_decay=config.learn.weight_decay,
-        max_grad_norm=config.learn.max_grad_norm,
-        microbatch_rows=config.learn.microbatch_rows,
-        decay_rounds=config.rounds,
-        decay_to=config.learn.decay_to,
-        external_min_prob=config.learn.external_min_prob,
+    own = {"max_new_tokens": max_new_tokens, "decay_rounds": config.rounds}
+    return made_of(LearnerConfig, (config.learn, config.sampling), **own)
+
+
+def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineConfig:
+    return made_of(
+        EngineConfig,
+        (config.sampling, config.learn),
+        max_prompt_tokens=game.max_prompt_tokens,
+        max_new_tokens=game.max_new_tokens,
+        max_prompts=config.swarm.local_groups,
+        max_groups=sum(len(game.indices(stage)) for stage in game.stages) + config.swarm.external_groups,
+        kv_dtype=config.sampling.kv_dtype or config.sampling.dtype,
+        evaluation_temperature=config.evaluation.temperature,
+        evaluation=made_of(Draw, [config.evaluation]),
+        held_out_problems=config.evaluation.problems,
+        held_out_rows=min(config.evaluation.rows, config.evaluation.problems),
     )
 
 
@@ -193,7 +208,7 @@ def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], con
 
 def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None) -> Pieces:
     path = model_path(config)
-    devices = DeviceConfig(config.devices.backend, config.devices.fsdp, config.devices.tensor)
+    devices = made_of(DeviceConfig, [config.devices])
     mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)
     policy = qwen.load(path, place=parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
     fingerprint = qwen.fingerprint(parallel.fetch(policy.params))
@@ -211,28 +226,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
             soft_wrap=True,
         )
     verifier = make_verifier(config, game)
-    engine_config = EngineConfig(
-        max_prompt_tokens=game.max_prompt_tokens,
-        max_new_tokens=game.max_new_tokens,
-        group_size=config.sampling.group_size,
-        max_prompts=config.swarm.local_groups,
-        max_groups=sum(len(game.indices(stage)) for stage in game.stages) + config.swarm.external_groups,
-        temperature=config.sampling.temperature,
-        exact=config.sampling.exact,
-        exact_rows=config.sampling.exact_rows,
-        rows=config.sampling.rows,
-        dtype=config.sampling.dtype,
-        kv_dtype=config.sampling.kv_dtype or config.sampling.dtype,
-        evaluation_temperature=config.evaluation.temperature,
-        evaluation=Draw(config.evaluation.top_k, config.evaluation.top_p, config.evaluation.min_p),
-        held_out_problems=config.evaluation.problems,
-        held_out_rows=min(config.evaluation.rows, config.evaluation.problems),
-        positive_only_external=config.learn.positive_only_external,
-        positive_only_local=config.learn.positive_only_local,
-        external_correction=config.learn.external_correction,
-        advantage_scale=config.learn.advantage_scale,
-        updates_per_round=config.learn.updates_per_round,
-    )
+    engine_config = make_engine_config(config, game)
     learner_config = make_learner_config(config, game.max_new_tokens)
     engine = Engine(policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices)
     if config.chain.endpoint != "none":

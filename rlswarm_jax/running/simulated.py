@@ -47,9 +47,7 @@ def make_simulation(config: ml_collections.ConfigDict, made: build.Pieces, journ
         simulated.loss,
         [Partition(start, end, groups) for start, end, groups in simulated.partitions],
     )
-    timing = Timing(
-        simulated.sample, simulated.learn, simulated.evaluate, simulated.deadline, tuple(simulated.slowdown)
-    )
+    timing = build.made_of(Timing, [simulated], slowdown=tuple(simulated.slowdown))
     chain = VirtualCoordinator(config.seed, quorum(nodes)) if config.chain.endpoint != "none" else None
     parts = made.games, identities(config), made.engine, network, timing, journal, on_round
     return Simulation(*parts, chain=chain, **options)
