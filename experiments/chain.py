@@ -20,7 +20,6 @@ relay: both would count its transactions. A chain to try it on: python -m rlswar
 
 import argparse
 import logging
-import os
 import re
 import shlex
 import sys
@@ -48,7 +47,7 @@ from rlswarm_jax.reporting.ledger import (
     read_verified,
     write_ledger,
 )
-from rlswarm_jax.running.account import shown
+from rlswarm_jax.running.account import address, shown
 from rlswarm_jax.swarm import addresses
 
 MAX_FILE = 1 << 16  # bytes of a signed registration
@@ -167,7 +166,7 @@ def _status(given: argparse.Namespace) -> None:
 def _ledger(given: argparse.Namespace) -> None:
     given.dir.mkdir(parents=True, exist_ok=True)
     index = given.dir / INDEX_FILE
-    found = read_ledger(_url(given.rpc), given.contract, given.chain_id, index, first_block=given.from_block)
+    found = read_ledger(address(given.rpc), given.contract, given.chain_id, index, first_block=given.from_block)
     write_ledger(given.dir, found, {})
     console = Console()
     for section in ledger_sections(found, {}, read_verified(given.dir)):
@@ -206,17 +205,8 @@ def _key(path: Path) -> Identity:
     return load_or_create(path)
 
 
-def _url(given: str) -> str:
-    if not given.startswith("$"):
-        return given
-    found = os.environ.get(given[1:])
-    if not found:
-        raise UsageError(f"the environment has no variable {given[1:]!r} for --rpc {given}.")
-    return found
-
-
 def _endpoint(given: str) -> Patient:
-    return Patient(Endpoint(_url(given)), PATIENCE)
+    return Patient(Endpoint(address(given)), PATIENCE)
 
 
 def _check_addresses(given: Sequence[str]) -> None:

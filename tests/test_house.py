@@ -21,7 +21,7 @@ FLOORS = [
     "experiments",
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-LONGEST = 300  # lines of a command, its page of help among them
+LONGEST = 265  # lines of a command, its page of help among them
 Graph = dict[str, set[str]]
 
 
