@@ -34,6 +34,7 @@ from rlswarm_jax.audit import claims
 from rlswarm_jax.audit.evidence import make_judge, read_chain, read_journals
 from rlswarm_jax.chain import devnet, eth
 from rlswarm_jax.chain.calls import probe
+from rlswarm_jax.chain.deployment import first_block
 from rlswarm_jax.chain.devnet import DevnetError
 from rlswarm_jax.chain.errors import ChainError, EndpointDown, Refused
 from rlswarm_jax.chain.ledger import PATIENCE
@@ -74,13 +75,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         raise UsageError(f"{nodes[0] / CONFIG_FILE} is the config of another version: {error}") from None
     evidence = read_journals(nodes)
     whole = read_journals(homes(arguments.folders[0])).since
-    with _endpoint(arguments, config, nodes[0]) as (rpc, contract):
-        try:
-            rounds = read_chain(rpc, contract, arguments.from_block)
-        except Refused as error:
-            if arguments.from_block is not None:
-                raise
-            raise UsageError(f"the events cannot be read from the deployment on: give --from-block ({error})") from None
+    with _endpoint(arguments, config, nodes[0]) as (rpc, contract, first):
+        rounds = read_chain(rpc, contract, first)
         game = dataclasses.replace(game, contract=contract, chain_id=arguments.chain_id or config.chain.id)
     with build.make_verifier(config, game) as verifier:
         found = claims.audit(game, rounds, evidence.records.values(), whole, make_judge(verifier))
@@ -117,8 +113,8 @@ def homes(directory: Path) -> list[Path]:
 @contextlib.contextmanager
 def _endpoint(
     arguments: argparse.Namespace, config: ml_collections.ConfigDict, node: Path
-) -> Iterator[tuple[Rpc, str]]:
-    """The chain and the coordinator's address, for as long as the `with` block lasts."""
+) -> Iterator[tuple[Rpc, str, int]]:
+    """The chain, the coordinator's address and the first block of its events, while the `with` block lasts."""
     contract, chain = arguments.contract or config.chain.contract, arguments.chain_id or config.chain.id
     with contextlib.ExitStack() as held:
         url = address(arguments.rpc or config.chain.endpoint)
@@ -136,7 +132,11 @@ def _endpoint(
             raise UsageError(f"the endpoint serves chain {found}, not {chain}: check --rpc and --chain-id.")
         if not probe(rpc, contract).ours:
             raise UsageError(f"the coordinator at {contract} takes no commitments, so its claims cannot be checked.")
-        yield rpc, contract
+        try:
+            first = first_block(rpc, contract) if arguments.from_block is None else arguments.from_block
+        except Refused as error:
+            raise UsageError(f"the block of the deployment is not known: give --from-block ({error})") from None
+        yield rpc, contract, first
 
 
 def _answers(url: str, contract: str) -> bool:

@@ -50,11 +50,11 @@ def read_journals(nodes: Sequence[Path]) -> Evidence:
     return Evidence(records, since)
 
 
-def read_chain(rpc: Rpc, contract: str, from_block: int | None = None) -> list[ledger.Round]:
-    """All rounds of a coordinator, from its events since its deployment or any block before. Raises ChainError."""
+def read_chain(rpc: Rpc, contract: str, first_block: int) -> list[ledger.Round]:
+    """All rounds of a coordinator, from its events since its deployment, or a block before. Raises ChainError."""
     with (
         tempfile.TemporaryDirectory() as directory,
-        ledger.events_of(rpc, contract, Path(directory) / "events.sqlite", from_block) as index,
+        ledger.events_of(rpc, contract, Path(directory) / "events.sqlite", first_block) as index,
     ):
         return ledger.rounds(index)
 
