@@ -2,9 +2,8 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -134,11 +133,6 @@ def events_of(rpc: Rpc, contract: str, path: Path, first_block: int | None = Non
         yield index
     finally:
         index.close()
-
-
-def load_ledger(found: Mapping[str, Any]) -> Ledger:
-    """A ledger in JSON's types. Raises ValueError (msgspec's) if it is none."""
-    return msgspec.convert(found, Ledger)
 
 
 # --- of an index

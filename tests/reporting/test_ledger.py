@@ -9,7 +9,7 @@ import pytest
 from configs import quickstart
 from experiments import render as render_command
 from rlswarm_jax.chain.errors import EndpointDown, NoContract, WrongChain
-from rlswarm_jax.chain.ledger import load_ledger, read_ledger
+from rlswarm_jax.chain.ledger import Ledger, read_ledger
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.reporting import ledger, report, results
@@ -128,7 +128,7 @@ def test_what_was_verified_is_shown_beside_what_is_claimed(read, tmp_path):
 
 
 def test_names_are_those_that_are_given(read):
-    peers, _ = ledger.ledger_sections(load_ledger(read[0]), {ME.peer_id: "first", OTHER_ACCOUNT: "second"})
+    peers, _ = ledger.ledger_sections(msgspec.convert(read[0], Ledger), {ME.peer_id: "first", OTHER_ACCOUNT: "second"})
     assert [row[0] for row in peers.table[1:3]] == ["first", "second"]
 
 
@@ -146,7 +146,7 @@ def test_a_broken_ledger_is_said_to_be_one(read, tmp_path):
 
 
 def test_long_runs_and_crowds_are_shown_in_part(read):
-    one = load_ledger(read[0])
+    one = msgspec.convert(read[0], Ledger)
     rounds = [msgspec.structs.replace(one.rounds[-1], number=number) for number in range(200)]
     crowd = [msgspec.structs.replace(one.peers[2], peer_id=f"claim {number}") for number in range(100)]
     many = msgspec.structs.replace(one, rounds=rounds, peers=[*crowd, *one.peers[:2]])
