@@ -7,9 +7,9 @@
 
 For other machines to reach it: --config.swarm.host=0.0.0.0 --config.swarm.port=4001. Its key is made once, in the
 folder of the run (node.key); the same command with --resume goes on after a stop. Nodes understand each other if they
-play by the same rules (README, "Join a swarm"): paste the line that a running node, or `make run`, prints.
+play by the same rules (docs/operate.md): paste the line that a running node, or `make run`, prints.
 
-Several machines, or a TPU pod, can be one node: rlswarm_jax/running/processes.py says how.
+Several machines, or a TPU pod, can be one node: docs/real-models.md says how.
 
 Hardware: a CPU core for the embedded model.
 """

@@ -1,4 +1,4 @@
-"""One node alone, on the training budget that a quickstart node has: the same rounds and groups, all its own.
+"""One node alone, that samples as much as a quickstart node: the same rounds and completions, all its own answers.
 
     python -m experiments.run --config configs/solo.py [--config.seed=1]
     python -m experiments.run --config configs/solo.py:smoke
@@ -9,9 +9,8 @@ Measured (rendered: solo):
   13 ± 6 s a run on AMD EPYC, 2 cores
   commit c00f206995e0
 
-It has nobody to criticise, so it plays the first stage only. It samples twice as many completions as a quickstart node
-(which gets half of its groups from its peers) and can learn from as many groups a round: matched training samples, not
-matched generation.
+It has nobody to criticise, so it plays the first stage only. It samples as many completions a round as a quickstart
+node, which spends half of them on critiques and revisions, and has no groups of peers to learn from besides.
 """
 
 import ml_collections

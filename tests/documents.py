@@ -1,11 +1,15 @@
 """Finds all that a Markdown page asks its reader to type or paste, and tries it, as far as that is cheap.
 
 Every fenced block must be of a language that is known here, every command one that is known here: there is no list of
-exceptions. Placeholders (`DIR`, `0x...`) are filled in; models and data of a hub are the test's own.
+exceptions. Placeholders (`DIR`, `0x...`) are filled in; models and data of a hub are the test's own. What would compile
+a model is called with a stand-in that takes the same arguments, unless all is to be tried `really`.
 """
 
 import argparse
+import ast
+import configparser
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -15,17 +19,19 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 import ml_collections
+import numpy as np
 from packaging.requirements import Requirement
 
 from configs import quickstart
 from rlswarm_jax import assets, qwen
 from rlswarm_jax.identity import simulated
+from rlswarm_jax.qwen.verdict import Replay
 from rlswarm_jax.records.schema import ANSWER
 from rlswarm_jax.running import arguments as cli
 from rlswarm_jax.running import build
@@ -86,11 +92,11 @@ def inline(text: str) -> Iterator[Block]:
 class Page:
     """Tries a page's blocks in order: a file that it tells to save is there for what comes after.
 
-    home: where such files are saved.
+    home: where such files are saved, and what the page's Python writes. really: models compute, too.
     """
 
-    def __init__(self, path: Path, home: Path):
-        self._path, self._home, self._saved = path, home, set[str]()
+    def __init__(self, path: Path, home: Path, really: bool = False):
+        self._path, self._home, self._saved, self._really = path, home, set[str](), really
         self.tried = 0
         self._config = quickstart.get_config()
 
@@ -99,7 +105,8 @@ class Page:
         found = sorted([*blocks(text), *inline(text)])
         for block in [b for b in found if b.language == "python"]:
             self._save(block)
-        with mock.patch.object(sys, "path", [str(self._home), *sys.path]), hub():
+        computing = contextlib.nullcontext() if self._really else stand_ins()
+        with mock.patch.object(sys, "path", [str(self._home), *sys.path]), hub(), computing:
             importlib.invalidate_caches()
             for block in found:
                 try:
@@ -107,7 +114,7 @@ class Page:
                 except (Exception, SystemExit) as error:
                     raise Wrong(f"{self._path.name}, line {block.line}: {type(error).__name__}: {error}") from error
                 self.tried += 1
-        try_links(self._path, text)
+        try_links(self._path, text, self._home)
 
     def try_block(self, block: Block) -> None:
         match block.language:
@@ -120,6 +127,8 @@ class Page:
                 json.loads(block.text)
             case "toml":
                 tomllib.loads(block.text)
+            case "ini":
+                configparser.ConfigParser().read_string(block.text)
             case other:
                 raise Wrong(f"nobody knows how to try a block of {other!r}")
 
@@ -137,7 +146,9 @@ class Page:
         """A config's lines go where they belong: into the end of a `get_config`."""
         names = {"config": self._config} if re.search(r"^config\.", block.text, re.MULTILINE) else {}
         before = set(self._config.tasks)
-        exec(compile(block.text, f"{self._path.name}:{block.line}", "exec"), names)
+        self._home.mkdir(exist_ok=True)
+        with contextlib.chdir(self._home):
+            exec(compile(block.text, f"{self._path.name}:{block.line}", "exec"), names)
         for task in set(self._config.tasks) - before:
             make_mixture({task: self._config.tasks[task].to_dict()}).problem(0)
 
@@ -175,10 +186,10 @@ class Page:
             return
         if importlib.util.find_spec(name) is None:
             raise Wrong(f"there is no module {name}")
-        if importlib.util.find_spec(f"{name}.__main__" if self._is_package(name) else name) is None:
+        found = importlib.util.find_spec(f"{name}.__main__" if self._is_package(name) else name)
+        if found is None:
             raise Wrong(f"{name} cannot be run")
-        module = importlib.import_module(f"{name}.__main__" if self._is_package(name) else name)
-        source = inspect.getsource(module)
+        source = Path(found.origin).read_text()
         if 'if __name__ == "__main__":' not in source:
             raise Wrong(f"{name} does nothing when it is run")
         if named and not words:
@@ -187,7 +198,7 @@ class Page:
             if words != ["--help"]:
                 self._experiment(name, words)
         elif "ArgumentParser(" in source or "parse_args(" in source:
-            takes(module.main, f"python -m {name}", words, whole=not named)
+            takes(importlib.import_module(found.name).main, f"python -m {name}", words, whole=not named)
         elif words:
             raise Wrong(f"{name} takes no arguments, and gets {words}")
 
@@ -312,11 +323,26 @@ def hub() -> Iterator[None]:
         sys.modules |= {"datasets": installed} if installed else {}
 
 
+@contextlib.contextmanager
+def stand_ins() -> Iterator[None]:
+    """The calls of the front door that compile a model take what they take, and give what has the same parts."""
+    given = {
+        "logits": mock.MagicMock(spec=np.ndarray),
+        "generate": mock.MagicMock(spec=[*qwen.Generation.__annotations__, *dir(qwen.Generation)]),
+        "replay": mock.MagicMock(spec=[*Replay.__annotations__, *dir(Replay)]),
+    }
+    with contextlib.ExitStack() as patched:
+        for name, out in given.items():
+            taken = mock.create_autospec(getattr(qwen, name), return_value=out)
+            patched.enter_context(mock.patch.object(qwen, name, taken))
+        yield
+
+
 # --- links
 
 
-def try_links(path: Path, text: str) -> None:
-    """Files and headings that a page refers to."""
+def try_links(path: Path, text: str, home: Path) -> None:
+    """Files and headings that a page refers to, in links, in backquotes, and in the walks of an indented block."""
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", target):
             continue
@@ -326,8 +352,11 @@ def try_links(path: Path, text: str) -> None:
             raise Wrong(f"{path.name} links to {target}, which does not exist")
         if anchor and anchor not in [slug(head) for head in re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)]:
             raise Wrong(f"{path.name} links to {target}, and there is no such heading")
-    for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|md|json|jsonl|sol|lock|toml|png|svg))`", text):
-        roots = (ROOT, ROOT / "rlswarm_jax", path.parent)
+    named = re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|md|json|jsonl|sol|lock|toml|png|svg))`", text)
+    for block in re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE):
+        named += re.findall(r"(?<![\w./-])((?:rlswarm_jax|experiments|configs)/[\w./-]*\w)", block)
+    for name in named:
+        roots = (ROOT, ROOT / "rlswarm_jax", path.parent, home)
         if not name.startswith("runs/") and not any((root / name).exists() for root in roots):
             raise Wrong(f"{path.name} names {name}, which does not exist")
 
@@ -335,3 +364,37 @@ def try_links(path: Path, text: str) -> None:
 def slug(heading: str) -> str:
     """As GitHub makes it."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def links(text: str) -> set[str]:
+    """Files that a page links to or shows, without their anchors."""
+    return {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)}
+
+
+# --- sentences of the programs
+
+
+def sentences(*folders: Path, of: str = "") -> set[str]:
+    """Every text in the code of these folders, with `...` for what is filled in as it is said.
+
+    of: a pattern of errors' names; only what these are raised with.
+    """
+    nodes: Iterable[ast.AST] = itertools.chain.from_iterable(map(_nodes, folders))
+    if of:
+        raised = (node.exc for node in nodes if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call))
+        nodes = (part for call in raised if re.fullmatch(of, ast.unparse(call.func)) for part in call.args)
+    return {text for node in nodes if (text := _said(node))}
+
+
+@functools.cache
+def _nodes(folder: Path) -> list[ast.AST]:
+    return [node for path in sorted(folder.rglob("*.py")) for node in ast.walk(ast.parse(path.read_text()))]
+
+
+def _said(node: ast.AST) -> str:
+    match node:
+        case ast.Constant(value=str(text)):
+            return re.sub(r"%[.\d]*[a-z]", "...", text)
+        case ast.JoinedStr(values=parts):
+            return "".join(_said(part) if isinstance(part, ast.Constant) else "..." for part in parts)
+    return ""

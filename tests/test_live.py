@@ -206,6 +206,7 @@ def test_a_killed_parent_leaves_no_process_behind(tmp_path):
     assert not alive and len(gone) == len(children)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path):
     workdir = tmp_path / "run"
     process = start("smoke", workdir)

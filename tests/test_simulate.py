@@ -1,6 +1,7 @@
 """What is true of a simulated swarm, whatever its nodes learn."""
 
 import itertools
+from collections.abc import Iterator
 
 import jax
 import msgspec
@@ -22,6 +23,7 @@ from rlswarm_jax.records.envelope import open_envelope, seal
 from rlswarm_jax.simulate import Simulation, Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
 from rlswarm_jax.tasks.verifier import Verifier
+from tests.grpo import tiny
 
 NODES, ROUNDS, GROUP, LOCAL, EXTERNAL = 3, 4, 4, 3, 3
 TAU = 1e-4  # float32, across executables of different shapes
@@ -139,8 +141,9 @@ class Played:
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World()
+def world() -> Iterator[World]:
+    with tiny.optimizations(False):
+        yield World()
 
 
 @pytest.fixture

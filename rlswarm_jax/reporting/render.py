@@ -10,6 +10,7 @@ import subprocess
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -82,13 +83,47 @@ def _read(path: Path, kind: Any) -> Any:
         raise UsageError(f"{shown} is not what is written there: {error}.") from None
 
 
+def why_lines(root: Path) -> list[str]:
+    """What speaks for a swarm, a sentence each, with what was measured."""
+
+    def benchmark(name: str, **config: Any) -> Benchmark:
+        of = _read(root / "results" / "benchmarks" / f"{name}.jsonl", list[Benchmark])
+        (found,) = [b for b in of if b.config == b.config | config and "code" not in b.config]
+        return found
+
+    swarm = _read(root / "results" / "quickstart.json", Runs)
+    external = [100 * run.external_fraction for run in swarm.runs if run.external_fraction is not None]
+    studied = evaluations_block(_read(root / "results" / "game.json", Evaluations))
+    gain = {row[0]: row[1] for row in studied.table}
+    alone, attacked = (benchmark("poison", keys=keys) for keys in (0, 8))
+    shape = {"model": "0.5b", "questions": 1, "completions": 8}
+    ours, theirs = (benchmark("decode", side=side, prompt=64, **shape) for side in ("ours", "genrl"))
+    times, seconds = ours.value / theirs.value, fmean(run.wall_seconds for run in swarm.runs)
+    return [
+        f"**Others' work is worth having.** {fmean(external):.0f} % of what a quickstart node learns from are its "
+        "peers' completions, and the majority of four nodes' answers is "
+        f"{gain['majority of the swarm, less first answer']} points better than the average node's.",
+        "**Others need not be trusted.** Each node scores everything again itself: four honest ones reach "
+        f"{alone.value:.1f} % in {alone.config['rounds']} rounds by themselves, and {attacked.value:.1f} % beside "
+        f"{attacked.config['keys']} keys that send records made to spoil them.",
+        f"**It is quick to try things in.** A quickstart run takes {seconds:.0f} s on two CPU cores, and "
+        f"{shape['completions']} completions of a 0.5B model come {times:.1f} times as fast there as from RL Swarm's "
+        "own trainer.",
+    ]
+
+
 def fill_markdown(text: str, root: Path) -> str:
     """The text with all its blocks as the results have them."""
 
     def fill(match: re.Match) -> str:
         try:
-            block = find_block(root, match[2])
-            body = f"{markdown_table(block.table)}\n{block.note}\n"
+            if match[2] == "why":
+                body = "".join(f"- {line}\n" for line in why_lines(root))
+            elif match[2].endswith("/line"):
+                body = f"{'; '.join(find_block(root, match[2].removesuffix('/line')).lines)}.\n"
+            else:
+                block = find_block(root, match[2])
+                body = f"{markdown_table(block.table)}\n{block.note}\n"
         except NotMeasured as missing:
             body = f"Not measured yet: `{missing}` does not exist.\n"
         return f"{match[1]}\n{body}\n{match[3]}"

@@ -12,6 +12,7 @@ from rlswarm_jax.reporting import measures
 from rlswarm_jax.running import arguments as cli
 from rlswarm_jax.running import simulated, trained
 from rlswarm_jax.tasks import Problem
+from tests.grpo import tiny
 
 SMALL = [
     "--config=configs/game.py:simulate-smoke",
@@ -99,7 +100,8 @@ def test_a_game_of_one_stage_has_no_measures_of_the_others():
 
 def test_a_run_is_evaluated_before_and_after(tmp_path, capsys):
     folder = tmp_path / "run"
-    assert simulated.run(cli.parse([*SMALL, f"--workdir={folder}"])) == 0
+    with tiny.optimizations(False):
+        assert simulated.run(cli.parse([*SMALL, f"--workdir={folder}"])) == 0
     assert evaluate.run(cli.parse([*SMALL, f"--checkpoint={folder}"])) == 0
     found = json.loads((folder / "evaluation.json").read_text())
     assert found["name"] == "game-simulate-smoke" and {"before", "after"} <= found.keys()

@@ -17,6 +17,7 @@ from rlswarm_jax import assets, files, qwen
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.running import arguments as cli
 from rlswarm_jax.running import build, simulated
+from tests.grpo import tiny
 from tests.qwen import test_owners_files as owners
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -39,7 +40,8 @@ SMALL = [
 def run(tmp_path_factory):
     """A finished simulation of two nodes."""
     directory = tmp_path_factory.mktemp("export") / "run"
-    assert simulated.run(cli.parse([*SMALL, f"--workdir={directory}"])) == 0
+    with tiny.optimizations(False):
+        assert simulated.run(cli.parse([*SMALL, f"--workdir={directory}"])) == 0
     return directory
 
 

@@ -133,7 +133,9 @@ def test_help_teaches():
         assert word in done.stdout
 
 
-@pytest.mark.parametrize(("name", "variant"), [("quickstart", "simulate-smoke"), ("solo", "smoke")])
+@pytest.mark.parametrize(
+    ("name", "variant"), [("quickstart", "simulate-smoke"), pytest.param("solo", "smoke", marks=pytest.mark.slow)]
+)
 def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name, variant, tmp_path):
     """The live quickstart's is in tests/test_live.py, a single node's in tests/running/test_single_node.py."""
     workdir = tmp_path / "run"

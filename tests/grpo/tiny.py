@@ -170,6 +170,9 @@ def _logprob_gradient(params, tokens_BT, prompt_lengths_B, weights_BC, temperatu
     return (chosen_BT * weights_BT[:, : chosen_BT.shape[1]]).sum()
 
 
+QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # the environment of a process that compiles in half the time
+
+
 @contextlib.contextmanager
 def optimizations(wanted):
     """Without XLA's optimisations compilation takes half the time, and nearly all time here is compilation."""

@@ -169,6 +169,54 @@ def test_a_study_has_means_over_seeds_and_differences_within_them(root, tmp_path
     assert "512 problems, mean over nodes; ± standard error over 3 seeds, on the same problems." in text
 
 
+def write_reasons(root, tmp_path):
+    """Results in which every figure that speaks for a swarm can be told by eye."""
+    write_results(root, tmp_path)
+    found = [evaluation(s, first_answer=0.80, majority_of_the_swarm=m) for s, m in enumerate((0.82, 0.84, 0.86))]
+    for one in found:
+        one["before"] = one["after"]
+    made = {"evaluations": found, "commit": "abc", "hardware": "Imaginary CPU"}
+    (root / "results" / "game.json").write_text(json.dumps(made))
+    poison = [("keys", 0, 78.4), ("keys", 8, 77.7), ("code", "before", 3.0)]
+    shape = {"model": "0.5b", "questions": 1, "completions": 8, "prompt": 64}
+    rows = {
+        "poison": [({"keys": 8, "rounds": 32} | {name: value}, of, "%") for name, value, of in poison],
+        "decode": [
+            (shape | {"side": side}, of, "tokens/s") for side, of in (("ours", 40.0), ("genrl", 5.0), ("hf", 1.0))
+        ],
+    }
+    for name, those in rows.items():
+        lines = [
+            json.dumps({"benchmark": name, "config": config, "value": value, "unit": unit, "hardware": "Imaginary CPU"})
+            for config, value, unit in those
+        ]
+        (root / "results" / "benchmarks" / f"{name}.jsonl").write_text("\n".join(lines))
+
+
+def test_the_readme_has_the_reasons_as_they_were_measured(root, tmp_path):
+    page = root / "README.md"
+    page.write_text("<!-- rendered: why -->\n<!-- /rendered -->\n")
+    render.render(root)
+    assert "Not measured yet: `results/quickstart.json` does not exist." in readme(root)
+    write_reasons(root, tmp_path)
+    render.render(root)
+    peers, trust, quick = [line for line in readme(root).splitlines() if line.startswith("- ")]
+    assert "45 % of what a quickstart node learns from" in peers
+    assert "is +4.0 ± 1.2 points better" in peers  # 2, 4 and 6: a standard error of 2 / sqrt(3)
+    assert "78.4 % in 32 rounds by themselves, and 77.7 % beside 8 keys" in trust
+    assert "takes 101 s on two CPU cores" in quick and "8 completions of a 0.5B model come 8.0 times" in quick
+
+
+def test_a_page_can_have_an_experiment_in_one_line(root, tmp_path):
+    write_results(root, tmp_path)
+    (root / "docs").mkdir()
+    page = root / "docs" / "some.md"
+    page.write_text("<!-- rendered: quickstart/line -->\n<!-- /rendered -->\n")
+    assert page in render.render(root)
+    (line,) = [line for line in page.read_text().splitlines() if line and not line.startswith("<")]
+    assert line.startswith("held-out accuracy 15.0 % -> 76.7 %: ") and line.endswith("chance beacons.")
+
+
 def test_what_a_node_pays_a_day_follows_from_the_gas_of_its_calls(root):
     calls = {
         "commit": 50_000,

@@ -16,6 +16,7 @@ import pytest
 from rlswarm_jax.identity import Identity, author_of, create, friendly_name, simulated
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.running import node
+from tests.grpo import tiny
 from tests.swarm.live import Node
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -24,8 +25,9 @@ CHECKOUT = Path(__file__).parent.parent.parent
 def start(workdir: Path, *arguments: str, variant: str = ":smoke") -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments.run", f"--config=configs/node.py{variant}", *arguments]
     command += ["--config.wandb.mode=disabled", "--config.evaluation.problems=8", "--config.evaluation.rows=8"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=CHECKOUT, stdout=pipe, stderr=pipe, text=True)
+    command.append(f"--workdir={workdir}")
+    pipe, environment = subprocess.PIPE, os.environ | tiny.QUICKLY
+    return subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def run(workdir: Path, *arguments: str) -> tuple[int, str, str]:
@@ -117,13 +119,32 @@ def newcomer():
         one.gossip.close()
 
 
-def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path, newcomer):
-    """As the README says it, in two terminals."""
-    first = start(tmp_path / "first", variant="")
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A node that plays, and the folder it is in; its key lies beside that."""
+    tmp_path = tmp_path_factory.mktemp("nodes")
+    process = start(tmp_path / "first", f"--config.swarm.key={tmp_path / 'shared.key'}", variant="")
     wait_until((tmp_path / "first" / "node.json").exists)
+    yield process, tmp_path
+    process.kill()
+    process.wait()
+
+
+def test_a_folder_has_one_process_and_a_key_one_journal(first):
+    _, tmp_path = first
+    second = start(tmp_path / "first", "--resume", variant="")
+    _, complained = second.communicate(timeout=60)
+    assert second.returncode == 75 and "another process is using" in complained
+    code, _, complained = run(tmp_path / "other", f"--config.swarm.key={tmp_path / 'shared.key'}")
+    assert code == 75 and "another process is using" in complained and "shared.key" in complained
+
+
+def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(first, newcomer):
+    """As the README says it, in two terminals."""
+    first, tmp_path = first
     told = json.loads((tmp_path / "first" / "node.json").read_text())
     assert told["pid"] == first.pid and told["addresses"][0].endswith(told["peer_id"])
-    assert (tmp_path / "first" / "node.key").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "shared.key").stat().st_mode & 0o777 == 0o600
     rows = {name: tmp_path / name / "metrics.jsonl" for name in ("first", "second")}
     wait_until(lambda: rows["first"].exists() and read_rows(rows["first"]))  # there is a round to come late for
     second = start(tmp_path / "second", f"--config.swarm.bootnodes={told['addresses']}", variant="")
@@ -140,8 +161,7 @@ def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path
     stopped_at = read_rows(rows["first"])[-1]["round"]
     wait_until(lambda: read_rows(rows["first"])[-1]["round"] > stopped_at + 3)
     os.kill(first.pid, signal.SIGTERM)
-    first.communicate(timeout=60)
-    assert first.returncode == 130 and not (tmp_path / "first" / "node.json").exists()
+    assert first.wait(60) == 130 and not (tmp_path / "first" / "node.json").exists()
     assert any(row["peers/connected"] == 1 for row in read_rows(rows["first"]))
     kept = {name: json.loads((tmp_path / name / "peers.json").read_text()) for name in ("first", "second")}
     assert (
@@ -153,17 +173,12 @@ def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(tmp_path
     assert f"{friendly_name(stranger.author)} ({stranger.identity.peer_id}) plays by other rules" in log
 
 
-def test_a_key_signs_for_one_journal_only(tmp_path):
+def test_a_key_signs_for_one_journal_only(first):
     """In another folder a node would start at round 0 again, and contradict what it has signed."""
-    key = f"--config.swarm.key={tmp_path / 'shared.key'}"
-    first = start(tmp_path / "first", key, variant="")
-    wait_until((tmp_path / "first" / "node.json").exists)
-    code, _, complained = run(tmp_path / "second", key)
-    assert code == 75 and "another process is using" in complained and "shared.key" in complained
-    wait_until((tmp_path / "first" / "metrics.jsonl").exists)
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
-    code, _, complained = run(tmp_path / "third", key)
+    process, tmp_path = first
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    code, _, complained = run(tmp_path / "third", f"--config.swarm.key={tmp_path / 'shared.key'}")
     assert code == 2 and "shared.key has signed records that are not in the journal here" in complained
     assert len(complained.splitlines()) == 1
 
@@ -188,16 +203,6 @@ def test_a_launched_node_says_by_its_exit_code_whether_another_try_can_help(tmp_
     (tmp_path / "node.key").chmod(0o644)
     code, said = launched()
     assert code == 2 and "can be read by others" in said
-
-
-def test_two_processes_cannot_run_in_one_folder(tmp_path):
-    first = start(tmp_path / "run", variant="")
-    wait_until((tmp_path / "run" / "node.json").exists)
-    second = start(tmp_path / "run", "--resume", variant="")
-    _, complained = second.communicate(timeout=60)
-    assert second.returncode == 75 and "another process is using" in complained
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
 
 
 def test_a_key_copied_without_its_journal_is_refused_and_a_new_one_is_not(tmp_path):
