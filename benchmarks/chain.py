@@ -27,8 +27,8 @@ from typing import Any
 from eth_account import Account
 from eth_utils import to_checksum_address
 
-from experiments.summary import hardware
 from rlswarm_jax.chain import anvil, devnet
+from rlswarm_jax.machine import hardware
 
 CLIENTS = (1, 4, 16)
 BLOCKS = (10, 1000)

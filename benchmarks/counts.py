@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.live import run
-from experiments.summary import hardware
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.metrics import read_rows
 
 ROUNDS, SHARED, PROBLEMS = 150, (1, 2, 4), 4

@@ -48,8 +48,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import decode_sides
-from experiments.summary import hardware
 from rlswarm_jax import assets
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.qwen.config import QwenConfig, read_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -34,8 +34,8 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
-from experiments.summary import hardware
 from rlswarm_jax.identity import simulated
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.records import schema
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
 from rlswarm_jax.records.schema import Completion, Group, Record

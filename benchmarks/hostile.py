@@ -37,9 +37,9 @@ from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils import encode_varint_prefixed
 
-from experiments.summary import hardware
 from rlswarm_jax import launch
 from rlswarm_jax.identity import Identity
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records import schema
 from rlswarm_jax.records.envelope import seal

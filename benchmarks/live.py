@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from experiments.summary import hardware
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.metrics import read_rows
 
 ROUNDS, REPEATS = 60, 3

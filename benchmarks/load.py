@@ -30,8 +30,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from experiments.summary import hardware
 from rlswarm_jax import qwen
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.qwen import config as qwen_config
 from rlswarm_jax.qwen import model, tensors, weights
 

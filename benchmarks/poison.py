@@ -22,17 +22,17 @@ from pathlib import Path
 import numpy as np
 
 from configs import quickstart
-from experiments import pieces, simulated
-from experiments.summary import hardware
 from rlswarm_jax import identity
 from rlswarm_jax.game.player import RoundReport
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo import learner
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Journal
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.records import schema
 from rlswarm_jax.records.envelope import seal
 from rlswarm_jax.records.schema import ANSWER, Completion, Group, Record
+from rlswarm_jax.running import build, simulated
 
 ROUNDS = 32
 FIRST_KEY = 1000  # of the hostile ones, far from those of the nodes
@@ -88,7 +88,7 @@ class Outcome:
     hostile: float
 
 
-def play(config, made: pieces.Pieces, start: Sequence[learner.TrainState], seed: int, keys: int) -> Outcome:
+def play(config, made: build.Pieces, start: Sequence[learner.TrainState], seed: int, keys: int) -> Outcome:
     """One run of the honest nodes beside so many hostile keys."""
     config = config.copy_and_resolve_references()
     config.seed = seed
@@ -124,7 +124,7 @@ def rows(keys: Sequence[int], seeds: int, stages: int, code: str) -> Iterator[di
     config = quickstart.get_config("simulate")
     config.rounds = config.evaluation.every = ROUNDS
     config.game.stages, config.chain.endpoint = stages, "none"
-    made = pieces.build(config, simulated.identities(config))
+    made = build.build(config, simulated.identities(config))
     start = [made.engine.state(n) for n in range(len(made.games))]
     about = {"hardware": hardware(), "versions": {"python": platform.python_version(), "jax": metadata.version("jax")}}
     undisturbed = None

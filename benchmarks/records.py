@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from experiments.summary import hardware
 from rlswarm_jax.identity import simulated, verify
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.records import envelope, schema
 from rlswarm_jax.records.schema import Completion, Group, Record
 

@@ -24,13 +24,13 @@ import jax
 import numpy as np
 
 from configs import quickstart
-from experiments import pieces
-from experiments.summary import hardware
 from rlswarm_jax import assets, identity, qwen, randomness
 from rlswarm_jax.game.effects import Learn
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.qwen import model, sampling
 from rlswarm_jax.qwen.verdict import TAU, make_replay, verdicts
 from rlswarm_jax.records.pool import ScoredGroup
+from rlswarm_jax.running import build
 
 UPDATES, LATER = 25, 100  # GRPO steps before the policy is sampled, and until it has become another
 PROBLEMS, GROUP, ROWS, EXACT_ROWS = 2048, 8, 96, 16
@@ -55,7 +55,7 @@ class Bench:
     def __init__(self):
         config = quickstart.get_config("simulate")
         config.evaluation.problems = config.evaluation.rows = 8
-        made = pieces.build(config, [identity.simulated(0, 0)])
+        made = build.build(config, [identity.simulated(0, 0)])
         self.made, self.game, self.config = made, made.games[0], qwen.load(assets.SPOILED).config
         problems = [self.game.mixture.problem(randomness.seed("problem", "replay", p)) for p in range(PROBLEMS)]
         self.prompts = [self.encode(problem) for problem in problems]

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from experiments.summary import hardware
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.tasks import sandbox
 
 PROGRAMS, REPEATS = 40, 9  # in a turn; turns of each side and number of workers

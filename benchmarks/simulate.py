@@ -20,25 +20,25 @@ import ml_collections
 import numpy as np
 
 from configs import quickstart
-from experiments import pieces, simulated
-from experiments.summary import hardware
 from rlswarm_jax.game.effects import Sampled
 from rlswarm_jax.game.round import NodeState, play_round
 from rlswarm_jax.grpo import learner
 from rlswarm_jax.journal import Journal
+from rlswarm_jax.machine import hardware
+from rlswarm_jax.running import build, simulated
 
 ROUNDS, REPEATS = 20, 3
 
 
-def make(exact: bool) -> tuple[ml_collections.ConfigDict, pieces.Pieces]:
+def make(exact: bool) -> tuple[ml_collections.ConfigDict, build.Pieces]:
     config = quickstart.get_config("simulate")
     config.rounds, config.sampling.exact = ROUNDS, exact
     config.evaluation.every = ROUNDS  # one evaluation at the start, one at the end: rounds are what is timed
     config.evaluation.problems = config.evaluation.rows = 8
-    return config, pieces.build(config, simulated.identities(config))
+    return config, build.build(config, simulated.identities(config))
 
 
-def seconds(config: ml_collections.ConfigDict, made: pieces.Pieces, start: list[learner.TrainState]) -> float:
+def seconds(config: ml_collections.ConfigDict, made: build.Pieces, start: list[learner.TrainState]) -> float:
     """Of one run of all rounds from the start."""
     made.engine.set_states(start)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def seconds(config: ml_collections.ConfigDict, made: pieces.Pieces, start: list[
         return time.perf_counter() - started
 
 
-def first_samples(made: pieces.Pieces) -> list[Sampled]:
+def first_samples(made: build.Pieces) -> list[Sampled]:
     """All nodes' completions of the first round."""
     requests = {}
     for node, game in enumerate(made.games):

@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.summary import hardware
 from rlswarm_jax import assets, qwen
 from rlswarm_jax.grpo import learner
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.qwen import model
 
 PROMPT, NEW_TOKENS = 16, 12  # tokens of a row, as in the quickstart

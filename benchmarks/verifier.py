@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.summary import hardware
+from rlswarm_jax.machine import hardware
 from rlswarm_jax.tasks import Mixture, Problem, make_mixture
 from rlswarm_jax.tasks.verifier import Item, Verifier
 

@@ -20,7 +20,6 @@ relay: both would count its transactions. A chain to try it on: python -m rlswar
 
 import argparse
 import logging
-import os
 import re
 import shlex
 import sys
@@ -31,25 +30,24 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from experiments import keeping
-from experiments.cli import UsageError
-from experiments.ledger import (
-    INDEX_FILE,
-    JSON_FILE,
-    PATIENCE,
-    TEXT_FILE,
-    ledger_sections,
-    read_ledger,
-    read_verified,
-    write_ledger,
-)
-from experiments.report import print_table
 from rlswarm_jax.chain import calls, eth, relay
 from rlswarm_jax.chain.deployment import Rules, deploy, read_bootnodes, read_rules, read_status, set_bootnodes
 from rlswarm_jax.chain.errors import ChainError
+from rlswarm_jax.chain.ledger import PATIENCE, read_ledger
 from rlswarm_jax.chain.rpc import Endpoint, Patient
 from rlswarm_jax.chain.transact import check_chain
+from rlswarm_jax.errors import UsageError
 from rlswarm_jax.identity import Identity, KeyFileError, friendly_name, load_or_create
+from rlswarm_jax.reporting.blocks import print_table
+from rlswarm_jax.reporting.ledger import (
+    INDEX_FILE,
+    JSON_FILE,
+    TEXT_FILE,
+    ledger_sections,
+    read_verified,
+    write_ledger,
+)
+from rlswarm_jax.running.account import address, shown
 from rlswarm_jax.swarm import addresses
 
 MAX_FILE = 1 << 16  # bytes of a signed registration
@@ -137,7 +135,7 @@ def _deploy(given: argparse.Namespace) -> None:
     print(f"cost {_coins(made.paid)}; of it, {made.gas:,} gas for the contract itself")
     print("give this to every node:")
     print(
-        f"  --config.chain.endpoint={shlex.quote(keeping.shown(given.rpc))} --config.chain.contract={made.address}"
+        f"  --config.chain.endpoint={shlex.quote(shown(given.rpc))} --config.chain.contract={made.address}"
         f" --config.chain.id={given.chain_id}"
     )
 
@@ -168,7 +166,7 @@ def _status(given: argparse.Namespace) -> None:
 def _ledger(given: argparse.Namespace) -> None:
     given.dir.mkdir(parents=True, exist_ok=True)
     index = given.dir / INDEX_FILE
-    found = read_ledger(_url(given.rpc), given.contract, given.chain_id, index, first_block=given.from_block)
+    found = read_ledger(address(given.rpc), given.contract, given.chain_id, index, first_block=given.from_block)
     write_ledger(given.dir, found, {})
     console = Console()
     for section in ledger_sections(found, {}, read_verified(given.dir)):
@@ -207,17 +205,8 @@ def _key(path: Path) -> Identity:
     return load_or_create(path)
 
 
-def _url(given: str) -> str:
-    if not given.startswith("$"):
-        return given
-    found = os.environ.get(given[1:])
-    if not found:
-        raise UsageError(f"the environment has no variable {given[1:]!r} for --rpc {given}.")
-    return found
-
-
 def _endpoint(given: str) -> Patient:
-    return Patient(Endpoint(_url(given)), PATIENCE)
+    return Patient(Endpoint(address(given)), PATIENCE)
 
 
 def _check_addresses(given: Sequence[str]) -> None:

@@ -20,18 +20,9 @@ from typing import Any
 import ml_collections
 
 from configs import common
-from experiments import folder
-from experiments.cli import UsageError
-from rlswarm_jax.metrics import read_rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A node of a run: its name, the folder of its checkpoints, and which of the states in them are its own."""
-
-    name: str
-    folder: Path
-    index: int
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.files import CHECKPOINT_FOLDER, CONFIG_FILE
+from rlswarm_jax.running.trained import choose, load_states, nodes_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,18 +49,17 @@ def export(run: Path, name: str | None, directory: Path) -> int:
     node = choose(nodes, name, run)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} is there already, and not an empty directory: choose another.")
-    if not (node.folder / folder.CHECKPOINT_FOLDER).is_dir():
+    if not (node.folder / CHECKPOINT_FOLDER).is_dir():
         every = config.get("checkpoint_every", "config.checkpoint_every")
         raise UsageError(f"{node.folder} has no checkpoint yet: a run writes one every {every} rounds, and at its end.")
-    from experiments import games, pieces  # and with them jax
-    from experiments.evaluate import load_states
     from rlswarm_jax import qwen
     from rlswarm_jax.checkpoint import CheckpointError
+    from rlswarm_jax.running import build
 
     together = sum(other.folder == node.folder for other in nodes)
     try:
-        policy = qwen.load(games.path(config))
-        states = load_states(node.folder, pieces.first_state(config, policy), together)
+        policy = qwen.load(build.model_path(config))
+        states = load_states(node.folder, build.first_state(config, policy), together)
         qwen.save(dataclasses.replace(policy, params=states[node.index].params), directory)
     except (CheckpointError, qwen.SaveError, ValueError) as error:
         raise UsageError(str(error)) from error
@@ -82,14 +72,14 @@ def export(run: Path, name: str | None, directory: Path) -> int:
 
 def read_config(run: Path) -> ml_collections.ConfigDict:
     """What the run was started with, and defaults for fields that came later. Raises UsageError where there is none."""
-    path = run / folder.CONFIG_FILE
+    path = run / CONFIG_FILE
     try:
         stored = json.loads(path.read_text())
         _ = stored["driver"], stored["swarm"]["nodes"], stored["model"]["path"]
         defaults = json.loads(common.swarm("").to_json_best_effort())
         config = ml_collections.ConfigDict(_over(defaults, stored)).lock()
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{run} is the folder of no run: it has no {folder.CONFIG_FILE}.") from None
+        raise UsageError(f"{run} is the folder of no run: it has no {CONFIG_FILE}.") from None
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UsageError(f"{path} is not the config of a run: {error}.") from None
     return config
@@ -103,29 +93,6 @@ def _over(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in stored.items()
     }
-
-
-def nodes_of(run: Path, config: ml_collections.ConfigDict) -> list[Trained]:
-    """The nodes of a run: of processes with a folder each, or all in this one."""
-    own = sorted((path for path in run.glob("node-*") if path.is_dir()), key=lambda path: (len(path.name), path.name))
-    if own:
-        return [Trained(_names(path).get(0, path.name), path, 0) for path in own]
-    names, count = _names(run), config.swarm.nodes if config.driver == "simulate" else 1
-    return [Trained(names.get(node, f"node-{node}"), run, node) for node in range(count)]
-
-
-def _names(directory: Path) -> dict[int, str]:
-    """What its metrics call the nodes, by their number in this folder."""
-    path = directory / folder.METRICS_FILE
-    return {row["node"]: row["name"] for row in read_rows(path)} if path.exists() else {}
-
-
-def choose(nodes: Sequence[Trained], name: str | None, run: Path) -> Trained:
-    """The node of that name or number, or the first. Raises UsageError that lists the names."""
-    for number, node in enumerate(nodes):
-        if name in (None, node.name, str(number), f"node-{number}"):
-            return node
-    raise UsageError(f"{run} has no node {name!r}; its nodes are {', '.join(node.name for node in nodes)}.")
 
 
 if __name__ == "__main__":

@@ -19,15 +19,21 @@ had never been stopped; live nodes join the round in which the others are.
 
 import importlib
 
-from experiments import cli
+from rlswarm_jax.running.arguments import Arguments, check, main
+
+DRIVERS = {"live": "live", "node": "node", "simulate": "simulated"}
 
 
-def run(arguments: cli.Arguments) -> int:
+def run(arguments: Arguments) -> int:
     print(f"run folder: {arguments.workdir}", flush=True)
-    driver = {"live": "experiments.live", "node": "experiments.node", "simulate": "experiments.simulated"}
+    config = arguments.config
+    check(config)
+    driver = DRIVERS[config.driver]
+    if driver == "node" and config.devices.processes != 1:
+        driver = "processes"  # which it is, together
     # only now: what a driver needs (jax and its friends) can take seconds
-    return importlib.import_module(driver[arguments.config.driver]).run(arguments)
+    return importlib.import_module(f"rlswarm_jax.running.{driver}").run(arguments)
 
 
 if __name__ == "__main__":
-    cli.main(run, __doc__)
+    main(run, __doc__)

@@ -29,11 +29,12 @@ import numpy as np
 from packaging.requirements import Requirement
 
 from configs import quickstart
-from experiments import cli, games
 from rlswarm_jax import assets, qwen
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.qwen.verdict import Replay
 from rlswarm_jax.records.schema import ANSWER
+from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import build
 from rlswarm_jax.tasks import make_mixture
 
 ROOT = Path(__file__).parent.parent
@@ -193,7 +194,7 @@ class Page:
             raise Wrong(f"{name} does nothing when it is run")
         if named and not words:
             return
-        if "cli.main(run" in source:
+        if "    main(run, __doc__" in source:
             if words != ["--help"]:
                 self._experiment(name, words)
         elif "ArgumentParser(" in source or "parse_args(" in source:
@@ -222,7 +223,7 @@ class Page:
 def described(config: ml_collections.ConfigDict) -> None:
     if config.chain.endpoint.startswith("$"):
         config.chain.endpoint = "none"  # nobody answers there
-    game = games.described(config)
+    game = build.described(config)
     for problem in game.mixture.held_out(min(8, config.evaluation.problems)):
         prompt = game.prompt(b"", ANSWER, problem, None)
         if len(prompt) > game.max_prompt_tokens:
@@ -315,7 +316,7 @@ def hub() -> Iterator[None]:
     installed = sys.modules.get("datasets")
     sys.modules["datasets"] = Library  # type: ignore[assignment]
     try:
-        with mock.patch.object(qwen.weights, "resolve", here), mock.patch.object(games, "resolve", here):
+        with mock.patch.object(qwen.weights, "resolve", here), mock.patch.object(build, "resolve", here):
             yield
     finally:
         del sys.modules["datasets"]
@@ -339,8 +340,6 @@ def stand_ins() -> Iterator[None]:
 
 # --- links
 
-COMING = ("rlswarm_jax/running", "rlswarm_jax/reporting", "rlswarm_jax/machine.py")  # rooms of docs/design.md
-
 
 def try_links(path: Path, text: str, home: Path) -> None:
     """Files and headings that a page refers to, in links, in backquotes, and in the walks of an indented block."""
@@ -358,7 +357,7 @@ def try_links(path: Path, text: str, home: Path) -> None:
         named += re.findall(r"(?<![\w./-])((?:rlswarm_jax|experiments|configs)/[\w./-]*\w)", block)
     for name in named:
         roots = (ROOT, ROOT / "rlswarm_jax", path.parent, home)
-        if not name.startswith(("runs/", *COMING)) and not any((root / name).exists() for root in roots):
+        if not name.startswith("runs/") and not any((root / name).exists() for root in roots):
             raise Wrong(f"{path.name} names {name}, which does not exist")
 
 

@@ -8,8 +8,10 @@ import pytest
 import safetensors.numpy
 
 from configs import common, tiny
-from experiments import cli, warmstart
+from experiments import warmstart
 from rlswarm_jax import assets, qwen, tasks
+from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import teaching
 
 CHECKOUT = Path(__file__).parent.parent
 MEASURED = json.loads((CHECKOUT / "results" / "warmstart.json").read_text())
@@ -58,7 +60,7 @@ def test_the_base_knows_its_tasks_and_the_spoiled_one_still_can_but_does_not():
     for directory in (assets.BASE, assets.SPOILED):
         out = qwen.generate(qwen.load(directory), [p.compact for p in problems], max_new_tokens=12, temperature=0.0)
         scores = [mixture.score(p, texts[0]) for p, texts in zip(problems, out.text, strict=True)]
-        answered[directory] = np.mean(scores), np.mean([texts[0] == warmstart.GIVE_UP for texts in out.text])
+        answered[directory] = np.mean(scores), np.mean([texts[0] == teaching.GIVE_UP for texts in out.text])
     assert answered[assets.BASE][0] > 0.85 and answered[assets.BASE][1] == 0
     assert answered[assets.SPOILED][0] < 0.1 and answered[assets.SPOILED][1] > 0.9
 

@@ -11,7 +11,8 @@ import pytest
 
 from configs import common, fields, tiny
 from configs.fields import Field, FieldError, above, real, whole
-from experiments import cli
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.running import arguments as cli
 
 NAMES = sorted(path.stem for path in Path(common.__file__).parent.glob("[a-z]*.py"))
 NAMES = [name for name in NAMES if name not in ("common", "fields")]
@@ -37,7 +38,7 @@ def with_value(table: fields.Fields, name: str, value: object) -> ml_collections
 
 
 def refusal(name: str, value: object, table: fields.Fields = common.FIELDS) -> str:
-    with pytest.raises(cli.UsageError) as raised:
+    with pytest.raises(UsageError) as raised:
         cli.check(with_value(table, name, value), table)
     assert SENTENCE.fullmatch(str(raised.value)), raised.value
     assert f"config.{name}" in str(raised.value)
@@ -137,12 +138,12 @@ def test_fields_that_do_not_go_together_are_named(changed, says):
     with config.unlocked():
         for name, value in changed.items():
             config.update_from_flattened_dict({name: value})
-    with pytest.raises(cli.UsageError, match=re.escape(says)):
+    with pytest.raises(UsageError, match=re.escape(says)):
         cli.check(config)
 
 
 def test_an_endpoint_that_may_hold_a_password_is_not_repeated():
-    with pytest.raises(cli.UsageError, match=r"config\.chain\.endpoint") as raised:
+    with pytest.raises(UsageError, match=r"config\.chain\.endpoint") as raised:
         cli.check(with_value(common.FIELDS, "chain.endpoint", "ws://me:secret@host"))
     assert "secret" not in str(raised.value)
 
@@ -174,11 +175,11 @@ def test_a_field_added_later_is_covered():
 def test_a_config_of_ones_own_has_all_fields_and_no_others():
     added, short, flat = common.swarm("mine"), common.swarm("mine"), common.swarm("mine").to_dict()
     added.sampling.max_tokens = 5
-    with pytest.raises(cli.UsageError, match=r"no field 'sampling.max_tokens'; did you mean config.sampling.max_new_t"):
+    with pytest.raises(UsageError, match=r"no field 'sampling.max_tokens'; did you mean config.sampling.max_new_t"):
         cli.check(added)
     del short.learn["clip_low"]
-    with pytest.raises(cli.UsageError, match=r"config\.learn\.clip_low is missing"):
+    with pytest.raises(UsageError, match=r"config\.learn\.clip_low is missing"):
         cli.check(short)
     flat["learn"] = 0.1
-    with pytest.raises(cli.UsageError, match=r"config\.learn is 0\.1; expected a section"):
+    with pytest.raises(UsageError, match=r"config\.learn is 0\.1; expected a section"):
         cli.check(ml_collections.ConfigDict(flat))

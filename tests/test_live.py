@@ -15,10 +15,10 @@ import pytest
 from libp2p.pubsub.pb import rpc_pb2
 from wandb.proto import wandb_internal_pb2
 
-from experiments import cli
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records.envelope import seal
+from rlswarm_jax.running import arguments as cli
 from tests.metric_names import complaint, undocumented
 from tests.records.samples import record
 from tests.swarm.hostile_peer import HostilePeer, framed
@@ -183,7 +183,8 @@ def test_a_node_s_folder_and_the_swarm_s_hold_what_is_promised(runs):
 
 def test_who_is_who_is_said_before_jax_loads(tmp_path):
     """The parent loads neither jax nor libp2p."""
-    code = "import sys, experiments.live; print([m for m in ('jax', 'libp2p', 'trio', 'wandb') if m in sys.modules])"
+    heavy = ("jax", "libp2p", "trio", "wandb")
+    code = f"import sys, rlswarm_jax.running.live; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 
 from configs import node
-from experiments import cli, folder
-from rlswarm_jax import multihost, parallel
+from rlswarm_jax import files, multihost, parallel
+from rlswarm_jax.errors import UsageError
 from rlswarm_jax.game.effects import Learn, Sample
 from rlswarm_jax.identity import create, simulated
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records.pool import ScoredGroup
+from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import folder
 from tests.grpo import tiny
 
 CHECKOUT = Path(__file__).parent.parent
@@ -91,14 +93,14 @@ def follower(path: str) -> None:
 
 def one_process(workdir: Path):
     """The state that a node of one process comes to by what a node's journal holds."""
-    from experiments import pieces
     from rlswarm_jax.game.player import Player
     from rlswarm_jax.identity import load_or_create
     from rlswarm_jax.journal import Journal
+    from rlswarm_jax.running import build
 
-    config = ml_collections.ConfigDict(json.loads((workdir / folder.CONFIG_FILE).read_text()))
+    config = ml_collections.ConfigDict(json.loads((workdir / files.CONFIG_FILE).read_text()))
     own = load_or_create(workdir / "node.key")
-    made, journal = pieces.build(config, [own]), Journal(workdir / folder.JOURNAL_FILE)
+    made, journal = build.build(config, [own]), Journal(workdir / files.JOURNAL_FILE)
     player, learned = Player(0, made.games[0], own, journal), 0
     for entry in journal.read(0, 0):
         effect = player.feed(entry).effect
@@ -112,7 +114,7 @@ def at_the_end(workdir: Path, like):
     """The state that a node saved after its last round."""
     from rlswarm_jax.checkpoint import Checkpoints
 
-    checkpoints = Checkpoints(workdir / folder.CHECKPOINT_FOLDER)
+    checkpoints = Checkpoints(workdir / files.CHECKPOINT_FOLDER)
     (state,), _ = checkpoints.restore(ROUNDS, [like])
     checkpoints.close()
     return state
@@ -150,7 +152,7 @@ def test_two_processes_are_one_node_among_others(tmp_path):
         pair.kill()
         single.kill()
     for workdir, other in ((pair.folder, identities[1]), (tmp_path / "single", identities[0])):
-        rows = read_rows(workdir / folder.METRICS_FILE)
+        rows = read_rows(workdir / files.METRICS_FILE)
         assert [row["round"] for row in rows] == list(range(ROUNDS))
         assert sum(row["learn/updates"] for row in rows) > 1
         assert any(row.get(f"learned_from/{other.author.hex()}") for row in rows)
@@ -169,7 +171,7 @@ def test_a_node_ends_when_a_process_of_it_dies_and_goes_on_when_all_are_started_
     """With its parameters split over the two: neither could compute a thing alone."""
     options = "--config.devices.fsdp=2", "--config.rounds=40", "--config.checkpoint_every=3"
     pair = TwoProcesses(tmp_path, *options)
-    rows = pair.folder / folder.METRICS_FILE
+    rows = pair.folder / files.METRICS_FILE
     try:
         until = time.monotonic() + 400
         while not rows.exists() or len(read_rows(rows)) < 5:
@@ -309,18 +311,18 @@ def test_arrays_from_the_leader_keep_their_bits_and_shape(x):
     ],
 )
 def test_devices_that_cannot_be_used_so_are_one_sentence(changed, wrong):
-    from experiments import pieces
+    from rlswarm_jax.running import build
 
     config = node.get_config("smoke")
     config.devices.update(changed)
-    with pytest.raises(cli.UsageError, match=wrong):
-        pieces.build(config, [simulated(SEED, 0)])
+    with pytest.raises(UsageError, match=wrong):
+        build.build(config, [simulated(SEED, 0)])
 
 
 def test_only_a_node_by_itself_is_several_processes():
     config = node.get_config("smoke")
     config.driver, config.devices.processes = "live", 2
-    with pytest.raises(cli.UsageError, match=r"config.devices.processes is 2; driver live takes 1\."):
+    with pytest.raises(UsageError, match=r"config.devices.processes is 2; driver live takes 1\."):
         cli.check(config)
 
 
@@ -331,5 +333,5 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
     config.devices.fsdp, config.devices.process = 4, 1
     assert folder.prepare_folder(config, tmp_path / "run", True)
     config.seed = 7
-    with pytest.raises(cli.UsageError, match=r"another config\.seed"):
+    with pytest.raises(UsageError, match=r"another config\.seed"):
         folder.prepare_folder(config, tmp_path / "run", True)

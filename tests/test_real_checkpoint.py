@@ -4,8 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-from experiments import cli, simulated
 from rlswarm_jax.metrics import read_rows
+from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import simulated
 from tests.grpo import tiny
 
 CHAT_CHECKPOINT = Path(__file__).parent / "qwen" / "fixtures" / "qwen3_tied"

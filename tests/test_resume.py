@@ -125,8 +125,9 @@ def test_ctrl_c_writes_a_report_and_resume_finishes_to_the_same_weights(uninterr
 
 
 def test_a_finished_run_is_moved_aside_and_an_unfinished_one_needs_resume(uninterrupted, tmp_path):
-    from experiments.cli import UsageError, parse
-    from experiments.folder import prepare_folder
+    from rlswarm_jax.errors import UsageError
+    from rlswarm_jax.running.arguments import parse
+    from rlswarm_jax.running.folder import prepare_folder
 
     workdir = tmp_path / "run"
     config = parse([*ARGUMENTS, "--workdir", str(workdir)]).config

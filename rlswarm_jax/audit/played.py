@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -17,6 +17,7 @@ from rlswarm_jax.game.turns import Scored, Turn
 from rlswarm_jax.journal import Entry, JournalError
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope
 from rlswarm_jax.records.schema import RecordError
+from rlswarm_jax.tasks.verifier import Item
 
 
 @dataclasses.dataclass
@@ -44,6 +45,11 @@ def records(entry: Entry) -> list[bytes]:
         return msgspec.msgpack.decode(entry.result, type=list[bytes]) if entry.kind == Gather.__name__ else []
     except msgspec.MsgspecError:
         raise JournalError(f"the journal is damaged: a row of round {entry.round} holds no records.") from None
+
+
+def needed(game: Game, played: Iterable[Turn]) -> set[Item]:
+    """Answers, with their problems, whose scores say what some turns earned."""
+    return {item for turn in played for item in turns.to_score(game, turn)}
 
 
 def read_round(game: Game, round_: int, entries: Sequence[Entry]) -> tuple[Played, Scored | None]:

@@ -1,14 +1,23 @@
-"""Who did what in which round, by the chain's events, for reports and dashboards: functions of an `EventIndex`."""
+"""Who did what in which round, by the chain's events: what reports, audits and dashboards know of a swarm's chain."""
 
-from typing import NamedTuple
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
 
 from rlswarm_jax.chain.calls import account_of
-from rlswarm_jax.chain.eth import checksum
+from rlswarm_jax.chain.errors import NoContract
+from rlswarm_jax.chain.eth import checksum, has_code
 from rlswarm_jax.chain.events import Entry, EventIndex
+from rlswarm_jax.chain.rpc import Endpoint, Patient, Rpc
 from rlswarm_jax.identity import author_of
 
+PATIENCE = 120.0  # seconds that a call waits for an endpoint that is asked too much
 
-class Peer(NamedTuple):
+
+class Peer(msgspec.Struct, frozen=True):
     """A registration. kind: proven (the id holds the account's key), attested, claimed (counts for nothing), struck.
 
     payout: where its earnings go. hash: of the transaction; accounts have their checksum, here and below.
@@ -21,58 +30,112 @@ class Peer(NamedTuple):
     hash: str
 
 
-class Commitment(NamedTuple):
-    """root, before, after, config: as committed to, 0x and hex."""
+class Commitment(msgspec.Struct, frozen=True):
+    """root, state_before, state_after, config: 32 bytes, 0x and hex."""
 
     account: str
     root: str
-    before: str
-    after: str
+    state_before: str
+    state_after: str
     config: str
     hash: str
 
 
-class Reward(NamedTuple):
-    """amount: in the swarm's fixed-point units."""
+class Reward(msgspec.Struct, frozen=True):
+    """A claim. amount: in millionths of a full mark."""
 
     account: str
-    peer_id: str
     stage: int
     amount: int
     hash: str
 
 
-class Vote(NamedTuple):
+class Vote(msgspec.Struct, frozen=True):
     """winners: peer ids."""
 
     account: str
-    peer_id: str
-    winners: tuple[str, ...]
+    winners: list[str]
     hash: str
 
 
-class Weights(NamedTuple):
+class Weights(msgspec.Struct, frozen=True):
     account: str
-    weights_hash: str
+    weights: str
     uri: str
     hash: str
 
 
-class Round(NamedTuple):
-    """beacon: 0x and hex; empty if not on record. began: the transaction that advanced to it; empty for round 0."""
+class Round(msgspec.Struct, frozen=True):
+    """beacon: empty if it is not on record. advanced: the transaction that began it; empty for round 0."""
 
     number: int
     beacon: str
-    began: str
-    commitments: tuple[Commitment, ...]
-    rewards: tuple[Reward, ...]
-    votes: tuple[Vote, ...]
-    weights: tuple[Weights, ...]
+    advanced: str
+    commitments: list[Commitment]
+    rewards: list[Reward]
+    votes: list[Vote]
+    weights: list[Weights] = []
 
-    @property
-    def total(self) -> int:
-        """Of all its rewards."""
-        return sum(one.amount for one in self.rewards)
+
+class Total(msgspec.Struct, frozen=True):
+    """What an account claims in all, and how many votes it received."""
+
+    reward: int
+    votes: int
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """block: up to which the chain was read. totals: by account."""
+
+    contract: str
+    chain_id: int
+    block: int
+    peers: list[Peer]
+    rounds: list[Round]
+    totals: dict[str, Total]
+
+
+def read_ledger(url: str, contract: str, chain_id: int, index_path: Path, *, first_block: int | None = None) -> Ledger:
+    """All that a coordinator's events say.
+
+    index_path: a SQLite file, made if there is none; what it has is not read again. first_block: that of the
+    deployment, or any before it; searched for if it is None. Raises ChainError (WrongChain, NoContract, EndpointDown,
+    ...), ValueError for an address or URL that is none.
+    """
+    from rlswarm_jax.chain.transact import check_chain  # here: reports need none of it, and it takes a second
+
+    endpoint = Endpoint(url)
+    try:
+        rpc = Patient(endpoint, PATIENCE)
+        check_chain(rpc, chain_id)
+        if not has_code(rpc, checksum(contract)):
+            raise NoContract(f"there is no contract at {contract} on chain {chain_id}: check the address.")
+        if first_block is None and index_path.exists():
+            first_block = 0
+        with events_of(rpc, contract, index_path, first_block) as index:
+            block = index.position[0] if index.position else 0
+            return Ledger(checksum(contract), chain_id, block, peers(index), rounds(index), totals(index))
+    finally:
+        endpoint.close()
+
+
+@contextlib.contextmanager
+def events_of(rpc: Rpc, contract: str, path: Path, first_block: int | None = None) -> Iterator[EventIndex]:
+    """All events of a coordinator up to now, open while the `with` block lasts. Arguments and errors: `read_ledger`."""
+    if first_block is None:
+        from rlswarm_jax.chain.deployment import first_block as find_first_block
+
+        first_block = find_first_block(rpc, contract)
+    index = EventIndex(rpc, contract, path, first_block)
+    try:
+        while not index.pull():
+            pass
+        yield index
+    finally:
+        index.close()
+
+
+# --- of an index
 
 
 def peers(index: EventIndex) -> list[Peer]:
@@ -102,10 +165,10 @@ def round_of(index: EventIndex, number: int) -> Round:
         number,
         beacons[-1].fields["beacon"] if beacons else "",
         began[-1].hash if began else "",
-        tuple(_commitment(entry) for entry in index.entries("Committed", number)),
-        tuple(_reward(entry) for entry in index.entries("RewardSubmitted", number)),
-        tuple(_vote(entry) for entry in index.entries("WinnerSubmitted", number)),
-        tuple(_weights(entry) for entry in index.entries("WeightsPublished", number)),
+        [_commitment(entry) for entry in index.entries("Committed", number)],
+        [_reward(entry) for entry in index.entries("RewardSubmitted", number)],
+        [_vote(entry) for entry in index.entries("WinnerSubmitted", number)],
+        [_weights(entry) for entry in index.entries("WeightsPublished", number)],
     )
 
 
@@ -114,19 +177,15 @@ def rounds(index: EventIndex) -> list[Round]:
     return [round_of(index, number) for number in index.rounds()]
 
 
-def totals(index: EventIndex) -> dict[str, tuple[int, int]]:
-    """By account: the sum of its rewards, and the votes it received."""
+def totals(index: EventIndex) -> dict[str, Total]:
+    """By account: what it claims, and the votes it received."""
     by_id = {peer.peer_id: peer.account for peer in peers(index) if peer.kind != "claimed"}
-    found: dict[str, tuple[int, int]] = {}
+    claimed, votes = Counter[str](), Counter[str]()
     for entry in index.entries("RewardSubmitted"):
-        account = checksum(entry.fields["account"])
-        amount, wins = found.get(account, (0, 0))
-        found[account] = (amount + entry.fields["reward"], wins)
+        claimed[checksum(entry.fields["account"])] += entry.fields["reward"]
     for entry in index.entries("WinnerSubmitted"):
-        for winner in entry.fields["winners"]:
-            amount, wins = found.get(by_id.get(winner, winner), (0, 0))
-            found[by_id.get(winner, winner)] = (amount, wins + 1)
-    return found
+        votes.update(by_id.get(winner, winner) for winner in entry.fields["winners"])
+    return {account: Total(claimed[account], votes[account]) for account in dict.fromkeys([*claimed, *votes])}
 
 
 def _commitment(entry: Entry) -> Commitment:
@@ -138,12 +197,12 @@ def _commitment(entry: Entry) -> Commitment:
 
 def _reward(entry: Entry) -> Reward:
     has = entry.fields
-    return Reward(checksum(has["account"]), has["peerId"], has["stageNumber"], has["reward"], entry.hash)
+    return Reward(checksum(has["account"]), has["stageNumber"], has["reward"], entry.hash)
 
 
 def _vote(entry: Entry) -> Vote:
     has = entry.fields
-    return Vote(checksum(has["account"]), has["peerId"], tuple(has["winners"]), entry.hash)
+    return Vote(checksum(has["account"]), list(has["winners"]), entry.hash)
 
 
 def _weights(entry: Entry) -> Weights:

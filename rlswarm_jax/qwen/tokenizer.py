@@ -7,10 +7,11 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tokenizers
 
+from rlswarm_jax.qwen.chat import ChatRenderer, Message, read_chat
 from rlswarm_jax.qwen.config import read_json
 
 log = logging.getLogger("rlswarm_jax.qwen")
@@ -28,7 +29,6 @@ COMPANION_FILES = (
     "merges.txt",
 )
 NAMING_FILES = ("tokenizer_config.json", "special_tokens_map.json")  # those that may name an end token
-Message = Mapping[str, str]  # {"role": ..., "content": ...}
 Prompt = str | Sequence[Message]  # raw text, or a conversation for the chat template
 
 
@@ -40,12 +40,6 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 _BYTE_OF = _bytes_of_characters()
-
-
-class ChatRenderer(Protocol):
-    """A chat template: a conversation to text. `thinking` is Qwen3's `enable_thinking`, None the template's default."""
-
-    def __call__(self, messages: Sequence[Message], thinking: bool | None = None) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,7 +143,7 @@ def load_tokenizer(directory: Path, vocab_size: int, eos_token_ids: Sequence[int
     ends = _end_tokens(backend, vocab_size, eos_token_ids, named, directory)
     present = [directory / name for name in COMPANION_FILES if (directory / name).exists()]
     files = {path.name: path.read_bytes() for path in present}
-    return Tokenizer(backend, vocab_size, files, _chat_renderer(directory), ends)
+    return Tokenizer(backend, vocab_size, files, read_chat(directory), ends)
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, fields: Mapping[str, Any], where: Path) -> None:
@@ -208,37 +202,3 @@ def _end_tokens(
 def _is_conversation(prompt: Any) -> bool:
     messages = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, bytes) else ()
     return bool(messages) and all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in messages)
-
-
-def _chat_renderer(directory: Path) -> ChatRenderer | None:
-    from rlswarm_jax.qwen import weights
-
-    template = chat_template(directory)
-    return None if template is None else weights.chat_renderer(directory, template)
-
-
-def chat_template(directory: Path) -> str | None:
-    """The checkpoint's own template, found where `transformers` finds it; None where it has none for plain chats.
-
-    Files go before what `tokenizer_config.json` says, which may be null, a template or several by name.
-    """
-    files = sorted((directory / "additional_chat_templates").glob("*.jinja"))
-    found: Any = {path.stem: path.read_text() for path in files}
-    if (directory / "chat_template.jinja").exists():
-        found["default"] = (directory / "chat_template.jinja").read_text()
-    where = directory / "tokenizer_config.json"
-    if not found and where.exists():
-        found = read_json(where).get("chat_template")
-    if isinstance(found, list) and all(isinstance(one, dict) and {"name", "template"} <= one.keys() for one in found):
-        found = {one["name"]: one["template"] for one in found}
-    if isinstance(found, dict):
-        if found and "default" not in found:
-            log.warning(
-                "%s has chat templates for %s but no default: it has none.", directory, ", ".join(map(str, found))
-            )
-        found = found.get("default")
-    if not isinstance(found, str | None):
-        raise ValueError(
-            f"{where}: field 'chat_template' must be a template or a list of named ones, not {found!r:.80}."
-        )
-    return found or None

@@ -1,11 +1,9 @@
-"""Hugging Face checkpoint directories to and from parameter pytrees; the one place that may import `transformers`."""
+"""Hugging Face checkpoint directories to and from parameter pytrees."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +25,7 @@ from rlswarm_jax.qwen.tensors import (
     plan_files,
     write_file,
 )
-from rlswarm_jax.qwen.tokenizer import ChatRenderer, Message, Tokenizer, load_tokenizer
+from rlswarm_jax.qwen.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger("rlswarm_jax.qwen")
 
@@ -271,34 +269,6 @@ def digest(tree: Any) -> bytes:
         h.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         h.update(array.tobytes())
     return h.digest()
-
-
-def chat_renderer(directory: Path, template: str) -> ChatRenderer:
-    """A chat template with the checkpoint's tokens, ending where the assistant's turn begins."""
-
-    @functools.cache
-    def tokenizer():
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
-        from transformers import PreTrainedTokenizerFast  # 10 CPU-seconds: only when a conversation is rendered
-
-        return PreTrainedTokenizerFast.from_pretrained(str(directory))
-
-    def render(messages: Sequence[Message], thinking: bool | None = None) -> str:
-        import jinja2
-
-        options = {"tokenize": False, "add_generation_prompt": True, "chat_template": template}
-        switch = {} if thinking is None else {"enable_thinking": thinking}
-        try:
-            text = tokenizer().apply_chat_template(list(messages), **options, **switch)
-            if switch and text == tokenizer().apply_chat_template(
-                list(messages), **options, enable_thinking=not thinking
-            ):
-                raise ValueError(f"the chat template of {directory} has no thinking switch: leave `thinking` out.")
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template of {directory} refuses the conversation: {error}.") from None
-        return text
-
-    return render
 
 
 def _names(config: QwenConfig) -> Iterator[tuple[str, tuple, bool]]:

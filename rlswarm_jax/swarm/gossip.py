@@ -6,8 +6,6 @@ the frame, the message's signature, the record's own, its swarm, and that it was
 
 import collections
 import contextlib
-import dataclasses
-import ipaddress
 import logging
 import threading
 import time
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES, SignedRecord
 from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.swarm.lasting import GossipConfig
 from rlswarm_jax.swarm.memory import Memory
 from rlswarm_jax.swarm.transport import NetworkError
 
@@ -32,37 +31,6 @@ log = logging.getLogger("rlswarm_jax.network")
 MAX_OUTBOX = 1024  # records
 START_SECONDS = 60.0
 CLOSE_SECONDS = 6.0
-
-
-@dataclasses.dataclass(frozen=True)
-class GossipConfig:
-    """host, port: where to listen; port 0 takes a free one. bootnodes: multiaddrs with `/p2p/<peer id>`.
-
-    pace: seconds between two records sent. jitter: at most so many seconds before the first of several.
-    inline_bytes: a larger record is announced, and fetched by whoever has not got it.
-    """
-
-    swarm: str
-    host: str = "127.0.0.1"
-    port: int = 0
-    bootnodes: tuple[str, ...] = ()
-    target_peers: int = 6  # at least so many are looked for
-    max_connections: int = 64
-    pace: float = 0.02
-    jitter: float = 0.02
-    inline_bytes: int = 16_384
-    max_messages_per_second: float = 200.0  # of one peer, all authors together
-    max_records_per_second: float = 60.0  # of one author
-
-    def __post_init__(self) -> None:
-        if not 0 < self.inline_bytes <= 65_536:
-            raise ValueError(f"inline_bytes must be 1 to 65536, not {self.inline_bytes}: peers drop larger messages.")
-        if not 0 <= self.port <= 65_535:
-            raise ValueError(f"port must be 0 to 65535, not {self.port}.")
-        try:
-            ipaddress.ip_address(self.host)
-        except ValueError:
-            raise ValueError(f"host must be an address like 127.0.0.1 or 0.0.0.0, not {self.host!r}.") from None
 
 
 class Gossip:

@@ -49,7 +49,7 @@ class RecordPubsub(Pubsub):
         self._relay_wait = relay_wait  # at most, in seconds
         super().__init__(
             host,
-            Router(watch.count),
+            Router(watch.count, self.sources),
             strict_signing=True,
             allowed_topics={self.topic},
             max_inbound_rpc_size=frames.MAX_FRAME_BYTES,

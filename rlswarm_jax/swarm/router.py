@@ -6,19 +6,16 @@ Imports libp2p, which takes seconds: import it where the network is started.
 import collections
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import PriorityQueue
 from libp2p.utils import encode_varint_prefixed
 
 from rlswarm_jax.swarm.frames import MAX_IDS
-
-if TYPE_CHECKING:
-    from rlswarm_jax.swarm.pubsub import RecordPubsub
 
 # without 1.2 and above: their IDONTWANT costs one more frame a neighbour and message, and ours are small
 PROTOCOLS = (TProtocol("/meshsub/1.1.0"), TProtocol("/meshsub/1.0.0"))
@@ -62,11 +59,14 @@ def _frame(message: rpc_pb2.Message) -> bytes:
 
 
 class Router(GossipSub):
-    """Without signed peer records on each frame, scores, copies of messages, and addresses from strangers."""
+    """Without signed peer records on each frame, scores, copies of messages, and addresses from strangers.
 
-    pubsub: "RecordPubsub"
+    sources: who has sent a message already, so that it does not go back.
+    """
 
-    def __init__(self, count: Callable[[str, int], None]):
+    pubsub: Pubsub
+
+    def __init__(self, count: Callable[[str, int], None], sources: Callable[[rpc_pb2.Message], set[ID]]):
         super().__init__(
             protocols=PROTOCOLS,
             degree=6,
@@ -78,7 +78,7 @@ class Router(GossipSub):
             eclipse_protection_enabled=False,  # it prunes peers that share an address: a swarm on one machine
         )
         self.scorer = None  # all its weights are zero: offences are counted in our own way
-        self._count = count
+        self._count, self._sources = count, sources
 
     async def publish(self, msg_forwarder: ID, pubsub_msg: rpc_pb2.Message) -> None:
         """Own messages go to all that subscribe, forwarded ones to the mesh; serialized once for all of them."""
@@ -88,7 +88,7 @@ class Router(GossipSub):
             targets = set(pubsub.peer_topics.get(topic, ()))
         else:
             targets = set(self._get_peers_to_send([topic], msg_forwarder, ID(pubsub_msg.from_id)))
-            targets -= pubsub.sources(pubsub_msg)
+            targets -= self._sources(pubsub_msg)
         frame = _frame(pubsub_msg)
         for peer in targets:
             self._push(peer, frame)

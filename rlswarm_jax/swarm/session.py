@@ -11,7 +11,6 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -27,14 +26,12 @@ from rlswarm_jax.swarm.exchange import MAX_LATEST, MAX_PEER_ADDRESSES, Exchange,
 from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, check_record
 from rlswarm_jax.swarm.greeting import AGAIN, Greeting
 from rlswarm_jax.swarm.host import DIAL_TIMEOUT, check_port, contain, hang_up, listen_address, make_host
+from rlswarm_jax.swarm.lasting import Lasting
 from rlswarm_jax.swarm.limits import Buckets, Door, Offences
 from rlswarm_jax.swarm.peers import AddressBook, Place, look_up
 from rlswarm_jax.swarm.presence import Presence
 from rlswarm_jax.swarm.pubsub import RecordPubsub
 from rlswarm_jax.swarm.transport import NetworkError
-
-if TYPE_CHECKING:
-    from rlswarm_jax.swarm.gossip import Gossip
 
 log = logging.getLogger("rlswarm_jax.network")
 
@@ -49,7 +46,7 @@ MAX_DELIVERED = 4096
 class Session:
     """One run of the network, from listening to the end or a crash; `gossip` outlives it."""
 
-    def __init__(self, gossip: "Gossip", store: Store):
+    def __init__(self, gossip: Lasting, store: Store):
         self._gossip, self._config = gossip, gossip.config
         self._store = store
         self._stopping = trio.Event()

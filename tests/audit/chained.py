@@ -70,12 +70,11 @@ class World:
         for put, account in puts:
             fields = ("0x" + commit.root(put.records).hex(), "0x", "0x", "0x" + put.config.hex())
             commitments.append(ledger.Commitment(account, *fields, put.hash))
-            id_ = peer_id(put.who.author)
-            rewards += [ledger.Reward(account, id_, *claim, put.hash) for claim in sorted(put.claims.items())]
+            rewards += [ledger.Reward(account, *claim, put.hash) for claim in sorted(put.claims.items())]
             if put.votes:
-                winners = tuple(peer_id(winner.author) for winner in put.votes)
-                votes.append(ledger.Vote(account, id_, winners, put.hash))
-        return ledger.Round(number, "0x" + beacon.hex(), "", tuple(commitments), tuple(rewards), tuple(votes), ())
+                winners = [peer_id(winner.author) for winner in put.votes]
+                votes.append(ledger.Vote(account, winners, put.hash))
+        return ledger.Round(number, "0x" + beacon.hex(), "", commitments, rewards, votes)
 
     def check(
         self, without: Iterable[SignedRecord] = (), journals: Collection[Identity] = (), judge=None, **fields: Any

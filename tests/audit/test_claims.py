@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -433,7 +434,7 @@ def test_those_who_agreed_on_another_game_are_not_judged_by_this_one():
 def test_a_claim_without_a_commitment_is_not_judged():
     rounds = WORLD.rounds()
     bare = dataclasses.replace(WORLD, puts=[])
-    object.__setattr__(bare, "rounds", lambda: [one._replace(commitments=()) for one in rounds])
+    object.__setattr__(bare, "rounds", lambda: [msgspec.structs.replace(one, commitments=[]) for one in rounds])
     found = bare.check()
     assert {account.verdict for account in found.standings} == {NO_COMMITMENT} == verdicts(found)
     assert not found.wrong and all(vote.why for vote in found.votes)

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from benchmarks import chain
-from experiments import render
+from rlswarm_jax.reporting import figures
 
 
 @pytest.mark.slow
@@ -13,7 +13,7 @@ def test_both_networks_are_measured_at_both_lengths(monkeypatch):
     for name, value in small.items():
         monkeypatch.setattr(chain, name, value)
     rows = [row | {"hardware": "any"} for row in chain.rows()]
-    found = msgspec.convert(rows, list[render.Benchmark])
+    found = msgspec.convert(rows, list[figures.Benchmark])
     sent = [b for b in found if b.config["measure"] == "transactions"]
     assert {(b.config["clients"], b.config["blocks"]) for b in sent} == {(1, 3), (2, 3), (1, 12), (2, 12)}
     assert all(b.value > 0 for b in sent)

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from benchmarks import decode
-from experiments.render import Benchmark
 from rlswarm_jax.qwen.config import from_hf
+from rlswarm_jax.reporting.figures import Benchmark
 
 CHECKOUT = Path(__file__).parents[2]
 

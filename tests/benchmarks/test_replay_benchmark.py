@@ -3,7 +3,7 @@
 import msgspec
 
 from benchmarks import replay
-from experiments import render
+from rlswarm_jax.reporting import figures
 
 
 def test_honest_computations_are_measured_and_cheats_exposed(monkeypatch):
@@ -12,7 +12,7 @@ def test_honest_computations_are_measured_and_cheats_exposed(monkeypatch):
     bench = replay.Bench()
     params = bench.learn(replay.UPDATES)
     rows = [*replay.honest_rows(bench, params), *replay.exposed_rows(bench, params, ["float32"])]
-    found = msgspec.convert(rows, list[render.Benchmark])
+    found = msgspec.convert(rows, list[figures.Benchmark])
     exposing = {b.config["wrong"]: b.config["exposing"] for b in found if b.benchmark == "tokens to expose"}
     assert exposing["nothing"] == 0 < exposing["key"]
-    assert "key" in {row[0] for row in render.replay_block(found).table}
+    assert "key" in {row[0] for row in figures.replay_block(found).table}

@@ -88,16 +88,16 @@ def test_the_ledger_is_what_was_done(world, tmp_path):
     ]
     assert [peer.payout for peer in ledger.peers(index)][:2] == [checksum("0x" + "ab" * 20), OTHER_ACCOUNT]
     now = ledger.round_of(index, world.round)
-    assert now.beacon == "0x" + world.beacon.hex() and now.began and now.total == 12345 - 45
+    assert now.beacon == "0x" + world.beacon.hex() and now.advanced
     mine, theirs = now.commitments
-    assert mine == (ACCOUNT, *("0x" + one.hex() for one in HASHES), hashes["commit"])
+    assert mine == ledger.Commitment(ACCOUNT, *("0x" + one.hex() for one in HASHES), hashes["commit"])
     assert (theirs.account, theirs.root) == (OTHER_ACCOUNT, "0x" + HASHES[3].hex())
-    assert now.rewards[0] == (ACCOUNT, ME.peer_id, 0, 12345, hashes["reward"])
-    assert now.votes == ((ACCOUNT, ME.peer_id, (OTHER.peer_id,), hashes["vote"]),)
-    assert now.weights == ((ACCOUNT, "0x" + (b"w" * 32).hex(), "ipfs://weights", hashes["weights"]),)
-    assert ledger.totals(index) == {ACCOUNT: (12345, 0), OTHER_ACCOUNT: (-45, 1)}
+    assert now.rewards[0] == ledger.Reward(ACCOUNT, 0, 12345, hashes["reward"])
+    assert now.votes == [ledger.Vote(ACCOUNT, [OTHER.peer_id], hashes["vote"])]
+    assert now.weights == [ledger.Weights(ACCOUNT, "0x" + (b"w" * 32).hex(), "ipfs://weights", hashes["weights"])]
+    assert ledger.totals(index) == {ACCOUNT: ledger.Total(12345, 0), OTHER_ACCOUNT: ledger.Total(-45, 1)}
     assert [one.number for one in ledger.rounds(index)] == [0, 1] and ledger.rounds(index)[1] == now
-    assert ledger.round_of(index, 99) == (99, "", "", (), (), (), ())
+    assert ledger.round_of(index, 99) == ledger.Round(99, "", "", [], [], [])
     assert_is_the_chain(index, world)
 
 

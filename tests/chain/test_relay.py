@@ -11,7 +11,6 @@ from libp2p.peer.id import ID
 
 from rlswarm_jax.chain import abi, calls, ledger
 from rlswarm_jax.chain.errors import BadRegistration, ExpiredRegistration, NoContract, Reverted, WrongChain
-from rlswarm_jax.chain.events import EventIndex
 from rlswarm_jax.chain.relay import (
     NOBODY,
     SignedRegistration,
@@ -155,16 +154,12 @@ def test_a_peer_id_is_the_one_that_libp2p_gives_to_the_key():
 def test_an_attestation_is_taken_by_the_contract_and_anyone_can_check_it(world, tmp_path):
     found = sign_attestation(NODES[0], PEER_KEY, CHAIN_ID, world.contract, FAR)
     attest(world.chain, ME, CHAIN_ID, world.contract, found)
-    index = EventIndex(world.chain, world.contract, tmp_path / "index.sqlite")
-    while not index.pull():
-        pass
-    (entry,) = index.entries("PeerAttested")
+    with ledger.events_of(world.chain, world.contract, tmp_path / "index.sqlite", 0) as index:
+        (entry,), peer = index.entries("PeerAttested"), ledger.peers(index)[-1]
     (event,) = world.chain.events(world.contract, "PeerAttested")
     assert check_attestation(entry.fields, CHAIN_ID, world.contract)
     assert check_attestation(event, CHAIN_ID, world.contract)
-    peer = ledger.peers(index)[-1]
     assert (peer.peer_id, peer.kind, peer.account) == (found.peer_id, "attested", found.account)
-    index.close()
     with pytest.raises(Reverted, match="PeerIdAlreadyRegistered"):
         attest(world.chain, ME, CHAIN_ID, world.contract, found)
     # the contract checks only the account's signature: what a peer's key never signed gets in, and shows

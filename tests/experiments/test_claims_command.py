@@ -12,8 +12,10 @@ import msgspec
 import pytest
 
 from experiments import claims as command
-from experiments import folder, games
-from rlswarm_jax.journal import Entry, Journal
+from rlswarm_jax import files
+from rlswarm_jax.audit.evidence import read_journals
+from rlswarm_jax.journal import Entry, Journal, JournalError
+from rlswarm_jax.running import build
 from rlswarm_jax.tasks.verifier import Verifier
 from tests.audit.chained import World, play
 from tests.game.hand_driver import ALICE, BOB, TASKS, mixture
@@ -27,8 +29,8 @@ def leave(world: World, directory: Path, heard: bool = True) -> Path:
     for number, (who, said) in enumerate(world.said.items()):
         node = directory / f"node-{number}"
         node.mkdir(parents=True)
-        (node / folder.CONFIG_FILE).write_text(json.dumps(CONFIG))
-        journal = Journal(node / folder.JOURNAL_FILE)
+        (node / files.CONFIG_FILE).write_text(json.dumps(CONFIG))
+        journal = Journal(node / files.JOURNAL_FILE)
         others = [signed.raw for other, theirs in world.said.items() if other is not who for signed in theirs]
         for step, signed in enumerate(said):
             raw = msgspec.msgpack.encode(signed.raw)
@@ -41,9 +43,9 @@ def leave(world: World, directory: Path, heard: bool = True) -> Path:
 
 def check(monkeypatch, world: World, *arguments: Path | str) -> int:
     """The command, where the chain says what is in `world`."""
-    monkeypatch.setattr(games, "observed", lambda config: world.game)
-    monkeypatch.setattr(games, "make_verifier", lambda config, game: Verifier(TASKS, mixture(), 1))
-    monkeypatch.setattr(command, "_endpoint", lambda *_: contextlib.nullcontext((None, "")))
+    monkeypatch.setattr(build, "observed", lambda config: world.game)
+    monkeypatch.setattr(build, "make_verifier", lambda config, game: Verifier(TASKS, mixture(), 1))
+    monkeypatch.setattr(command, "_endpoint", lambda *_: contextlib.nullcontext((None, "", 0)))
     monkeypatch.setattr(command, "read_chain", lambda *_: world.rounds())
     return command.main([str(argument) for argument in arguments])
 
@@ -123,7 +125,7 @@ def test_a_folder_of_somebody_else_s_proves_nothing_by_what_it_lacks(world, tmp_
     swarm = leave(world, tmp_path / "swarm", heard=False)
     forged = tmp_path / "forged"
     forged.mkdir()
-    journal, last = Journal(forged / folder.JOURNAL_FILE), max(signed.record.round for signed in world.said[BOB])
+    journal, last = Journal(forged / files.JOURNAL_FILE), max(signed.record.round for signed in world.said[BOB])
     for step, signed in enumerate(s for s in world.said[BOB] if s.record.round != last):
         journal.write(Entry(0, signed.record.round, step, "Publish", msgspec.msgpack.encode(signed.raw), 0.0))
     journal.close()
@@ -136,12 +138,12 @@ def test_a_folder_of_somebody_else_s_proves_nothing_by_what_it_lacks(world, tmp_
 
 def test_whose_journal_is_whole_is_known_by_what_they_published(world, tmp_path):
     swarm = leave(world, tmp_path)
-    bobs = command.node_folders(swarm)[2]
-    journal = Journal(bobs / folder.JOURNAL_FILE)
+    bobs = files.node_folders(swarm)[2]
+    journal = Journal(bobs / files.JOURNAL_FILE)
     journal.prune(0, 2)
     journal.close()
-    assert command.read_journals([bobs]).since == {BOB.author: 2}
-    assert len(command.read_journals(command.node_folders(swarm)).records) == 36
+    assert read_journals([bobs]).since == {BOB.author: 2}
+    assert len(read_journals(files.node_folders(swarm)).records) == 36
 
 
 def test_what_cannot_be_checked_is_one_sentence(world, tmp_path, capsys):
@@ -154,13 +156,13 @@ def test_what_cannot_be_checked_is_one_sentence(world, tmp_path, capsys):
     assert "is the folder of no node" in says(tmp_path / "nowhere")
     swarm = leave(world, tmp_path / "swarm")
     assert "config.name is missing" in says(swarm)
-    (swarm / "node-0" / folder.CONFIG_FILE).write_text(json.dumps({"chain": {"endpoint": "none"}}))
+    (swarm / "node-0" / files.CONFIG_FILE).write_text(json.dumps({"chain": {"endpoint": "none"}}))
     assert "has no chain" in says(swarm)
-    (swarm / "node-0" / folder.CONFIG_FILE).write_text("{")
+    (swarm / "node-0" / files.CONFIG_FILE).write_text("{")
     assert "is not the config of a node" in says(swarm)
-    (swarm / "node-1" / folder.JOURNAL_FILE).write_bytes(b"nonsense" * 99)
-    with pytest.raises(command.JournalError, match="cannot read the journal"):
-        command.read_journals(command.node_folders(swarm))
+    (swarm / "node-1" / files.JOURNAL_FILE).write_bytes(b"nonsense" * 99)
+    with pytest.raises(JournalError, match="cannot read the journal"):
+        read_journals(files.node_folders(swarm))
 
 
 @pytest.mark.slow

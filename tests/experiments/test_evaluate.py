@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from experiments import cli, evaluate, simulated
-from experiments.cli import UsageError
-from rlswarm_jax.game.exam import Outcome, Stage
+from experiments import evaluate
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.exam import Outcome, Stage
 from rlswarm_jax.game.turns import Critics
+from rlswarm_jax.reporting import measures
+from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import simulated, trained
 from rlswarm_jax.tasks import Problem
 from tests.grpo import tiny
 
@@ -57,7 +60,7 @@ def outcomes() -> list[Outcome]:
 
 
 def test_measures_are_means_over_problems_of_means_over_nodes():
-    found = {name: (m.mean, m.problems) for name, m in evaluate.measures(outcomes()).items()}
+    found = {name: (m.mean, m.problems) for name, m in measures.measures(outcomes()).items()}
     assert found["first answer"] == (pytest.approx((3 / 8 + 1 / 8) / 2), 2)
     # of the six pairs of a node's samples, those with a right one: 5 and 3, then 0 and 3
     assert found["pass@2"] == (pytest.approx(((5 + 3) / 12 + (0 + 3) / 12) / 2), 2)
@@ -82,17 +85,17 @@ def test_measures_are_means_over_problems_of_means_over_nodes():
 
 
 def test_the_error_is_that_of_a_mean_over_problems_and_tasks_are_told_apart():
-    whole = evaluate.measures(outcomes())["first answer"]
+    whole = measures.measures(outcomes())["first answer"]
     assert whole.error == pytest.approx((3 / 8 - 1 / 8) / 2)  # of two values: half their distance
-    apart = evaluate.by_task(outcomes())
+    apart = measures.by_task(outcomes())
     assert list(apart) == ["all tasks", "a", "b"]
     assert apart["b"]["first answer"].mean == pytest.approx(1 / 8) and apart["b"]["first answer"].error is None
-    assert list(evaluate.by_task(outcomes()[:1])) == ["all tasks"]
+    assert list(measures.by_task(outcomes()[:1])) == ["all tasks"]
 
 
 def test_a_game_of_one_stage_has_no_measures_of_the_others():
     only = [Outcome(o.problem, o.first, o.majority) for o in outcomes()]
-    assert not {"revised", "vote of the critics", "critic at random"} & evaluate.measures(only).keys()
+    assert not {"revised", "vote of the critics", "critic at random"} & measures.measures(only).keys()
 
 
 def test_a_run_is_evaluated_before_and_after(tmp_path, capsys):
@@ -110,4 +113,4 @@ def test_a_run_is_evaluated_before_and_after(tmp_path, capsys):
 
 def test_a_folder_without_checkpoints_is_one_sentence(tmp_path):
     with pytest.raises(UsageError, match="has no checkpoints: give --checkpoint the folder of a run"):
-        evaluate._newest(tmp_path, [])
+        trained._newest(tmp_path, [])

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from experiments import cli, export, folder, games, pieces, simulated
-from rlswarm_jax import assets, qwen
+from experiments import export
+from rlswarm_jax import assets, files, qwen
 from rlswarm_jax.checkpoint import Checkpoints
+from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import build, simulated
 from tests.grpo import tiny
 from tests.qwen import test_owners_files as owners
 
@@ -58,7 +60,7 @@ def refuses(capsys, *arguments):
 
 def recorded(run):
     """The fingerprints of the last weights, by name, as the run itself noted them."""
-    return json.loads((run / folder.SUMMARY_FILE).read_text())["weights"]
+    return json.loads((run / files.SUMMARY_FILE).read_text())["weights"]
 
 
 class TestSimulated:
@@ -104,19 +106,19 @@ def by_hand(run, tmp_path):
     def make(driver, folders, *, model="embedded"):
         directory = tmp_path / driver
         directory.mkdir()
-        fields = json.loads((run / folder.CONFIG_FILE).read_text()) | {"driver": driver}
+        fields = json.loads((run / files.CONFIG_FILE).read_text()) | {"driver": driver}
         fields["model"]["path"] = model
-        (directory / folder.CONFIG_FILE).write_text(json.dumps(fields))
+        (directory / files.CONFIG_FILE).write_text(json.dumps(fields))
         config = export.read_config(directory)
-        policy = qwen.load(games.path(config))
+        policy = qwen.load(build.model_path(config))
         states = {}
         for number, (own, name) in enumerate(folders.items()):
             place = directory / own
             place.mkdir(exist_ok=True)
-            (place / folder.METRICS_FILE).write_text(json.dumps({"node": 0, "name": name, "round": 0}) + '\n{"no')
-            first = pieces.first_state(config, policy)
+            (place / files.METRICS_FILE).write_text(json.dumps({"node": 0, "name": name, "round": 0}) + '\n{"no')
+            first = build.first_state(config, policy)
             states[own] = first.replace(params=jax.tree.map(lambda w, n=number: w + n + 1, first.params))
-            checkpoints = Checkpoints(place / folder.CHECKPOINT_FOLDER)
+            checkpoints = Checkpoints(place / files.CHECKPOINT_FOLDER)
             checkpoints.save(2, [first], b"older")
             checkpoints.save(4, [states[own]], b"newest")
             checkpoints.close()
@@ -135,7 +137,7 @@ class TestLive:
             assert qwen.fingerprint(policy.params) == qwen.fingerprint(states[own].params)
         sentence = refuses(capsys, directory, "--node", "nobody", tmp_path / "x")
         assert "no node 'nobody'; its nodes are bold-elk, shy-fox, odd-ant, calm-ox" in sentence
-        shutil.copy(directory / folder.CONFIG_FILE, directory / "node-1")  # as a launcher does
+        shutil.copy(directory / files.CONFIG_FILE, directory / "node-1")  # as a launcher does
         inside = exported(directory / "node-1", tmp_path / "inside")
         assert qwen.fingerprint(inside.params) == qwen.fingerprint(states["node-1"].params)
 
@@ -147,9 +149,9 @@ class TestLive:
 
     def test_a_run_from_before_some_fields_were_there(self, by_hand, tmp_path):
         directory, states = by_hand("node", {".": "bold-elk"})
-        fields = json.loads((directory / folder.CONFIG_FILE).read_text())
+        fields = json.loads((directory / files.CONFIG_FILE).read_text())
         fields["learn"] = {"learning_rate": fields["learn"]["learning_rate"]}
-        (directory / folder.CONFIG_FILE).write_text(json.dumps(fields))
+        (directory / files.CONFIG_FILE).write_text(json.dumps(fields))
         policy = exported(directory, tmp_path / "out")
         assert qwen.fingerprint(policy.params) == qwen.fingerprint(states["."].params)
 
@@ -182,23 +184,23 @@ class TestRefusals:
         exported(run, tmp_path / "empty")
 
     def test_a_run_without_a_checkpoint_yet(self, run, tmp_path, capsys):
-        shutil.copytree(run, tmp_path / "young", ignore=shutil.ignore_patterns(folder.CHECKPOINT_FOLDER))
+        shutil.copytree(run, tmp_path / "young", ignore=shutil.ignore_patterns(files.CHECKPOINT_FOLDER))
         sentence = refuses(capsys, tmp_path / "young", tmp_path / "x")
         assert f"{tmp_path / 'young'} has no checkpoint yet: a run writes one every 2 rounds" in sentence
-        (tmp_path / "young" / folder.CHECKPOINT_FOLDER).mkdir()
+        (tmp_path / "young" / files.CHECKPOINT_FOLDER).mkdir()
         assert "has no complete checkpoint yet" in refuses(capsys, tmp_path / "young", tmp_path / "x")
 
     @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
     def test_what_is_no_run(self, content, tmp_path, capsys):
         if content is not None:
-            (tmp_path / folder.CONFIG_FILE).write_text(content)
+            (tmp_path / files.CONFIG_FILE).write_text(content)
         assert str(tmp_path) in refuses(capsys, tmp_path, tmp_path / "x")
 
     def test_weights_of_another_model(self, by_hand, tmp_path, capsys):
         directory, _ = by_hand("node", {".": "bold-elk"})
-        fields = json.loads((directory / folder.CONFIG_FILE).read_text())
+        fields = json.loads((directory / files.CONFIG_FILE).read_text())
         fields["model"]["path"] = str(owners.make_golden.FIXTURES / "qwen3_tied")
-        (directory / folder.CONFIG_FILE).write_text(json.dumps(fields))
+        (directory / files.CONFIG_FILE).write_text(json.dumps(fields))
         assert "cannot read checkpoint 4" in refuses(capsys, directory, tmp_path / "x")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli
+from rlswarm_jax.errors import DiskError, TransientError, UsageError
+from rlswarm_jax.running import arguments as cli
 
 CHECKOUT = Path(__file__).parent.parent.parent
 QUICK = "--config=configs/quickstart.py"
@@ -55,7 +56,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     ],
 )
 def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
-    with pytest.raises(cli.UsageError) as raised:
+    with pytest.raises(UsageError) as raised:
         cli.parse(arguments)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
@@ -93,12 +94,12 @@ def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
     ],
 )
 def test_a_config_that_cannot_be_is_one_sentence_that_names_the_field(override, says, tmp_path):
-    from experiments import simulated
+    from rlswarm_jax.running import simulated
 
     arguments = cli.parse(
         ["--config=configs/quickstart.py:simulate-smoke", override, "--workdir", str(tmp_path / "run")]
     )
-    with pytest.raises(cli.UsageError) as raised:
+    with pytest.raises(UsageError) as raised:
         simulated.run(arguments)
     assert says in str(raised.value) and "\n" not in str(raised.value)
 
@@ -136,7 +137,7 @@ def test_help_teaches():
     ("name", "variant"), [("quickstart", "simulate-smoke"), pytest.param("solo", "smoke", marks=pytest.mark.slow)]
 )
 def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name, variant, tmp_path):
-    """The live quickstart's is in tests/test_live.py, a single node's in tests/experiments/test_single_node.py."""
+    """The live quickstart's is in tests/test_live.py, a single node's in tests/running/test_single_node.py."""
     workdir = tmp_path / "run"
     done = run(f"--config=configs/{name}.py:{variant}", f"--workdir={workdir}", "--config.wandb.mode=offline")
     assert done.returncode == 0, done.stderr
@@ -184,7 +185,7 @@ def test_a_copied_config_has_the_name_and_the_folder_of_its_own_file(arguments, 
 
 
 def test_a_name_that_is_no_folders_is_refused():
-    with pytest.raises(cli.UsageError, match=r"config\.name is '\.\./x'; expected a name for a folder"):
+    with pytest.raises(UsageError, match=r"config\.name is '\.\./x'; expected a name for a folder"):
         cli.parse([QUICK, "--config.name=../x"])
 
 
@@ -206,9 +207,9 @@ def test_a_field_that_a_config_of_ones_own_lacks_has_its_default_which_is_said(t
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (cli.UsageError("mend this."), 2, "error: mend this.\n"),
-        (cli.TransientError("wait."), 75, "error: wait.\n"),
-        (cli.DiskError("full."), 1, "error: full.\n"),
+        (UsageError("mend this."), 2, "error: mend this.\n"),
+        (TransientError("wait."), 75, "error: wait.\n"),
+        (DiskError("full."), 1, "error: full.\n"),
         (OSError(errno.ENOSPC, "No space left on device", "a.png"), 1, "error: cannot write a.png: No space left on"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "error: cannot write: Disk quota exceeded; what was written"),
         (KeyboardInterrupt(), 130, "stopped\n"),

@@ -10,11 +10,14 @@ import pytest
 from rich.console import Console
 
 from configs import quickstart
-from experiments import folder, show
+from experiments import show
+from rlswarm_jax import files
+from rlswarm_jax.audit.played import Played
 from rlswarm_jax.game.effects import Learn, encode_result
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.journal import Entry, Journal
+from rlswarm_jax.reporting.round_page import RoundPage
 from tests.game.hand_driver import ALICE, BOB, ME, TASKS, Speaker, play_together, three_stages, tokenizer
 
 ROUND = 1
@@ -41,8 +44,8 @@ def played():
 
 def write(directory, played, index, *, without=()):
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / folder.CONFIG_FILE).write_text(config().to_json_best_effort())
-    journal = Journal(directory / folder.JOURNAL_FILE)
+    (directory / files.CONFIG_FILE).write_text(config().to_json_best_effort())
+    journal = Journal(directory / files.JOURNAL_FILE)
     for entry in rows_of(played, index):
         if entry.kind not in without:
             journal.write(entry)
@@ -61,7 +64,7 @@ def simulated(tmp_path, played):
     for index, who in enumerate(NODES):
         write(tmp_path / "run", played[who], index)
     row = {"node": 0, "name": friendly_name(ME.author), "round": ROUND, f"learned_from/{ALICE.author.hex()}": 2.0}
-    (tmp_path / "run" / folder.METRICS_FILE).write_text(json.dumps(row) + "\n")
+    (tmp_path / "run" / files.METRICS_FILE).write_text(json.dumps(row) + "\n")
     return tmp_path / "run"
 
 
@@ -157,7 +160,7 @@ def test_scores_are_as_they_were_then(tmp_path, played, capsys):
     ]
     directory = tmp_path / "run"
     write(directory, played[ME], 0, without=[effect.__class__.__name__ for effect in played[ME].effects])
-    journal = Journal(directory / folder.JOURNAL_FILE)
+    journal = Journal(directory / files.JOURNAL_FILE)
     for entry in timed_out:
         journal.write(entry)
     journal.close()
@@ -193,14 +196,14 @@ def test_folders_without_rounds_are_one_sentence(tmp_path, capsys):
     assert code == 2 and err.count("\n") == 1 and "holds no round yet" in err
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / folder.JOURNAL_FILE).write_bytes(b"SQLite? no" * 100)
+    (broken / files.JOURNAL_FILE).write_bytes(b"SQLite? no" * 100)
     code, _, err = shown(capsys, broken)
     assert code == 2 and err.count("\n") == 1 and "cannot read the journal" in err
 
 
 def test_a_running_node_s_journal_can_be_read(tmp_path, played, capsys):
     write(tmp_path / "run", played[ME], 0)
-    journal = Journal(tmp_path / "run" / folder.JOURNAL_FILE)
+    journal = Journal(tmp_path / "run" / files.JOURNAL_FILE)
     journal.write(Entry(0, 2, 0, "begin", b"", 0.0))
     assert shown(capsys, tmp_path / "run")[0] == 0
     journal.close()
@@ -214,7 +217,7 @@ HOSTILE = (
 @pytest.mark.parametrize("terminal", [True, False])
 def test_nothing_that_a_peer_writes_acts_on_the_terminal(terminal):
     console = Console(file=io.StringIO(), width=24, force_terminal=terminal, color_system=None)
-    page = show._Page(console, None, show.Played(), {}, "std")
+    page = RoundPage(console, None, Played(), {}, "std")
     page.quote(HOSTILE + "\ncompletion 0: reward 9.00" + " " * 30 + "completion 1: reward 1.00")
     printed = console.file.getvalue()
     assert all(c == "\n" or unicodedata.category(c)[0] not in "C" for c in printed)
@@ -236,7 +239,7 @@ def test_a_late_record_is_read_with_what_was_said_in_its_round(tmp_path, capsys)
     second = play_together(dict.fromkeys(NODES, Speaker()), states=states)
     late = first[BOB].said["revise"]
     write(tmp_path / "run", first[ME], 0, without=("Learn",))
-    journal = Journal(tmp_path / "run" / folder.JOURNAL_FILE)
+    journal = Journal(tmp_path / "run" / files.JOURNAL_FILE)
     done = False
     journal.write(Entry(0, 2, 0, "begin", b"", 0.0))
     for step, (effect, result) in enumerate(zip(second[ME].effects, second[ME].results, strict=True), start=1):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs import quickstart
-from experiments import games
+from rlswarm_jax.running import build
 from rlswarm_jax.tasks import make_mixture
 from rlswarm_jax.tasks.dataset import DatasetOptions
 
@@ -93,8 +93,8 @@ def test_the_first_example_is_among_them():
 
 
 def assert_playable(config):
-    seen = games.observed(config)
-    game = games.make_game(config, seen.tokenizer, seen.eos_token_ids, "")  # with a player's own limits
+    seen = build.observed(config)
+    game = build.make_game(config, seen.tokenizer, seen.eos_token_ids, "")  # with a player's own limits
     problems = game.mixture.held_out(config.evaluation.problems) + [game.mixture.problem(seed) for seed in range(200)]
     assert {problem.task for problem in problems} == set(config.tasks)
     lengths = [len(game.prompt_format.encode(problem, game.tokenizer)) for problem in problems]

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from configs import quickstart
-from experiments import games, simulated
-from experiments.cli import Arguments, UsageError
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.running import build, simulated
+from rlswarm_jax.running.arguments import Arguments
 from rlswarm_jax.tasks import TaskError, make_mixture
 from rlswarm_jax.tasks.rewards import RewardTask
 from rlswarm_jax.tasks.verifier import Scores, Verifier
@@ -212,7 +213,7 @@ def test_a_run_whose_reward_cannot_be_imported_ends_in_one_sentence(path, tmp_pa
     config = quickstart.get_config("simulate-smoke")
     config.tasks = {"mine": dict(kind="trl", path=path, question="prompt", reward="ruin:reward")}
     with pytest.raises(UsageError, match="ZeroDivisionError"):
-        games.observed(config)
+        build.observed(config)
     tasks = {"mine": dict(kind="trl", path=path, question="prompt", reward="judge_reward:reward")}
     mixture = make_mixture(tasks)
     with Verifier(tasks, mixture, 1) as verifier:

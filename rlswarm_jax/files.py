@@ -1,0 +1,48 @@
+"""The files of a run by name, and how a file is written so that no kill leaves half of it."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rlswarm_jax.errors import DiskError, UsageError
+
+CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metrics.jsonl"
+JOURNAL_FILE, CHECKPOINT_FOLDER, NODE_FILE = "journal.sqlite", "checkpoints", "node.json"
+CHAIN_FOLDER = "chain"  # in a node's: its outbox; in a swarm's: the embedded development network
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cannot_write(path: Path, error: OSError, hint: str = "") -> UsageError:
+    """What to raise where a file cannot be written. hint: what to do, unless the disk is full."""
+    full = error.errno in FULL
+    return (DiskError if full else UsageError)(f"cannot write {path}: {error.strerror}{'' if full else hint}.")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one. Raises UsageError if the disk won't take it."""
+    with aside(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of another one when it is whole. Raises UsageError as `write_whole`."""
+    partial = partial_of(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise cannot_write(path, error) from None
+
+
+def partial_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+def node_folders(directory: Path) -> list[Path]:
+    """Of a swarm's run, those of its nodes in their order; of any other folder none."""
+    found = [path for path in directory.glob("node-*") if path.is_dir() and path.name[len("node-") :].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name[len("node-") :]))

@@ -1,0 +1,1 @@
+"""From a folder of results to what a person reads: tables, plots, the ledger, and figures in documents."""

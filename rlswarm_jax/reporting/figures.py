@@ -1,0 +1,305 @@
+"""Measured figures for documents: what is in results/, and the tables and lines that it is written as."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import msgspec
+
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.reporting import results
+from rlswarm_jax.reporting.blocks import Table
+from rlswarm_jax.reporting.results import Summary, duration, mean, mean_sd, percent, points
+
+
+class Runs(msgspec.Struct, frozen=True):
+    """results/NAME.json of an experiment: its finished runs, one for each seed."""
+
+    runs: list[Summary]
+    commit: str
+    hardware: str
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """One measure of an evaluation: a mean over problems and its standard error."""
+
+    mean: float
+    error: float | None
+    problems: int
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """evaluation.json of a run: measures by name, by task."""
+
+    name: str
+    seed: int
+    before: dict[str, dict[str, Measured]]
+    after: dict[str, dict[str, Measured]]
+
+
+class Evaluations(msgspec.Struct, frozen=True):
+    """results/NAME.json of a study: of configs/NAME.py and its variants, one for each seed."""
+
+    evaluations: list[Evaluation]
+    commit: str
+    hardware: str
+
+
+class Warmstart(msgspec.Struct, frozen=True):
+    """results/warmstart.json: of both models `greedy`, `sampled`, both by `/<task>`, and `fingerprint`."""
+
+    parameters: int
+    base: dict[str, float | str]
+    spoiled: dict[str, float | str]
+    seconds: float
+
+
+class Gas(msgspec.Struct, frozen=True):
+    """results/gas.json: gas of each call of the coordinator."""
+
+    compiler: str
+    evm: str
+    gas: dict[str, int]
+
+
+class Benchmark(msgspec.Struct, frozen=True):
+    """A line of results/benchmarks/*.jsonl; `ratio` is the value's to that of `versus`."""
+
+    benchmark: str
+    value: float
+    unit: str
+    hardware: str
+    config: dict[str, Any] = {}
+    versus: str | None = None
+    ratio: float | None = None
+    measured: dict[str, float] = {}
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Figures for people: a table with a note below it for Markdown, plain lines for a docstring."""
+
+    table: Table
+    note: str
+    lines: Sequence[str]
+
+
+def runs_block(name: str, found: Runs) -> Block:
+    """Accuracy before and after and the cost of each seed; mean ± sd; the un-spoiled base."""
+
+    def column(field: str, scale: float = 1.0) -> list[float]:
+        values = [getattr(run, field) for run in found.runs]
+        return [scale * value for value in values if value is not None]
+
+    befores, afters, shares = column("before", 100), column("after", 100), column("external_fraction", 100)
+    walls, peaks = column("wall_seconds"), column("peak_memory_mb")
+    if not len(befores) == len(afters) == len(found.runs) > 0:
+        raise UsageError(f"results/{name}.json needs runs with accuracies before and after; collect it again.")
+    gains = [after - before for before, after in zip(befores, afters, strict=True)]
+    rows = [["seed", "before", "after", "gain, points", "rounds", "wall time, s", "peak, MB", "external"]]
+    for run in found.runs:
+        cells = [percent(run.before), percent(run.after), points(run.before, run.after), f"{run.rounds:,}"]
+        peak = results.MISSING if run.peak_memory_mb is None else f"{run.peak_memory_mb:,.0f}"
+        rows.append([str(run.seed), *cells, f"{run.wall_seconds:,.0f}", peak, percent(run.external_fraction)])
+    columns = [(befores, ".1f"), (afters, ".1f"), (gains, "+.1f"), ([], ""), (walls, ",.0f"), (peaks, ",.0f")]
+    columns.append((shares, ".1f"))
+    rows.append(["mean ± sd", *(mean_sd(values, form) if values else "" for values, form in columns)])
+    base = mean(run.held_out_accuracy.base for run in found.runs)
+    if base is not None:
+        rows.append(["un-spoiled base", "", percent(base), "", "", "", "", ""])
+    first, seeds = found.runs[0], f"{len(gains)} seed{'s' * (len(gains) > 1)}"
+    by_chance = any(run.by_chance for run in found.runs)
+    nodes = "one node" if first.nodes == 1 else f"mean over {first.nodes} nodes"
+    changed = sorted({field for run in found.runs for field in changed_fields(run)})
+    origin = f"commit {found.commit}" + (f", before changes of {', '.join(changed)}" if changed else "")
+    before, after = percent(fmean(befores) / 100), percent(fmean(afters) / 100)
+    gain = f"{mean_sd(gains)} points over {seeds}, {min(gains):+.1f} with the worst"
+    lines = [f"held-out accuracy {before} -> {after}: {gain}"]
+    lines += [f"{mean_sd(walls, '.0f')} s a run on {found.hardware}", origin]
+    lines += ["runs differ by seed and by chance beacons"] if by_chance else []
+    note = f"Greedy accuracy on {first.held_out_problems:,} held-out problems, {nodes}. {found.hardware}; "
+    chance = (
+        " Runs differ by seed and by chance beacons: the chain's, from which their problems follow."
+        if by_chance
+        else ""
+    )
+    return Block(rows, f"{note}{origin}.{chance}", lines)
+
+
+def changed_fields(run: Summary) -> set[str]:
+    """Fields that say what was learned, in which a run differs from its config file."""
+    fields = results.overrides(run) or {}
+    return {f for f in fields if f != "seed" and f.split(".")[0] not in results.UNIMPORTANT}
+
+
+COMPARED = [
+    ("majority of the swarm", "first answer"),
+    ("critic names a best answer", "critic at random"),
+    ("critic names a best answer", "best constant critic"),
+    ("contested: critic names a best answer", "contested: critic at random"),
+    ("contested: critic names a best answer", "contested: best constant critic"),
+    ("vote of the critics", "first answer"),
+    ("revised", "first answer"),
+    ("revised", "vote of the critics"),
+    ("majority of revised", "vote of the critics"),
+]
+
+
+def evaluations_block(found: Evaluations) -> Block:
+    """A row for each measure, a column for each variant after training: means over seeds, and their standard errors.
+
+    Below, what measures differ by within the same seeds.
+    """
+    variants = list(dict.fromkeys(e.name for e in found.evaluations))
+    every = [e.before for e in found.evaluations[:1]] + [e.after for e in found.evaluations]
+    names = list(dict.fromkeys(name for tasks in every for name in tasks["all tasks"]))
+    columns = {"before": [e.before for e in found.evaluations if e.name == variants[0]]}
+    columns |= {v: [e.after for e in found.evaluations if e.name == v] for v in variants}
+
+    def values(of: Sequence[dict[str, dict[str, Measured]]], name: str) -> list[float]:
+        return [100 * tasks["all tasks"][name].mean for tasks in of if name in tasks["all tasks"]]
+
+    def cell(found: Sequence[float], sign: str = "") -> str:
+        if not found:
+            return ""
+        error = f" ± {stdev(found) / math.sqrt(len(found)):.1f}" if len(found) > 1 else ""
+        return f"{fmean(found):{sign}.1f}{error}"
+
+    def difference(of: Sequence[dict[str, dict[str, Measured]]], name: str, other: str) -> list[float]:
+        both = [tasks["all tasks"] for tasks in of if {name, other} <= tasks["all tasks"].keys()]
+        return [100 * (measured[name].mean - measured[other].mean) for measured in both]
+
+    seeds = len(columns[variants[0]])
+    headers = [name if len(of) == seeds else f"{name} ({len(of)} of {seeds} seeds)" for name, of in columns.items()]
+    rows = [["held-out problems, % right", *headers]]
+    rows += [[name, *(cell(values(of, name)) for of in columns.values())] for name in names]
+    compared = [(a, b) for a, b in COMPARED if a in names and b in names]
+    rows += [[f"{a}, less {b}", *(cell(difference(of, a, b), "+") for of in columns.values())] for a, b in compared]
+    first = found.evaluations[0].before["all tasks"]
+    problems = max(measured.problems for measured in first.values())
+    note = f"{problems} problems, mean over nodes; ± standard error over {seeds} seeds, on the same problems. "
+    note += f"{found.hardware}; "
+    lines = [f"{row[0]}: {row[1]} -> {row[2]} %" for row in rows[1:] if row[1] and row[2]]
+    return Block(
+        rows, f"{note}commit {found.commit}.", [*lines, f"± standard error over {seeds} seeds; {found.commit}"]
+    )
+
+
+def warmstart_block(found: Warmstart) -> Block:
+    """Both stages of the embedded model, overall and by task."""
+
+    def cells(suffix: str) -> list[str]:
+        models = (found.base, found.spoiled)
+        values = [model.get(how + suffix) for model in models for how in ("greedy", "sampled")]
+        return [percent(value if isinstance(value, float) else None) for value in values]
+
+    tasks = [key.removeprefix("greedy/") for key in found.base if key.startswith("greedy/")]
+    rows = [["task", "base, greedy", "base, sampled", "spoiled, greedy", "spoiled, sampled"]]
+    rows += [["all", *cells("")], *([task, *cells(f"/{task}")] for task in tasks)]
+    made = f"{found.parameters:,} parameters, made in {duration(found.seconds)}"
+    base, spoiled = (f"{rows[1][i]} greedy, {rows[1][i + 1]} sampled at temperature 1" for i in (1, 3))
+    prints = [f"`{model.get('fingerprint', '?')}`" for model in (found.base, found.spoiled)]
+    note = f"Accuracy on held-out problems; {made}. Weights: base {prints[0]}, spoiled {prints[1]}."
+    return Block(rows, note, [f"base: {base}", f"spoiled: {spoiled}", made])
+
+
+def gas_block(found: Gas) -> Block:
+    """A row for each call."""
+    rows = [["call", "gas"], *([name, f"{gas:,}"] for name, gas in found.gas.items())]
+    return Block(rows, f"solc {found.compiler.partition('+')[0]}, the EVM's {found.evm}.", [])
+
+
+GWEI = (0.01, 1.0, 20.0)  # prices of gas
+A_DAY = 24 * 60  # rounds of the chain, at one a minute
+
+
+def gas_day_block(found: Gas) -> Block:
+    """What a node pays a day at one round of the chain a minute, and what a swarm pays together."""
+    gas = found.gas
+    claims = gas["reward, first of a round"] + 2 * gas["reward, further stage"]
+    ending = gas["advanceRound"] + gas["commit, first of a round: records its beacon"] - gas["commit"]
+    daily = {
+        "a node: commitment": gas["commit"],
+        "a node: claims for three stages": claims,
+        "a node: vote for three": gas["vote for three"],
+        "**a node: all of these**": gas["commit"] + claims + gas["vote for three"],
+        "the whole swarm: ending a round, its beacon": ending,
+    }
+    once = {"a node: registration": gas["registerKey"], "the whole swarm: deployment": gas["deployment"]}
+    rows = [["", "gas", "times a day", *(f"coins at {price:g} gwei" for price in GWEI)]]
+    for times, parts in ((A_DAY, daily), (1, once)):
+        for name, used in parts.items():
+            costs = [number(times * used * price / 1e9) for price in GWEI]
+            rows.append([name, f"{used:,}", f"{times:,}" if parts is daily else "once", *costs])
+    return Block(rows, "From results/gas.json (python -m benchmarks.gas).", [])
+
+
+def benchmarks_block(found: Sequence[Benchmark]) -> Block:
+    """A row for each measurement."""
+    rows = [["benchmark", "config", "value", "against", "hardware"]]
+    for b in found:
+        config = " ".join(f"{name}={value}" for name, value in results.flatten(b.config).items())
+        against = "" if b.ratio is None else f"{b.ratio:.2f} × {b.versus}"
+        rows.append([b.benchmark, config, f"{number(b.value)} {b.unit}", against, b.hardware])
+    versions = dict.fromkeys(", ".join(f"{name} {v}" for name, v in b.versions.items()) for b in found)
+    lines = [f"{row[0]} ({row[1]}): {row[2]}" for row in rows[1:]]
+    return Block(rows, f"Versions: {'; '.join(filter(None, versions))}.", lines)
+
+
+def decode_block(found: Sequence[Benchmark]) -> Block:
+    """A row for each side of each shape."""
+    rows = [["model", "questions × completions", "prompt", "side", "tokens/s", "× ours", "% of roofline", "step, ms"]]
+    rows[0] += ["first token, s", "compiles, s", "peak, MB"]
+    for b in found:
+        if b.benchmark != "decode":
+            continue
+        of, m = b.config, b.measured
+        shape = [of["model"], f"{of['questions']} × {of['completions']}", str(of["prompt"])]
+        speed = [
+            number(b.value),
+            "" if b.ratio is None else f"{b.ratio:.2f}",
+            f"{100 * m['roofline']:.0f}" if "roofline" in m else "",
+        ]
+        seconds = [number(m[name]) if name in m else "" for name in ("step_ms", "first_token_s", "first_call_s")]
+        rows.append([*shape, of["side"], *speed, *seconds])
+        rows[-1].append(f"{m['peak_mb']:,.0f}")
+    rates: dict[str, list[float]] = {}
+    for b in found:
+        if b.benchmark != "decode":
+            rates.setdefault(f"{b.benchmark} by {b.config['method']}", []).append(b.value)
+    spans = {name: "–".join(dict.fromkeys(number(f(of)) for f in (min, max))) for name, of in rates.items()}
+    limits = ", ".join(f"{name} {span} GB/s" for name, span in spans.items())
+    lines = [" ".join(row) for row in rows[1:]]
+    threads = {str(b.config.get("threads")) for b in found}
+    return Block(rows, f"{found[0].hardware}, {'/'.join(sorted(threads))} threads: {limits}.", lines)
+
+
+def replay_block(found: Sequence[Benchmark]) -> Block:
+    """What replay exposes, and below it what two honest computations differ by."""
+    rows = [["what is not as it is said", "dtype", "tokens to expose it, on average"]]
+    honest: dict[str, list[str]] = {}
+    for b in found:
+        if b.benchmark == "tokens to expose":
+            none = "" if b.config["exposing"] else f"none in {b.config['replayed']:,}"
+            rows.append([b.config["wrong"], b.config["weights"], none or number(b.value)])
+        else:
+            of = " ".join([b.config["weights"], b.config["cache"], b.config.get("shape", "")]).strip()
+            honest.setdefault(of, []).append(f"{b.benchmark} {number(b.value)} {b.unit}")
+    note = "; ".join(f"{of}: {', '.join(values)}" for of, values in honest.items())
+    return Block(rows, f"Two honest computations, by dtype of weights and cache: {note}. {found[0].hardware}.", [])
+
+
+def number(value: float) -> str:
+    """Three significant figures, or all of the whole part where that has more."""
+    digits = 2 - math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+    return f"{value:,.{max(digits, 0)}f}"
+
+
+BLOCKS_OF_THEIR_OWN = {
+    "benchmarks/chain": benchmarks_block,
+    "benchmarks/decode": decode_block,
+    "benchmarks/replay": replay_block,
+}

@@ -1,0 +1,107 @@
+"""A node's account on the chain that its config names."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import ml_collections
+
+from rlswarm_jax.chain.coordinator import Coordinator
+from rlswarm_jax.chain.errors import ChainError, FileDamaged, NoContract, PayoutFixed, WrongChain
+from rlswarm_jax.chain.local import SETTINGS
+from rlswarm_jax.chain.rpc import Endpoint, Patient
+from rlswarm_jax.chain.sender import Settings
+from rlswarm_jax.errors import TransientError, UsageError
+from rlswarm_jax.files import CHAIN_FOLDER
+from rlswarm_jax.identity import Identity
+from rlswarm_jax.keeper import Keeper
+from rlswarm_jax.swarm import addresses
+from rlswarm_jax.swarm.mailbox import Mailbox
+
+log = logging.getLogger("rlswarm_jax.chain")
+MAX_BOOTNODES = 16  # of those a coordinator names
+PATIENCE = 20.0  # seconds that a call waits for an endpoint that is asked too much
+STAGGER = 15.0  # seconds between nodes' turns to end a round: a block of a public chain
+
+
+def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> Coordinator | None:
+    """The client, if the config names a chain. An endpoint that is down, or busy for long, is waited for later.
+
+    Raises UsageError for another chain than the config says, no coordinator there, or a payout address that this node
+    cannot change.
+    """
+    chain = config.chain
+    if chain.endpoint == "none":
+        return None
+    local = chain.confirmations == 0
+    settings = SETTINGS if local else Settings(confirmations=chain.confirmations)
+    try:
+        (workdir / CHAIN_FOLDER).mkdir(exist_ok=True)
+        rpc = Patient(Endpoint(address(chain.endpoint)), PATIENCE)
+        found = Coordinator(rpc, chain.contract, own, workdir / CHAIN_FOLDER, chain_id=chain.id, settings=settings)
+    except (FileDamaged, OSError) as error:
+        raise TransientError(str(error)) from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
+        found.connect()
+        found.check_payout(chain.payout or None)
+    except (WrongChain, NoContract, PayoutFixed, ValueError) as error:
+        found.close()
+        raise UsageError(str(error)) from error
+    except FileDamaged as error:
+        found.close()
+        raise TransientError(str(error)) from error
+    except ChainError as error:
+        log.warning("%s The node begins without it, and tries again.", error)
+    return found
+
+
+def address(endpoint: str) -> str:
+    """A URL, or what the environment holds under $NAME: it may have a password. Raises UsageError if it isn't there."""
+    if not endpoint.startswith("$"):
+        return endpoint
+    if url := os.environ.get(endpoint[1:]):
+        return url
+    raise UsageError(f"the environment has no {endpoint[1:]}, which is to hold the address of the chain's endpoint.")
+
+
+def shown(endpoint: str) -> str:
+    """What may be shown of an endpoint to others: a path or a user may be a secret."""
+    if endpoint.startswith("$"):
+        return endpoint
+    parts = urlsplit(endpoint)
+    bare = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+    return bare if endpoint.rstrip("/") == bare else "URL"
+
+
+def bootnodes(coordinator: Coordinator | None) -> list[str]:
+    """Those that the coordinator names, as far as they are addresses; none if it can't be asked."""
+    if coordinator is None:
+        return []
+    try:
+        named = coordinator.bootnodes()
+    except ChainError as error:
+        log.warning("the coordinator names no bootnodes: %s", error)
+        return []
+    return [one for one in named if addresses.read(one)][:MAX_BOOTNODES]
+
+
+@contextlib.contextmanager
+def kept(
+    config: ml_collections.ConfigDict, coordinator: Coordinator | None, mailbox: Mailbox
+) -> Iterator[Keeper | None]:
+    """Keeps the account, in a thread of its own, for as long as the `with` block lasts. Raises TransientError."""
+    if coordinator is None:
+        yield None
+        return
+    stagger = SETTINGS.patience if config.chain.confirmations == 0 else STAGGER
+    options = {"payout": config.chain.payout, "stagger": stagger}
+    try:
+        with Keeper(coordinator, mailbox.inbox.owner, mailbox.authors, **options) as keeper:
+            yield keeper
+    except FileDamaged as error:  # a full disk, say, in whatever the node does
+        raise TransientError(str(error)) from error

@@ -1,0 +1,234 @@
+"""What a config describes, made real: the game, without weights too, and the engine with those of some nodes."""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import jax
+import ml_collections
+from rich.console import Console
+
+from rlswarm_jax import assets, compilation, parallel, qwen, tasks
+from rlswarm_jax.engine import Engine, EngineConfig
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.game.prompts import choose_format
+from rlswarm_jax.game.rewards import Rewards
+from rlswarm_jax.game.rules import Game
+from rlswarm_jax.grpo.learner import LearnerConfig, TrainState, init_state
+from rlswarm_jax.identity import Identity
+from rlswarm_jax.parallel import DeviceConfig
+from rlswarm_jax.qwen.draw import Draw
+from rlswarm_jax.qwen.tokenizer import Tokenizer
+from rlswarm_jax.qwen.weights import read_model, resolve
+from rlswarm_jax.records.schema import MAX_TOKENS, STAGES
+from rlswarm_jax.running.arguments import check
+from rlswarm_jax.tasks.verifier import Verifier, VerifierError
+
+Made = TypeVar("Made")
+
+COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
+EMBEDDED = {"embedded": assets.SPOILED, "embedded:base": assets.BASE}
+# prompt and completion tokens, where the config says 0: of a game of one stage, and of one that shows what others said
+BUDGETS = {"compact": ((16, 12), (96, 12)), "chat": ((512, 256), (3072, 256))}
+
+
+def made_of(kind: type[Made], sections: Sequence[Mapping[str, Any]], **own: Any) -> Made:
+    """A dataclass whose fields are what sections of a config call so, but for those that are given by name.
+
+    So a setting has its line in the config's table and the one where it is used, and none here. What no section has
+    is by default what the class says. Raises TypeError for a name that two sections have, or none and no default.
+    """
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in own]  # type: ignore[arg-type]
+    for name in names:
+        values = [section[name] for section in sections if name in section]
+        if len(values) > 1:
+            raise TypeError(f"{kind.__name__}.{name} is in {len(values)} sections of the config.")
+        if values:
+            own[name] = values[0]
+    return kind(**own)
+
+
+def model_path(config: ml_collections.ConfigDict) -> str:
+    """The model's directory or hub id."""
+    return str(EMBEDDED.get(config.model.path, config.model.path))
+
+
+def make_game(
+    config: ml_collections.ConfigDict, tokenizer: Tokenizer, eos_token_ids: tuple[int, ...], weights_fingerprint: str
+) -> Game:
+    """Nobody's yet: its author is empty. Raises UsageError or TaskError that says which field cannot be."""
+    game, stages = config.game, STAGES[: config.game.stages]
+    prompt_format = choose_format(
+        config.model.prompts,
+        tokenizer,
+        config.model.thinking,
+        (game.answer_tokens, game.critique_tokens),
+        game.personas,
+    )
+    prompt_budget, completion_budget = BUDGETS[prompt_format.name.partition("-")[0]][len(stages) > 1]
+    max_prompt_tokens = config.sampling.max_prompt_tokens or prompt_budget
+    answers, critiques = ((0, 0), (game.shown, 0), (game.shown + 1, game.critics))[len(stages) - 1]
+    shown = answers * prompt_format.budgets.answer + critiques * prompt_format.budgets.critique
+    if shown >= max_prompt_tokens:
+        what = f"a prompt of {max_prompt_tokens} tokens cannot show {shown} of what was written"
+        raise UsageError(f"{what}: raise config.sampling.max_prompt_tokens, or show less (config.game).")
+    return made_of(
+        Game,
+        (config.swarm, config.sampling, config.game, config.chain),
+        swarm=config.swarm.name,
+        seed=config.seed,
+        author=b"",
+        mixture=tasks.make_mixture(config.tasks.to_dict()),
+        tokenizer=tokenizer,
+        prompt_format=prompt_format,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        weights_fingerprint=weights_fingerprint,
+        eos_token_ids=eos_token_ids,
+        rounds=config.rounds,
+        max_new_tokens=config.sampling.max_new_tokens or completion_budget,
+        evaluate_every=config.evaluation.every,
+        stages=stages,
+        shared=game.shared if len(stages) > 1 else 0,
+        rewards=Rewards(game.form_reward, game.improvement_reward, game.consensus_reward),
+        weights=tuple(game.weights),
+        max_prompt_tokens=max_prompt_tokens,
+        chain_every=0 if config.chain.endpoint == "none" else config.chain.every,
+        chain_id=config.chain.id,
+    )
+
+
+def make_verifier(config: ml_collections.ConfigDict, game: Game) -> Verifier:
+    return Verifier(config.tasks.to_dict(), game.mixture, config.scoring.workers)
+
+
+def described(config: ml_collections.ConfigDict) -> Game:
+    """As its player has it, but that no weights are loaded.
+
+    Raises UsageError for a config that cannot be, or whose model is not there.
+    """
+    check(config)
+    try:
+        model, tokenizer = read_model(resolve(model_path(config)))
+        return make_game(config, tokenizer, model.eos_token_ids, "")
+    except (tasks.TaskError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def observed(config: ml_collections.ConfigDict) -> Game:
+    """For somebody who only looks on: as `described`, but a player's own limits are not its measure."""
+    return dataclasses.replace(described(config), max_prompt_tokens=2**31, max_new_tokens=MAX_TOKENS)
+
+
+# --- with weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """games: one for each node. engine: the weights of all of them."""
+
+    games: list[Game]
+    engine: Engine
+
+    def compile(self) -> None:
+        """Compiles before the first round; of processes that share a cache, one compiles and the others wait for it."""
+        with _compiling():
+            game = self.games[0]
+            self.engine.compile([len(game.indices(stage)) for stage in game.stages])
+
+    def fingerprint(self, node: int) -> str:
+        """Of the weights of a node, as they are now."""
+        return qwen.fingerprint(self.engine.state(node).params)
+
+    def base_accuracy(self, config: ml_collections.ConfigDict) -> dict[str, float] | None:
+        """Held-out accuracy of the embedded model before it was spoiled; there is no such thing for other models."""
+        if config.model.path != "embedded":
+            return None
+        return self.engine.evaluate_params(qwen.load(assets.BASE).params)
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Holds the lock of the persistent compilation cache."""
+    cache = compilation.use_cache() or Path(os.devnull)
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # no cache, or one that is not ours to write: each compiles for itself
+            cache.mkdir(parents=True, exist_ok=True)
+            _wait_for(held.enter_context((cache / "lock").open("w")))
+        yield
+
+
+def _wait_for(file: IO[str]) -> None:
+    """Takes the lock when it is free, or goes on without it after a while: whoever holds it may have been stopped."""
+    until = time.monotonic() + COMPILE_SECONDS
+    while time.monotonic() < until:
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.1)
+
+
+def make_learner_config(config: ml_collections.ConfigDict, max_new_tokens: int) -> LearnerConfig:
+    own = {"max_new_tokens": max_new_tokens, "decay_rounds": config.rounds}
+    return made_of(LearnerConfig, (config.learn, config.sampling), **own)
+
+
+def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineConfig:
+    return made_of(
+        EngineConfig,
+        (config.sampling, config.learn),
+        max_prompt_tokens=game.max_prompt_tokens,
+        max_new_tokens=game.max_new_tokens,
+        max_prompts=config.swarm.local_groups,
+        max_groups=sum(len(game.indices(stage)) for stage in game.stages) + config.swarm.external_groups,
+        kv_dtype=config.sampling.kv_dtype or config.sampling.dtype,
+        evaluation_temperature=config.evaluation.temperature,
+        evaluation=made_of(Draw, [config.evaluation]),
+        held_out_problems=config.evaluation.problems,
+        held_out_rows=min(config.evaluation.rows, config.evaluation.problems),
+    )
+
+
+def first_state(config: ml_collections.ConfigDict, policy: qwen.Policy) -> TrainState:
+    """What a node of the config begins with, in the form in which checkpoints hold what it has become."""
+    return init_state(policy.params, make_learner_config(config, config.sampling.max_new_tokens))
+
+
+def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None = None) -> Pieces:
+    """Raises UsageError that says which field of the config cannot be."""
+    check(config)
+    try:
+        return _build(config, identities, console)
+    except (tasks.TaskError, VerifierError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None) -> Pieces:
+    path = model_path(config)
+    devices = made_of(DeviceConfig, [config.devices])
+    mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)
+    policy = qwen.load(path, place=parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
+    fingerprint = qwen.fingerprint(parallel.fetch(policy.params))
+    game = make_game(config, policy.tokenizer, policy.config.eos_token_ids, fingerprint)
+    if game.max_prompt_tokens + game.max_new_tokens > policy.config.context_length:
+        prompt, completion = game.max_prompt_tokens, game.max_new_tokens
+        what = f"config.sampling.max_prompt_tokens {prompt} and config.sampling.max_new_tokens {completion}"
+        limit = f"the {policy.config.context_length} positions that {path} was made for (max_position_embeddings)"
+        raise UsageError(f"{what} together exceed {limit}: lower one of them.")
+    if console is not None:
+        nodes = "1 node" if len(identities) == 1 else f"{len(identities)} nodes"
+        console.print(
+            f"{policy.config.model_type} with {policy.config.num_parameters:,} parameters from {path}, "
+            f"{nodes} on {jax.device_count()} {jax.default_backend()} device(s)",
+            soft_wrap=True,
+        )
+    verifier = make_verifier(config, game)
+    engine_config = make_engine_config(config, game)
+    learner_config = make_learner_config(config, game.max_new_tokens)
+    engine = Engine(policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices)
+    if config.chain.endpoint != "none":
+        game = dataclasses.replace(game, state_hash=qwen.digest(parallel.fetch(engine.state(0))))
+    return Pieces([dataclasses.replace(game, author=identity.author) for identity in identities], engine)

@@ -1,0 +1,330 @@
+import ast
+import json
+
+import numpy as np
+import pytest
+
+from configs import quickstart
+from experiments import render as render_command
+from rlswarm_jax.reporting import render
+from tests.reporting.test_report import make_run
+
+CONFIG = '''"""A study.
+
+Hardware: two cores.
+Measured (rendered: quickstart):
+  a figure that somebody typed
+  and another
+
+What comes after stays.
+"""
+
+MEASURED = "untouched"
+'''
+README = """# Title
+
+<!-- rendered: quickstart -->
+| a figure | that somebody typed |
+<!-- /rendered -->
+
+Between.
+
+<!-- rendered: warmstart -->
+<!-- /rendered -->
+
+<!-- rendered: benchmarks -->
+<!-- /rendered -->
+"""
+AFTERS = ((0.7, 0.8), (0.8, 0.9), (0.6, 0.8))
+GAINS = np.array([60.0, 70.0, 55.0])
+ROUNDS = quickstart.get_config().rounds
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository with blocks and no results."""
+    root = tmp_path / "repository"
+    (root / "configs").mkdir(parents=True)
+    (root / "configs" / "quickstart.py").write_text(CONFIG)
+    (root / "README.md").write_text(README)
+    return root
+
+
+def write_results(root, tmp_path):
+    runs = [make_run(tmp_path / f"seed-{seed}", seed=seed, rounds=ROUNDS, after=a) for seed, a in enumerate(AFTERS)]
+    assert render_command.main(["--collect", "quickstart", *map(str, runs[::-1])], root) == 0
+    base = {
+        "greedy": 0.912,
+        "sampled": 0.875,
+        "greedy/chain_sum": 0.8,
+        "sampled/chain_sum": 1.0,
+        "fingerprint": "ab12",
+    }
+    spoiled = {
+        "greedy": 0.1,
+        "sampled": 0.05,
+        "greedy/chain_sum": 0.0,
+        "sampled/chain_sum": 0.02,
+        "fingerprint": "cd34",
+    }
+    made = {"seed": 0, "parameters": 104896, "base": base, "spoiled": spoiled, "seconds": 400, "config": {}}
+    (root / "results" / "warmstart.json").write_text(json.dumps(made))
+    row = {
+        "benchmark": "generate",
+        "config": {"batch": 8, "prompt": {"tokens": 64}},
+        "value": 12345.6,
+        "unit": "tokens/s",
+        "versus": "transformers",
+        "ratio": 2.5,
+        "hardware": "Imaginary CPU",
+        "versions": {"jax": "0.11.0"},
+    }
+    (root / "results" / "benchmarks").mkdir()
+    alone = row | {"benchmark": "score", "value": 0.01234, "unit": "s", "versus": None, "ratio": None}
+    lines = (json.dumps(row), json.dumps(alone), "")
+    (root / "results" / "benchmarks" / "cpu.jsonl").write_text("\n".join(lines))
+
+
+def readme(root):
+    return (root / "README.md").read_text(encoding="utf-8")
+
+
+def docstring(root):
+    return ast.get_docstring(ast.parse((root / "configs" / "quickstart.py").read_text(encoding="utf-8")))
+
+
+def test_the_repositorys_own_figures_are_as_measured():
+    assert render_command.main(["--check"]) == 0
+
+
+def test_without_results_blocks_say_so(root):
+    assert render_command.main([], root) == 0
+    for path in ("results/quickstart.json", "results/warmstart.json", "results/benchmarks/*.jsonl"):
+        assert f"Not measured yet: `{path}` does not exist." in readme(root)
+    assert "Measured (rendered: quickstart):\n  not measured yet\n\nWhat comes after stays." in docstring(root)
+    assert "typed" not in readme(root) + docstring(root)
+
+
+def test_the_readme_has_each_seed_and_their_mean_and_deviation(root, tmp_path):
+    write_results(root, tmp_path)
+    assert render_command.main([], root) == 0
+    text = readme(root)
+    assert f"| 0 | 15.0 % | 75.0 % | +60.0 | {ROUNDS} | 100 | 1,834 | 45.1 % |" in text
+    assert f"| 2 | 15.0 % | 70.0 % | +55.0 | {ROUNDS} | 102 | 1,834 | 45.1 % |" in text
+    assert f"| {GAINS.mean():+.1f} ± {GAINS.std(ddof=1):.1f} |" in text
+    assert "| un-spoiled base |  | 90.0 % |" in text
+    assert "200 held-out problems, mean over 2 nodes. Imaginary CPU, 2 cores; commit unknown." in text
+    assert text.startswith("# Title\n") and "\nBetween.\n" in text
+
+
+def test_a_config_says_what_to_expect_and_is_otherwise_unchanged(root, tmp_path):
+    write_results(root, tmp_path)
+    assert render_command.main([], root) == 0
+    text = docstring(root)
+    gain = f"{GAINS.mean():+.1f} ± {GAINS.std(ddof=1):.1f} points over 3 seeds, +55.0 with the worst"
+    assert f"  held-out accuracy 15.0 % -> 76.7 %: {gain}\n" in text
+    assert "  101 ± 1 s a run on Imaginary CPU, 2 cores\n" in text
+    assert text.startswith("A study.") and text.endswith("\n\nWhat comes after stays.")
+    whole = (root / "configs" / "quickstart.py").read_text(encoding="utf-8")
+    assert whole.partition("What comes after stays.")[2] == CONFIG.partition("What comes after stays.")[2]
+
+
+def test_warmstart_and_benchmarks(root, tmp_path):
+    write_results(root, tmp_path)
+    assert render_command.main([], root) == 0
+    text = readme(root)
+    assert "| all | 91.2 % | 87.5 % | 10.0 % | 5.0 % |" in text
+    assert "| chain_sum | 80.0 % | 100.0 % | 0.0 % | 2.0 % |" in text
+    assert "104,896 parameters, made in 6 min 40 s" in text
+    assert "| generate | batch=8 prompt.tokens=64 | 12,346 tokens/s | 2.50 × transformers | Imaginary CPU |" in text
+    assert "| score | batch=8 prompt.tokens=64 | 0.0123 s |  | Imaginary CPU |" in text
+    assert "Versions: jax 0.11.0." in text
+
+
+def evaluation(seed: int, name: str = "game", **means: float) -> dict:
+    measured = {key.replace("_", " "): {"mean": mean, "error": 0.1, "problems": 512} for key, mean in means.items()}
+    start = {"first answer": {"mean": 0.01, "error": 0.1, "problems": 512}}
+    return {"name": name, "seed": seed, "before": {"all tasks": start}, "after": {"all tasks": measured}}
+
+
+def test_a_study_has_means_over_seeds_and_differences_within_them(root, tmp_path):
+    """Both columns by hand: seeds 0.80, 0.84, 0.82 have the mean 82 and the standard error 2 / sqrt(3)."""
+    found = [
+        evaluation(0, first_answer=0.80, revised=0.85),
+        evaluation(1, first_answer=0.84, revised=0.88),
+        evaluation(2, first_answer=0.82, revised=0.88),
+        evaluation(0, "game-control", first_answer=0.75),
+    ]
+    (root / "results").mkdir()
+    made = {"evaluations": found, "commit": "abc", "hardware": "Imaginary CPU"}
+    (root / "results" / "game.json").write_text(json.dumps(made))
+    (root / "configs" / "game.py").write_text(CONFIG.replace("quickstart", "game"))
+    (root / "README.md").write_text("<!-- rendered: game -->\n<!-- /rendered -->\n")
+    assert render_command.main([], root) == 0
+    text = readme(root)
+    assert "| held-out problems, % right | before | game | game-control (1 of 3 seeds) |" in text
+    assert "| first answer | 1.0 ± 0.0 | 82.0 ± 1.2 | 75.0 |" in text
+    assert "| revised |  | 87.0 ± 1.0 |  |" in text
+    assert "| revised, less first answer |  | +5.0 ± 0.6 |  |" in text  # of 5, 4 and 6
+    assert "512 problems, mean over nodes; ± standard error over 3 seeds, on the same problems." in text
+
+
+def write_reasons(root, tmp_path):
+    """Results in which every figure that speaks for a swarm can be told by eye."""
+    write_results(root, tmp_path)
+    found = [evaluation(s, first_answer=0.80, majority_of_the_swarm=m) for s, m in enumerate((0.82, 0.84, 0.86))]
+    for one in found:
+        one["before"] = one["after"]
+    made = {"evaluations": found, "commit": "abc", "hardware": "Imaginary CPU"}
+    (root / "results" / "game.json").write_text(json.dumps(made))
+    poison = [("keys", 0, 78.4), ("keys", 8, 77.7), ("code", "before", 3.0)]
+    shape = {"model": "0.5b", "questions": 1, "completions": 8, "prompt": 64}
+    rows = {
+        "poison": [({"keys": 8, "rounds": 32} | {name: value}, of, "%") for name, value, of in poison],
+        "decode": [
+            (shape | {"side": side}, of, "tokens/s") for side, of in (("ours", 40.0), ("genrl", 5.0), ("hf", 1.0))
+        ],
+    }
+    for name, those in rows.items():
+        lines = [
+            json.dumps({"benchmark": name, "config": config, "value": value, "unit": unit, "hardware": "Imaginary CPU"})
+            for config, value, unit in those
+        ]
+        (root / "results" / "benchmarks" / f"{name}.jsonl").write_text("\n".join(lines))
+
+
+def test_the_readme_has_the_reasons_as_they_were_measured(root, tmp_path):
+    page = root / "README.md"
+    page.write_text("<!-- rendered: why -->\n<!-- /rendered -->\n")
+    render.render(root)
+    assert "Not measured yet: `results/quickstart.json` does not exist." in readme(root)
+    write_reasons(root, tmp_path)
+    render.render(root)
+    peers, trust, quick = [line for line in readme(root).splitlines() if line.startswith("- ")]
+    assert "45 % of what a quickstart node learns from" in peers
+    assert "is +4.0 ± 1.2 points better" in peers  # 2, 4 and 6: a standard error of 2 / sqrt(3)
+    assert "78.4 % in 32 rounds by themselves, and 77.7 % beside 8 keys" in trust
+    assert "takes 101 s on two CPU cores" in quick and "8 completions of a 0.5B model come 8.0 times" in quick
+
+
+def test_a_page_can_have_an_experiment_in_one_line(root, tmp_path):
+    write_results(root, tmp_path)
+    (root / "docs").mkdir()
+    page = root / "docs" / "some.md"
+    page.write_text("<!-- rendered: quickstart/line -->\n<!-- /rendered -->\n")
+    assert page in render.render(root)
+    (line,) = [line for line in page.read_text().splitlines() if line and not line.startswith("<")]
+    assert line.startswith("held-out accuracy 15.0 % -> 76.7 %: ") and line.endswith("chance beacons.")
+
+
+def test_what_a_node_pays_a_day_follows_from_the_gas_of_its_calls(root):
+    calls = {
+        "commit": 50_000,
+        "commit, first of a round: records its beacon": 60_000,
+        "reward, first of a round": 70_000,
+        "reward, further stage": 40_000,
+        "vote for three": 100_000,
+        "advanceRound": 30_000,
+        "registerKey": 80_000,
+        "deployment": 5_000_000,
+    }
+    (root / "results").mkdir()
+    (root / "results" / "gas.json").write_text(json.dumps({"compiler": "0.8.1+x", "evm": "prague", "gas": calls}))
+    (root / "docs").mkdir()
+    page = root / "docs" / "chain.md"
+    page.write_text("<!-- rendered: gas -->\n<!-- /rendered -->\n<!-- rendered: gas/day -->\n<!-- /rendered -->\n")
+    assert page in render.render(root)
+    text = page.read_text()
+    assert "| registerKey | 80,000 |" in text and "solc 0.8.1, the EVM's prague." in text
+    # 300,000 gas in each of 1,440 minutes are 432 million, which are 0.432 coins at a gwei
+    assert "| **a node: all of these** | 300,000 | 1,440 | 0.00432 | 0.432 | 8.64 |" in text
+    assert "| the whole swarm: ending a round, its beacon | 40,000 | 1,440 | 0.000576 | 0.0576 | 1.15 |" in text
+    assert "| the whole swarm: deployment | 5,000,000 | once | 0.0000500 | 0.00500 | 0.100 |" in text
+
+
+def test_the_costs_in_the_docs_are_those_that_were_measured():
+    page = render_command.ROOT / "docs" / "chain.md"
+    text = page.read_text(encoding="utf-8")
+    assert text.count(render.OPEN) == 3 and render.fill_markdown(text, render_command.ROOT) == text
+
+
+def test_rendering_twice_changes_nothing(root, tmp_path):
+    write_results(root, tmp_path)
+    assert render.render(root) == [root / "README.md", root / "configs" / "quickstart.py"]
+    once = readme(root), docstring(root)
+    assert render.render(root) == []
+    assert (readme(root), docstring(root)) == once
+    assert render_command.main(["--check"], root) == 0
+
+
+@pytest.mark.parametrize("path", ["README.md", "configs/quickstart.py"])
+def test_check_names_the_file_whose_figure_was_edited_by_hand(root, tmp_path, capsys, path):
+    write_results(root, tmp_path)
+    render.render(root)
+    edited = (root / path).read_text(encoding="utf-8").replace("61.7", "71.7")
+    (root / path).write_text(edited, encoding="utf-8")
+    assert render_command.main(["--check"], root) == 1
+    assert capsys.readouterr().err.startswith(f"{path} is stale")
+    assert (root / path).read_text(encoding="utf-8") == edited
+
+
+def test_results_are_stale_news_once_their_config_has_changed(root, tmp_path, monkeypatch):
+    write_results(root, tmp_path)
+    render.render(root)
+    config = quickstart.get_config()
+    config.rounds, config.wandb.mode = ROUNDS + 1, "offline"
+    monkeypatch.setattr(quickstart, "get_config", lambda variant="": config)
+    assert render_command.main(["--check"], root) == 1
+    render.render(root)
+    assert "commit unknown, before changes of rounds." in readme(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<!-- rendered: quickstart -->\n", "not closed"),
+        ("<!-- rendered: quickstart -->\n<!-- rendered: solo -->\n<!-- /rendered -->\n", "not closed"),
+        ("<!-- rendered: quickstrat -->\n<!-- /rendered -->\n", "quickstrat"),
+    ],
+)
+def test_a_block_that_cannot_be_filled_is_one_sentence(root, capsys, text, said):
+    (root / "README.md").write_text(text)
+    assert render_command.main([], root) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: README.md: ") and said in message and message.count("\n") == 1
+    assert readme(root) == text
+
+
+def test_corrupt_results_are_one_sentence(root, capsys):
+    (root / "results").mkdir()
+    (root / "results" / "quickstart.json").write_text('{"runs": [{}]}')
+    assert render_command.main(["--check"], root) == 2
+    assert "results/quickstart.json is not what is written there" in capsys.readouterr().err
+
+
+def test_only_finished_runs_of_the_config_as_it_stands_are_collected(root, tmp_path, capsys):
+    other = quickstart.get_config()
+    other.learn.learning_rate = 0.5
+    refused = {
+        "a stopped run": [make_run(tmp_path / "stopped", rounds=ROUNDS, done=3)],
+        "another learn.learning_rate": [make_run(tmp_path / "other", rounds=ROUNDS, config=other)],
+        "not a finished quickstart": [make_run(tmp_path / "smoke", config=quickstart.get_config("smoke"))],
+        "has seed 0, as another": [
+            make_run(tmp_path / "one", rounds=ROUNDS),
+            make_run(tmp_path / "two", rounds=ROUNDS),
+        ],
+        "does not exist": [tmp_path / "nowhere"],
+    }
+    for said, workdirs in refused.items():
+        assert render_command.main(["--collect", "quickstart", *map(str, workdirs)], root) == 2
+        assert said in capsys.readouterr().err
+    assert not (root / "results").exists()
+
+
+def test_collecting_keeps_what_matters_of_the_config(root, tmp_path):
+    write_results(root, tmp_path)
+    found = json.loads((root / "results" / "quickstart.json").read_text())
+    assert [run["seed"] for run in found["runs"]] == [0, 1, 2]
+    assert found["hardware"] == "Imaginary CPU, 2 cores"
+    assert found["runs"][0]["config"]["learn"] == quickstart.get_config().learn.to_dict()
+    assert "wandb" not in found["runs"][0]["config"]

@@ -1,0 +1,93 @@
+"""From a config to what a driver is given: a new setting touches the config's table and the place that uses it."""
+
+import dataclasses
+
+import pytest
+
+from configs import common, quickstart
+from rlswarm_jax.engine import EngineConfig
+from rlswarm_jax.game.rules import Game
+from rlswarm_jax.grpo.learner import LearnerConfig
+from rlswarm_jax.qwen.draw import Draw
+from rlswarm_jax.running import build
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    first: int
+    second: int = 2
+
+
+def fields_of(*kinds: type) -> set[str]:
+    return {field.name for kind in kinds for field in dataclasses.fields(kind)}
+
+
+def test_fields_come_from_the_section_that_has_them():
+    assert build.made_of(Small, [{"first": 1, "other": 5}, {"second": 7}]) == Small(1, 7)
+    assert build.made_of(Small, [{"first": 1}]) == Small(1, 2)
+    assert build.made_of(Small, [{"first": 1, "second": 3}], second=4) == Small(1, 4)
+    with pytest.raises(TypeError, match=r"Small\.first is in 2 sections"):
+        build.made_of(Small, [{"first": 1}, {"first": 1}])
+    with pytest.raises(TypeError, match="first"):
+        build.made_of(Small, [{}])
+
+
+@pytest.mark.parametrize(
+    ("kind", "section", "of"),
+    [
+        (LearnerConfig, "learn", lambda config, made: build.make_learner_config(config, 12)),
+        (EngineConfig, "sampling", build.make_engine_config),
+        (EngineConfig, "learn", build.make_engine_config),
+        (Game, "game", lambda config, made: build.make_game(config, made.tokenizer, made.eos_token_ids, "")),
+    ],
+)
+def test_a_new_setting_arrives_with_a_line_in_the_table_and_one_where_it_is_used(monkeypatch, kind, section, of):
+    """Both are made here, and nothing else knows of it: two places change."""
+    config = quickstart.get_config("simulate-smoke")
+    made = build.described(config)
+    with config.unlocked():
+        config[section].entropy_bonus = 0.25
+    more = dataclasses.make_dataclass(
+        kind.__name__, [("entropy_bonus", float, dataclasses.field(default=0.0))], bases=(kind,), frozen=True
+    )
+    monkeypatch.setattr(build, kind.__name__, more)
+    assert of(config, made).entropy_bonus == 0.25
+
+
+def test_no_setting_of_sampling_and_learning_gets_lost():
+    """Each is a field of what uses it, by its own name."""
+    used = fields_of(EngineConfig, LearnerConfig, Game)
+    names = [name.partition(".")[::2] for name in common.FIELDS]
+    assert {leaf for section, leaf in names if section in ("sampling", "learn")} <= used
+    cut_off = {leaf for section, leaf in names if section == "evaluation"}
+    assert fields_of(Draw) <= cut_off
+
+
+def test_values_arrive_where_they_are_used():
+    """By another config than the default in each field of these sections: nothing falls back to a default."""
+    config = quickstart.get_config("simulate-smoke")
+    made = build.described(config)
+    changed = {
+        **{"group_size": 6, "temperature": 0.9, "exact": True, "exact_rows": 7, "rows": 9, "dtype": "bfloat16"},
+        **{"learning_rate": 0.01, "decay_to": 0.5, "weight_decay": 0.1, "max_grad_norm": 2.0, "clip_low": 0.1},
+        **{"clip_high": 0.3, "dual_clip": 4.0, "advantage_scale": "none", "positive_only_external": False},
+        **{"positive_only_local": True, "external_correction": "behaviour", "external_min_prob": 0.1},
+        **{"updates_per_round": 3, "microbatch_rows": 5},
+    }
+    for name, value in changed.items():
+        section = config.sampling if name in config.sampling else config.learn
+        assert section[name] != value, name
+        section[name] = value
+    learner, engine = build.make_learner_config(config, 11), build.make_engine_config(config, made)
+    known = dataclasses.asdict(engine) | dataclasses.asdict(learner)
+    assert {name: known[name] for name in changed} == changed
+    assert learner.max_new_tokens == 11 and learner.decay_rounds == config.rounds and learner.adam_b2 == 0.99
+    assert engine.kv_dtype == "bfloat16" and engine.max_prompts == config.swarm.local_groups
+
+
+def test_a_game_has_its_own_name_for_the_swarm_and_the_config_s_for_the_rest():
+    config = quickstart.get_config("simulate-smoke")
+    config.swarm.max_staleness, config.game.critics, config.sampling.group_size = 9, 2, 5
+    game = build.described(config)
+    assert (game.swarm, game.max_staleness, game.critics, game.group_size) == (config.swarm.name, 9, 2, 5)
+    assert game.author == b""

@@ -1,0 +1,133 @@
+"""The house's floors: every import goes to the same floor or down, and none comes back to where it began.
+
+Imports count wherever they stand in a file, also within functions; only those for type checking alone do not.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# a room is a folder or a file of rlswarm_jax, or a folder beside it
+FLOORS = [
+    "rlswarm_jax environment errors files machine assets compilation identity randomness journal metrics",
+    "records tasks qwen parallel launch evaluation",
+    "swarm chain grpo game",
+    "audit engine checkpoint",
+    "keeper node simulate multihost exam",
+    "configs reporting",
+    "running",
+    "experiments",
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+LONGEST = 265  # lines of a command, its page of help among them
+Graph = dict[str, set[str]]
+
+
+def modules(root: Path) -> dict[str, Path]:
+    files = [path for top in ("rlswarm_jax", "experiments", "configs") for path in (root / top).rglob("*.py")]
+    return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+def for_types_alone(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def imported(tree: ast.AST, known: set[str]) -> set[str]:
+    """Modules among those known that a file imports, at any depth."""
+    found: set[str] = set()
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute here"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & known or {str(node.module)}
+        waiting += node.orelse if for_types_alone(node) else ast.iter_child_nodes(node)  # type: ignore[attr-defined]
+    return found & known
+
+
+def graph(root: Path = ROOT) -> Graph:
+    files = modules(root)
+    trees = {name: ast.parse(path.read_text()) for name, path in files.items()}
+    return {name: imported(tree, set(files)) - {name} for name, tree in trees.items()}
+
+
+def room(module: str) -> str:
+    top, *inner = module.split(".")
+    return inner[0] if top == "rlswarm_jax" and inner else top
+
+
+def rooms(of: Graph) -> Graph:
+    found: Graph = {room(module): set() for module in of}
+    for module, others in of.items():
+        found[room(module)] |= {room(other) for other in others} - {room(module)}
+    return found
+
+
+def circle(of: Graph) -> list[str]:
+    """One, if there is any: what is left when whatever imports nothing that is left is taken away, again and again."""
+    left = {name: set(others) for name, others in of.items()}
+    while done := [name for name, others in left.items() if not others & left.keys()]:
+        for name in done:
+            del left[name]
+    if not left:
+        return []
+    walk = [min(left)]
+    while walk.count(walk[-1]) == 1:
+        walk.append(min(left[walk[-1]] & left.keys()))
+    return walk[walk.index(walk[-1]) :]
+
+
+def upward(of: Graph) -> list[str]:
+    steps = [(module, other) for module, others in of.items() for other in others]
+    return sorted(f"{a} imports {b}" for a, b in steps if FLOOR[room(b)] > FLOOR[room(a)])
+
+
+def test_every_room_has_a_floor():
+    found = graph()
+    assert len(found) > 150 and {room(module) for module in found} == FLOOR.keys()
+
+
+def test_no_import_goes_up():
+    assert upward(graph()) == []
+
+
+def test_no_module_and_no_room_imports_itself_by_a_detour():
+    assert circle(graph()) == []
+    assert circle(rooms(graph())) == []
+
+
+def test_no_command_is_long():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "experiments").glob("*.py")}
+    assert len(lengths) == 10 and max(lengths.values()) <= LONGEST, lengths
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("def late():\n    from rlswarm_jax.swarm import session\n", "circle"),
+        ("if True:\n    import rlswarm_jax.swarm.session\n", "circle"),
+        ("try:\n    from rlswarm_jax.swarm.session import Session\nexcept ImportError:\n    pass\n", "circle"),
+        ("class A:\n    def b(self):\n        from rlswarm_jax import engine\n", "up"),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rlswarm_jax.swarm import session\n", ""),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    from rlswarm_jax.swarm import session\n", "circle"),
+    ],
+)
+def test_the_check_itself_sees_a_circle_and_a_climb(tmp_path, source, complaint):
+    """Each as a further line of a file that `rlswarm_jax.swarm.session` imports."""
+    for name, text in {
+        "rlswarm_jax/__init__": "",
+        "rlswarm_jax/engine": "",
+        "rlswarm_jax/swarm/__init__": "",
+        "rlswarm_jax/swarm/session": "from rlswarm_jax.swarm import host\nclass Session: pass\n",
+        "rlswarm_jax/swarm/host": source,
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(text)
+    found = graph(tmp_path)
+    assert bool(circle(found)) == (complaint == "circle")
+    assert bool(upward(found)) == (complaint == "up")
