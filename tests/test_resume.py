@@ -124,7 +124,7 @@ def test_ctrl_c_writes_a_report_and_resume_finishes_to_the_same_weights(uninterr
     check_equal(workdir, uninterrupted)
 
 
-def test_a_finished_run_is_moved_aside_and_an_unfinished_one_needs_resume(uninterrupted, tmp_path):
+def test_a_finished_run_is_moved_aside_and_an_unfinished_one_needs_resume(tmp_path):
     from rlswarm_jax.errors import UsageError
     from rlswarm_jax.running.arguments import parse
     from rlswarm_jax.running.folder import prepare_folder
@@ -143,7 +143,7 @@ def test_a_finished_run_is_moved_aside_and_an_unfinished_one_needs_resume(uninte
     other = parse([*ARGUMENTS, "--config.learn.learning_rate=0.5"]).config
     with pytest.raises(UsageError, match=r"learn\.learning_rate"):
         prepare_folder(other, workdir, resume=True)
-    (workdir / "summary.json").write_text((uninterrupted / "summary.json").read_text())
+    (workdir / "summary.json").write_text('{"status": "finished"}')
     assert prepare_folder(config, workdir, resume=True) is False
     (aside,) = tmp_path.glob("run-*")
     assert (aside / "summary.json").exists()

@@ -29,7 +29,7 @@ class GossipConfig:
     jitter: float = 0.02
     inline_bytes: int = 16_384
     max_messages_per_second: float = 200.0  # of one peer, all authors together
-    max_records_per_second: float = 60.0  # of one author
+    max_records_per_second: float = 20.0  # of one author
 
     def __post_init__(self) -> None:
         if not 0 < self.inline_bytes <= 65_536:
