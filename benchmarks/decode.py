@@ -234,7 +234,7 @@ def rate_lines(said: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def checkpoints(directory: Path, models: set[str]) -> dict[str, Path]:
-    """Both have no end token, so that every completion is of full length."""
+    """Their configs name no end token, and the sides obey no other, so that every completion is of full length."""
     paths = {model: directory / model for model in models}
     if "tiny" in models:
         shutil.copytree(assets.SPOILED, paths["tiny"])

@@ -8,6 +8,7 @@ Between requests a worker only waits for its pipe. At module level this file imp
 library: torch in a process with JAX is crippled.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -51,6 +52,8 @@ def ours(checkpoint: Path, dtype: str) -> Run:
     from rlswarm_jax import qwen
 
     policy = qwen.load(checkpoint, jnp.dtype(dtype))
+    endless = dataclasses.replace(policy.config, eos_token_ids=())  # whatever the files name: all are of full length
+    policy = dataclasses.replace(policy, config=endless)
 
     def run(prompts, group, new_tokens, seed):
         options = {"group_size": group, "max_new_tokens": new_tokens, "temperature": 1.0, "seed": seed}
