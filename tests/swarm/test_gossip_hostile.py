@@ -328,6 +328,14 @@ def test_connections_that_say_nothing_keep_nobody_out(start, sockets):
     assert victim.count("network/half open") >= 5
 
 
+def test_who_opens_ever_more_connections_is_turned_away_at_the_door(start, sockets):
+    victim = start()
+    sockets(victim, 90)  # an address may open four a second, and 64 at once
+    wait_for(lambda: victim.count("network/refused") >= 10, "some are turned away")
+    honest = start(victim.addresses[:1])
+    wait_for(lambda: victim.sees(honest), "an honest peer comes in", 8.0)
+
+
 def test_addresses_that_nobody_can_read_end_no_greeting(start, attack):
     """A multiaddr of bytes that are no text can be made, and raises when it is written down for others."""
     victim = start()
@@ -369,6 +377,18 @@ def test_what_strangers_send_is_bounded_in_sum_and_those_of_standing_are_none(st
     friend.send(framed(rpc_pb2.RPC(publish=[friend.message(INLINE + raw)])))
     wait_for(lambda: raw in victim.records, "the friend is heard at once", 5.0)
     assert victim.count("network/bytes_in") <= 80_000 + 5 * 11_000 + 10_000 * (time.monotonic() - begun)
+
+
+def test_however_short_what_strangers_send_is_they_are_heard_so_many_times_a_second(start, attack, monkeypatch):
+    monkeypatch.setattr("rlswarm_jax.swarm.pubsub._STRANGERS_BYTES", 1 << 14)  # a message each second, and four at once
+    victim = start()
+    stranger, begun = attack(victim), time.monotonic()
+    for number in range(12):
+        raw = sealed(stranger.identity, round=number)
+        stranger.send(framed(rpc_pb2.RPC(publish=[stranger.message(INLINE + raw)])))
+    wait_for(lambda: victim.count("network/messages_in") >= 3, "some are read")
+    time.sleep(1.0)
+    assert victim.count("network/messages_in") <= 5 + time.monotonic() - begun
 
 
 def test_buckets_give_what_is_there_and_a_burst_at_most(monkeypatch):
