@@ -1,307 +1,418 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {Rounds} from "./Rounds.sol";
-import {Roles} from "./Roles.sol";
-
-/// @title Rewards, votes and published weights
-/// @notice What counted peers say about rounds they have committed to. Rewards are bounded claims, to be recomputed from the
-/// committed records by anyone; the chain does not judge them.
+/// @title The coordinator of a swarm: who takes part, which round it is, and what each peer says of its work
+/// @notice Peers are secp256k1 keys, proven at registration; the libp2p peer id is a function of the key. Once a round a peer
+/// settles: it commits to its records, claims what they earned, and votes for others. Claims are bounded, to be recomputed from
+/// the committed records by anyone; the chain does not judge them.
 ///
-/// Existing clients are served with the same calls as the original's, peer ids as text. They never commit. One that has only
-/// a claim may go on calling: its `submitReward` and `submitWinners` pass with an `Uncounted` event, and leave no other trace. One
-/// that has proven its key is told (NotCommitted), because it could count.
-contract Coordinator is Rounds {
-    struct Standing {
-        address account;
-        string peerId;
-        Kind kind;
-        uint256 registered; // the round
-        uint256 wins; // votes received
-        uint256 votes; // rounds voted in
-        int256 total; // of all rewards
+/// Anyone advances to the next round: after the minimum time if a quorum has settled, or after the maximum time in any case. The
+/// quorum is the larger of a fixed number of peers and two thirds of those who settled within the round before: of keys, not of
+/// people, so that many made-up keys can hold a round up to its maximum time, and no longer.
+///
+/// Beacon of round n = keccak256(keccak256(beacon of n - 1, accumulator of settlements when n began), hash of the block after the
+/// one in which n began). It is a function of the chain from that block on, and put on record by the first transaction that
+/// needs it. Operators cannot predict it; whoever makes that block can choose between the blocks it could make, and whoever
+/// advances chooses the moment. The EVM forgets hashes after 256 blocks: if nobody has put the beacon on record by then, nobody
+/// can have settled in that round either, and `finalizeBeacon` takes the block after the next one instead. A round that ends so
+/// takes zero for the hash; nothing gets stuck.
+///
+/// The owner, if there is one, names the bootnodes, and the next owner. Nobody can change the rules or this code, register,
+/// settle or vote for another, or hold up the rounds.
+contract Coordinator {
+    struct Rules {
+        uint32 minSeconds; // of a round with a quorum
+        uint32 maxSeconds; // of any round
+        uint32 quorum; // settlements at least
+        uint32 window; // past rounds that still take settlements
+        uint64 maxReward; // of one peer for one stage, of either sign
     }
 
-    uint256 public constant MAX_WINNERS = 8;
-    uint256 public constant MAX_URI_LENGTH = 256;
+    /// @dev One storage slot.
+    struct Peer {
+        bool registered;
+        uint32 since; // the round in which it was
+        uint32 wins; // votes received
+        uint32 votes; // rounds voted in
+        int112 total; // of all claims
+    }
 
-    /// @dev What a peer got for a round, in one slot: its reward for stage s in 64 bits from bit 64 * s, whether it submitted it
-    /// in bit 192 + s, the votes it received from bit WINS_AT on.
-    mapping(uint256 round => mapping(address account => uint256)) private earned;
-    uint256 private constant SUBMITTED_AT = 192;
-    uint256 private constant WINS_AT = 200;
-    /// @dev Up to 8 peers in one slot, each as its index + 1 in 32 bits; zero if the voter has not voted.
-    mapping(uint256 round => mapping(address voter => uint256)) private ballots;
-    /// @notice The hash of the weights that an account published for a round; zero if none.
+    struct Registration {
+        uint256 x;
+        uint256 y;
+        address payout;
+        uint256 deadline;
+        uint8 v;
+        bytes32 r;
+        bytes32 s;
+    }
+
+    /// @dev Of a peer's records since its last settlement, in the order of publication: the Merkle root over their content
+    /// hashes (RFC 6962), the first and the last of these, and their number; the hash of its model's state before and after
+    /// them; and that of what its swarm agreed on.
+    struct Commitment {
+        bytes32 root;
+        bytes32 first;
+        bytes32 last;
+        uint256 count;
+        bytes32 stateBefore;
+        bytes32 stateAfter;
+        bytes32 config;
+    }
+
+    struct Status {
+        uint256 round;
+        uint256 started; // seconds since 1970
+        uint256 settlements; // within the current round
+        uint256 needed; // settlements that make a quorum
+        bool advanceable; // by anyone, in the block in which this is asked
+        bytes32 beacon; // zero if its block is not there yet, or was lost before it was put on record
+        bool recorded;
+        uint256 anchor; // the block after this one is the beacon's
+        uint256 peers;
+    }
+
+    /// @dev One storage slot: all that a settlement reads and writes of the swarm's state.
+    struct Tally {
+        bytes20 accumulator; // of all settlements so far
+        uint32 round;
+        uint24 settlements; // of the current round within it
+        bool recorded; // whether the current round's beacon is
+        bytes4 tag; // its first bytes
+    }
+
+    /// @dev One storage slot.
+    struct Clock {
+        uint64 started; // seconds since 1970, of the round
+        uint64 anchor; // block after which comes the one whose hash is in the round's beacon
+        uint24 before; // settlements made within the previous round
+        uint32 peers;
+    }
+
+    bytes32 public constant REGISTER_TYPEHASH = keccak256("Register(address account,address payout,uint256 deadline)");
+    uint256 public constant MAX_BATCH = 100; // registrations
+    uint256 public constant MAX_WINNERS = 8;
+    uint256 public constant MAX_BOOTNODES = 64;
+    uint256 public constant MAX_TEXT = 256; // bytes of a bootnode's address or of a URI
+    uint256 private constant FIELD = 2 ** 256 - 2 ** 32 - 977; // of secp256k1
+
+    uint32 private immutable minSeconds;
+    uint32 private immutable maxSeconds;
+    uint32 private immutable quorum;
+    uint32 private immutable window;
+    uint64 private immutable maxReward;
+
+    Tally private tally;
+    Clock private clock;
+    address public owner;
+    string[] private bootnodes;
+    mapping(address account => Peer) public peerOf;
+    /// @notice Where an account's earnings go; zero: to the account itself.
+    mapping(address account => address) public payoutOf;
+    /// @dev Of the current round, until its beacon is on record: keccak256(beacon before, accumulator), what only lacks the hash.
+    mapping(uint256 round => bytes32) private beacons;
+    /// @notice keccak256(abi.encode(commitment, claims)) of a peer for a round; zero if none.
+    mapping(uint256 round => mapping(address account => bytes32)) public settlementOf;
+    /// @notice The hash of the weights that a peer published after a round; zero if none.
     mapping(uint256 round => mapping(address account => bytes32)) public weightsOf;
 
-    event RewardSubmitted(
-        address indexed account, uint256 indexed roundNumber, uint256 indexed stageNumber, int256 reward, string peerId
-    );
-    event CumulativeRewardsUpdated(address indexed account, string peerId, int256 totalRewards);
-    event WinnerSubmitted(address indexed account, string peerId, uint256 indexed roundNumber, string[] winners);
-    event Uncounted(address indexed account, string peerId, uint256 indexed roundNumber);
-    event WeightsPublished(address indexed account, uint256 indexed round, bytes32 weightsHash, string uri);
+    event Registered(address indexed account, uint256 x, uint256 y);
+    event PayoutSet(address indexed account, address indexed payout);
+    event RoundAdvanced(uint256 indexed round);
+    event BeaconFinalized(uint256 indexed round, bytes32 beacon);
+    event BeaconPostponed(uint256 indexed round, uint256 blockNumber);
+    event Settled(address indexed account, uint256 indexed round, Commitment commitment, int64[3] claims, address[] winners);
+    event WeightsPublished(address indexed account, uint256 indexed round, bytes32 weights, string uri);
+    event OwnerSet(address indexed owner);
+    event BootnodesSet(string[] bootnodes);
 
-    error InvalidStageNumber();
-    error InvalidVoterPeerId();
+    error InvalidRules();
+    error InvalidKey();
+    error InvalidSignature();
+    error SignatureExpired();
+    error TooMany();
+    error TextTooLong();
+    error AlreadyRegistered();
+    error NotRegistered();
+    error OnlyPayout();
+    error OnlyOwner();
+    error TooEarly();
+    error BeaconNotReady();
+    error WrongBeacon();
+    error InvalidRound();
+    error InvalidCommitment();
     error InvalidVote();
-    error NotCommitted();
-    error RegisteredTooLate();
     error RewardOutOfBounds();
-    error RewardAlreadySubmitted();
-    error WinnerAlreadyVoted();
-    error WeightsAlreadyPublished();
-    error UriTooLong();
+    error AlreadySettled();
+    error NotSettled();
+    error AlreadyPublished();
 
-    /// @param owner See Roles; may be zero.
-    constructor(address owner, Rules memory given) Roles(owner) Rounds(given) {}
-
-    // --- rewards
-
-    /// @notice The sender's reward for a stage of a round, once. Reverts NotRegistered, InvalidRoundNumber (to come, or out of the
-    /// window), InvalidStageNumber (none such, or to come), NotCommitted, RewardOutOfBounds, RewardAlreadySubmitted.
-    function reward(uint256 round, uint256 stage, int256 amount) external {
-        _reward(round, stage, amount, _counterId());
+    /// @param first The owner; may be zero: a swarm that nobody owns.
+    constructor(address first, Rules memory given) {
+        bool sane = given.maxSeconds >= given.minSeconds && given.maxReward <= uint64(type(int64).max);
+        if (!sane || given.maxSeconds == 0 || given.window == 0) revert InvalidRules();
+        (minSeconds, maxSeconds, quorum) = (given.minSeconds, given.maxSeconds, given.quorum);
+        (window, maxReward) = (given.window, given.maxReward);
+        (clock.started, clock.anchor) = (uint64(block.timestamp), uint64(block.number));
+        beacons[0] = keccak256(abi.encode("rlswarm_jax beacon 1", block.chainid, address(this)));
+        owner = first;
+        emit OwnerSet(first);
     }
 
-    /// @notice The original's call. Reverts as `reward`, and InvalidVoterPeerId if the id is not the sender's.
-    function submitReward(uint256 round, uint256 stage, int256 amount, string calldata peerId) external {
-        _submitReward(round, stage, amount, peerId);
+    // --- peers
+
+    /// @notice Registers the sender by its own key (x, y). Reverts InvalidKey, AlreadyRegistered.
+    function register(uint256 x, uint256 y) external {
+        if (_account(x, y) != msg.sender) revert InvalidKey();
+        if (peerOf[msg.sender].registered) revert AlreadyRegistered();
+        _register(msg.sender, x, y);
     }
 
-    /// @notice As above.
-    function submitReward(uint256 round, uint256 stage, uint256 amount, string calldata peerId) external {
-        if (amount > maxReward) revert RewardOutOfBounds();
-        _submitReward(round, stage, int256(amount), peerId);
-    }
-
-    // --- votes
-
-    /// @notice The sender's vote for the winners of a round, once: 1 to MAX_WINNERS accounts in strictly ascending order, all
-    /// counted peers other than the sender; they and the sender were registered before that round. Reverts NotRegistered,
-    /// InvalidRoundNumber, NotCommitted, RegisteredTooLate, InvalidVote, WinnerAlreadyVoted.
-    function vote(uint256 round, address[] calldata winners) external {
-        if (winners.length > MAX_WINNERS) revert InvalidVote();
-        string memory id = _counterId();
-        string[] memory ids = new string[](winners.length);
-        for (uint256 i = 0; i < winners.length; i++) {
-            if (i > 0 && winners[i] <= winners[i - 1]) revert InvalidVote();
-            ids[i] = _idOf(winners[i]);
-        }
-        _vote(round, winners, ids, id);
-    }
-
-    /// @notice The original's call: peer ids in any order. Reverts as `vote`, and InvalidVoterPeerId if the id is not the sender's.
-    function submitWinners(uint256 round, string[] calldata winners, string calldata peerId) external {
-        if (winners.length == 0 || winners.length > MAX_WINNERS) revert InvalidVote();
-        if (_isClaim(peerId)) {
-            _checkRound(round);
-            emit Uncounted(msg.sender, peerId, round);
-            return;
-        }
-        address[] memory accounts = new address[](winners.length);
-        string[] memory ids = new string[](winners.length);
-        for (uint256 i = 0; i < winners.length; i++) {
-            address account = _counted(winners[i]);
-            uint256 spot = i;
-            for (; spot > 0 && accounts[spot - 1] > account; spot--) {
-                (accounts[spot], ids[spot]) = (accounts[spot - 1], ids[spot - 1]);
-            }
-            if (spot > 0 && accounts[spot - 1] == account) revert InvalidVote();
-            (accounts[spot], ids[spot]) = (account, winners[i]);
-        }
-        _vote(round, accounts, ids, peerId);
-    }
-
-    // --- weights
-
-    /// @notice Puts on record that the sender published the weights with this hash at this URI after a round it committed to,
-    /// once. Any round so far. Reverts NotRegistered, InvalidRoundNumber, EmptyHash, NotCommitted, UriTooLong,
-    /// WeightsAlreadyPublished.
-    function publishWeights(uint256 round, bytes32 weightsHash, string calldata uri) external {
-        if (!_isCounted(peers[msg.sender].kind)) revert NotRegistered();
-        if (round > tally.round) revert InvalidRoundNumber();
-        if (weightsHash == 0) revert EmptyHash();
-        if (commitmentOf[round][msg.sender] == 0) revert NotCommitted();
-        if (bytes(uri).length > MAX_URI_LENGTH) revert UriTooLong();
-        if (weightsOf[round][msg.sender] != 0) revert WeightsAlreadyPublished();
-        weightsOf[round][msg.sender] = weightsHash;
-        emit WeightsPublished(msg.sender, round, weightsHash, uri);
-    }
-
-    // --- views
-
-    /// @notice Peers by index from `start` to before `end`, in the order of registration; at most MAX_PAGE. Reverts PageTooLarge.
-    function standings(uint256 start, uint256 end) public view returns (Standing[] memory page) {
-        if (end > clock.peers) end = clock.peers;
-        if (start > end) start = end;
-        if (end - start > MAX_PAGE) revert PageTooLarge();
-        page = new Standing[](end - start);
-        for (uint256 i = 0; i < page.length; i++) {
-            address account = _accountAt(start + i);
-            Peer memory peer = peers[account];
-            page[i] = Standing(account, _idOf(account), peer.kind, peer.registered, peer.wins, peer.votes, peer.total);
+    /// @notice Registers other accounts, each by its EIP-712 signature of Register(account, payout, deadline), so that a node
+    /// needs no funds. Those that are registered by now are passed over, so that nobody can spoil a batch.
+    /// Reverts TooMany (than MAX_BATCH), InvalidKey, InvalidSignature, SignatureExpired.
+    function registerFor(Registration[] calldata batch) external {
+        if (batch.length > MAX_BATCH) revert TooMany();
+        bytes32 domain = domainSeparator();
+        for (uint256 i = 0; i < batch.length; i++) {
+            Registration calldata one = batch[i];
+            address account = _account(one.x, one.y);
+            bytes32 signed = keccak256(abi.encode(REGISTER_TYPEHASH, account, one.payout, one.deadline));
+            bytes32 digest = keccak256(abi.encodePacked(hex"1901", domain, signed));
+            if (ecrecover(digest, one.v, one.r, one.s) != account) revert InvalidSignature();
+            if (block.timestamp > one.deadline) revert SignatureExpired();
+            if (peerOf[account].registered) continue;
+            _register(account, one.x, one.y);
+            if (one.payout != address(0)) _setPayout(account, one.payout);
         }
     }
 
-    function getRoundStageReward(uint256 round, uint256 stage, address[] calldata accounts)
-        external
-        view
-        returns (int256[] memory amounts)
-    {
-        if (stage >= stageCount()) revert InvalidStageNumber();
-        amounts = new int256[](accounts.length);
-        for (uint256 i = 0; i < accounts.length; i++) {
-            amounts[i] = int64(uint64(earned[round][accounts[i]] >> (64 * stage)));
+    /// @notice Names the address that `account`'s earnings go to. The account itself names the first, and from then on only the
+    /// address in force its successor: who steals a node's key cannot turn its earnings away. Reverts OnlyPayout.
+    function setPayout(address account, address payout) external {
+        address current = payoutOf[account];
+        if (msg.sender != (current == address(0) ? account : current)) revert OnlyPayout();
+        _setPayout(account, payout);
+    }
+
+    /// @notice The EIP-712 domain separator: name "rlswarm_jax coordinator", version "2", this chain, this contract.
+    function domainSeparator() public view returns (bytes32) {
+        bytes32 domain = keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
+        return keccak256(abi.encode(domain, keccak256("rlswarm_jax coordinator"), keccak256("2"), block.chainid, address(this)));
+    }
+
+    // --- settlements
+
+    /// @notice All that the sender has to say of a round, once: what it commits to, what its records of each stage earned, and its
+    /// votes, 0 to MAX_WINNERS accounts in strictly ascending order without itself. Current round or `window` rounds back; only
+    /// the former counts for the quorum. Votes count between peers that were registered before that round; others have no effect,
+    /// and are not in the event.
+    /// tag: the first 4 bytes of that round's beacon, so that what was made for a beacon that a reorganisation undid is refused.
+    /// Reverts NotRegistered, InvalidRound, BeaconNotReady (too early, or lost: call `finalizeBeacon`), WrongBeacon,
+    /// InvalidCommitment (to nothing), RewardOutOfBounds, InvalidVote, AlreadySettled.
+    function settle(
+        uint256 round,
+        bytes4 tag,
+        Commitment calldata commitment,
+        int64[3] calldata claims,
+        address[] calldata winners
+    ) external {
+        Peer memory peer = peerOf[msg.sender];
+        if (!peer.registered) revert NotRegistered();
+        if (settlementOf[round][msg.sender] != 0) revert AlreadySettled();
+        if (commitment.root == 0 || commitment.count == 0) revert InvalidCommitment();
+        bytes32 hash = keccak256(abi.encode(commitment, claims));
+        settlementOf[round][msg.sender] = hash;
+        _count(round, tag, hash);
+        int64 most = int64(maxReward);
+        for (uint256 stage = 0; stage < 3; stage++) {
+            if (claims[stage] > most || claims[stage] < -most) revert RewardOutOfBounds();
+            peer.total += claims[stage];
+        }
+        address[] memory elected = _elect(round, peer.since, winners);
+        if (elected.length > 0) peer.votes++;
+        peerOf[msg.sender] = peer;
+        emit Settled(msg.sender, round, commitment, claims, elected);
+    }
+
+    /// @notice Puts on record that the sender published the weights with this hash at this URI after a round it settled, once. Any
+    /// round so far. Reverts NotSettled, InvalidCommitment (a zero hash), TextTooLong, AlreadyPublished.
+    function publishWeights(uint256 round, bytes32 weights, string calldata uri) external {
+        if (settlementOf[round][msg.sender] == 0) revert NotSettled();
+        if (weights == 0) revert InvalidCommitment();
+        if (bytes(uri).length > MAX_TEXT) revert TextTooLong();
+        if (weightsOf[round][msg.sender] != 0) revert AlreadyPublished();
+        weightsOf[round][msg.sender] = weights;
+        emit WeightsPublished(msg.sender, round, weights, uri);
+    }
+
+    // --- rounds
+
+    /// @notice Goes to the next round; anyone may once the rule allows it. Reverts TooEarly; BeaconNotReady if the beacon's block
+    /// is not there yet (`finalizeBeacon` mines it on a chain that makes a block only for a transaction).
+    function advanceRound() external {
+        (Clock memory now_, Tally memory sums) = (clock, tally);
+        if (!_advanceable(now_, sums)) revert TooEarly();
+        if (!sums.recorded && !_finalize(sums, now_.anchor)) {
+            if (block.number <= uint256(now_.anchor) + 1) revert BeaconNotReady();
+            _record(sums, 0);
+        }
+        uint32 round = sums.round + 1;
+        beacons[round] = keccak256(abi.encode(beacons[sums.round], sums.accumulator));
+        clock = Clock(uint64(block.timestamp), uint64(block.number), sums.settlements, now_.peers);
+        tally = Tally(sums.accumulator, round, 0, false, 0);
+        emit RoundAdvanced(round);
+    }
+
+    /// @notice Puts the current round's beacon on record if its block's hash can be had, and takes a later block if that hash was
+    /// lost. Does nothing if it is on record or too early. Never reverts.
+    function finalizeBeacon() external {
+        Tally memory sums = tally;
+        if (sums.recorded) return;
+        if (_finalize(sums, clock.anchor)) {
+            tally = sums;
+        } else if (block.number > uint256(clock.anchor) + 1) {
+            clock.anchor = uint64(block.number);
+            emit BeaconPostponed(sums.round, block.number + 1);
         }
     }
 
-    function getTotalRewards(string[] calldata peerIds) external view returns (int256[] memory totals) {
-        totals = new int256[](peerIds.length);
-        for (uint256 i = 0; i < peerIds.length; i++) {
-            totals[i] = peers[_counted(peerIds[i])].total;
+    /// @notice What the swarm was deployed with; nobody can change it.
+    function rules() external view returns (Rules memory) {
+        return Rules(minSeconds, maxSeconds, quorum, window, maxReward);
+    }
+
+    /// @notice A round's beacon, on record or as it will be. Reverts BeaconNotReady (too early, or lost: call `finalizeBeacon`),
+    /// InvalidRound.
+    function beacon(uint256 round) external view returns (bytes32) {
+        if (round > tally.round) revert InvalidRound();
+        if (round < tally.round || tally.recorded) return beacons[round];
+        bytes32 hash = _hashAfter(clock.anchor);
+        if (hash == 0) revert BeaconNotReady();
+        return keccak256(abi.encode(beacons[round], hash));
+    }
+
+    /// @notice All that a client needs to know about the moment, in one call.
+    function status() external view returns (Status memory now_) {
+        (now_.round, now_.started, now_.anchor) = (tally.round, clock.started, clock.anchor);
+        (now_.settlements, now_.needed, now_.peers) = (tally.settlements, _needed(clock.before), clock.peers);
+        (now_.advanceable, now_.recorded) = (_advanceable(clock, tally), tally.recorded);
+        bytes32 hash = _hashAfter(clock.anchor);
+        if (now_.recorded) now_.beacon = beacons[now_.round];
+        else if (hash != 0) now_.beacon = keccak256(abi.encode(beacons[now_.round], hash));
+    }
+
+    /// @notice The accumulator of all settlements so far: accumulator = first 20 bytes of keccak256(accumulator padded to 32
+    /// bytes on the right, account, round, settlement), from zero.
+    function accumulator() external view returns (bytes20) {
+        return tally.accumulator;
+    }
+
+    // --- the owner
+
+    /// @notice Names the next owner; zero: none any more. Reverts OnlyOwner.
+    function setOwner(address next) external {
+        if (msg.sender != owner) revert OnlyOwner();
+        owner = next;
+        emit OwnerSet(next);
+    }
+
+    /// @notice Replaces the addresses at which to enter the swarm. Reverts OnlyOwner, TooMany, TextTooLong.
+    function setBootnodes(string[] calldata given) external {
+        if (msg.sender != owner) revert OnlyOwner();
+        if (given.length > MAX_BOOTNODES) revert TooMany();
+        delete bootnodes;
+        for (uint256 i = 0; i < given.length; i++) {
+            if (bytes(given[i]).length > MAX_TEXT) revert TextTooLong();
+            bootnodes.push(given[i]);
         }
+        emit BootnodesSet(given);
     }
 
-    function hasSubmittedRoundStageReward(uint256 round, uint256 stage, address account) public view returns (bool) {
-        return stage < stageCount() && (earned[round][account] >> (SUBMITTED_AT + stage)) & 1 == 1;
-    }
-
-    function hasSubmittedRoundStageReward(uint256 round, uint256 stage, string calldata peerId) external view returns (bool) {
-        return hasSubmittedRoundStageReward(round, stage, _counted(peerId));
-    }
-
-    function getTotalWins(string calldata peerId) external view returns (uint256) {
-        return peers[_counted(peerId)].wins;
-    }
-
-    function getVoterVoteCount(string calldata peerId) external view returns (uint256) {
-        return peers[_counted(peerId)].votes;
-    }
-
-    function getPeerVoteCount(uint256 round, string calldata peerId) external view returns (uint256) {
-        return earned[round][_counted(peerId)] >> WINS_AT;
-    }
-
-    /// @notice The winners a peer voted for, in the order of their accounts.
-    function getVoterVotes(uint256 round, string calldata peerId) external view returns (string[] memory winners) {
-        uint256 ballot = ballots[round][_counted(peerId)];
-        uint256 count = 0;
-        while (count < MAX_WINNERS && ballot >> (32 * count) != 0) count++;
-        winners = new string[](count);
-        for (uint256 i = 0; i < count; i++) {
-            winners[i] = _idOf(_accountAt(uint32(ballot >> (32 * i)) - 1));
-        }
-    }
-
-    function uniqueVoters() external view returns (uint256) {
-        return clock.voters;
-    }
-
-    function uniqueVotedPeers() external view returns (uint256) {
-        return clock.voted;
-    }
-
-    /// @notice The peers with these indices that have voted, most votes first: the whole leaderboard while there are at most
-    /// MAX_PAGE peers; beyond that, merge pages, or count events. Reverts PageTooLarge.
-    function voterLeaderboard(uint256 start, uint256 end) external view returns (string[] memory ids, uint256[] memory counts) {
-        return _leaderboard(start, end, false);
-    }
-
-    /// @notice As `voterLeaderboard`, for the votes that peers received.
-    function winnerLeaderboard(uint256 start, uint256 end) external view returns (string[] memory ids, uint256[] memory counts) {
-        return _leaderboard(start, end, true);
+    function getBootnodes() external view returns (string[] memory) {
+        return bootnodes;
     }
 
     // --- within
 
-    /// @dev The peer id of the sender, which must be counted.
-    function _counterId() private view returns (string memory) {
-        if (!_isCounted(peers[msg.sender].kind)) revert NotRegistered();
-        return _idOf(msg.sender);
+    /// @dev The account of a point of the curve. Reverts InvalidKey for what is none in canonical form.
+    function _account(uint256 x, uint256 y) private pure returns (address) {
+        bool on = mulmod(y, y, FIELD) == addmod(mulmod(mulmod(x, x, FIELD), x, FIELD), 7, FIELD);
+        if (!on || x >= FIELD || y >= FIELD) revert InvalidKey();
+        return address(uint160(uint256(keccak256(abi.encode(x, y)))));
     }
 
-    /// @dev Whether an id is no more than a claim of the sender's. Reverts InvalidVoterPeerId if it is not the sender's at all.
-    function _isClaim(string calldata peerId) private view returns (bool) {
-        bytes32 hash = keccak256(bytes(peerId));
-        if (_isCounted(peers[msg.sender].kind) && hash == keccak256(bytes(_idOf(msg.sender)))) return false;
-        if (claimants[hash] != msg.sender || _counted(peerId) != address(0)) revert InvalidVoterPeerId();
+    function _register(address account, uint256 x, uint256 y) private {
+        clock.peers++;
+        peerOf[account] = Peer(true, tally.round, 0, 0, 0);
+        emit Registered(account, x, y);
+    }
+
+    function _setPayout(address account, address payout) private {
+        payoutOf[account] = payout;
+        emit PayoutSet(account, payout);
+    }
+
+    /// @dev Counts the sender's settlement for a round.
+    function _count(uint256 round, bytes4 tag, bytes32 hash) private {
+        Tally memory sums = tally;
+        if (round > sums.round || sums.round - round > window) revert InvalidRound();
+        if (round == sums.round) {
+            if (!sums.recorded && !_finalize(sums, clock.anchor)) revert BeaconNotReady();
+            if (tag != sums.tag) revert WrongBeacon();
+            sums.settlements++;
+        } else if (tag != bytes4(beacons[round])) {
+            revert WrongBeacon();
+        }
+        sums.accumulator = bytes20(keccak256(abi.encode(sums.accumulator, msg.sender, round, hash)));
+        tally = sums;
+    }
+
+    /// @dev Counts the sender's votes; returns those that count.
+    function _elect(uint256 round, uint256 since, address[] calldata winners) private returns (address[] memory elected) {
+        if (winners.length > MAX_WINNERS) revert InvalidVote();
+        elected = new address[](winners.length);
+        uint256 found = 0;
+        for (uint256 i = 0; i < winners.length; i++) {
+            address winner = winners[i];
+            if (winner == msg.sender || (i > 0 && winner <= winners[i - 1])) revert InvalidVote();
+            Peer storage peer = peerOf[winner];
+            if (!peer.registered || peer.since >= round || since >= round) continue;
+            peer.wins++;
+            elected[found++] = winner;
+        }
+        assembly ("memory-safe") {
+            mstore(elected, found)
+        }
+    }
+
+    function _needed(uint256 before) private view returns (uint256) {
+        uint256 share = (2 * before + 2) / 3;
+        return share > quorum ? share : quorum;
+    }
+
+    function _advanceable(Clock memory now_, Tally memory sums) private view returns (bool) {
+        uint256 elapsed = block.timestamp - now_.started;
+        return elapsed >= maxSeconds || (elapsed >= minSeconds && sums.settlements >= _needed(now_.before));
+    }
+
+    /// @dev Zero if the block is not there yet, or further back than the EVM remembers.
+    function _hashAfter(uint256 anchor) private view returns (bytes32) {
+        return anchor + 1 < block.number ? blockhash(anchor + 1) : bytes32(0);
+    }
+
+    /// @dev Records the beacon, if its block's hash can be had; the caller stores `sums`.
+    function _finalize(Tally memory sums, uint256 anchor) private returns (bool) {
+        bytes32 hash = _hashAfter(anchor);
+        if (hash == 0) return false;
+        _record(sums, hash);
         return true;
     }
 
-    function _submitReward(uint256 round, uint256 stage, int256 amount, string calldata peerId) private {
-        if (_isClaim(peerId)) {
-            _checkStage(round, stage);
-            emit Uncounted(msg.sender, peerId, round);
-        } else {
-            _reward(round, stage, amount, peerId);
-        }
-    }
-
-    function _checkStage(uint256 round, uint256 stage) private view {
-        uint256 current = _checkRound(round);
-        if (stage >= stageCount() || (round == current && stage > 0 && stage > clock.stage)) revert InvalidStageNumber();
-    }
-
-    function _reward(uint256 round, uint256 stage, int256 amount, string memory id) private {
-        _checkStage(round, stage);
-        if (commitmentOf[round][msg.sender] == 0) revert NotCommitted();
-        int256 most = int256(uint256(maxReward));
-        if (amount > most || amount < -most) revert RewardOutOfBounds();
-        uint256 slot = earned[round][msg.sender];
-        if ((slot >> (SUBMITTED_AT + stage)) & 1 == 1) revert RewardAlreadySubmitted();
-        uint256 bits = uint256(uint64(int64(amount))) << (64 * stage);
-        earned[round][msg.sender] = slot | bits | (1 << (SUBMITTED_AT + stage));
-        int112 total = peers[msg.sender].total + int112(amount);
-        peers[msg.sender].total = total;
-        emit RewardSubmitted(msg.sender, round, stage, amount, id);
-        emit CumulativeRewardsUpdated(msg.sender, id, total);
-    }
-
-    /// @dev winners: accounts, strictly ascending; ids: theirs.
-    function _vote(uint256 round, address[] memory winners, string[] memory ids, string memory id) private {
-        _checkRound(round);
-        Peer storage voter = peers[msg.sender];
-        if (winners.length == 0 || winners.length > MAX_WINNERS) revert InvalidVote();
-        if (commitmentOf[round][msg.sender] == 0) revert NotCommitted();
-        if (voter.registered >= round) revert RegisteredTooLate();
-        if (ballots[round][msg.sender] != 0) revert WinnerAlreadyVoted();
-        if (voter.votes++ == 0) clock.voters++;
-        uint256 ballot = 0;
-        for (uint256 i = 0; i < winners.length; i++) {
-            ballot |= (_win(round, winners[i]) + 1) << (32 * i);
-        }
-        ballots[round][msg.sender] = ballot;
-        emit WinnerSubmitted(msg.sender, id, round, ids);
-    }
-
-    /// @dev Counts a vote for a peer; returns its index.
-    function _win(uint256 round, address winner) private returns (uint256) {
-        Peer storage peer = peers[winner];
-        if (!_isCounted(peer.kind) || winner == msg.sender) revert InvalidVote();
-        if (peer.registered >= round) revert RegisteredTooLate();
-        if (peer.wins++ == 0) clock.voted++;
-        earned[round][winner] += 1 << WINS_AT;
-        return peer.index;
-    }
-
-    function _leaderboard(uint256 start, uint256 end, bool wins) private view returns (string[] memory ids, uint256[] memory counts) {
-        Standing[] memory page = standings(start, end);
-        uint256 found = 0;
-        for (uint256 i = 0; i < page.length; i++) {
-            if (wins) page[i].votes = page[i].wins;
-            if (page[i].votes == 0) continue;
-            Standing memory one = page[i];
-            uint256 spot = found++;
-            for (; spot > 0 && page[spot - 1].votes < one.votes; spot--) {
-                page[spot] = page[spot - 1];
-            }
-            page[spot] = one;
-        }
-        (ids, counts) = (new string[](found), new uint256[](found));
-        for (uint256 i = 0; i < found; i++) {
-            (ids[i], counts[i]) = (page[i].peerId, page[i].votes);
-        }
+    function _record(Tally memory sums, bytes32 hash) private {
+        bytes32 value = keccak256(abi.encode(beacons[sums.round], hash));
+        beacons[sums.round] = value;
+        (sums.recorded, sums.tag) = (true, bytes4(value));
+        emit BeaconFinalized(sums.round, value);
     }
 }

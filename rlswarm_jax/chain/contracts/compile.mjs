@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 const solc = createRequire(import.meta.url)("solc");
 const read = (name) => readFileSync(fileURLToPath(new URL(name, import.meta.url)), "utf8");
 
-const names = ["Coordinator.sol", "Peers.sol", "PeerId.sol", "Roles.sol", "Rounds.sol"];
+const names = ["Coordinator.sol"];
 const sources = Object.fromEntries(names.map((name) => [name, { content: read(name) }]));
 const settings = JSON.parse(read("settings.json"));
 const outputSelection = { "Coordinator.sol": { Coordinator: ["abi", "evm.bytecode.object", "evm.deployedBytecode.object"] } };
