@@ -94,7 +94,7 @@ contract Coordinator {
     bytes32 private constant REGISTER = keccak256("Register(address account,address payout,uint256 deadline)");
     uint256 private constant MAX_BATCH = 100; // registrations
     uint256 private constant MAX_WINNERS = 8;
-    uint256 private constant MAX_BOOTNODES = 64;
+    uint256 private constant MAX_BOOTNODES = 32;
     uint256 private constant MAX_TEXT = 256; // bytes of a bootnode's address or of a URI
 
     uint32 private immutable minSeconds;
