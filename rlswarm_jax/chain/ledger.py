@@ -31,10 +31,13 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Commitment(msgspec.Struct, frozen=True):
-    """root, state_before, state_after, config: 32 bytes, 0x and hex."""
+    """root, first, last, state_before, state_after, config: 32 bytes, 0x and hex. count: of the records it covers."""
 
     account: str
     root: str
+    first: str
+    last: str
+    count: int
     state_before: str
     state_after: str
     config: str

@@ -19,7 +19,7 @@ from rlswarm_jax.errors import UsageError
 from rlswarm_jax.game.prompts import choose_format
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.grpo.learner import LearnerConfig, TrainState, init_state
+from rlswarm_jax.grpo.learner import LearnerConfig, TrainState, init_state, state_hash
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
@@ -230,5 +230,5 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
     learner_config = make_learner_config(config, game.max_new_tokens)
     engine = Engine(policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices)
     if config.chain.endpoint != "none":
-        game = dataclasses.replace(game, state_hash=qwen.digest(parallel.fetch(engine.state(0))))
+        game = dataclasses.replace(game, state_hash=state_hash(parallel.fetch(engine.state(0))))
     return Pieces([dataclasses.replace(game, author=identity.author) for identity in identities], engine)

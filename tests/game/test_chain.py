@@ -333,7 +333,7 @@ def test_everything_published_is_in_the_commitment_of_a_game_of_three_stages():
 
 
 def test_what_was_said_in_a_round_that_is_left_is_committed_to_all_the_same(tmp_path):
-    game = make_game(chain_every=1, rounds=0, evaluate_every=100)
+    game = make_game(chain_every=1, rounds=0, evaluate_every=100, stages=STAGES[:2])
     player = Player(0, game, ME, Journal(tmp_path / "journal.sqlite"))
     player.state = NodeState(round=1)
     seen: list[tuple] = []
@@ -348,11 +348,14 @@ def test_what_was_said_in_a_round_that_is_left_is_committed_to_all_the_same(tmp_
             player.complete(result, 0.0)
 
     play_on(until=Gather)
+    assert not player.bound
     player.abandon()
     player.state = dataclasses.replace(player.state, round=7)  # where the others are
     play_on(until=Commit)
     said = [open_envelope(result).hash for effect, result in seen if isinstance(effect, Publish)]
-    assert len(said) == 2 and player.effect.work.records == said
+    assert len(said) == 3 and player.effect.work.records == said and player.bound
+    with pytest.raises(AssertionError):  # whoever has published the last stage finishes the round
+        player.abandon()
     again = Player(0, game, ME, Journal(tmp_path / "journal.sqlite"))
     again.state = NodeState(round=1)
     for entry in Journal(tmp_path / "journal.sqlite").read(0, 0):  # after a kill
