@@ -1,11 +1,12 @@
 """What a node commits to: its records since the last commitment, said by the first, the last, their number and root."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 
-class Cover(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Cover:
     """Records in the order of publication. root: see `root`. first, last: content hashes, 32 bytes each."""
 
     root: bytes

@@ -62,7 +62,7 @@ def make_game(
     config: ml_collections.ConfigDict, tokenizer: Tokenizer, eos_token_ids: tuple[int, ...], weights_fingerprint: str
 ) -> Game:
     """Nobody's yet: its author is empty. Raises UsageError or TaskError that says which field cannot be."""
-    game, stages = config.game, STAGES[: config.game.stages]
+    game, stages, chained = config.game, STAGES[: config.game.stages], config.chain.endpoint != "none"
     prompt_format = choose_format(
         config.model.prompts,
         tokenizer,
@@ -97,7 +97,8 @@ def make_game(
         rewards=Rewards(game.form_reward, game.improvement_reward, game.consensus_reward),
         weights=tuple(game.weights),
         max_prompt_tokens=max_prompt_tokens,
-        chain_every=0 if config.chain.endpoint == "none" else config.chain.every,
+        chain_every=config.chain.every if chained else 0,
+        contract=config.chain.contract if chained else None,
         chain_id=config.chain.id,
     )
 
