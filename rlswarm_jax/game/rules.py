@@ -32,8 +32,8 @@ class Rules:
 
     local_groups: problems that a node answers in a round, the first `shared` of which all nodes have: those are
     criticised and revised. shown, critics: most answers of others, and critiques, that a node is shown of a problem.
-    show_votes: and how the critics voted. stages: those that are played, in order. contract, chain_id: the address of the
-    coordinator and its chain (empty and 0: simulated; None: problems are drawn from `seed`, and there is no chain).
+    show_votes: and how the critics voted. stages: those that are played, in order. contract, chain_id: address of the
+    coordinator, and its chain (empty and 0: simulated; None: problems are drawn from `seed`, and there is no chain).
     `chain` in a method's parameters: the coordinator's beacon that is in force, 32 bytes; empty without one.
     """
 
