@@ -1,11 +1,13 @@
 """A chain within this process with the coordinator on it, and accounts of simulated nodes: for gas and for tests."""
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import coincurve
+from eth_account import Account as Signer
+from eth_account.messages import encode_typed_data
 from eth_tester import EthereumTester, PyEVMBackend
 from eth_tester.exceptions import TransactionFailed
 from eth_utils import to_checksum_address
@@ -16,7 +18,11 @@ from web3.logs import DISCARD
 from rlswarm_jax.chain import contracts
 from rlswarm_jax.identity import Identity, simulated
 
-GAS = 8_000_000
+GAS = 16_000_000
+NOBODY = "0x" + 40 * "0"
+FAR = 2**32  # a deadline
+# root, first and last leaf, their number, state before and after, config
+COMMITMENT = (b"\1" * 32, b"\2" * 32, b"\3" * 32, 4, b"\5" * 32, b"\6" * 32, b"\7" * 32)
 DEFAULTS = {"minSeconds": 60, "maxSeconds": 600, "quorum": 1, "window": 4, "maxReward": 1_000_000}
 
 
@@ -63,7 +69,8 @@ class Chain:
         self._errors = {function_signature_to_4byte_selector(abi_to_signature(e)): e["name"] for e in errors}
         deployment = self._deployment(rules)
         self.deployed = self._mined({"from": self.funded[0], "gas": GAS, "data": deployment})
-        self.coordinator = self.web3.eth.contract(self.deployed.contractAddress, abi=artifact["abi"])
+        address = self.deployed.contractAddress
+        self.coordinator = self.web3.eth.contract(address, abi=artifact["abi"], decode_tuples=True)
 
     def _deployment(self, rules: dict[str, int]) -> Any:
         artifact = contracts.coordinator()
@@ -76,7 +83,7 @@ class Chain:
         return self._refusal(lambda: self.web3.eth.call(deployment))
 
     def call(self, name: str, *values: Any, sender: str | None = None) -> Any:
-        """Asks a view, by its name or, where there are several of that name, by its signature."""
+        """Asks a view."""
         return self.coordinator.functions[name](*values).call({"from": sender or self.funded[2], "gas": GAS})
 
     def send(self, sender: str, name: str, *values: Any) -> Any:
@@ -109,7 +116,7 @@ class Chain:
 
     def pass_to(self, seconds: int) -> None:
         """Makes a block that is this much after the beginning of the round."""
-        self.tester.time_travel(self.call("status")[2] + seconds)
+        self.tester.time_travel(self.call("status").started + seconds)
         self.tester.mine_block()
 
     @contextmanager
@@ -128,18 +135,37 @@ class Chain:
 
     def register(self, *nodes: Account) -> None:
         for one in nodes:
-            self.send(one.address, "registerKey", one.x, one.y)
+            self.send(one.address, "register", one.x, one.y)
+
+    def signed(self, one: Account, payout: str = NOBODY, deadline: int = FAR, **domain: Any) -> tuple:
+        """A registration as `registerFor` takes it. domain: what differs from the contract's own."""
+        usual = {
+            "name": "rlswarm_jax coordinator",
+            "version": "2",
+            "chainId": self.web3.eth.chain_id,
+            "verifyingContract": self.coordinator.address,
+        }
+        fields = (("account", "address"), ("payout", "address"), ("deadline", "uint256"))
+        types = {"Register": [{"name": name, "type": type_} for name, type_ in fields]}
+        message = {"account": one.address, "payout": payout, "deadline": deadline}
+        typed = encode_typed_data(usual | domain, types, message)
+        by = Signer.sign_message(typed, one.identity.expose_secret())
+        return one.x, one.y, payout, deadline, by.v, by.r.to_bytes(32), by.s.to_bytes(32)
 
     def tag(self, round_: int) -> bytes:
         return self.call("beacon", round_)[:4]
 
-    def commit(self, one: Account, round_: int, root: bytes = b"\x01" * 32) -> Any:
-        words = [bytes([word]) * 32 for word in (2, 3, 4)]
-        return self.send(one.address, "commit", round_, self.tag(round_), root, *words)
+    def settle(self, one: Account, round_: int, claims: Sequence[int] = (0, 0, 0), *winners: Account) -> Any:
+        return self.send(one.address, "settle", round_, self.tag(round_), COMMITMENT, list(claims), ascending(*winners))
 
     def next_round(self) -> Any:
         """Lets the maximum time pass, goes to the next round, and makes the blocks that its beacon takes."""
-        self.pass_time(self.call("rules")[1])
+        self.pass_time(self.call("rules").maxSeconds)
         receipt = self.send(self.funded[3], "advanceRound")
         self.tester.mine_blocks(2)
         return receipt
+
+
+def ascending(*nodes: Account) -> list[str]:
+    """Their addresses, as `settle` takes them."""
+    return sorted((one.address for one in nodes), key=lambda address: int(address, 16))

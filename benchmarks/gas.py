@@ -1,10 +1,7 @@
 """What each call of the coordinator costs, in gas, on the EVM of this process (the rules of Prague).
 
-    python -m benchmarks.gas                              a few seconds
-    python -m benchmarks.gas --write results/gas.json     ... and writes them down
-
-`reward` and `vote` are what our own client calls; `submitReward` and `submitWinners` are the original's, peer ids as
-text. A row says what was there before the call, because a storage slot's first use costs 17,100 more than its next.
+python -m benchmarks.gas                              a few seconds
+python -m benchmarks.gas --write results/gas.json     ... and writes them down
 """
 
 import argparse
@@ -14,94 +11,52 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eth_account import Account as Signer
-from eth_account.messages import encode_typed_data
-
 from benchmarks.evm import Account, Chain
 from rlswarm_jax.chain import contracts
 
-REWARD = "submitReward(uint256,uint256,int256,string)"
-FAR = 2**32
-
-
-def registration(chain: Chain, one: Account, payout: str, deadline: int = FAR, **domain: Any) -> tuple:
-    """A registration that anyone may relay, as `registerKeys` takes it. domain: what differs from the chain's own."""
-    types = {"Register": [("account", "address"), ("payout", "address"), ("deadline", "uint256")]}
-    message = {"account": one.address, "payout": payout, "deadline": deadline}
-    signed = sign_typed(chain, one, types, message, **domain)
-    return one.x, one.y, payout, deadline, signed.v, signed.r.to_bytes(32), signed.s.to_bytes(32)
-
-
-def sign_typed(
-    chain: Chain, one: Account, types: dict[str, list[tuple[str, str]]], message: dict, **domain: Any
-) -> Any:
-    """A signature of EIP-712 typed data in the coordinator's domain, but for what `domain` says."""
-    usual = {
-        "name": "rlswarm_jax coordinator",
-        "version": "1",
-        "chainId": chain.web3.eth.chain_id,
-        "verifyingContract": chain.coordinator.address,
-    }
-    fields = {name: [{"name": field, "type": type_} for field, type_ in row] for name, row in types.items()}
-    return Signer.sign_message(encode_typed_data(usual | domain, fields, message), one.identity.expose_secret())
+CLAIMS = (12_345_678, 2_345_678, 345_678)
 
 
 def measure() -> dict[str, int]:
     """Gas of each call."""
-    chain = Chain(nodes=12, minSeconds=0, maxSeconds=1)
-    first, second, third, fourth, relayed, *batch = chain.nodes
+    chain = Chain(nodes=12, minSeconds=0, maxSeconds=1, maxReward=10**9)
+    first, second, third, relayed, *batch = chain.nodes
     used: dict[str, int] = {"deployment": chain.deployed.gasUsed}
 
-    def send(row: str, sender: Account, name: str, *values: Any) -> None:
-        used[row] = chain.send(sender.address, name, *values).gasUsed
+    def send(row: str, sender: str, name: str, *values: Any) -> None:
+        used[row] = chain.send(sender, name, *values).gasUsed
 
-    def commit(row: str, sender: Account, round_: int) -> None:
-        words = [bytes([word]) * 32 for word in (1, 2, 3, 4)]
-        send(row, sender, "commit", round_, chain.tag(round_), *words)
+    def settle(row: str, sender: Account, round_: int, *winners: Account) -> None:
+        used[row] = chain.settle(sender, round_, CLAIMS, *winners).gasUsed
 
     chain.register(first)
-    send("registerKey", second, "registerKey", second.x, second.y)
-    send("registerPeer, proven", third, "registerPeer", third.peer_id)
-    send("registerPeer, claimed", fourth, "registerPeer", "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N")
-    send("registerKeys, one", first, "registerKeys", [registration(chain, relayed, first.address)])
-    several = [registration(chain, one, first.address) for one in batch[:6]]
-    send("registerKeys, each of 6", first, "registerKeys", several)
-    used["registerKeys, each of 6"] //= 6
-    chain.next_round()
-    chain.commit(first, 1)
-    chain.next_round()
-    commit("commit, first of a round: records its beacon", second, 2)
-    commit("commit", first, 2)
-    chain.commit(third, 2)
-    ours = sorted(one.address for one in batch[:3])
-    send("reward, first of a round", first, "reward", 2, 0, 12345)
-    send("vote for one who has none yet", first, "vote", 2, [second.address])
-    send("vote for one", third, "vote", 2, [second.address])
-    send("vote for three who have none yet", second, "vote", 2, ours)
-    send("submitReward, first of a round", second, REWARD, 2, 0, 12345, second.peer_id)
-    send("submitReward, of a claim", fourth, REWARD, 2, 0, 12345, "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N")
-    chain.next_round()
-    send("finalizeBeacon", first, "finalizeBeacon")
-    send("finalizeBeacon, too early or done", first, "finalizeBeacon")
-    send("reward, further stage", first, "reward", 2, 1, 12345)
-    for one in (first, second, third):
-        chain.commit(one, 3)
+    send("register", second.address, "register", second.x, second.y)
+    chain.register(third)
+    send("registerFor, one with a payout address", first.address, "registerFor", [chain.signed(relayed, first.address)])
+    send("registerFor, each of 6", first.address, "registerFor", [chain.signed(one) for one in batch[:6]])
+    used["registerFor, each of 6"] //= 6
+    send("setPayout", first.address, "setPayout", first.address, chain.owner)
+    for _ in range(3):  # a round like any other: the swarm's sums are not zero, nor those of its members
+        chain.next_round()
+    ours = batch[:3]
+    settle("settle, first of a round: records its beacon", first, 3, *ours)
+    settle("settle", second, 3, *ours)
+    settle("settle, without votes", third, 3)
     chain.pass_time(1)
-    send("submitWinners, one who has none yet", first, "submitWinners", 3, [relayed.peer_id], first.peer_id)
-    send("submitWinners, one", second, "submitWinners", 3, [relayed.peer_id], second.peer_id)
-    send("vote for three", third, "vote", 3, ours)
-    send(
-        "publishWeights",
-        first,
-        "publishWeights",
-        3,
-        b"\x07" * 32,
-        "ipfs://bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oc",
-    )
-    send("advanceRound", first, "advanceRound")
+    send("advanceRound", first.address, "advanceRound")
+    send("finalizeBeacon, too early or done", first.address, "finalizeBeacon")
+    chain.tester.mine_blocks(1)
+    send("finalizeBeacon", first.address, "finalizeBeacon")
+    settle("settle, late", relayed, 3, *ours)
+    chain.pass_time(1)
+    chain.send(first.address, "advanceRound")
     chain.pass_time(1)
     chain.tester.mine_blocks(2)
-    send("advanceRound, and records the beacon", first, "advanceRound")
+    send("advanceRound, and records the beacon", first.address, "advanceRound")
+    uri = "ipfs://bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oc"
+    send("publishWeights", first.address, "publishWeights", 3, b"\x07" * 32, uri)
+    entries = [f"/ip4/203.0.113.{index}/tcp/4001/p2p/{first.peer_id}" for index in range(3)]
+    send("setBootnodes, three", chain.owner, "setBootnodes", entries)
     return used
 
 

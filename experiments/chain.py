@@ -54,7 +54,7 @@ MAX_FILE = 1 << 16  # bytes of a signed registration
 _HELP = {
     "min_seconds": "of a round with a quorum; a brake, not the clock",
     "max_seconds": "after which anyone may end a round",
-    "quorum": "commitments that a round takes at least",
+    "quorum": "settlements that a round takes at least",
     "window": "past rounds that nodes can still catch up with",
     "max_reward": "of a peer for one stage, in millionths of a full mark",
 }
@@ -144,8 +144,8 @@ def _bootnodes(given: argparse.Namespace) -> None:
     owner = _key(given.key)
     _check_addresses(given.addresses)
     sent = set_bootnodes(_endpoint(given.rpc), owner, given.chain_id, given.contract, given.addresses)
-    for one in sent:
-        print(f"transaction {one.hash} in block {one.block}: {one.gas:,} gas, {_coins(one.paid)}")
+    if sent:
+        print(f"transaction {sent.hash} in block {sent.block}: {sent.gas:,} gas, {_coins(sent.paid)}")
     print(f"{len(given.addresses)} bootnodes" if sent else "the list was this one already")
 
 
@@ -155,8 +155,8 @@ def _status(given: argparse.Namespace) -> None:
     now, rules = read_status(endpoint, contract), read_rules(endpoint, contract)
     age = max(0, int(time.time()) - now.started)
     print(f"contract {contract} on chain {given.chain_id}, block {eth.head(endpoint).number:,}")
-    print(f"round {now.round}, stage {now.stage}, began {age:,} s ago; anyone may end it now: {_yes(now.advanceable)}")
-    print(f"{now.commitments} of {now.needed} commitments that make a quorum; {now.peers} peers, proven or attested")
+    print(f"round {now.round} began {age:,} s ago; anyone may end it now: {_yes(now.advanceable)}")
+    print(f"{now.settlements} of {now.needed} settlements that make a quorum; {now.peers} peers")
     print(f"beacon {'0x' + now.beacon.hex() if any(now.beacon) else 'not there yet'}")
     print("rules " + ", ".join(f"{name} {value:,}" for name, value in rules._asdict().items()))
     for one in read_bootnodes(endpoint, contract):

@@ -62,15 +62,14 @@ class Node(NamedTuple):
 
 
 class Now(NamedTuple):
-    """The contract's own account of the moment. started: seconds since 1970. needed: commitments that make a quorum.
+    """The contract's own account of the moment. started: seconds since 1970. needed: settlements that make a quorum.
 
     beacon: zeros if it is not there yet; recorded: whether it is on record; its block comes after the one at anchor.
     """
 
     round: int
-    stage: int
     started: int
-    commitments: int
+    settlements: int
     needed: int
     advanceable: bool
     beacon: bytes
@@ -82,17 +81,16 @@ class Now(NamedTuple):
 # what the contract's types, and sense, leave of each number
 _BELOW = {
     "round": MAX_ROUND,
-    "stage": 3,
     "started": 1 << 40,
-    "commitments": 1 << 24,
+    "settlements": 1 << 24,
     "needed": 1 << 32,
     "anchor": 1 << 63,
     "peers": 1 << 32,
 }
 _BY_ACCOUNT = "hasSubmittedRoundStageReward(uint256,uint256,address)"
 _BY_ID = "hasSubmittedRoundStageReward(uint256,uint256,string)"
-STATUS = ["uint256"] * 5 + ["bool", "bytes32", "bool", "uint256", "uint256"]
-PEER = ["(uint8,bool,uint32,uint32,uint32,uint32,int112)", "string"]
+STATUS = ["uint256"] * 4 + ["bool", "bytes32", "bool", "uint256", "uint256"]
+PEER = ["bool", "uint32", "uint32", "uint32", "int112"]  # registered, since, wins, votes, total
 NOBODY = "0x" + 40 * "0"
 COUNTED = (1, 2)  # proven, attested
 RULES = ["uint32", "uint32", "uint32", "uint32", "uint64"]

@@ -14,19 +14,17 @@ from rlswarm_jax.chain.sender import Settings
 from rlswarm_jax.chain.transact import Mined, Payer, check_chain, transact
 from rlswarm_jax.identity import Identity
 
-MAX_BOOTNODES, MAX_BOOTNODE_BYTES = 64, 256  # the contract's
+MAX_BOOTNODES, MAX_BOOTNODE_BYTES = 32, 256  # the contract's
 _SHORT = 10_000  # blocks of a chain that is read whole
-_AT_ONCE = 16  # bootnodes in a transaction: of the longest, 3 million gas
-_MANAGER = "BOOTNODE_MANAGER_ROLE"
 
 
 class Rules(NamedTuple):
     """What a swarm is deployed with; nobody can change it.
 
     min_seconds: of a round with a quorum: a brake, not the clock. max_seconds: after which anyone may end a round.
-    quorum: commitments that a round takes at least; two thirds of those of the round before count, too. window: past
-    rounds that still take commitments, rewards and votes, for nodes that were away. max_reward: of a peer for one
-    stage, of either sign, in millionths of a full mark: a bound on claims, far above what can be earned.
+    quorum: settlements that a round takes at least; two thirds of those of the round before count, too. window: past
+    rounds that still take settlements, for nodes that were away. max_reward: of a peer for one stage, of either sign,
+    in millionths of a full mark: a bound on claims, far above what can be earned.
     """
 
     min_seconds: int = 30
@@ -70,7 +68,7 @@ def deploy(
     types = ["address", "(uint32,uint32,uint32,uint32,uint64)"]
     creation = bytes.fromhex(coordinator()["bytecode"][2:]) + eth_abi.encode(types, [payer.account, tuple(rules)])
     made = transact(payer, None, creation, "the coordinator's deployment")
-    sent = [made, *_add(payer, made.created, bootnodes)]
+    sent = [made, *([_set(payer, made.created, bootnodes)] if bootnodes else [])]
     # the beacon is a later block's hash, and the transaction after that block puts it on record: two at most, even
     # where a block is made only for a transaction
     for _ in range(3):
@@ -92,27 +90,20 @@ def set_bootnodes(
     settings: Settings | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> list[Mined]:
-    """Makes a coordinator's list of bootnodes this one; the transactions it took, none if it is so already.
+) -> Mined | None:
+    """Makes a coordinator's list of bootnodes this one; the transaction it took, None if it is so already.
 
-    Where one must go, the list is empty for a moment. May be repeated after a failure. Raises NotAllowed if the account
-    is no bootnode manager (its owner is one), NoContract, and as `deploy`.
+    May be repeated after a failure. Raises NotAllowed if the account is not the owner, NoContract, and as `deploy`.
     """
     check_bootnodes(bootnodes)
     payer = Payer(rpc, owner, chain_id, settings or Settings(), patience, clock, sleep)
     check_chain(rpc, chain_id)
     address = eth.checksum(address)
-    there = list(read_bootnodes(rpc, address))
-    if there == list(bootnodes):
-        return []
-    role = _view(rpc, address, f"{_MANAGER}()", (), ["bytes32"])[0]
-    if not _view(rpc, address, "hasRole(bytes32,address)", (role, payer.account), ["bool"])[0]:
-        raise NotAllowed(f"the account {payer.account} is no bootnode manager of {address}: use its owner's key.")
-    kept, sent = len(there), []
-    if there != list(bootnodes[:kept]):
-        clear = abi.encode_call("clearBootnodes()", ())
-        kept, sent = 0, [transact(payer, address, clear, "clearing the bootnodes")]
-    return sent + _add(payer, address, bootnodes[kept:])
+    if list(read_bootnodes(rpc, address)) == list(bootnodes):
+        return None
+    if eth.checksum(_view(rpc, address, "owner()", (), ["address"])[0]) != payer.account:
+        raise NotAllowed(f"the account {payer.account} does not own the coordinator at {address}: use its owner's key.")
+    return _set(payer, address, bootnodes)
 
 
 def first_block(rpc: Rpc, address: str) -> int:
@@ -178,10 +169,9 @@ def check_bootnodes(bootnodes: Sequence[str]) -> None:
             raise ValueError(f"the bootnode {one[:60]!r} has {len(one.encode())} bytes; it needs 1 to 256.")
 
 
-def _add(payer: Payer, address: str, bootnodes: Sequence[str]) -> list[Mined]:
-    parts = [list(bootnodes[at : at + _AT_ONCE]) for at in range(0, len(bootnodes), _AT_ONCE)]
-    encoded = [abi.encode_call("addBootnodes(string[])", (part,)) for part in parts]
-    return [transact(payer, address, one, "adding bootnodes") for one in encoded]
+def _set(payer: Payer, address: str, bootnodes: Sequence[str]) -> Mined:
+    call = abi.encode_call("setBootnodes(string[])", (list(bootnodes),))
+    return transact(payer, address, call, "setting the bootnodes")
 
 
 def _view(rpc: Rpc, address: str, signature: str, arguments: tuple, types: list[str]) -> tuple[Any, ...]:

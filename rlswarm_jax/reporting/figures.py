@@ -219,16 +219,9 @@ A_DAY = 24 * 60  # rounds of the chain, at one a minute
 def gas_day_block(found: Gas) -> Block:
     """What a node pays a day at one round of the chain a minute, and what a swarm pays together."""
     gas = found.gas
-    claims = gas["reward, first of a round"] + 2 * gas["reward, further stage"]
-    ending = gas["advanceRound"] + gas["commit, first of a round: records its beacon"] - gas["commit"]
-    daily = {
-        "a node: commitment": gas["commit"],
-        "a node: claims for three stages": claims,
-        "a node: vote for three": gas["vote for three"],
-        "**a node: all of these**": gas["commit"] + claims + gas["vote for three"],
-        "the whole swarm: ending a round, its beacon": ending,
-    }
-    once = {"a node: registration": gas["registerKey"], "the whole swarm: deployment": gas["deployment"]}
+    ending = gas["advanceRound"] + gas["settle, first of a round: records its beacon"] - gas["settle"]
+    daily = {"**a node: its settlement**": gas["settle"], "the whole swarm: ending a round, its beacon": ending}
+    once = {"a node: registration": gas["register"], "the whole swarm: deployment": gas["deployment"]}
     rows = [["", "gas", "times a day", *(f"coins at {price:g} gwei" for price in GWEI)]]
     for times, parts in ((A_DAY, daily), (1, once)):
         for name, used in parts.items():

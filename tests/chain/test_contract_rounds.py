@@ -1,18 +1,21 @@
-"""Rounds that anyone advances by rule, and beacons that follow from the chain alone."""
+"""The coordinator's rounds, which anyone advances by rule, and beacons that follow from the chain alone."""
+
+import copy
 
 import pytest
 from eth_utils import keccak
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
-from benchmarks.evm import Chain
+from benchmarks.evm import COMMITMENT, Chain
+from tests.chain.test_contract import refusal
 
-MIN, MAX = 60, 600
-ROOT = b"\x01" * 32
-WORDS = [bytes([word]) * 32 for word in (2, 3, 4)]
+MIN, MAX, QUORUM, WINDOW = 60, 600, 2, 3
 
 
 @pytest.fixture(scope="module")
 def deployed():
-    chain = Chain(nodes=5, minSeconds=MIN, maxSeconds=MAX, quorum=2, window=3)
+    chain = Chain(nodes=5, minSeconds=MIN, maxSeconds=MAX, quorum=QUORUM, window=WINDOW)
     chain.register(*chain.nodes)
     chain.tester.mine_blocks(2)
     return chain
@@ -24,13 +27,17 @@ def chain(deployed):
         yield deployed
 
 
-def status(chain) -> dict:
-    fields = chain.coordinator.get_function_by_name("status").abi["outputs"][0]["components"]
-    return dict(zip([field["name"] for field in fields], chain.call("status"), strict=True))
+def status(chain):
+    return chain.call("status")
 
 
-def word(number: int) -> bytes:
-    return number.to_bytes(32)
+def advance(chain, after=MAX):
+    chain.pass_to(after)
+    return chain.send(chain.funded[7], "advanceRound")
+
+
+def word(value: bytes | int) -> bytes:
+    return value.to_bytes(32) if isinstance(value, int) else value.ljust(32, b"\0")
 
 
 def block_hash(chain, number: int) -> bytes:
@@ -40,256 +47,220 @@ def block_hash(chain, number: int) -> bytes:
 # --- who advances, and when
 
 
-def test_nobody_advances_before_the_minimum_time_even_with_a_quorum(chain):
-    anyone = chain.funded[7]
-    for one in chain.nodes:
-        chain.commit(one, 0)
-    assert not status(chain)["advanceable"]
-    for call in ("advanceRound", "updateStageAndRound"):
-        assert chain.refusal(anyone, call) == "TooEarly"
-    chain.pass_time(MIN)
-    assert status(chain)["advanceable"] and chain.refusal(anyone, "advanceRound") is None
-
-
 def test_anyone_advances_after_the_minimum_time_with_a_quorum(chain):
-    anyone = chain.funded[7]
-    chain.commit(chain.nodes[0], 0)
-    chain.pass_time(MIN)
-    assert status(chain)["needed"] == 2 and chain.refusal(anyone, "advanceRound") == "TooEarly"
-    chain.commit(chain.nodes[1], 0)
-    receipt = chain.send(anyone, "advanceRound")
-    assert chain.events(receipt, "RoundAdvanced") == [{"newRoundNumber": 1}]
-    now = status(chain)
-    block = chain.web3.eth.get_block(receipt.blockNumber)
-    assert (now["round"], now["stage"], now["commitments"]) == (1, 0, 0)
-    assert (now["started"], now["anchor"]) == (block.timestamp, block.number)
-    assert chain.call("currentRound") == 1
+    first, second = chain.nodes[:2]
+    chain.settle(first, 0)
+    chain.pass_to(MIN)
+    assert (status(chain).settlements, status(chain).needed, status(chain).advanceable) == (1, QUORUM, False)
+    assert chain.refusal(chain.funded[7], "advanceRound") == "TooEarly"
+    with chain.undone():
+        chain.settle(second, 0)
+        assert status(chain).advanceable
+        receipt = chain.send(chain.funded[7], "advanceRound")
+        assert chain.events(receipt, "RoundAdvanced") == [{"round": 1}]
+        block, now = chain.web3.eth.get_block(receipt.blockNumber), status(chain)
+        assert (now.round, now.settlements, now.recorded) == (1, 0, False)
+        assert (now.started, now.anchor, now.peers) == (block.timestamp, block.number, len(chain.nodes))
+
+
+def test_nobody_advances_before_the_minimum_time_however_many_settled(chain):
+    for one in chain.nodes:
+        chain.settle(one, 0)
+    chain.pass_to(MIN - 1)
+    assert not status(chain).advanceable and chain.refusal(chain.funded[7], "advanceRound") == "TooEarly"
+    chain.pass_to(MIN)
+    assert status(chain).advanceable and chain.refusal(chain.funded[7], "advanceRound") is None
 
 
 def test_anyone_advances_after_the_maximum_time_with_nobody_there(chain):
     """The original stood still when its one key did."""
-    anyone = chain.funded[7]
     for expected in (1, 2, 3):
         chain.pass_to(MAX - 1)
-        assert chain.refusal(anyone, "advanceRound") == "TooEarly"
-        chain.pass_to(MAX)
-        chain.send(anyone, "advanceRound")
-        assert chain.call("currentRound") == expected
+        assert chain.refusal(chain.funded[7], "advanceRound") == "TooEarly"
+        advance(chain)
+        assert status(chain).round == expected
 
 
-def test_the_quorum_is_two_thirds_of_the_round_before_or_the_fixed_number(chain):
-    for one in chain.nodes:
-        chain.commit(one, 0)
+@pytest.mark.parametrize(("settled", "needed"), [(0, 2), (1, 2), (2, 2), (3, 2), (4, 3), (5, 4)])
+def test_the_quorum_is_two_thirds_of_the_round_before_or_the_fixed_number(chain, settled, needed):
+    """Rounded up; whoever settled for that round later does not count."""
+    for one in chain.nodes[:settled]:
+        chain.settle(one, 0)
     chain.next_round()
-    assert status(chain)["needed"] == 4  # of 5, rounded up
-    for count, one in enumerate(chain.nodes[:4], 1):
-        chain.pass_time(MIN)
-        assert status(chain)["advanceable"] == (count > 4)
-        chain.commit(one, 1)
-    assert status(chain)["advanceable"]
-    chain.next_round()
-    assert status(chain)["needed"] == 3
-    chain.next_round()
-    assert status(chain)["needed"] == 2  # nobody: the fixed number
-
-
-def test_late_commitments_and_claims_make_no_quorum(chain):
-    claimer = chain.funded[8]
-    chain.send(claimer, "registerPeer", "a claim")
-    chain.next_round()
-    for one in chain.nodes:
-        chain.commit(one, 0)
-    chain.pass_time(MIN)
-    assert status(chain)["commitments"] == 0 and not status(chain)["advanceable"]
-    assert chain.refusal(claimer, "commit", 1, chain.tag(1), ROOT, *WORDS) == "NotRegistered"
-
-
-def test_a_stage_manager_advances_early_and_only_while_the_owner_lets_it(chain):
-    manager, role = chain.funded[6], chain.call("STAGE_MANAGER_ROLE")
-    assert not chain.call("hasRole", role, chain.owner)  # nobody is one unless it is granted
-    assert chain.refusal(manager, "updateStageAndRound") == "TooEarly"
-    assert chain.refusal(manager, "grantRole", role, manager) == "OnlyOwner"
-    receipt = chain.send(chain.owner, "grantRole", role, manager)
-    assert chain.events(receipt, "RoleGranted") == [{"role": role, "account": manager, "sender": chain.owner}]
-    for expected in ([0, 1], [0, 2], [1, 0]):
-        assert chain.call("updateStageAndRound", sender=manager) == expected
-        chain.send(manager, "updateStageAndRound")
-    chain.tester.mine_blocks(2)
-    chain.send(manager, "advanceRound")
-    receipt = chain.send(chain.owner, "revokeRole", role, manager)
-    assert chain.events(receipt, "RoleRevoked") == [{"role": role, "account": manager, "sender": chain.owner}]
-    chain.tester.mine_blocks(2)
-    assert chain.refusal(manager, "advanceRound") == "TooEarly"
-
-
-def test_stages_share_the_minimum_time_and_the_last_ends_by_the_round_s_rule(chain):
-    anyone = chain.funded[7]
-    for one in chain.nodes[:2]:
-        chain.commit(one, 0)
-    started = status(chain)["started"]
-    for stage in (1, 2):
-        chain.tester.time_travel(started + MIN * stage // 3 - 1)
-        assert chain.refusal(anyone, "updateStageAndRound") == "TooEarly"
-        chain.tester.time_travel(started + MIN * stage // 3)
-        receipt = chain.send(anyone, "updateStageAndRound")
-        assert chain.events(receipt, "StageAdvanced") == [{"roundNumber": 0, "newStage": stage}]
-        assert chain.call("currentStage") == stage < chain.call("stageCount")
-    chain.tester.time_travel(started + MIN)
-    chain.send(anyone, "updateStageAndRound")
-    assert (chain.call("currentRound"), chain.call("currentStage")) == (1, 0)
-    chain.pass_time(MAX)
-    chain.send(anyone, "updateStageAndRound")  # from its first stage: the round has taken too long
-    assert (chain.call("currentRound"), chain.call("currentStage")) == (2, 0)
+    for one in chain.nodes[settled:]:
+        chain.settle(one, 0)
+    assert (status(chain).needed, status(chain).settlements) == (needed, 0)
 
 
 # --- beacons
 
 
-def test_every_beacon_follows_from_the_one_before_the_commitments_and_a_later_block(chain):
-    """By the formula, from what the chain shows."""
-    tag_text = b"rlswarm_jax beacon 1"
+def first_seed(chain) -> bytes:
+    """Of this contract on this chain: abi.encode of a string and two static words is its offset, these, its length and
+    bytes."""
+    text = b"rlswarm_jax beacon 1"
     address = bytes.fromhex(chain.coordinator.address[2:]).rjust(32, b"\0")
-    # abi.encode of a string first: its offset, then the two static words, then its length and bytes
-    head = word(96) + word(chain.web3.eth.chain_id) + address
-    seed = keccak(head + word(len(tag_text)) + tag_text.ljust(32, b"\0"))
-    anchor, accumulator = status(chain)["anchor"], bytes(20)
-    assert anchor == chain.deployed.blockNumber
-    for round_ in range(4):
-        expected = keccak(seed + block_hash(chain, anchor + 1))
-        assert chain.call("beacon", round_) == status(chain)["beacon"] == expected
-        commitment = keccak(ROOT + b"".join(WORDS))
-        for place, one in enumerate(chain.nodes[: 2 * (round_ % 2)]):
-            receipt = chain.commit(one, round_)
-            finalized = chain.events(receipt, "BeaconFinalized")
-            assert finalized == ([{"round": round_, "beacon": expected}] if place == 0 else [])
-            account = bytes.fromhex(one.address[2:]).rjust(32, b"\0")
-            accumulator = keccak(accumulator.ljust(32, b"\0") + account + word(round_) + commitment)[:20]
-        assert chain.call("accumulator") == accumulator
-        anchor = chain.next_round().blockNumber
-        assert chain.call("beacon", round_) == expected  # on record for good
-        seed = keccak(expected + accumulator.ljust(32, b"\0"))
+    return keccak(word(96) + word(chain.web3.eth.chain_id) + address + word(len(text)) + word(text))
 
 
-def test_a_beacon_is_not_to_be_had_before_its_block_and_never_stops_the_chain(chain):
-    one = chain.nodes[0].address
-    chain.send(chain.owner, "grantRole", chain.call("STAGE_MANAGER_ROLE"), one)
-    chain.send(one, "advanceRound")
-    assert chain.refusal(one, "beacon", 1) == "BeaconNotReady" and status(chain)["beacon"] == bytes(32)
-    assert chain.refusal(one, "commit", 1, bytes(4), ROOT, *WORDS) == "BeaconNotReady"
-    assert chain.refusal(one, "advanceRound") == "BeaconNotReady"  # not even a manager
-    receipt = chain.send(one, "finalizeBeacon")  # no more than a block, for a chain that makes none by itself
-    assert not chain.events(receipt, "BeaconFinalized") and not chain.events(receipt, "BeaconPostponed")
-    receipt = chain.send(one, "finalizeBeacon")
-    assert chain.events(receipt, "BeaconFinalized") == [{"round": 1, "beacon": chain.call("beacon", 1)}]
-    assert status(chain)["recorded"]
-    chain.send(one, "advanceRound")
-    assert chain.refusal(one, "beacon", 3) == "InvalidRoundNumber"
+class Model:
+    """The rounds of a coordinator by what its notice says, in Python."""
+
+    def __init__(self, chain):
+        self.chain, self.round, self.before, self.settled = chain, 0, 0, {0: set()}
+        self.accumulator, self.seed, self.beacons = bytes(20), first_seed(chain), {}
+        self.anchor = chain.deployed.blockNumber
+        self.started = chain.web3.eth.get_block(self.anchor).timestamp
+
+    def beacon(self, block: int) -> bytes | None:
+        """The current round's, in that block: on record, or of a hash that is there and not forgotten."""
+        if self.round in self.beacons:
+            return self.beacons[self.round]
+        there = self.anchor + 1 < block <= self.anchor + 1 + 256
+        return keccak(self.seed + block_hash(self.chain, self.anchor + 1)) if there else None
+
+    def lost(self, block: int) -> bool:
+        return self.round not in self.beacons and block > self.anchor + 1 + 256
+
+    def needed(self) -> int:
+        return max(QUORUM, -(-2 * self.before // 3))
+
+    def advanceable(self, now: int) -> bool:
+        elapsed, quorum = now - self.started, len(self.settled[self.round]) >= self.needed()
+        return elapsed >= MAX or (elapsed >= MIN and quorum)
+
+    def check(self) -> None:
+        now, head = status(self.chain), self.chain.web3.eth.get_block("latest")
+        assert (now.round, now.started, now.anchor) == (self.round, self.started, self.anchor)
+        assert (now.settlements, now.needed) == (len(self.settled[self.round]), self.needed())
+        assert (now.advanceable, now.recorded) == (self.advanceable(head.timestamp), self.round in self.beacons)
+        assert now.beacon == (self.beacon(head.number) or bytes(32))
+        assert self.chain.call("accumulator") == self.accumulator
+        for round_, value in self.beacons.items():
+            assert self.chain.call("beacon", round_) == value
+
+    def settle(self, place: int, back: int) -> None:
+        """By the node at that place, for a round that far back."""
+        target, one = self.round - back, self.chain.nodes[place]
+        beacon = self.beacons.get(target) if back else self.beacon(self.chain.web3.eth.block_number)  # as views see it
+        if target < 0 or place in self.settled[target]:
+            return
+        if beacon is None:
+            assert refusal(self.chain, one, target, bytes(4)) == "BeaconNotReady"
+            return
+        receipt = self.chain.send(one.address, "settle", target, beacon[:4], COMMITMENT, [1, 2, 3], [])
+        self.record(receipt, beacon if target == self.round else None)
+        self.settled[target].add(place)
+        settlement = keccak(b"".join(map(word, (*COMMITMENT, 1, 2, 3))))
+        account = bytes.fromhex(one.address[2:]).rjust(32, b"\0")
+        self.accumulator = keccak(word(self.accumulator) + account + word(target) + settlement)[:20]
+
+    def record(self, receipt, beacon: bytes | None) -> None:
+        """The first transaction that needs it puts it on record."""
+        told = [] if beacon is None or self.round in self.beacons else [{"round": self.round, "beacon": beacon}]
+        assert self.chain.events(receipt, "BeaconFinalized") == told
+        if told:
+            self.beacons[self.round] = beacon
+
+    def finalize(self) -> None:
+        receipt = self.chain.send(self.chain.funded[7], "finalizeBeacon")
+        lost, block = self.lost(receipt.blockNumber), receipt.blockNumber
+        told = [{"round": self.round, "blockNumber": block + 1}] if lost else []
+        assert self.chain.events(receipt, "BeaconPostponed") == told
+        self.record(receipt, self.beacon(block))
+        if lost:
+            self.anchor = block
+
+    def advance(self) -> None:
+        head = self.chain.web3.eth.get_block("latest")
+        error = None if self.advanceable(head.timestamp) else "TooEarly"
+        if not (error or self.beacon(head.number) or self.lost(head.number)):
+            error = "BeaconNotReady"
+        assert self.chain.refusal(self.chain.funded[7], "advanceRound") == error
+        if error:
+            return
+        receipt = self.chain.send(self.chain.funded[7], "advanceRound")
+        self.record(receipt, self.beacon(receipt.blockNumber) or keccak(self.seed + bytes(32)))
+        self.seed = keccak(self.beacons[self.round] + word(self.accumulator))
+        self.round, self.before = self.round + 1, len(self.settled[self.round])
+        self.settled[self.round] = set()
+        self.anchor = receipt.blockNumber
+        self.started = self.chain.web3.eth.get_block(self.anchor).timestamp
+
+    def follow(self, steps) -> None:
+        calls = {"mine": self.chain.tester.mine_blocks, "wait": self.chain.pass_time}
+        for name, *values in steps:
+            (calls.get(name) or getattr(self, name))(*values)
+            self.check()
 
 
-def test_nobody_chooses_a_beacon_by_a_late_commitment(chain):
-    """What was committed after the round began does not move its beacon, although its block is known by then."""
-    chain.pass_time(MAX)
-    chain.send(chain.funded[7], "advanceRound")
-    chain.tester.mine_blocks(2)
-    before = chain.call("beacon", 1)
-    chain.commit(chain.nodes[0], 0)
-    assert chain.call("beacon", 1) == before
-    chain.send(chain.funded[7], "finalizeBeacon")
-    assert chain.call("beacon", 1) == before
+A_ROUND = [("settle", 0, 0), ("settle", 1, 0), ("settle", 2, 0), ("wait", MIN), ("advance",)]
 
 
-def test_a_beacon_whose_block_is_forgotten_is_postponed(chain):
-    one = chain.nodes[0]
-    chain.next_round()
-    tag = chain.tag(1)
-    chain.tester.mine_blocks(257)
-    assert chain.refusal(one.address, "beacon", 1) == "BeaconNotReady" and status(chain)["beacon"] == bytes(32)
-    assert chain.refusal(one.address, "commit", 1, tag, ROOT, *WORDS) == "BeaconNotReady"
-    receipt = chain.send(one.address, "finalizeBeacon")
-    (event,) = chain.events(receipt, "BeaconPostponed")
-    assert event == {"round": 1, "blockNumber": receipt.blockNumber + 1}
-    chain.tester.mine_blocks(2)
-    assert chain.tag(1) != tag
-    assert chain.refusal(one.address, "commit", 1, tag, ROOT, *WORDS) == "WrongBeacon"
-    seed = keccak(chain.call("beacon", 0) + bytes(32))
-    assert chain.call("beacon", 1) == keccak(seed + block_hash(chain, receipt.blockNumber + 1))
-    chain.commit(one, 1)
-
-
-def test_a_round_that_nobody_played_ends_though_its_beacon_is_lost(chain):
-    chain.next_round()
-    chain.tester.mine_blocks(257)
-    chain.pass_time(MAX)
-    chain.send(chain.funded[7], "advanceRound")
-    assert chain.call("beacon", 1) == keccak(keccak(chain.call("beacon", 0) + bytes(32)) + bytes(32))
-    chain.tester.mine_blocks(2)
-    assert chain.call("beacon", 2) == keccak(
-        keccak(chain.call("beacon", 1) + bytes(32)) + block_hash(chain, status(chain)["anchor"] + 1)
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example([*A_ROUND, ("advance",), ("wait", MAX), ("advance",), ("settle", 3, 1), *A_ROUND])
+@given(
+    st.lists(
+        st.tuples(st.just("settle"), st.integers(0, 4), st.integers(0, WINDOW))
+        | st.sampled_from([("advance",), ("finalize",), ("mine", 1), ("wait", MIN), ("wait", MAX)]),
+        max_size=20,
     )
+)
+def test_rounds_and_beacons_are_what_the_notice_says(deployed, steps):
+    """The quorum, the accumulator, the beacons and who may advance, followed beside any sequence of calls."""
+    with deployed.undone():
+        Model(deployed).follow(steps)
 
 
-def test_a_recorded_beacon_stays_however_long_the_round(chain):
+def test_nothing_gets_stuck_where_a_beacon_s_block_is_forgotten(chain):
+    model = Model(chain)
+    model.follow([*A_ROUND, ("mine", 255)])
+    forgotten = ("mine", 3)
+    for steps in (
+        [("mine", 1), ("settle", 0, 0)],  # of 256 blocks back: the last moment
+        [("mine", 1), ("finalize",), forgotten, ("settle", 0, 0)],  # on record for good
+        [forgotten, ("settle", 0, 0), ("finalize",), ("settle", 0, 0), ("mine", 1), *A_ROUND],  # a later block's
+        [forgotten, ("wait", MAX), ("advance",), ("mine", 1), ("settle", 0, 1), *A_ROUND],  # a round without
+    ):
+        with chain.undone():
+            copy.deepcopy(model, {id(chain): chain}).follow(steps)
+
+
+def test_a_beacon_is_not_to_be_had_before_its_block(chain):
+    advance(chain)
+    for round_, error in ((1, "BeaconNotReady"), (2, "InvalidRound"), (2**255, "InvalidRound")):
+        assert chain.refusal(chain.owner, "beacon", round_) == error
+    assert status(chain).beacon == bytes(32)
+    chain.tester.mine_blocks(2)
+    assert chain.call("beacon", 1) == status(chain).beacon != bytes(32)
+
+
+def test_nobody_moves_a_beacon_by_a_late_settlement(chain):
+    """What was settled after the round began, although its block is known by then."""
     chain.next_round()
-    chain.commit(chain.nodes[0], 1)
-    beacon = chain.call("beacon", 1)
-    chain.tester.mine_blocks(300)
-    chain.send(chain.funded[7], "finalizeBeacon")
-    assert chain.call("beacon", 1) == beacon
-    chain.commit(chain.nodes[1], 1)
+    before = chain.call("beacon", 1)
+    chain.settle(chain.nodes[0], 0)
+    chain.settle(chain.nodes[1], 1)
+    assert chain.call("beacon", 1) == before
 
 
-# --- commitments
-
-
-def test_a_commitment_says_its_four_hashes_and_is_made_once(chain):
-    one = chain.nodes[0]
-    receipt = chain.commit(one, 0)
-    (event,) = chain.events(receipt, "Committed")
-    assert event == {
-        "account": one.address,
-        "round": 0,
-        "root": ROOT,
-        "stateBefore": WORDS[0],
-        "stateAfter": WORDS[1],
-        "configHash": WORDS[2],
-    }
-    assert chain.call("commitmentOf", 0, one.address) == keccak(ROOT + b"".join(WORDS))
-    for root in (ROOT, b"\x09" * 32):
-        assert chain.refusal(one.address, "commit", 0, chain.tag(0), root, *WORDS) == "AlreadyCommitted"
-    other = chain.nodes[1].address
-    assert chain.refusal(other, "commit", 0, chain.tag(0), bytes(32), *WORDS) == "EmptyHash"
-
-
-def test_commitments_are_taken_for_a_window_of_rounds(chain):
-    """A node that was away for a while loses nothing; what's older, and what's to come, is refused."""
-    one = chain.nodes[0]
-    for _ in range(4):
-        chain.next_round()
-    assert chain.refusal(one.address, "commit", 0, chain.tag(0), ROOT, *WORDS) == "InvalidRoundNumber"
-    assert chain.refusal(one.address, "commit", 5, chain.tag(4), ROOT, *WORDS) == "InvalidRoundNumber"
-    for round_ in (1, 2, 3, 4):
-        chain.commit(one, round_)
-
-
-def test_a_commitment_to_a_beacon_that_was_undone_is_refused(chain):
+def test_what_was_made_for_a_beacon_that_was_undone_is_refused(chain):
     """The same transaction, replayed on the other side of a reorganisation."""
-    chain.pass_time(MAX)
     one = chain.nodes[0]
     with chain.undone():
-        chain.send(chain.funded[7], "advanceRound")
-        chain.tester.mine_blocks(2)
+        chain.next_round()
         undone = chain.tag(1)
-    chain.tester.mine_blocks(1)
-    chain.send(chain.funded[8], "advanceRound")
-    chain.tester.mine_blocks(2)
-    assert chain.tag(1) != undone
-    assert chain.refusal(one.address, "commit", 1, undone, ROOT, *WORDS) == "WrongBeacon"
+    chain.tester.mine_block()
     chain.next_round()
-    assert chain.refusal(one.address, "commit", 1, undone, ROOT, *WORDS) == "WrongBeacon"  # nor when it is past
-    chain.commit(one, 1)
+    assert chain.tag(1) != undone and refusal(chain, one, 1, undone) == "WrongBeacon"
+    chain.send(chain.owner, "finalizeBeacon")
+    assert refusal(chain, one, 1, undone) == "WrongBeacon"
+    chain.next_round()
+    assert refusal(chain, one, 1, undone) == "WrongBeacon"  # nor when it is past
+    chain.settle(one, 1)
 
 
-# --- what nobody can do
+# --- the rules
 
 
 def test_rules_that_make_no_sense_cannot_be_deployed(chain):
@@ -300,55 +271,5 @@ def test_rules_that_make_no_sense_cannot_be_deployed(chain):
         {"maxReward": 2**63},
     ):
         assert chain.deployment_refusal(**bad) == "InvalidRules", bad
-    assert chain.deployment_refusal(minSeconds=0, maxSeconds=1, window=1, maxReward=2**63 - 1) is None
-
-
-def test_the_code_cannot_be_replaced_nor_the_owner(chain):
-    for who in (chain.owner, chain.funded[9]):
-        assert chain.refusal(who, "upgradeToAndCall", chain.funded[9], b"") == "UUPSUnauthorizedCallContext"
-        assert chain.refusal(who, "initialize", who) == "InvalidInitialization"
-    assert chain.refusal(chain.owner, "proxiableUUID") == "UUPSUnauthorizedCallContext"
-    assert chain.events(chain.deployed, "Initialized") == [{"version": 1}]
-    assert chain.call("rules") == (MIN, MAX, 2, 3, 1_000_000)
-
-
-def test_a_swarm_may_have_no_owner_and_goes_on_by_its_rules():
-    chain = Chain(nodes=1, owner="0x" + 40 * "0", minSeconds=0, maxSeconds=5)
-    chain.register(chain.nodes[0])
-    assert chain.events(chain.deployed, "RoleGranted") == []
-    assert chain.refusal(chain.funded[0], "grantRole", chain.call("OWNER_ROLE"), chain.funded[0]) == "OnlyOwner"
-    chain.tester.mine_block()
-    chain.commit(chain.nodes[0], 0)
-    chain.send(chain.nodes[0].address, "advanceRound")
-    assert chain.call("currentRound") == 1
-
-
-# --- bootnodes
-
-
-def test_bootnodes_are_kept_by_their_manager_and_bounded(chain):
-    manager, anyone = chain.owner, chain.funded[9]
-    for call, values in (("addBootnodes", (["a"],)), ("removeBootnode", (0,)), ("clearBootnodes", ())):
-        assert chain.refusal(anyone, call, *values) == "OnlyBootnodeManager"
-    receipt = chain.send(manager, "addBootnodes", ["/ip4/1", "/ip4/2", "/ip4/3"])
-    assert chain.events(receipt, "BootnodesAdded") == [{"manager": manager, "count": 3}]
-    assert chain.refusal(manager, "removeBootnode", 3) == "InvalidBootnodeIndex"
-    receipt = chain.send(manager, "removeBootnode", 0)
-    assert chain.events(receipt, "BootnodeRemoved") == [{"manager": manager, "index": 0}]
-    assert chain.call("getBootnodes") == ["/ip4/3", "/ip4/2"]
-    chain.send(manager, "addBootnodes", ["x" * 256] + 61 * ["x"])
-    assert chain.call("getBootnodesCount") == 64
-    assert chain.refusal(manager, "addBootnodes", ["x"]) == "TooManyBootnodes"
-    receipt = chain.send(manager, "clearBootnodes")
-    assert chain.events(receipt, "AllBootnodesCleared") == [{"manager": manager}]
-    assert chain.call("getBootnodes") == []
-    assert chain.refusal(manager, "addBootnodes", ["x" * 257]) == "BootnodeTooLong"
-
-
-def test_the_owner_hands_over_its_role(chain):
-    role, heir = chain.call("OWNER_ROLE"), chain.funded[9]
-    assert role == keccak(text="OWNER_ROLE")
-    chain.send(chain.owner, "grantRole", role, heir)
-    chain.send(heir, "revokeRole", role, chain.owner)
-    assert chain.refusal(chain.owner, "grantRole", role, chain.owner) == "OnlyOwner"
-    assert chain.call("hasRole", role, heir) and not chain.call("hasRole", role, chain.owner)
+    assert chain.deployment_refusal(minSeconds=1, maxSeconds=1, window=1, maxReward=2**63 - 1) is None
+    assert tuple(chain.call("rules")) == (MIN, MAX, QUORUM, WINDOW, 1_000_000)

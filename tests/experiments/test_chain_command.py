@@ -84,8 +84,8 @@ def test_the_contract_that_was_deployed_has_the_rules_that_were_asked_for(say, c
     code, out, _ = say(f"status {ONLINE}", contract=contract)
     assert code == 0
     for fact in (
-        "round 0, stage 0",
-        "0 of 2 commitments",
+        "round 0 began",
+        "0 of 2 settlements",
         "0 peers",
         "rules min_seconds 7, max_seconds 300, quorum 2, window 64, max_reward 1,000,000,000,000",
     ):
@@ -104,7 +104,7 @@ def test_bootnodes_are_replaced_shown_and_cleared(say, contract):
         assert code == 0 and said in out
         assert (f"bootnode {BOOTNODE}" in say(f"status {ONLINE}", contract=contract)[1]) == bool(addresses)
     code, _, err = say(f"bootnodes {ONLINE} --key {{node}} {BOOTNODE}", contract=contract)
-    assert code == 2 and "is no bootnode manager" in err
+    assert code == 2 and "does not own the coordinator" in err
     code, _, err = say(f"{line} /ip4/10.0.0.1/tcp/1", contract=contract)
     assert code == 2 and "as a node prints it when it starts" in err
 

@@ -219,13 +219,10 @@ def test_a_page_can_have_an_experiment_in_one_line(root, tmp_path):
 
 def test_what_a_node_pays_a_day_follows_from_the_gas_of_its_calls(root):
     calls = {
-        "commit": 50_000,
-        "commit, first of a round: records its beacon": 60_000,
-        "reward, first of a round": 70_000,
-        "reward, further stage": 40_000,
-        "vote for three": 100_000,
+        "settle": 300_000,
+        "settle, first of a round: records its beacon": 310_000,
         "advanceRound": 30_000,
-        "registerKey": 80_000,
+        "register": 80_000,
         "deployment": 5_000_000,
     }
     (root / "results").mkdir()
@@ -235,9 +232,9 @@ def test_what_a_node_pays_a_day_follows_from_the_gas_of_its_calls(root):
     page.write_text("<!-- rendered: gas -->\n<!-- /rendered -->\n<!-- rendered: gas/day -->\n<!-- /rendered -->\n")
     assert page in render.render(root)
     text = page.read_text()
-    assert "| registerKey | 80,000 |" in text and "solc 0.8.1, the EVM's prague." in text
+    assert "| register | 80,000 |" in text and "solc 0.8.1, the EVM's prague." in text
     # 300,000 gas in each of 1,440 minutes are 432 million, which are 0.432 coins at a gwei
-    assert "| **a node: all of these** | 300,000 | 1,440 | 0.00432 | 0.432 | 8.64 |" in text
+    assert "| **a node: its settlement** | 300,000 | 1,440 | 0.00432 | 0.432 | 8.64 |" in text
     assert "| the whole swarm: ending a round, its beacon | 40,000 | 1,440 | 0.000576 | 0.0576 | 1.15 |" in text
     assert "| the whole swarm: deployment | 5,000,000 | once | 0.0000500 | 0.00500 | 0.100 |" in text
 

@@ -14,8 +14,8 @@ pragma solidity 0.8.37;
 /// one in which n began). It is a function of the chain from that block on, and put on record by the first transaction that
 /// needs it. Operators cannot predict it; whoever makes that block can choose between the blocks it could make, and whoever
 /// advances chooses the moment. The EVM forgets hashes after 256 blocks: if nobody has put the beacon on record by then, nobody
-/// can have settled in that round either, and `finalizeBeacon` takes the block after the next one instead. A round that ends so
-/// takes zero for the hash; nothing gets stuck.
+/// can have settled in that round either, and `finalizeBeacon` takes the block after its own instead. A round that ends so takes
+/// zero for the hash; nothing gets stuck.
 ///
 /// The owner, if there is one, names the bootnodes, and the next owner. Nobody can change the rules or this code, register,
 /// settle or vote for another, or hold up the rounds.
@@ -89,12 +89,13 @@ contract Coordinator {
         uint32 peers;
     }
 
-    bytes32 public constant REGISTER_TYPEHASH = keccak256("Register(address account,address payout,uint256 deadline)");
-    uint256 public constant MAX_BATCH = 100; // registrations
-    uint256 public constant MAX_WINNERS = 8;
-    uint256 public constant MAX_BOOTNODES = 64;
-    uint256 public constant MAX_TEXT = 256; // bytes of a bootnode's address or of a URI
-    uint256 private constant FIELD = 2 ** 256 - 2 ** 32 - 977; // of secp256k1
+    bytes32 private constant DOMAIN =
+        keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
+    bytes32 private constant REGISTER = keccak256("Register(address account,address payout,uint256 deadline)");
+    uint256 private constant MAX_BATCH = 100; // registrations
+    uint256 private constant MAX_WINNERS = 8;
+    uint256 private constant MAX_BOOTNODES = 32;
+    uint256 private constant MAX_TEXT = 256; // bytes of a bootnode's address or of a URI
 
     uint32 private immutable minSeconds;
     uint32 private immutable maxSeconds;
@@ -161,29 +162,32 @@ contract Coordinator {
 
     // --- peers
 
-    /// @notice Registers the sender by its own key (x, y). Reverts InvalidKey, AlreadyRegistered.
+    /// @notice Registers the sender by its own key, the point (x, y), whose hash its account is. Reverts InvalidKey,
+    /// AlreadyRegistered.
     function register(uint256 x, uint256 y) external {
         if (_account(x, y) != msg.sender) revert InvalidKey();
         if (peerOf[msg.sender].registered) revert AlreadyRegistered();
         _register(msg.sender, x, y);
     }
 
-    /// @notice Registers other accounts, each by its EIP-712 signature of Register(account, payout, deadline), so that a node
-    /// needs no funds. Those that are registered by now are passed over, so that nobody can spoil a batch.
-    /// Reverts TooMany (than MAX_BATCH), InvalidKey, InvalidSignature, SignatureExpired.
+    /// @notice Registers other accounts, each by its EIP-712 signature of Register(account, payout, deadline) in the domain of
+    /// name "rlswarm_jax coordinator", version "2", this chain and this contract, so that a node needs no funds. Those that are
+    /// registered by now are passed over, so that nobody can spoil a batch; a payout address that is in force by now stays.
+    /// Reverts TooMany (than MAX_BATCH), InvalidSignature, SignatureExpired.
     function registerFor(Registration[] calldata batch) external {
         if (batch.length > MAX_BATCH) revert TooMany();
-        bytes32 domain = domainSeparator();
+        (bytes32 name, bytes32 version) = (keccak256("rlswarm_jax coordinator"), keccak256("2"));
+        bytes32 domain = keccak256(abi.encode(DOMAIN, name, version, block.chainid, address(this)));
         for (uint256 i = 0; i < batch.length; i++) {
             Registration calldata one = batch[i];
             address account = _account(one.x, one.y);
-            bytes32 signed = keccak256(abi.encode(REGISTER_TYPEHASH, account, one.payout, one.deadline));
+            if (peerOf[account].registered) continue;
+            bytes32 signed = keccak256(abi.encode(REGISTER, account, one.payout, one.deadline));
             bytes32 digest = keccak256(abi.encodePacked(hex"1901", domain, signed));
             if (ecrecover(digest, one.v, one.r, one.s) != account) revert InvalidSignature();
             if (block.timestamp > one.deadline) revert SignatureExpired();
-            if (peerOf[account].registered) continue;
             _register(account, one.x, one.y);
-            if (one.payout != address(0)) _setPayout(account, one.payout);
+            if (one.payout != address(0) && payoutOf[account] == address(0)) _setPayout(account, one.payout);
         }
     }
 
@@ -193,12 +197,6 @@ contract Coordinator {
         address current = payoutOf[account];
         if (msg.sender != (current == address(0) ? account : current)) revert OnlyPayout();
         _setPayout(account, payout);
-    }
-
-    /// @notice The EIP-712 domain separator: name "rlswarm_jax coordinator", version "2", this chain, this contract.
-    function domainSeparator() public view returns (bytes32) {
-        bytes32 domain = keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
-        return keccak256(abi.encode(domain, keccak256("rlswarm_jax coordinator"), keccak256("2"), block.chainid, address(this)));
     }
 
     // --- settlements
@@ -253,10 +251,7 @@ contract Coordinator {
     function advanceRound() external {
         (Clock memory now_, Tally memory sums) = (clock, tally);
         if (!_advanceable(now_, sums)) revert TooEarly();
-        if (!sums.recorded && !_finalize(sums, now_.anchor)) {
-            if (block.number <= uint256(now_.anchor) + 1) revert BeaconNotReady();
-            _record(sums, 0);
-        }
+        if (!_finalize(sums, true)) revert BeaconNotReady();
         uint32 round = sums.round + 1;
         beacons[round] = keccak256(abi.encode(beacons[sums.round], sums.accumulator));
         clock = Clock(uint64(block.timestamp), uint64(block.number), sums.settlements, now_.peers);
@@ -264,14 +259,14 @@ contract Coordinator {
         emit RoundAdvanced(round);
     }
 
-    /// @notice Puts the current round's beacon on record if its block's hash can be had, and takes a later block if that hash was
-    /// lost. Does nothing if it is on record or too early. Never reverts.
+    /// @notice Puts the current round's beacon on record if its block's hash can be had, and takes the block after this one if
+    /// that hash was lost. Does nothing if it is on record or too early. Never reverts.
     function finalizeBeacon() external {
         Tally memory sums = tally;
         if (sums.recorded) return;
-        if (_finalize(sums, clock.anchor)) {
+        if (_finalize(sums, false)) {
             tally = sums;
-        } else if (block.number > uint256(clock.anchor) + 1) {
+        } else if (_due()) {
             clock.anchor = uint64(block.number);
             emit BeaconPostponed(sums.round, block.number + 1);
         }
@@ -284,12 +279,10 @@ contract Coordinator {
 
     /// @notice A round's beacon, on record or as it will be. Reverts BeaconNotReady (too early, or lost: call `finalizeBeacon`),
     /// InvalidRound.
-    function beacon(uint256 round) external view returns (bytes32) {
+    function beacon(uint256 round) external view returns (bytes32 value) {
         if (round > tally.round) revert InvalidRound();
-        if (round < tally.round || tally.recorded) return beacons[round];
-        bytes32 hash = _hashAfter(clock.anchor);
-        if (hash == 0) revert BeaconNotReady();
-        return keccak256(abi.encode(beacons[round], hash));
+        value = _beacon(round);
+        if (value == 0) revert BeaconNotReady();
     }
 
     /// @notice All that a client needs to know about the moment, in one call.
@@ -297,9 +290,7 @@ contract Coordinator {
         (now_.round, now_.started, now_.anchor) = (tally.round, clock.started, clock.anchor);
         (now_.settlements, now_.needed, now_.peers) = (tally.settlements, _needed(clock.before), clock.peers);
         (now_.advanceable, now_.recorded) = (_advanceable(clock, tally), tally.recorded);
-        bytes32 hash = _hashAfter(clock.anchor);
-        if (now_.recorded) now_.beacon = beacons[now_.round];
-        else if (hash != 0) now_.beacon = keccak256(abi.encode(beacons[now_.round], hash));
+        now_.beacon = _beacon(now_.round);
     }
 
     /// @notice The accumulator of all settlements so far: accumulator = first 20 bytes of keccak256(accumulator padded to 32
@@ -335,10 +326,7 @@ contract Coordinator {
 
     // --- within
 
-    /// @dev The account of a point of the curve. Reverts InvalidKey for what is none in canonical form.
     function _account(uint256 x, uint256 y) private pure returns (address) {
-        bool on = mulmod(y, y, FIELD) == addmod(mulmod(mulmod(x, x, FIELD), x, FIELD), 7, FIELD);
-        if (!on || x >= FIELD || y >= FIELD) revert InvalidKey();
         return address(uint160(uint256(keccak256(abi.encode(x, y)))));
     }
 
@@ -357,13 +345,10 @@ contract Coordinator {
     function _count(uint256 round, bytes4 tag, bytes32 hash) private {
         Tally memory sums = tally;
         if (round > sums.round || sums.round - round > window) revert InvalidRound();
-        if (round == sums.round) {
-            if (!sums.recorded && !_finalize(sums, clock.anchor)) revert BeaconNotReady();
-            if (tag != sums.tag) revert WrongBeacon();
-            sums.settlements++;
-        } else if (tag != bytes4(beacons[round])) {
-            revert WrongBeacon();
-        }
+        bool current = round == sums.round;
+        if (current && !_finalize(sums, false)) revert BeaconNotReady();
+        if (tag != (current ? sums.tag : bytes4(beacons[round]))) revert WrongBeacon();
+        if (current) sums.settlements++;
         sums.accumulator = bytes20(keccak256(abi.encode(sums.accumulator, msg.sender, round, hash)));
         tally = sums;
     }
@@ -396,23 +381,28 @@ contract Coordinator {
         return elapsed >= maxSeconds || (elapsed >= minSeconds && sums.settlements >= _needed(now_.before));
     }
 
-    /// @dev Zero if the block is not there yet, or further back than the EVM remembers.
-    function _hashAfter(uint256 anchor) private view returns (bytes32) {
-        return anchor + 1 < block.number ? blockhash(anchor + 1) : bytes32(0);
+    /// @dev A round's beacon; zero if its block is not there yet, or further back than the EVM remembers.
+    function _beacon(uint256 round) private view returns (bytes32) {
+        if (round < tally.round || tally.recorded) return beacons[round];
+        bytes32 hash = blockhash(uint256(clock.anchor) + 1);
+        return hash == 0 ? hash : keccak256(abi.encode(beacons[round], hash));
     }
 
-    /// @dev Records the beacon, if its block's hash can be had; the caller stores `sums`.
-    function _finalize(Tally memory sums, uint256 anchor) private returns (bool) {
-        bytes32 hash = _hashAfter(anchor);
-        if (hash == 0) return false;
-        _record(sums, hash);
-        return true;
+    /// @dev Whether the block of the current round's beacon is there, remembered or not.
+    function _due() private view returns (bool) {
+        return block.number > uint256(clock.anchor) + 1;
     }
 
-    function _record(Tally memory sums, bytes32 hash) private {
-        bytes32 value = keccak256(abi.encode(beacons[sums.round], hash));
+    /// @dev Puts the current round's beacon on record if it is not and can be, with zero for a hash that was lost if the round
+    /// `ends`; the caller stores `sums`.
+    function _finalize(Tally memory sums, bool ends) private returns (bool) {
+        if (sums.recorded) return true;
+        bytes32 value = _beacon(sums.round);
+        if (value == 0 && ends && _due()) value = keccak256(abi.encode(beacons[sums.round], bytes32(0)));
+        if (value == 0) return false;
         beacons[sums.round] = value;
         (sums.recorded, sums.tag) = (true, bytes4(value));
         emit BeaconFinalized(sums.round, value);
+        return true;
     }
 }
