@@ -181,30 +181,29 @@ class _Shelf:
 
         Of two records for one slot either may be meant.
         """
-        hashes = map(_bytes, (commitment.root, commitment.first, commitment.last))
-        cover = commit.Cover(*hashes, commitment.count)
         picks = range(max(map(len, self._slots.values()), default=1))
         lines = [[of[min(pick, len(of) - 1)] for of in self._slots.values()] for pick in picks]
-        found = [(line, *_find([signed.hash for signed in line], cover)) for line in lines]
+        found = [(line, *_find([signed.hash for signed in line], commitment)) for line in lines]
         line, verdict, start, end = min(found, key=lambda one: one[1] != RIGHT)
         if verdict == MISSING:
-            return verdict, [], cover.count - (end - start)
+            return verdict, [], commitment.count - (end - start)
         if start < self._end:
             verdict = TWICE
         self._end = max(self._end, end)
         return verdict, line[start:end] if verdict == RIGHT else [], 0
 
 
-def _find(line: Sequence[bytes], cover: commit.Cover) -> tuple[str, int, int]:
+def _find(line: Sequence[bytes], commitment: ledger.Commitment) -> tuple[str, int, int]:
     """A verdict on a commitment, and from where to where its records are in a line of content hashes."""
-    if cover.first not in line or cover.last not in line:
+    first, last, count = _bytes(commitment.first), _bytes(commitment.last), commitment.count
+    if first not in line or last not in line:
         return MISSING, 0, 0
-    start, end = line.index(cover.first), line.index(cover.last) + 1
-    if start < end < start + cover.count:
+    start, end = line.index(first), line.index(last) + 1
+    if start < end < start + count:
         return MISSING, start, end
-    if end > start + cover.count > start:
+    if end > start + count > start:
         return LEFT_OUT, start, end
-    right = start < end and commit.root(line[start:end]) == cover.root
+    right = start < end and commit.root(line[start:end]) == _bytes(commitment.root)
     return RIGHT if right else WRONG_ROOT, start, end
 
 
