@@ -6,11 +6,11 @@
 
 Each DIR is a node's folder, or a swarm's with all its node-*; nothing in it is changed but for the chain's lock. Nodes
 may be running. The first one says what is played: its config may name modules of tasks, which are imported, so let it
-be your own; that nothing is missing in it is believed, too. Of the others only records are read, and these prove by
-their signatures who wrote them: whoever hands a folder over may have left out what they like.
+be your own. Of the others only records are read, and these prove by their signatures who wrote them.
 
-For each commitment it finds the records that it covers by their Merkle root, derives their problems from the chain's
-beacons, scores them anew, and compares the sums with the claims. Only what is found right so counts as verified.
+For each commitment it takes the records that it says it covers, compares their Merkle root, derives their problems from
+the chain's beacons, scores them anew, and compares the sums with the claims. Only what is found right so counts as
+verified.
 Written to claims.json in --out, the first DIR by default. Exit code 0 if all that is claimed was verified, 1 if
 something is wrong or could not be verified, 2 if nothing could be found out. On a public chain the events are read from
 the contract's deployment on, whose block is searched for; where the endpoint has no old state, give --from-block.
@@ -73,17 +73,16 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         game = build.observed(config)
     except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(f"{nodes[0] / CONFIG_FILE} is the config of another version: {error}") from None
-    evidence = read_journals(nodes)
-    whole = read_journals(homes(arguments.folders[0])).since
+    records = read_journals(nodes)
     with _endpoint(arguments, config, nodes[0]) as (rpc, contract, first):
         rounds = read_chain(rpc, contract, first)
         game = dataclasses.replace(game, contract=contract, chain_id=arguments.chain_id or config.chain.id)
     with build.make_verifier(config, game) as verifier:
-        found = claims.audit(game, rounds, evidence.records.values(), whole, make_judge(verifier))
+        found = claims.audit(game, rounds, records.values(), make_judge(verifier))
     seconds = time.monotonic() - began
     out = arguments.out or arguments.folders[0]
     write_whole(out / CLAIMS_FILE, json.dumps(as_json(found), indent=2) + "\n")
-    print_audit(found, len(evidence.records), seconds, console)
+    print_audit(found, len(records), seconds, console)
     console.print(f"written to {out / CLAIMS_FILE}", soft_wrap=True)
     return int(not found.sound)
 

@@ -108,8 +108,8 @@ class Journal:
             raise JournalError(f"cannot use the journal {self._path}: {error}.") from None
 
 
-def look(path: Path, kinds: Collection[str]) -> tuple[list[Entry], int]:
-    """Rows of some kinds in the journal of a node that may be running, and the round from which on all are there.
+def look(path: Path, kinds: Collection[str]) -> list[Entry]:
+    """Rows of some kinds in the journal of a node that may be running, in the order in which they were written.
 
     Nothing is changed but, where a process wrote or was killed there, SQLite's own files beside it. Raises JournalError
     if it is not there, locked or damaged.
@@ -117,9 +117,7 @@ def look(path: Path, kinds: Collection[str]) -> tuple[list[Entry], int]:
     with _reading(path) as db:
         marks = ", ".join("?" * len(kinds))
         rows = db.execute(f"SELECT {_COLUMNS} FROM journal WHERE kind IN ({marks}) ORDER BY id", tuple(kinds))
-        entries = [Entry(*row) for row in rows]
-        first, since = db.execute("SELECT coalesce(min(id), 1), coalesce(min(round), 0) FROM journal").fetchone()
-    return entries, 0 if first == 1 else since
+        return [Entry(*row) for row in rows]
 
 
 def look_at(path: Path, node: int, rounds: range) -> list[Entry]:
@@ -159,7 +157,6 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 def has_said_something(path: Path) -> bool:
     """Whether a node signed a record that this journal holds. One that cannot be read may hold any."""
     try:
-        entries, _ = look(path, ["Publish"])
+        return bool(look(path, ["Publish"]))
     except JournalError:
         return True
-    return bool(entries)

@@ -1,4 +1,4 @@
-"""Keeps a live node's account on its chain: hears rounds and beacons, commits, claims and votes, in its own thread.
+"""Keeps a live node's account on its chain: hears rounds and beacons, and settles each round, in its own thread.
 
 The node asks what was heard last, and writes down what it wants; neither waits for the chain. Which peers may be voted
 for, and whose turn it is to end a round, is found out in between.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from rlswarm_jax import randomness
 from rlswarm_jax.audit import commit
-from rlswarm_jax.chain.calls import Interface, account_of
+from rlswarm_jax.chain.calls import Commitment, Interface, account_of
 from rlswarm_jax.chain.coordinator import Coordinator, Status
 from rlswarm_jax.chain.errors import AnswerTooLarge, ChainError, Refused
 from rlswarm_jax.chain.registrations import Registrations
@@ -98,14 +98,13 @@ class Keeper:
 
     def commit(self, effect: Commit, state_hash: bytes, agreement: bytes) -> None:
         """Writes down a commitment, its claims and votes: on disk when it returns, once however often it is called."""
-        chain, work, at = self._coordinator, effect.work, effect.moment
+        work, at, made = effect.work, effect.moment, None
         if at.beacon:
-            chain.commit(at.round, at.beacon, commit.root(work.records), effect.before, state_hash, agreement)
-        for stage, amount in sorted(work.earned.items()):
-            if amount:
-                chain.reward(at.round, STAGES.index(stage), amount)
-        if winners := self._eligible(work.best, at)[:WINNERS]:
-            chain.vote(at.round, [peer_id(author) for author in winners])
+            of = work.records
+            made = Commitment(commit.root(of), of[0], of[-1], len(of), effect.before, state_hash, agreement)
+        claims = [work.earned.get(stage, 0) for stage in STAGES]
+        winners = [peer_id(author) for author in self._eligible(work.best, at)[:WINNERS]]
+        self._coordinator.settle(at.round, at.beacon, made, claims, winners)
 
     def _eligible(self, authors: list[bytes], at: Moment) -> list[bytes]:
         """Who was registered before that round, if this node was; all, where the contract does not ask for it."""
@@ -174,7 +173,7 @@ class Keeper:
         """
         elapsed = self._wall_clock() - now.started
         by_clock = elapsed > interface.max_seconds or (
-            elapsed >= interface.min_seconds and now.commitments >= now.needed
+            elapsed >= interface.min_seconds and now.settlements >= now.needed
         )
         if now.beacon is None or not (now.advanceable or by_clock):
             return
@@ -185,7 +184,7 @@ class Keeper:
             self._coordinator.advance(now.round)
 
     def _turn(self, now: Status, beacon: bytes) -> int:
-        """How many come first: of those who have committed in this round, and so are there and have funds."""
+        """How many come first: of those who have settled in this round, and so are there and have funds."""
 
         def rank(account: str) -> bytes:
             return randomness.digest("network", beacon, account)

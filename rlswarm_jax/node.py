@@ -20,9 +20,9 @@ from rlswarm_jax.game.chain import Moment
 from rlswarm_jax.game.effects import Commit, Effect, Evaluate, Gather, Hear, Learn, Publish, Sample, Score, Verify
 from rlswarm_jax.game.player import Player, RoundReport, SavedPlayer, published
 from rlswarm_jax.game.round import next_round
+from rlswarm_jax.grpo.learner import state_hash
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.keeper import Keeper
-from rlswarm_jax.qwen import digest
 from rlswarm_jax.records.envelope import SignedRecord, seal
 from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.mailbox import Mailbox
@@ -35,6 +35,7 @@ SETTLE = 0.5  # seconds for the answers of peers just met
 FLUSH = 5.0  # seconds for what was published to go out
 CHAIN = 20.0  # seconds for the chain to say its round at first, and to take what is left at the end
 PART = 30.0  # seconds a finished node stays for peers that are still to come to the last round, such as restarted ones
+AHEAD = 2  # rounds that most are further, for a node to go there: in a swarm that waits for all, one is for a moment
 STOPPED = object()  # in the place of an effect's result
 CHECKPOINT = msgspec.msgpack.Decoder(SavedPlayer)
 
@@ -118,7 +119,7 @@ class Node:
                 self._stage_began = time.monotonic()
             else:
                 self._play(self.player.effect, should_stop)
-            self._go_to_the_others(at_least=2)  # in a swarm that waits for all, some are a round further for a moment
+            self._go_to_the_others(at_least=AHEAD)
         if self.player.finished:
             self._part(should_stop)
 
@@ -152,9 +153,9 @@ class Node:
             return self._hear(effect, should_stop)
         if isinstance(effect, Commit):
             assert self._chain, "a game that hears a chain has one"
-            state_hash = digest(self._engine.state(0))
-            self._chain.commit(effect, state_hash, self.player.game.agreement)
-            return state_hash
+            hash_ = state_hash(self._engine.state(0))
+            self._chain.commit(effect, hash_, self.player.game.agreement)
+            return hash_
         assert isinstance(effect, Evaluate)
         return self._engine.evaluate([0])[0]
 
@@ -185,6 +186,9 @@ class Node:
                     return STOPPED
                 if self._is_over(effect):
                     why = "because the coordinator is past it"
+                    break
+                if self._behind() >= AHEAD:
+                    why = "because most are further"
                     break
                 if now >= end:
                     why = "at its deadline" if now >= spoke + deadline else why
@@ -230,17 +234,21 @@ class Node:
         self._save_if_due(report.round)
 
     def _go_to_the_others(self, at_least: int) -> None:
-        """If most peers are so many rounds ahead, goes there; out of a round too, in which nothing was learned yet."""
+        """If most peers are so many rounds ahead, goes there; out of a round too whose last stage is not published."""
         player, mailbox = self.player, self._mailbox
         with mailbox.changed:
-            latest, voters = mailbox.latest_rounds(), len(mailbox.voters())
-            ahead = next_round(player.state, latest, voters).round - player.state.round
-            if ahead >= at_least and not player.learned:
+            ahead = self._behind()
+            if ahead >= at_least and not player.bound:
                 if player.effect is not None:
                     log.info("round %d is left: the others are %d further", player.state.round, ahead)
                     player.abandon()
-                player.join(latest, voters)
+                player.join(mailbox.latest_rounds(), len(mailbox.voters()))
             mailbox.round = player.state.round
+
+    def _behind(self) -> int:
+        """How many rounds most peers are ahead."""
+        mailbox, state = self._mailbox, self.player.state
+        return next_round(state, mailbox.latest_rounds(), len(mailbox.voters())).round - state.round
 
     def _save_if_due(self, played: int) -> None:
         every, round_ = self._config.checkpoint_every, self.player.state.round

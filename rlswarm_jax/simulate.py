@@ -22,10 +22,10 @@ from rlswarm_jax.game.effects import Commit, Effect, Evaluate, Gather, Hear, Lea
 from rlswarm_jax.game.player import BEGIN, Player, RoundReport, SavedPlayer
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.grpo.learner import TrainState
+from rlswarm_jax.grpo.learner import TrainState, state_hash
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Journal
-from rlswarm_jax.qwen import Params, digest
+from rlswarm_jax.qwen import Params
 from rlswarm_jax.records.envelope import open_envelope, seal
 from rlswarm_jax.records.shelf import Slot
 from rlswarm_jax.swarm.virtual import VirtualNetwork
@@ -222,7 +222,7 @@ class Simulation:
         elif isinstance(effect, Commit):
             assert self._chain
             self._chain.commit(node.game.author, effect.moment.round, commit.root(effect.work.records))
-            self._complete(node, digest(self._engine.state(node.index)), at)
+            self._complete(node, state_hash(self._engine.state(node.index)), at)
         elif isinstance(effect, Gather):
             node.spoke = at
             self._gather(node, effect, at)

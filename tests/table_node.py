@@ -19,6 +19,7 @@ import numpy as np
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.game.effects import Gather, Learn, Sample
 from rlswarm_jax.game.player import Player
+from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.identity import author_of, simulated
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.metrics import MetricsLog, read_rows, whole_bytes
@@ -47,10 +48,10 @@ class TableEngine:
         self.nonce = -1.0 - secrets.randbelow(2**20) / 2**20
 
     def state(self, node: int):
-        return {"digest": self.digest}
+        return TrainState({"digest": self.digest}, (), np.zeros((), np.int32))
 
     def set_states(self, states):
-        self.digest = np.asarray(states[0]["digest"])
+        self.digest = np.asarray(states[0].params["digest"])
 
     def sample(self, requests):
         groups = answer(self.player.game, self.player.state, requests[0], (), Speaker(), self.player.identity)

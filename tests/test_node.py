@@ -15,10 +15,10 @@ from rlswarm_jax.game.chain import Moment
 from rlswarm_jax.game.effects import Gather
 from rlswarm_jax.game.player import BEGIN, Player
 from rlswarm_jax.game.round import NodeState, _make_record
+from rlswarm_jax.grpo.learner import state_hash
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.node import LiveConfig, Node
-from rlswarm_jax.qwen import digest
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, STAGES
@@ -348,23 +348,27 @@ def test_a_node_that_was_away_joins_the_round_of_the_others_and_leaves_its_own(t
     assert sorted(set(begun(again))) == begun(again)
 
 
-@pytest.mark.parametrize("learned_already", [False, True])
-def test_a_round_is_left_for_the_others_unless_something_was_learned_in_it(tmp_path, learned_already):
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_round_is_left_for_the_others_unless_its_last_stage_was_published(tmp_path, stage):
+    """Then it is played to the end, without waiting for anybody, and left for theirs."""
     wire = Wire()
-    node = Live(tmp_path / "node", wire, 0, rounds=200)
+    node = Live(tmp_path / "node", wire, 0, rounds=51, stages=3, deadline=0.0)
     for index in (1, 2, 3):
         wire.connect(index, Live(tmp_path / str(index), Wire(), index).mailbox)
     node.player.begin(0.0)
-    while not (node.player.learned if learned_already else isinstance(node.player.effect, Gather)):
-        node.node._play(node.player.effect, lambda: False)
-        if node.player.effect is None:  # the last effect of a round is Learn, but for the last round's
-            break
-    node.player.learned = learned_already
+    while not isinstance(node.player.effect, Gather) or node.player.effect.stage != stage:
+        if isinstance(node.player.effect, Gather):
+            node.player.complete([], 0.0)
+        else:
+            node.node._play(node.player.effect, lambda: False)
     for index in (1, 2):
         node.mailbox.on_record(ahead(index, 50))
-    was = node.player.state.round
     node.node._go_to_the_others(at_least=2)
-    assert node.player.state.round == (was if learned_already else 50)
+    assert node.player.state.round == (0 if stage == STAGES[-1] else 50)
+    while node.player.state.round == 0:
+        node.node._play(node.player.effect, lambda: False)
+    assert [report.round for report in node.reports] == ([0] if stage == STAGES[-1] else [])
+    assert node.player.state.round == 50
 
 
 def test_one_peer_of_three_leads_nobody_anywhere(tmp_path):
@@ -466,7 +470,7 @@ def test_a_live_node_commits_to_what_it_published_and_to_its_state(tmp_path):
     chain = Coordinators()
     node = Live(tmp_path / "node", Wire(), 0, rounds=3, stages=3, chain=chain)
     chain.is_past = lambda round_, stage: False
-    began = digest(node.engine.state(0))
+    began = state_hash(node.engine.state(0))
     commit = chain.commit
 
     def goes_on(effect, state_hash, agreement):
@@ -477,5 +481,5 @@ def test_a_live_node_commits_to_what_it_published_and_to_its_state(tmp_path):
     play(node)
     assert [round_ for round_, *_ in chain.committed] == [4, 5, 6] and {n for _, n, *_ in chain.committed} == {3}
     states = [state for _, _, state, _ in chain.committed]
-    assert states[-1] == digest(node.engine.state(0)) != began and len(set(states)) == 3
+    assert states[-1] == state_hash(node.engine.state(0)) != began and len(set(states)) == 3
     assert {agreement for *_, agreement in chain.committed} == {node.game.agreement}

@@ -1,9 +1,11 @@
 """Judges what nodes have claimed on the chain by the records they committed to: anybody can, who has those records.
 
-A claim is right if it is exactly what the covered records of its stage are worth (`worth.py`), but for rounds that
-their author left before they were scored; it is wrong if no honest author can have found that. In between, or where
-records are not here, nothing is said against it; but a vote counts only where the commitment and all claims of the
-voter and of the winner in that round were found right.
+A commitment says which records it covers; a claim is right if it is exactly what those of its stage are worth
+(`worth.py`), and wrong if no honest author can have found that. In between, or where records are not here, nothing is
+said against it; but a vote counts only where the commitments and claims of the voter and of the winner in that round
+were found right.
+
+Whoever has published the last stage of a round finishes it: a round with a stage missing was left, and earns nothing.
 
 Two things that no claim can show: a completion copied for a problem that all nodes share, whose seed is the copier's
 as well (replaying the sampling with its author's weights would show it); and how many rounds an author played.
@@ -11,49 +13,46 @@ as well (replaying the sampling with its author's weights would show it); and ho
 
 import collections
 import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
-from rlswarm_jax.audit.cover import Cover
-from rlswarm_jax.audit.trace import Shelf, Slot, Traced
+from rlswarm_jax.audit import commit
 from rlswarm_jax.audit.worth import Judge, Worth, read_all, total
 from rlswarm_jax.chain import ledger
 from rlswarm_jax.chain.calls import account_of
 from rlswarm_jax.game.chain import Moment, by_tag, tag
 from rlswarm_jax.game.rules import Game
+from rlswarm_jax.game.turns import in_time
 from rlswarm_jax.identity import author_of
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import STAGES
 
-RIGHT, WRONG, UNCLAIMED, UNCHECKED = "right", "wrong", "unclaimed", "unchecked"
-MISSING, WRONG_ROOT, LEFT_OUT = "missing records", "wrong root", "records left out"
-ANOTHER_GAME, NO_COMMITMENT = "another agreement", "no commitment"
+RIGHT, WRONG, UNCHECKED = "right", "wrong", "unchecked"
+MISSING, ANOTHER_GAME = "missing records", "another agreement"
+WRONG_ROOT, LEFT_OUT, TWICE = "wrong root", "records left out", "records committed to twice"
 UNFINISHED, LATER_BEACON = "unfinished round", "later beacon"  # why groups earn nothing, beside what records say
-LEAVES = 2_000  # choices of rounds that are tried
-AGAINST = {WRONG, WRONG_ROOT, LEFT_OUT}  # verdicts that no honest node gets
+AGAINST = {WRONG, WRONG_ROOT, LEFT_OUT, TWICE}  # verdicts that no honest node gets
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What an account says a stage was worth in a round of the coordinator, in millionths. hash: of the transaction.
+    """What an account says a stage was worth in a round of the coordinator, in millionths.
 
-    claimed: None if it has not said. worth: None if it is not known which records count.
+    worth: None if it is not known which records count.
     """
 
     stage: int
-    claimed: int | None
+    claimed: int
     worth: Worth | None
     verdict: str
-    hash: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
     """A commitment and its claims. author: the key, None if no record here is of its account.
 
-    verdict: on the commitment alone. missing: about how many records it may cover are not here. left: rounds that its
-    author seems to have left after the last stage.
+    verdict: on the commitment alone. records: that it covers, in order; none where that is not known. missing: how many
+    of them are not here. gap: whether it begins with another state than the one before it ended with, as after one that
+    the chain did not take.
     """
 
     round: int
@@ -61,30 +60,29 @@ class Standing:
     author: bytes | None
     hash: str
     verdict: str
-    cover: Cover | None
+    records: list[SignedRecord]
     missing: int
-    left: list[int]
+    gap: bool
     claims: list[Claim]
 
     @property
     def claimed(self) -> int:
         """In all stages, in millionths."""
-        return sum(claim.claimed or 0 for claim in self.claims)
+        return sum(claim.claimed for claim in self.claims)
 
     @property
     def verified(self) -> int:
         """Of what is claimed, that which was found right by records that the commitment covers."""
-        return sum(claim.claimed or 0 for claim in self.claims if self.verdict == RIGHT and claim.verdict == RIGHT)
+        return sum(claim.claimed for claim in self.claims if self.verdict == RIGHT and claim.verdict == RIGHT)
 
     @property
     def unverified(self) -> int:
         """How many claims were not found right."""
-        said = [claim for claim in self.claims if claim.claimed is not None]
-        return sum(self.verdict != RIGHT or claim.verdict != RIGHT for claim in said)
+        return sum(self.verdict != RIGHT or claim.verdict != RIGHT for claim in self.claims)
 
     @property
     def right(self) -> bool:
-        return self.verdict == RIGHT and all(claim.verdict in (RIGHT, UNCLAIMED) for claim in self.claims)
+        return self.verdict == RIGHT and not self.unverified
 
     @property
     def against(self) -> bool:
@@ -108,7 +106,7 @@ class Audit:
 
     standings: list[Standing]
     votes: list[Vote]
-    equivocations: list[Slot]
+    equivocations: list[tuple[bytes, int, str]]
 
     @property
     def wrong(self) -> bool:
@@ -128,137 +126,122 @@ class Audit:
         return not self.wrong and not any(one.unverified for one in self.standings)
 
 
-def audit(
-    game: Game,
-    rounds: Sequence[ledger.Round],
-    records: Iterable[SignedRecord],
-    since: Mapping[bytes, int],
-    judge: Judge,
-) -> Audit:
+def audit(game: Game, rounds: Sequence[ledger.Round], records: Iterable[SignedRecord], judge: Judge) -> Audit:
     """Judges all that is on the chain. rounds: in order. records: of all authors, their signatures checked.
 
-    game: an observer's. since: of authors of whom the observer itself knows that all they published from a round on is
-    here; no other's folder can tell, for anybody may leave something out.
+    game: an observer's.
     """
     found = {signed.hash: signed for signed in records}
-    moments = [Moment(one.number, bytes.fromhex(one.beacon.removeprefix("0x"))) for one in rounds if one.beacon]
+    moments = [Moment(one.number, _bytes(one.beacon)) for one in rounds if one.beacon]
     numbers = {tag(moment.beacon): moment.round for moment in moments}
     worths = read_all(game, found.values(), by_tag(moments), judge)
-    shelf = Shelf(list(found.values()), since, numbers, game.stages)
-    commitments: dict[tuple[int, str], ledger.Commitment] = {}
-    claims = collections.defaultdict[tuple[int, str], dict[int, ledger.Reward]](dict)
+    shelves = collections.defaultdict[bytes, _Shelf](_Shelf)
+    for signed in sorted(found.values(), key=in_time):
+        shelves[signed.record.author].add(signed)
+    authors = {account_of(author): author for author in shelves}
+    standings: dict[tuple[int, str], Standing] = {}
+    states: dict[str, str] = {}  # in which each account's last commitment ended
     for one in rounds:
-        commitments |= {(one.number, commitment.account): commitment for commitment in one.commitments}
-        for reward in one.rewards:
-            claims[one.number, reward.account][reward.stage] = reward
-    traced: dict[tuple[int, str], Traced] = {}
-    for account in {account for _, account in commitments}:
-        own = [at for at in commitments if at[1] == account]
-        roots = [(at[0], bytes.fromhex(commitments[at].root[2:])) for at in own]
-        traced |= zip(own, shelf.trace(shelf.authors.get(account), roots), strict=True)
-    standings = {}
-    for at in sorted({*commitments, *claims}):
-        author, commitment = shelf.authors.get(at[1]), commitments.get(at)
-        cover, missing = traced.get(at, Traced(None, 0))
-        if commitment is None:
-            verdict = NO_COMMITMENT
-        elif not game.agrees(bytes.fromhex(commitment.config[2:]), _same_tokenizer(game, cover)):
-            verdict, cover = ANOTHER_GAME, None
-        elif cover:
-            verdict = LEFT_OUT if cover.holes else RIGHT
-        else:
-            verdict = MISSING if missing else WRONG_ROOT
-        hash_ = commitment.hash if commitment else ""
-        left: list[int] = []
-        if cover and author:
-            paid = _paid(cover, worths, shelf.rounds(author), numbers, at[0], game.stages)
-            left, judged = _judge(claims[at], paid, len(game.stages))
-        else:
-            judged = [Claim(stage, said.amount, None, verdict, said.hash) for stage, said in sorted(claims[at].items())]
-        standings[at] = Standing(*at, author, hash_, verdict, cover, missing, left, judged)
+        claims = {(reward.account, reward.stage): reward.amount for reward in one.rewards}
+        for commitment in one.commitments:
+            account, author = commitment.account, authors.get(commitment.account)
+            verdict, covered, missing = (shelves[author] if author else _Shelf()).find(commitment)
+            if not game.agrees(_bytes(commitment.config), _same_tokenizer(game, covered)):
+                verdict, covered = ANOTHER_GAME, []
+            gap = states.get(account, commitment.state_before) != commitment.state_before
+            states[account] = commitment.state_after
+            paid = _paid(covered, worths, numbers, one.number, len(game.stages))
+            said = [claims.get((account, stage), 0) for stage in range(len(STAGES))]
+            judged = _judge(said, paid) if covered else [Claim(n, c, None, verdict) for n, c in enumerate(said) if c]
+            at = (one.number, account, author, commitment.hash)
+            standings[one.number, account] = Standing(*at, verdict, covered, missing, gap, judged)
     votes = [vote for one in rounds for vote in _votes(one, standings)]
-    return Audit(list(standings.values()), votes, shelf.equivocations)
+    twice = [(author, *slot) for author, shelf in shelves.items() for slot in shelf.twice]
+    return Audit(list(standings.values()), votes, twice)
 
 
-def _same_tokenizer(game: Game, cover: Cover | None) -> bool:
+class _Shelf:
+    """The records of one author that are here, in the order of publication."""
+
+    def __init__(self) -> None:
+        self._slots: dict[tuple[int, str], list[SignedRecord]] = {}
+        self._end = 0  # slots up to the last one that was committed to
+
+    def add(self, signed: SignedRecord) -> None:
+        """The next one."""
+        self._slots.setdefault((signed.record.round, signed.record.stage), []).append(signed)
+
+    @property
+    def twice(self) -> list[tuple[int, str]]:
+        """Rounds and stages for which the author has signed two records."""
+        return [slot for slot, signed in self._slots.items() if len(signed) > 1]
+
+    def find(self, commitment: ledger.Commitment) -> tuple[str, list[SignedRecord], int]:
+        """The verdict, what the next commitment covers if that is right, and how many records of it are not here.
+
+        Of two records for one slot either may be meant.
+        """
+        picks = range(max(map(len, self._slots.values()), default=1))
+        lines = [[of[min(pick, len(of) - 1)] for of in self._slots.values()] for pick in picks]
+        found = [(line, *_find([signed.hash for signed in line], commitment)) for line in lines]
+        line, verdict, start, end = min(found, key=lambda one: one[1] != RIGHT)
+        if verdict == MISSING:
+            return verdict, [], commitment.count - (end - start)
+        if start < self._end:
+            verdict = TWICE
+        self._end = max(self._end, end)
+        return verdict, line[start:end] if verdict == RIGHT else [], 0
+
+
+def _find(line: Sequence[bytes], commitment: ledger.Commitment) -> tuple[str, int, int]:
+    """A verdict on a commitment, and from where to where its records are in a line of content hashes."""
+    first, last, count = _bytes(commitment.first), _bytes(commitment.last), commitment.count
+    if first not in line or last not in line:
+        return MISSING, 0, 0
+    start, end = line.index(first), line.index(last) + 1
+    if start < end < start + count:
+        return MISSING, start, end
+    if end > start + count > start:
+        return LEFT_OUT, start, end
+    right = start < end and commit.root(line[start:end]) == _bytes(commitment.root)
+    return RIGHT if right else WRONG_ROOT, start, end
+
+
+def _same_tokenizer(game: Game, covered: Sequence[SignedRecord]) -> bool:
     """Whether any of the covered records is in this game's tokens, so that what ends a completion must be the same."""
-    records = cover.records if cover else []
-    return any(signed.record.tokenizer_fingerprint == game.tokenizer_fingerprint for signed in records)
-
-
-class _Paid(NamedTuple):
-    """A covered round. worths: by the stage's number. jumped: whether its author did not go on to the next round."""
-
-    round: int
-    worths: dict[int, Worth]
-    jumped: bool
+    return any(signed.record.tokenizer_fingerprint == game.tokenizer_fingerprint for signed in covered)
 
 
 def _paid(
-    cover: Cover,
+    covered: Sequence[SignedRecord],
     worths: Mapping[bytes, Worth],
-    played: Mapping[int, set[str]],
     numbers: Mapping[bytes, int],
     number: int,
-    stages: Sequence[str],
-) -> list[_Paid]:
-    """What the covered rounds are worth: nothing if they were surely left."""
-    found: dict[int, _Paid] = {}
-    for signed in cover.records:
+    stages: int,
+) -> list[Worth]:
+    """What the covered records are worth, by the stage's number: those of rounds that were left nothing."""
+    played = collections.Counter(signed.record.round for signed in covered)
+    found: list[list[Worth]] = [[] for _ in STAGES]
+    for signed in covered:
         record, worth = signed.record, worths[signed.hash]
-        groups = len(record.groups)
-        if len(played[record.round]) < len(stages):
-            worth = Worth(flaws={UNFINISHED: groups})
+        if played[record.round] < stages:
+            worth = Worth(flaws={UNFINISHED: len(record.groups)})
         elif numbers.get(record.beacon, number) > number:  # who finishes a round commits in the newest they know of
-            worth = Worth(flaws={LATER_BEACON: groups})
-        one = found.setdefault(record.round, _Paid(record.round, {}, record.round + 1 not in played))
-        one.worths[STAGES.index(record.stage)] = worth
-    return list(found.values())
+            worth = Worth(flaws={LATER_BEACON: len(record.groups)})
+        found[STAGES.index(record.stage)].append(worth)
+    return [total(of_stage) for of_stage in found]
 
 
-def _judge(said: Mapping[int, ledger.Reward], paid: Sequence[_Paid], stages: int) -> tuple[list[int], list[Claim]]:
-    """Rounds that their author seems to have left after the last stage, and what becomes of the claims.
-
-    Whoever leaves a round claims nothing for it in any stage: the fewest such rounds with which all claims are right.
-    """
-    best: tuple[list[int], list[Claim]] | None = None
-    choices = _leaves(paid)
-    for left in itertools.islice(choices, LEAVES):
-        claims = []
-        for stage in sorted({*said, *range(stages)}):
-            worth = total(one.worths.get(stage, Worth()) for one in paid if one.round not in left)
-            claim = said.get(stage)
-            if claim or worth != Worth():
-                amount, hash_ = (claim.amount, claim.hash) if claim else (None, "")
-                claims.append(Claim(stage, amount, worth, _compare(amount, worth), hash_))
-        verdicts = {claim.verdict for claim in claims}
-        if verdicts <= {RIGHT, UNCLAIMED}:
-            return left, claims
-        if best is None or (WRONG in {claim.verdict for claim in best[1]} and WRONG not in verdicts):
-            best = left, claims
-    assert best
-    if next(choices, None) is None:
-        return best
-    return best[0], [_softened(claim) for claim in best[1]]
+def _judge(said: Sequence[int], paid: Sequence[Worth]) -> list[Claim]:
+    """Of all stages, but for those in which there was nothing to earn and nothing is claimed."""
+    return [
+        Claim(stage, claimed, worth, _compare(claimed, worth))
+        for stage, (claimed, worth) in enumerate(zip(said, paid, strict=True))
+        if claimed or worth != Worth()
+    ]
 
 
-def _softened(claim: Claim) -> Claim:
-    """Where not all was tried, nobody knows whether a claim for less is for fewer rounds."""
-    less = claim.worth is not None and (claim.claimed or 0) <= claim.worth.high
-    return dataclasses.replace(claim, verdict=UNCHECKED) if claim.verdict == WRONG and less else claim
-
-
-def _leaves(paid: Sequence[_Paid]) -> Iterator[list[int]]:
-    """Rounds that may have been left, none at first: one or two, or any after which their author jumped."""
-    jumped = [one.round for one in paid if one.jumped]
-    every = [*jumped, *(one.round for one in paid if not one.jumped)]
-    for count in range(len(paid) + 1):
-        yield from map(list, itertools.combinations(every if count <= 2 else jumped, count))
-
-
-def _compare(claimed: int | None, worth: Worth) -> str:
-    if claimed is None:
-        return UNCLAIMED if worth.low else RIGHT if not worth.high else UNCHECKED
+def _compare(claimed: int, worth: Worth) -> str:
     if not worth.low <= claimed <= worth.high:
         return WRONG
     return RIGHT if claimed == worth.amount and not worth.open else UNCHECKED
@@ -279,3 +262,7 @@ def _votes(of: ledger.Round, standings: Mapping[tuple[int, str], Standing]) -> l
                 why = "" if elected.right else "the winner's claims were not found right"
             found.append(Vote(of.number, vote.account, winner, why, vote.hash))
     return found
+
+
+def _bytes(hexadecimal: str) -> bytes:
+    return bytes.fromhex(hexadecimal.removeprefix("0x"))

@@ -1,7 +1,6 @@
 """What an audit goes by: the records in nodes' journals, the rounds on the chain, and a judge of what answers earn."""
 
 import contextlib
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,36 +17,24 @@ from rlswarm_jax.records.schema import RecordError
 from rlswarm_jax.tasks.verifier import Verifier
 
 
-@dataclasses.dataclass(frozen=True)
-class Evidence:
-    """Signed records by content hash. since: of those whose journal it is, the round from which on it is whole."""
-
-    records: dict[bytes, SignedRecord]
-    since: dict[bytes, int]
-
-
-def read_journals(nodes: Sequence[Path]) -> Evidence:
-    """All records that these nodes published or heard. What is no signed record is left out.
+def read_journals(nodes: Sequence[Path]) -> dict[bytes, SignedRecord]:
+    """All records that these nodes published or heard, by content hash. What is no signed record is left out.
 
     Raises JournalError if a journal is not there, locked or damaged.
     """
-    records: dict[bytes, SignedRecord] = {}
-    since: dict[bytes, int] = {}
+    found: dict[bytes, SignedRecord] = {}
     for node in nodes:
         path = node / JOURNAL_FILE
-        entries, first = look(path, [Publish.__name__, Gather.__name__])
+        entries = look(path, [Publish.__name__, Gather.__name__])
         try:
-            published = {raw for entry in entries if entry.kind == Publish.__name__ for raw in kept_records(entry)}
-            gathered = {raw for entry in entries if entry.kind == Gather.__name__ for raw in kept_records(entry)}
+            raws = {raw for entry in entries for raw in kept_records(entry)}
         except JournalError as error:
             raise JournalError(f"{path}: {error}") from None
-        for raw in [*published, *gathered]:
+        for raw in raws:
             with contextlib.suppress(RecordError):
                 signed = open_envelope(raw)
-                records[signed.hash] = signed
-                if raw not in gathered:
-                    since[signed.record.author] = min(first, since.get(signed.record.author, first))
-    return Evidence(records, since)
+                found[signed.hash] = signed
+    return found
 
 
 def read_chain(rpc: Rpc, contract: str, first_block: int) -> list[ledger.Round]:

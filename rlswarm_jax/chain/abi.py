@@ -1,4 +1,4 @@
-"""The contract's interface as bytes: calls, answers, events, errors by name."""
+"""The contracts' interfaces as bytes: calls, answers, events, errors by name; ours and the original's."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -8,34 +8,8 @@ from eth_abi.exceptions import DecodingError
 from eth_utils import function_signature_to_4byte_selector, keccak
 from eth_utils.abi import abi_to_signature, collapse_if_tuple
 
-from rlswarm_jax.chain.contracts import coordinator
+from rlswarm_jax.chain.contracts import coordinator, original
 from rlswarm_jax.chain.errors import MalformedAnswer
-
-# the original's errors that our contract has no use for; (string) and (uint256) are Solidity's own
-_FOREIGN_ERRORS = (
-    "AddressEmptyCode(address)",
-    "ERC1967InvalidImplementation(address)",
-    "ERC1967NonPayable()",
-    "FailedCall()",
-    "InvalidBootnodeIndex()",
-    "InvalidInitialization()",
-    "InvalidRoundNumber()",
-    "InvalidStageNumber()",
-    "InvalidVote()",
-    "InvalidVoterPeerId()",
-    "NotInitializing()",
-    "OnlyBootnodeManager()",
-    "OnlyOwner()",
-    "OnlyStageManager()",
-    "PeerIdAlreadyRegistered()",
-    "RewardAlreadySubmitted()",
-    "StageOutOfBounds()",
-    "UUPSUnauthorizedCallContext()",
-    "UUPSUnsupportedProxiableUUID(bytes32)",
-    "WinnerAlreadyVoted()",
-    "Error(string)",
-    "Panic(uint256)",
-)
 
 
 class Event(NamedTuple):
@@ -48,24 +22,28 @@ class Event(NamedTuple):
 
 @cache
 def _errors() -> dict[bytes, str]:
-    own = [abi_to_signature(entry) for entry in coordinator()["abi"] if entry["type"] == "error"]
-    return {function_signature_to_4byte_selector(one): one for one in (*own, *_FOREIGN_ERRORS)}
+    named = [abi_to_signature(entry) for entry in _entries("error")]
+    return {function_signature_to_4byte_selector(one): one for one in (*named, "Error(string)", "Panic(uint256)")}
+
+
+def _entries(kind: str) -> list[Any]:
+    """The original's first: of what both have, ours is the one that counts."""
+    return [entry for entry in (*original(), *coordinator()["abi"]) if entry["type"] == kind]
 
 
 @cache
 def events() -> dict[bytes, Event]:
-    """The contract's events by their first topic; the original's are among them."""
+    """The contracts' events by their first topic."""
     found = {}
-    for entry in coordinator()["abi"]:
-        if entry["type"] == "event":
-            fields = [(one["name"], collapse_if_tuple(one), one["indexed"]) for one in entry["inputs"]]
-            indexed, plain = (tuple((n, t) for n, t, i in fields if i is wanted) for wanted in (True, False))
-            found[keccak(text=abi_to_signature(entry))] = Event(entry["name"], indexed, plain)
+    for entry in _entries("event"):
+        fields = [(one["name"], collapse_if_tuple(one), one["indexed"]) for one in entry["inputs"]]
+        indexed, plain = (tuple((n, t) for n, t, i in fields if i is wanted) for wanted in (True, False))
+        found[keccak(text=abi_to_signature(entry))] = Event(entry["name"], indexed, plain)
     return found
 
 
 def topic(name: str) -> bytes:
-    """The first topic of an event of ours."""
+    """The first topic of an event."""
     return next(topic for topic, event in events().items() if event.name == name)
 
 

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import coincurve
+import eth_abi
 from eth_utils import keccak
 
 from rlswarm_jax.chain import abi, eth
@@ -15,39 +16,39 @@ from rlswarm_jax.identity import author_of
 NEEDS = {
     "register": None,
     "payout": ("register", False),
-    "commit": ("register", False),
-    "reward": ("commit", True),
-    "vote": ("commit", True),
-    "weights": ("commit", True),
+    "settle": ("register", False),
+    "weights": ("settle", True),
+    "reward": ("register", False),  # these two: what a settlement becomes on the original's contracts
+    "vote": ("register", False),
     "advance": None,
     "finalize": None,
 }
-_WINDOWED = {"commit", "reward", "vote"}
 MAX_ROUND = 1 << 31  # rounds of a coordinator are below: they are seconds at least
 _AHEAD = 2  # rounds that a reorganisation may take back for a moment
 # refusals that another block may lift; all others end a wish
 _PASSING = {"BeaconNotReady", "TooEarly", "NotRegistered"}
 # refusals that say that the chain has something for the wish already: is it the same?
 _PRESENT = {
-    "PeerIdAlreadyRegistered",
-    "AlreadyCommitted",
+    "AlreadyRegistered",
+    "AlreadySettled",
+    "AlreadyPublished",
+    "OnlyPayout",
+    "PeerIdAlreadyRegistered",  # from here on the original's
     "RewardAlreadySubmitted",
     "WinnerAlreadyVoted",
-    "WeightsAlreadyPublished",
-    "OnlyPayout",
 }
+OUT_OF_WINDOW = {"InvalidRound", "InvalidRoundNumber"}
 
 
 class Interface(NamedTuple):
     """What a contract offers. name: "rlswarm_jax", or the original's "0.6.0" or "0.4.2".
 
-    ours: whether it takes commitments and has beacons. submitted: the full signature of its view that tells whether a
-    reward is there. min_seconds, max_seconds: of a round; window: past rounds that it takes things for (0: unknown).
+    ours: whether it takes commitments and has beacons. min_seconds, max_seconds: of a round; window: past rounds that
+    it takes settlements for (0: unknown).
     """
 
     name: str
     ours: bool
-    submitted: str
     min_seconds: int = 0
     max_seconds: int = 0
     window: int = 0
@@ -59,6 +60,20 @@ class Node(NamedTuple):
     account: str
     author: bytes
     peer_id: str
+
+
+class Commitment(NamedTuple):
+    """To the records since the last one: the Merkle root over their content hashes, the first and the last of these,
+    and their number; hashes of the model's state before and after, and of what the swarm agreed on. 32 bytes each.
+    """
+
+    root: bytes
+    first: bytes
+    last: bytes
+    count: int  # type: ignore[assignment] # hides tuple's method
+    before: bytes
+    after: bytes
+    config: bytes
 
 
 class Now(NamedTuple):
@@ -91,8 +106,8 @@ _BY_ACCOUNT = "hasSubmittedRoundStageReward(uint256,uint256,address)"
 _BY_ID = "hasSubmittedRoundStageReward(uint256,uint256,string)"
 STATUS = ["uint256"] * 4 + ["bool", "bytes32", "bool", "uint256", "uint256"]
 PEER = ["bool", "uint32", "uint32", "uint32", "int112"]  # registered, since, wins, votes, total
+_COMMITMENT = "(bytes32,bytes32,bytes32,uint256,bytes32,bytes32,bytes32)"
 NOBODY = "0x" + 40 * "0"
-COUNTED = (1, 2)  # proven, attested
 RULES = ["uint32", "uint32", "uint32", "uint32", "uint64"]
 
 
@@ -134,12 +149,12 @@ def probe(rpc: Rpc, contract: str) -> Interface:
     if _view(rpc, contract, "status()", (), STATUS) is not None:
         rules = _view(rpc, contract, "rules()", (), RULES)
         if rules is not None:
-            return Interface("rlswarm_jax", True, _BY_ACCOUNT, rules[0], rules[1], rules[3])
+            return Interface("rlswarm_jax", True, rules[0], rules[1], rules[3])
     if _view(rpc, contract, "currentRound()", (), ["uint256"]) is not None:
         if _view(rpc, contract, _BY_ID, (0, 0, ""), ["bool"]) is not None:
-            return Interface("0.6.0", False, _BY_ID)
+            return Interface("0.6.0", False)
         if _view(rpc, contract, _BY_ACCOUNT, (0, 0, contract), ["bool"]) is not None:
-            return Interface("0.4.2", False, _BY_ACCOUNT)
+            return Interface("0.4.2", False)
     raise NoContract(f"the contract at {contract} is no swarm coordinator that this client knows: check the address.")
 
 
@@ -148,28 +163,25 @@ def call_for(wish: Wish, interface: Interface, node: Node) -> tuple[str, tuple] 
     has, n, stage = wish.arguments, wish.round, wish.stage
     match wish.kind:
         case "register" if interface.ours:
-            return "registerKey(uint256,uint256)", point(node.author)
+            return "register(uint256,uint256)", point(node.author)
         case "register":
             return "registerPeer(string)", (node.peer_id,)
-        case "reward" if interface.ours:
-            return "reward(uint256,uint256,int256)", (n, stage, has["amount"])
-        case "reward":  # of the two overloads, the one that both of the original's versions have
-            return "submitReward(uint256,uint256,int256,string)", (n, stage, has["amount"], node.peer_id)
-        case "vote":
-            authors = [author_of(one) for one in has["winners"]]
-            if interface.ours and all(authors):
-                accounts = {account_of(author) for author in authors if author}
-                return "vote(uint256,address[])", (n, sorted(accounts, key=str.lower))
-            return "submitWinners(uint256,string[],string)", (n, has["winners"], node.peer_id)
         case "advance":
             return ("advanceRound()" if interface.ours else "updateStageAndRound()"), ()
+        case "reward" if not interface.ours:  # of the two overloads, the one that both of the original's versions have
+            return "submitReward(uint256,uint256,int256,string)", (n, stage, has["amount"], node.peer_id)
+        case "vote" if not interface.ours:
+            return "submitWinners(uint256,string[],string)", (n, has["winners"], node.peer_id)
+        case "settle" if interface.ours and has["commitment"]:
+            voted = {account_of(author) for author in map(author_of, has["winners"]) if author}
+            arguments = n, bytes.fromhex(has["tag"]), *_settled(has), sorted(voted, key=str.lower)
+            return f"settle(uint256,bytes4,{_COMMITMENT},int64[3],address[])", arguments
+        case "settle" | "reward" | "vote":
+            return None
         case _ if not interface.ours:
             return None
         case "payout":
             return "setPayout(address,address)", (node.account, has["payout"])
-        case "commit":
-            hashes = [bytes.fromhex(has[name]) for name in ("tag", "root", "before", "after", "config")]
-            return "commit(uint256,bytes4,bytes32,bytes32,bytes32,bytes32)", (n, *hashes)
         case "weights":
             return "publishWeights(uint256,bytes32,string)", (n, bytes.fromhex(has["hash"]), has["uri"])
         case "finalize":
@@ -181,7 +193,7 @@ def obsolete(wish: Wish, interface: Interface, current: int) -> str:
     """Why a wish has no point any more in round `current`; empty if it has."""
     if wish.kind in ("advance", "finalize") and current != wish.round:
         return "the round is over" if current > wish.round else "the chain took the round back"
-    if interface.ours and wish.kind in _WINDOWED and current > wish.round + interface.window:
+    if interface.ours and wish.kind == "settle" and current > wish.round + interface.window:
         return f"the contract takes nothing for rounds more than {interface.window} back"
     return ""
 
@@ -194,22 +206,24 @@ def verdict(rpc: Rpc, wish: Wish, interface: Interface, node: Node, error: Rever
     """
     if error.name in _PRESENT:
         return "done" if _present(rpc, wish, interface, node) else "refused"
-    to_come = current < wish.round <= current + _AHEAD and error.name == "InvalidRoundNumber"
+    to_come = current < wish.round <= current + _AHEAD and error.name in OUT_OF_WINDOW
     stage_to_come = wish.round >= current and wish.stage < 3 and error.name == "InvalidStageNumber"
     return "later" if error.name in _PASSING or to_come or stage_to_come else "refused"
 
 
 def _present(rpc: Rpc, wish: Wish, interface: Interface, node: Node) -> bool:
     has, n = wish.arguments, wish.round
+    if wish.kind == "register" and interface.ours:
+        peer = _view(rpc, wish.contract, "peerOf(address)", (node.account,), PEER)
+        return peer is not None and peer[0]
     if wish.kind == "register":
         accounts = _view(rpc, wish.contract, "getEoa(string[])", ([node.peer_id],), ["address[]"])
         return accounts is not None and [one.lower() for one in accounts[0]] == [node.account.lower()]
     if wish.kind == "payout":
         return payout_of(rpc, wish.contract, node.account) == wish.arguments["payout"]
-    if wish.kind == "commit":
-        hashes = b"".join(bytes.fromhex(has[name]) for name in ("root", "before", "after", "config"))
-        found = _view(rpc, wish.contract, "commitmentOf(uint256,address)", (n, node.account), ["bytes32"])
-        return found == (keccak(hashes),)
+    if wish.kind == "settle":
+        found = _view(rpc, wish.contract, "settlementOf(uint256,address)", (n, node.account), ["bytes32"])
+        return found == (keccak(eth_abi.encode([_COMMITMENT, "int64[3]"], _settled(has))),)
     if wish.kind == "reward":
         arguments = (n, wish.stage, [node.account])
         found = _view(rpc, wish.contract, "getRoundStageReward(uint256,uint256,address[])", arguments, ["int256[]"])
@@ -219,6 +233,12 @@ def _present(rpc: Rpc, wish: Wish, interface: Interface, node: Node) -> bool:
         return found is not None and sorted(found[0]) == sorted(has["winners"])
     found = _view(rpc, wish.contract, "weightsOf(uint256,address)", (n, node.account), ["bytes32"])
     return found == (bytes.fromhex(has["hash"]),)
+
+
+def _settled(has: dict[str, Any]) -> tuple[tuple, list[int]]:
+    """A settle wish's commitment and claims, as the contract takes them."""
+    root, first, last, count, *hashes = has["commitment"]
+    return (*map(bytes.fromhex, (root, first, last)), count, *map(bytes.fromhex, hashes)), has["claims"]
 
 
 def _view(rpc: Rpc, contract: str, signature: str, arguments: tuple, types: list[str]) -> tuple[Any, ...] | None:

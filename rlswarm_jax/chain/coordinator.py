@@ -4,11 +4,9 @@
     chain = Coordinator(rpc, "0x5FbDB2315678afecb367f032d93F642f64180aa3", identity, Path("runs/node0"), chain_id=31337)
     chain.register()                                            # each writes one line to disk and returns at once
     threading.Thread(target=chain.run, args=(stop,)).start()    # or call chain.step() off the training thread
-    now = chain.status()                                        # round, stage, beacon: asked for once per block
-    chain.commit(now.round, now.beacon, root, before, after, config_hash)
-    chain.reward(now.round, stage=0, amount=1_000_000)          # is sent when the commitment is in a block
-    chain.vote(now.round, [a_peer_id, another])
-    print(chain.counts())                                       # {"done": 3, "waiting": 1}
+    now = chain.status()                                        # round and beacon: asked for once per block
+    chain.settle(now.round, now.beacon, commitment, [1_000_000, 0, 0], [a_peer_id, another])
+    print(chain.counts())                                       # {"done": 1, "waiting": 1}
 
 What a node wants is written to the outbox when it happens, once however often it is wished, and sent by `step`, which
 survives whatever the endpoint does: see `outbox` and `sender`. `events.EventIndex` reads what all peers did.
@@ -59,9 +57,9 @@ _HASH_DEPTH = 256  # blocks whose hashes the EVM knows
 class Status(NamedTuple):
     """The moment, as of a block. started: seconds since 1970. anchor: a beacon's block comes after it.
 
-    beacon: 32 bytes; None until its block is there, if it was lost, and on contracts that have none. commitments: in
-    this round; needed: for a quorum. advanceable: by anyone, in that block. Fields that an original contract lacks are
-    0.
+    beacon: 32 bytes; None until its block is there, if it was lost, and on contracts that have none. settlements: in
+    this round; needed: for a quorum. advanceable: by anyone, in that block. stage: of an original contract; fields that
+    a contract lacks are 0.
     """
 
     round: int
@@ -69,7 +67,7 @@ class Status(NamedTuple):
     beacon: bytes | None
     block: int
     started: int = 0
-    commitments: int = 0
+    settlements: int = 0
     needed: int = 0
     advanceable: bool = False
     anchor: int = 0
@@ -156,18 +154,18 @@ class Coordinator:
 
     def registered(self, author: bytes) -> int | None:
         """In which round a node key (its 33 bytes) was registered; None if it does not count. Raises as `status`."""
-        (kind, _, _, since, *_), _ = self._view("peerOf(address)", (calls.account_of(author),), calls.PEER)
-        return since if kind in calls.COUNTED else None
+        counts, since, *_ = self._view("peerOf(address)", (calls.account_of(author),), calls.PEER)
+        return since if counts else None
 
     def committers(self, now: Status) -> frozenset[str]:
-        """Accounts that have committed in the present round, as far as its latest blocks tell.
+        """Accounts that have settled in the present round, as far as its latest blocks tell.
 
         Raises as `status`, and Refused by an endpoint that gives no events.
         """
         first = max(now.anchor, now.block - _EVENT_BLOCKS)
-        logs = eth.logs(self._rpc, self.address, first, max(first, now.block), abi.topic("Committed"))
+        logs = eth.logs(self._rpc, self.address, first, max(first, now.block), abi.topic("Settled"))
         events = [abi.decode_event(log.topics, log.data) for log in logs]
-        told = [fields for name, fields in filter(None, events) if name == "Committed"]
+        told = [fields for name, fields in filter(None, events) if name == "Settled"]
         return frozenset(eth.checksum(fields["account"]) for fields in told if fields["round"] == now.round)
 
     def check_payout(self, payout: str | None) -> None:
@@ -194,12 +192,6 @@ class Coordinator:
         """Addresses at which to enter the swarm, as its owner names them: unchecked text. Raises as `status`."""
         return list(self._view("getBootnodes()", (), ["string[]"])[0])
 
-    def rewarded(self, round: int, stage: int) -> bool:
-        """Whether the chain has this node's reward for a stage, by the view the contract offers. Raises as `status`."""
-        signature = self.connect().submitted
-        who = self.account if signature.endswith("address)") else self._node.peer_id
-        return bool(self._view(signature, (round, stage, who), ["bool"])[0])
-
     # --- wishing: on disk when the call returns, whatever the chain does; whether it is new
 
     def register(self, payout: str | None = None) -> bool:
@@ -217,27 +209,32 @@ class Coordinator:
             self._want("payout", 0, number, wanted, again=True)
         return new
 
-    def commit(self, round: int, beacon: bytes, root: bytes, before: bytes, after: bytes, config: bytes) -> bool:
-        """Commits to a round's work, 32 bytes each: its beacon, Merkle root, state before and after, config hash.
+    def settle(
+        self,
+        round: int,
+        beacon: bytes,
+        commitment: calls.Commitment | None,
+        claims: Sequence[int],
+        winners: Sequence[str],
+    ) -> bool:
+        """All that a node says of a round: what it commits to, what its stages earned, and up to 8 votes, by peer id.
 
-        Raises ValueError for other lengths, or a root of zeros.
+        claims: of the three stages, in the swarm's fixed-point units. On the original's contracts, which have neither
+        beacons nor commitments (`b""`, None), this becomes a reward for each stage that is not 0, and a vote.
+        Raises ValueError for what no contract would take.
         """
-        if {len(one) for one in (beacon, root, before, after, config)} != {32} or not any(root):
-            raise ValueError("a commitment's beacon and hashes have 32 bytes each, and its root is not all zeros.")
-        hashes = {"root": root.hex(), "before": before.hex(), "after": after.hex(), "config": config.hex()}
-        return self._want("commit", round, 0, {"tag": beacon[:4].hex()} | hashes)
-
-    def reward(self, round: int, stage: int, amount: int) -> bool:
-        """Claims what a stage of a round earned, in the swarm's fixed-point units. ValueError beyond 256 bits."""
-        if not -(1 << 255) <= amount < 1 << 255:
-            raise ValueError("a reward is a whole number of at most 256 bits.")
-        return self._want("reward", round, stage, {"amount": amount})
-
-    def vote(self, round: int, winners: Sequence[str]) -> bool:
-        """Votes for a round's winners, by peer id: 1 to 8, none twice, not oneself (ValueError otherwise)."""
-        if not 1 <= len(winners) <= 8 or len(set(winners)) < len(winners) or self._node.peer_id in winners:
-            raise ValueError("a vote names 1 to 8 other peers, none twice.")
-        return self._want("vote", round, 0, {"winners": sorted(winners)})
+        hashes = [] if commitment is None else [beacon, *(one for one in commitment if isinstance(one, bytes))]
+        if any(len(one) != 32 for one in hashes) or (
+            commitment and not (any(commitment.root) and commitment.count > 0)
+        ):
+            raise ValueError("a beacon and a commitment's hashes have 32 bytes each; its root and count are not zero.")
+        if len(claims) != 3 or not all(-(1 << 63) <= one < 1 << 63 for one in claims):
+            raise ValueError("claims are three whole numbers of at most 64 bits.")
+        if len(winners) > 8 or len(set(winners)) < len(winners) or self._node.peer_id in winners:
+            raise ValueError("a vote names at most 8 other peers, none twice.")
+        made = commitment and [one.hex() if isinstance(one, bytes) else one for one in commitment]
+        said = {"commitment": made, "claims": list(claims), "winners": sorted(winners)}
+        return self._want("settle", round, 0, {"tag": beacon[:4].hex()} | said)
 
     def advance(self, round: int) -> bool:
         """Advances from a round to the next as soon as the rule allows; dropped if somebody else does it first."""
@@ -252,8 +249,8 @@ class Coordinator:
         return self._want("weights", round, 0, {"hash": weights_hash.hex(), "uri": uri})
 
     def counts(self) -> dict[str, int]:
-        """How many wishes are waiting, signed, mined, done, refused, dropped."""
-        return self._outbox.counts()
+        """How many wishes for this contract are waiting, signed, mined, done, refused, dropped."""
+        return self._outbox.counts(self.address)
 
     def wishes(self, *states: str) -> list[Wish]:
         """This node's wishes with transaction hashes and reasons, in order; all, or those in these states."""
@@ -357,8 +354,8 @@ class Coordinator:
             return Status(numbers[0], numbers[1], None, head.number)
         now = calls.read_now(self._view("status()", (), calls.STATUS))
         beacon = now.beacon if any(now.beacon) else None
-        more = (now.started, now.commitments, now.needed, now.advanceable, now.anchor, now.peers)
-        return Status(now.round, now.stage, beacon, head.number, *more)
+        more = (now.started, now.settlements, now.needed, now.advanceable, now.anchor, now.peers)
+        return Status(now.round, 0, beacon, head.number, *more)
 
     def _advance_outbox(self) -> None:
         interface = self.connect()
@@ -392,20 +389,22 @@ class Coordinator:
         reason = calls.obsolete(wish, interface, now.round)
         if reason and wish.kind in ("advance", "finalize"):
             return self._end(wish, "dropped", reason)
+        if wish.kind == "settle" and not interface.ours:
+            return self._split(wish)
         call = calls.call_for(wish, interface, self._node)
         if call is None:
             return self._end(wish, "dropped", f"a contract of the kind {interface.name} takes no {wish.kind}")
-        if (needed := self._needed(wish, interface)) is not None:
+        if (needed := self._needed(wish)) is not None:
             if needed.state in ("waiting", "signed"):
                 return self._explain(wish, f"for the {needed.kind}", head)
-            if needed.kind == "commit" and needed.state in ("refused", "dropped"):
-                return self._end(wish, "dropped", f"its commitment was {needed.state}: {needed.reason}")
+            if needed.kind == "settle" and needed.state in ("refused", "dropped"):
+                return self._end(wish, "dropped", f"its settlement was {needed.state}: {needed.reason}")
         try:
             gas = _ADVANCE_GAS if wish.kind == "advance" and self._is_due(interface, now, head) else None
             self._sender.submit(wish, wish.contract, abi.encode_call(*call), head, gas)
         except Reverted as error:
             verdict = calls.verdict(self._rpc, wish, interface, self._node, error, now.round)
-            if reason and error.name == "InvalidRoundNumber":
+            if reason and error.name in calls.OUT_OF_WINDOW:
                 self._end(wish, "dropped", reason)
             elif verdict == "done":
                 self._end(wish, "done", "the chain had it already")
@@ -419,21 +418,29 @@ class Coordinator:
             self._explain(wish, str(error), head)
         return None
 
+    def _split(self, wish: Wish) -> None:
+        """A settlement as the original's contracts take it."""
+        has = wish.arguments
+        for stage, amount in enumerate(has["claims"]):
+            if amount:
+                self._want("reward", wish.round, stage, {"amount": amount})
+        if has["winners"]:
+            self._want("vote", wish.round, 0, {"winners": has["winners"]})
+        self._end(wish, "done", "as rewards and a vote")
+
     def _is_due(self, interface: calls.Interface, now: Status, head: eth.Head) -> bool:
         """Whether a round may be over by this machine's clock, while the chain's stands still for want of a block.
 
         An estimate goes by the chain's; a transaction's own block will have the present time.
         """
         elapsed = self._wall_clock() - now.started
-        due = elapsed > interface.max_seconds or (elapsed > interface.min_seconds and now.commitments >= now.needed)
+        due = elapsed > interface.max_seconds or (elapsed > interface.min_seconds and now.settlements >= now.needed)
         stalled = self._clock() - self._moved[1] > self._patience
         return interface.ours and now.beacon is not None and due and stalled
 
-    def _needed(self, wish: Wish, interface: calls.Interface) -> Wish | None:
+    def _needed(self, wish: Wish) -> Wish | None:
         """The wish that has to be in a block first; None if there is none, or nobody wished it."""
         need = calls.NEEDS[wish.kind]
-        if need is not None and need[0] == "commit" and not interface.ours:
-            need = ("register", False)
         return self._outbox.find(wish.contract, need[0], wish.round if need[1] else 0, 0) if need else None
 
     def _stood(self, wish: Wish, reason: str, head: eth.Head) -> bool:

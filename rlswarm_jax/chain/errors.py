@@ -72,7 +72,7 @@ class NotMined(ChainError):
 
 
 class BadRegistration(ChainError):
-    """A signed registration or attestation does not hold, or is for another swarm."""
+    """A signed registration does not hold, or is for another swarm."""
 
 
 class ExpiredRegistration(BadRegistration):

@@ -8,17 +8,18 @@ from pathlib import Path
 import msgspec
 
 from rlswarm_jax.chain.calls import account_of
-from rlswarm_jax.chain.errors import NoContract
+from rlswarm_jax.chain.errors import MalformedAnswer, NoContract
 from rlswarm_jax.chain.eth import checksum, has_code
 from rlswarm_jax.chain.events import Entry, EventIndex
 from rlswarm_jax.chain.rpc import Endpoint, Patient, Rpc
-from rlswarm_jax.identity import author_of
+from rlswarm_jax.identity import peer_id
 
 PATIENCE = 120.0  # seconds that a call waits for an endpoint that is asked too much
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """A registration. kind: proven (the id holds the account's key), attested, claimed (counts for nothing), struck.
+    """A registration. kind: proven (by the key that the id holds), or claimed: on the original's contracts, which check
+    nothing.
 
     payout: where its earnings go. hash: of the transaction; accounts have their checksum, here and below.
     """
@@ -31,10 +32,13 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Commitment(msgspec.Struct, frozen=True):
-    """root, state_before, state_after, config: 32 bytes, 0x and hex."""
+    """root, first, last, state_before, state_after, config: 32 bytes, 0x and hex. count: of the records it covers."""
 
     account: str
     root: str
+    first: str
+    last: str
+    count: int
     state_before: str
     state_after: str
     config: str
@@ -42,7 +46,7 @@ class Commitment(msgspec.Struct, frozen=True):
 
 
 class Reward(msgspec.Struct, frozen=True):
-    """A claim. amount: in millionths of a full mark."""
+    """A claim; of a settlement, one for each stage. amount: in millionths of a full mark."""
 
     account: str
     stage: int
@@ -51,7 +55,7 @@ class Reward(msgspec.Struct, frozen=True):
 
 
 class Vote(msgspec.Struct, frozen=True):
-    """winners: peer ids."""
+    """winners: peer ids; of a settlement those that count."""
 
     account: str
     winners: list[str]
@@ -139,60 +143,77 @@ def events_of(rpc: Rpc, contract: str, path: Path, first_block: int | None = Non
 
 
 def peers(index: EventIndex) -> list[Peer]:
-    """All registrations in their order; of one account, what is proven or attested and what is merely claimed."""
-    attested = {entry.hash: entry.fields["account"] for entry in index.entries("PeerAttested")}
-    struck = {entry.fields["account"] for entry in index.entries("AttestationStruck")}
+    """All registrations in their order. Raises MalformedAnswer for a key that is not the account's."""
     payouts = {entry.fields["account"]: entry.fields["payout"] for entry in index.entries("PayoutSet")}
-    found = []
-    for entry in index.entries("PeerRegistered"):
-        account, peer_id = entry.fields["eoa"], entry.fields["peerId"]
-        author = author_of(peer_id)
-        if author is not None and account_of(author) == checksum(account):
-            kind = "proven"
-        elif attested.get(entry.hash) == account:
-            kind = "struck" if account in struck else "attested"
-        else:
-            kind = "claimed"
-        found.append(Peer(checksum(account), peer_id, kind, checksum(payouts.get(account, account)), entry.hash))
-    return found
+    proven = [
+        Peer(
+            checksum(entry.fields["account"]),
+            _peer_id(entry),
+            "proven",
+            checksum(payouts.get(entry.fields["account"], entry.fields["account"])),
+            entry.hash,
+        )
+        for entry in index.entries("Registered")
+    ]
+    claimed = [
+        Peer(
+            checksum(entry.fields["eoa"]), entry.fields["peerId"], "claimed", checksum(entry.fields["eoa"]), entry.hash
+        )
+        for entry in index.entries("PeerRegistered")
+    ]
+    return proven + claimed
 
 
-def round_of(index: EventIndex, number: int) -> Round:
-    """What is on record of a round; all of it in the chain's order."""
-    beacons = index.entries("BeaconFinalized", number)
-    began = index.entries("RoundAdvanced", number)
+def rounds(index: EventIndex) -> list[Round]:
+    """All rounds that anything is on record of; all of it in the chain's order."""
+    names = {peer.account: peer.peer_id for peer in peers(index) if peer.kind == "proven"}
+    return [_round(index, number, names) for number in index.rounds()]
+
+
+def totals(index: EventIndex) -> dict[str, Total]:
+    """By account: what it claims, and the votes it received; by peer id, where that is all that is known."""
+    accounts = {peer.peer_id: peer.account for peer in peers(index) if peer.kind == "proven"}
+    claimed, votes = Counter[str](), Counter[str]()
+    for one in rounds(index):
+        for reward in one.rewards:
+            claimed[reward.account] += reward.amount
+        for vote in one.votes:
+            votes.update(accounts.get(winner, winner) for winner in vote.winners)
+    return {account: Total(claimed[account], votes[account]) for account in dict.fromkeys([*claimed, *votes])}
+
+
+def _round(index: EventIndex, number: int, names: dict[str, str]) -> Round:
+    """names: peer ids by account."""
+    beacons, began = (index.entries(name, number) for name in ("BeaconFinalized", "RoundAdvanced"))
+    commitments, rewards, votes = [], [], []
+    for entry in index.entries("Settled", number):
+        account, has = checksum(entry.fields["account"]), entry.fields
+        root, first, last, count, before, after, config = has["commitment"]
+        commitments.append(Commitment(account, root, first, last, count, before, after, config, entry.hash))
+        rewards += [Reward(account, stage, amount, entry.hash) for stage, amount in enumerate(has["claims"])]
+        if winners := [checksum(winner) for winner in has["winners"]]:
+            votes.append(Vote(account, [names.get(winner, winner) for winner in winners], entry.hash))
     return Round(
         number,
         beacons[-1].fields["beacon"] if beacons else "",
         began[-1].hash if began else "",
-        [_commitment(entry) for entry in index.entries("Committed", number)],
-        [_reward(entry) for entry in index.entries("RewardSubmitted", number)],
-        [_vote(entry) for entry in index.entries("WinnerSubmitted", number)],
+        commitments,
+        rewards + [_reward(entry) for entry in index.entries("RewardSubmitted", number)],
+        votes + [_vote(entry) for entry in index.entries("WinnerSubmitted", number)],
         [_weights(entry) for entry in index.entries("WeightsPublished", number)],
     )
 
 
-def rounds(index: EventIndex) -> list[Round]:
-    """All rounds that anything is on record of."""
-    return [round_of(index, number) for number in index.rounds()]
-
-
-def totals(index: EventIndex) -> dict[str, Total]:
-    """By account: what it claims, and the votes it received."""
-    by_id = {peer.peer_id: peer.account for peer in peers(index) if peer.kind != "claimed"}
-    claimed, votes = Counter[str](), Counter[str]()
-    for entry in index.entries("RewardSubmitted"):
-        claimed[checksum(entry.fields["account"])] += entry.fields["reward"]
-    for entry in index.entries("WinnerSubmitted"):
-        votes.update(by_id.get(winner, winner) for winner in entry.fields["winners"])
-    return {account: Total(claimed[account], votes[account]) for account in dict.fromkeys([*claimed, *votes])}
-
-
-def _commitment(entry: Entry) -> Commitment:
+def _peer_id(entry: Entry) -> str:
     has = entry.fields
-    return Commitment(
-        checksum(has["account"]), has["root"], has["stateBefore"], has["stateAfter"], has["configHash"], entry.hash
-    )
+    author = bytes([2 + has["y"] % 2]) + has["x"].to_bytes(32)
+    try:
+        proven = account_of(author) == checksum(has["account"])
+    except ValueError:
+        proven = False
+    if not proven:
+        raise MalformedAnswer(f"the chain endpoint says that {has['account']} was registered by another's key.")
+    return peer_id(author)
 
 
 def _reward(entry: Entry) -> Reward:
@@ -207,4 +228,4 @@ def _vote(entry: Entry) -> Vote:
 
 def _weights(entry: Entry) -> Weights:
     has = entry.fields
-    return Weights(checksum(has["account"]), has["weightsHash"], has["uri"], entry.hash)
+    return Weights(checksum(has["account"]), has["weights"], has["uri"], entry.hash)

@@ -8,6 +8,7 @@ A wish is one line, however often it is wished. Its life:
             (refused: the contract said no, for good; dropped: by a rule of ours)            |
                                    signed <--- a reorganisation freed the nonce again -------+
 
+Wishes are of a contract; those for another than the node speaks to now, of a version before, say, just lie there.
 A transaction is written down before it is sent; a wish gets another nonce only once the one before is used for good.
 """
 
@@ -149,9 +150,9 @@ class Outbox:
         """Wishes that have a transaction that is not under enough blocks yet, by nonce."""
         return self._wishes("state IN ('signed', 'mined') ORDER BY nonce", ())
 
-    def counts(self) -> dict[str, int]:
-        """How many wishes are in each state."""
-        return dict(self._run("SELECT state, count(*) FROM wishes GROUP BY state"))
+    def counts(self, contract: str) -> dict[str, int]:
+        """How many wishes for a contract are in each state."""
+        return dict(self._run("SELECT state, count(*) FROM wishes WHERE contract = ? GROUP BY state", (contract,)))
 
     def nonces(self, first: int) -> set[int]:
         """Nonces from `first` on that wishes hold."""

@@ -1,8 +1,7 @@
 """Which authors a coordinator counts as registered, as far as it was asked: soon, and at a bounded rate.
 
 Keys are free, so what is unknown is asked for a few at a time, and a "no" is asked about again after ever longer.
-A "yes" is, too, now and then: an attestation may be struck out, a reorganisation undo a registration, and an endpoint
-may have lied.
+A "yes" is, too, now and then: a reorganisation may undo a registration, and an endpoint may have lied.
 """
 
 import time

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from rlswarm_jax.game.chain import Account, Moment
-from rlswarm_jax.game.effects import Effect, Hear, Learn, Metrics, Publish, decode_result, encode_result
+from rlswarm_jax.game.effects import Effect, Hear, Metrics, Publish, decode_result, encode_result
 from rlswarm_jax.game.round import NodeState, Round, next_round, play_round
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheet
@@ -59,14 +59,14 @@ def published(entry: Entry) -> bytes:
 
 
 class Player:
-    """One node's rounds. effect: what the driver is to fulfil; None between two rounds. learned: in this round."""
+    """One node's rounds. effect: what the driver is to fulfil; None between two rounds."""
 
     def __init__(self, index: int, game: Game, identity: Identity, journal: Journal, inbox: Inbox | None = None):
         self.index, self.game, self.identity, self._journal = index, game, identity, journal
         self.inbox = inbox or Inbox(game.swarm, game.author, game.max_staleness, game.stages, game.rounds)
         self.state = NodeState()
         self.effect: Effect | None = None
-        self.step, self.learned = 0, False
+        self.step = 0
         self._round: Round | None = None
         self._heard: list[Moment] = []  # of the chain when this round began
         self._published: list[bytes] = []  # in this round: content hashes
@@ -99,6 +99,8 @@ class Player:
         """Takes a journaled step again. Raises JournalError if it is not a step of this round."""
         if entry.kind == BEGIN:
             if self.effect is not None:
+                if self.bound:
+                    raise JournalError(f"node {self.index} round {entry.round}: the journal is of another run.")
                 self.abandon()
             self.state = dataclasses.replace(self.state, round=entry.round)
             self._start()
@@ -119,9 +121,14 @@ class Player:
         """Between two rounds: goes to the round in which most of the voting peers are."""
         self.state = next_round(self.state, latest_rounds, voters)
 
+    @property
+    def bound(self) -> bool:
+        """Whether the present round is to be finished, because its last stage was published."""
+        return len(self._published) == len(self.game.stages)
+
     def abandon(self) -> None:
         """Leaves the round that is being played unfinished; what was published in it stands, and earns nothing."""
-        assert not self.learned, "its update would be lost to the policy's version"
+        assert not self.bound, "what it claims and what its update is would not follow from what it published"
         if self.game.chain_every:
             take = self.state.round % self.game.chain_every == 0
             account = self.state.account.hear(self._heard, take).add(self._published, [])
@@ -139,7 +146,7 @@ class Player:
         self.inbox.restore(saved.inbox)
 
     def _start(self) -> None:
-        self._round, self.step, self.learned = play_round(self.game, self.state), 1, False
+        self._round, self.step = play_round(self.game, self.state), 1
         self._heard, self._published = [], []
         self.effect = self._round.send(None)
 
@@ -147,11 +154,11 @@ class Player:
         assert self._round is not None
         if isinstance(self.effect, Hear) and self.step == 1:
             self._heard = result
-        self.step, self.learned = self.step + 1, self.learned or isinstance(self.effect, Learn)
+        self.step += 1
         try:
             self.effect = self._round.send(result)
         except StopIteration as stop:
-            self.effect, self.learned = None, False
+            self.effect, self._published = None, []
             self.state, metrics = stop.value
             return metrics
         return None

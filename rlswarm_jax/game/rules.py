@@ -26,48 +26,31 @@ SHARED = b"shared"  # the author of problems that all nodes have
 MAX_TASKS = 24  # that the rules name; of more, they say what all of them hash to
 
 
-@dataclasses.dataclass(frozen=True)
-class Game:
-    """What does not change from round to round for one node.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What nodes must have in common to find each other's records right, and worth the same: all of it is hashed.
 
-    local_groups: problems that it answers in a round, the first `shared` of which all nodes have: those are criticised
-    and revised. shown, critics: most answers of others, and critiques, that a node is shown of a problem. show_votes:
-    and how the critics voted. stages: those that are played, in order. weights: of the stages' samples in the loss.
-    max_prompt_tokens: that this node's model reads; where others have written more, it leaves the problem out.
-    chain_every: rounds after which the chain is heard, and committed to (0: there is none). chain_id, contract: the
-    chain's and the coordinator's address there (0 and empty: simulated). `chain` in a method's parameters: the
-    coordinator's beacon that is in force, 32 bytes; empty without one.
+    local_groups: problems that a node answers in a round, the first `shared` of which all nodes have: those are
+    criticised and revised. shown, critics: most answers of others, and critiques, that a node is shown of a problem.
+    show_votes: and how the critics voted. stages: those that are played, in order. contract, chain_id: address of the
+    coordinator, and its chain (empty and 0: simulated; None: problems are drawn from `seed`, and there is no chain).
+    `chain` in a method's parameters: the coordinator's beacon that is in force, 32 bytes; empty without one.
     """
 
     swarm: str
     seed: int
-    author: bytes
     mixture: Mixture
-    tokenizer: Tokenizer
     prompt_format: PromptFormat
-    tokenizer_fingerprint: str
-    weights_fingerprint: str
-    eos_token_ids: tuple[int, ...]
-    rounds: int
     local_groups: int
-    external_groups: int
     group_size: int
-    temperature: float
-    max_new_tokens: int
-    max_staleness: int
-    evaluate_every: int
     stages: tuple[str, ...] = STAGES[:1]
     shared: int = 0
     shown: int = 3
     critics: int = 3
     show_votes: bool = True
     rewards: Rewards = dataclasses.field(default_factory=Rewards)
-    weights: tuple[float, ...] = (1.0, 1.0, 1.0)
-    max_prompt_tokens: int = 2**31
-    chain_every: int = 0
+    contract: str | None = None
     chain_id: int = 0
-    contract: str = ""
-    state_hash: bytes = b""  # of the train state that the node begins with
 
     @property
     def dialect(self) -> str:
@@ -76,18 +59,13 @@ class Game:
         return f"{self.prompt_format.name}/{hashlib.sha256(rules.encode()).hexdigest()[:8]}"
 
     @property
-    def rules(self) -> dict[str, str]:
-        """What nodes must have in common to find each other's records right, and worth the same, in readable parts.
-
-        Each is called as the config's field that decides it, as far as one does. Not among them is what may differ:
-        another model, temperature, budget of tokens or share of external groups. Those under `OF_TOKENS` bind only
-        nodes that have the same tokenizer: what ends a completion is one of its ids.
-        """
+    def terms(self) -> dict[str, str]:
+        """The rules in readable parts, each called as the config's field that decides it, as far as one does."""
         tasks = self.mixture.parts
         if len(tasks) > MAX_TASKS:
             tasks = {"": f"{len(tasks)} tasks, {self.mixture.fingerprint}"}
         chance = {CHAIN: NO_CHAIN, "seed": self.seed}  # what problems are drawn from
-        if self.chain_every:
+        if self.contract is not None:
             chance = {CHAIN: self.contract.lower(), CHAIN_ID: self.chain_id}
         return {
             RECORDS: f"{schema.VERSION}.{PAY_VERSION}",
@@ -103,19 +81,7 @@ class Game:
             "sampling.group_size": str(self.group_size),
             **{f"game.{name}_reward": str(float(paid)) for name, paid in dataclasses.asdict(self.rewards).items()},
             **{name: str(value) for name, value in chance.items()},
-            TOKENIZER: self.tokenizer_fingerprint,
-            END_TOKENS: " ".join(map(str, sorted(self.eos_token_ids))),
         }
-
-    @property
-    def agreement(self) -> bytes:
-        """32 bytes that stand for the rules: see `agreement_of`."""
-        return agreement_of(self.rules)
-
-    def agrees(self, agreement: bytes, same_tokenizer: bool) -> bool:
-        """Whether somebody with that agreement plays this game. same_tokenizer: as this one, by their records."""
-        ours, half = self.agreement, len(self.agreement) // 2
-        return agreement == ours if same_tokenizer else agreement[:half] == ours[:half]
 
     def beacon(self, round_: int, chain: bytes = b"") -> bytes:
         """Common randomness of a round: from the chain's beacon, or without a chain from the swarm's seed."""
@@ -133,6 +99,48 @@ class Game:
 
     def seat(self, reader: bytes, round_: int, stage: str, index: int, chain: bytes = b"") -> Seat:
         return Seat(self.beacon(round_, chain), reader, round_, stage, index, self.shown, self.critics, chain)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Game(Rules):
+    """One node's game: the rules, and what the node has of its own, in which it may differ from others.
+
+    weights: of the stages' samples in the loss. max_prompt_tokens: that this node's model reads; where others have
+    written more, it leaves the problem out. chain_every: rounds after which the chain is heard, and committed to (0:
+    there is none). state_hash: of the train state that it begins with.
+    """
+
+    author: bytes
+    tokenizer: Tokenizer
+    tokenizer_fingerprint: str
+    weights_fingerprint: str
+    eos_token_ids: tuple[int, ...]
+    rounds: int
+    external_groups: int
+    temperature: float
+    max_new_tokens: int
+    max_staleness: int
+    evaluate_every: int
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    max_prompt_tokens: int = 2**31
+    chain_every: int = 0
+    state_hash: bytes = b""
+
+    @property
+    def terms(self) -> dict[str, str]:
+        """And what binds only nodes that have the same tokenizer: what ends a completion is one of its ids."""
+        ends = " ".join(map(str, sorted(self.eos_token_ids)))
+        return super().terms | {TOKENIZER: self.tokenizer_fingerprint, END_TOKENS: ends}
+
+    @property
+    def agreement(self) -> bytes:
+        """32 bytes that stand for the terms: see `agreement_of`."""
+        return agreement_of(self.terms)
+
+    def agrees(self, agreement: bytes, same_tokenizer: bool) -> bool:
+        """Whether somebody with that agreement plays this game. same_tokenizer: as this one, by their records."""
+        ours, half = self.agreement, len(self.agreement) // 2
+        return agreement == ours if same_tokenizer else agreement[:half] == ours[:half]
 
     def prompt(self, author: bytes, stage: str, problem: Problem, reading: Reading | None) -> list[int]:
         """Token ids of what an author is asked in a stage. Raises ValueError where they cannot be right."""

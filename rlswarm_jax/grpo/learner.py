@@ -1,6 +1,7 @@
 """The train step: a batch of judged completions in, a better policy out."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from rlswarm_jax import parallel
 from rlswarm_jax.grpo import losses
 from rlswarm_jax.qwen.config import QwenConfig
 from rlswarm_jax.qwen.model import Params
+from rlswarm_jax.qwen.weights import digest
 
 Metrics = dict[str, Array]
 
@@ -51,6 +53,13 @@ class TrainState:
     params: Params
     opt_state: Any
     step: Array
+
+
+def state_hash(state: TrainState) -> bytes:
+    """32 bytes that stand for a state: SHA-256 over the digest of its parameters and that of all else, so that the
+    parameters can be shown alone.
+    """
+    return hashlib.sha256(digest(state.params) + digest((state.opt_state, state.step))).digest()
 
 
 @flax.struct.dataclass

@@ -265,7 +265,7 @@ def digest(tree: Any) -> bytes:
     """SHA-256 over all arrays of a pytree in its order, each with its path, dtype and shape; they are whole here."""
     h = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(leaf)
         h.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         h.update(array.tobytes())
     return h.digest()

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
-Rules = Mapping[str, str]
+Terms = Mapping[str, str]
 # parts that bind only those who share a tokenizer: who has another one reads the text, and encodes it anew
 TOKENIZER, END_TOKENS = OF_TOKENS = ("model.tokenizer", "model.end_tokens")
 RECORDS, PROMPTS, CHAIN, CHAIN_ID, NO_CHAIN = "records", "model.prompts", "chain.contract", "chain.id", "none"
@@ -23,7 +23,7 @@ _WORDS = {
 }
 
 
-def agreement_of(rules: Rules) -> bytes:
+def agreement_of(rules: Terms) -> bytes:
     """32 bytes: half of the SHA-256 over the parts that bind everybody, and of that over those `OF_TOKENS`."""
     halves: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for name, value in rules.items():
@@ -31,20 +31,20 @@ def agreement_of(rules: Rules) -> bytes:
     return b"".join(hashlib.sha256(json.dumps(half, sort_keys=True).encode()).digest()[:16] for half in halves)
 
 
-def differences(ours: Rules, theirs: Rules) -> list[str]:
+def differences(ours: Terms, theirs: Terms) -> list[str]:
     """The parts, by name, in which two nodes differ so that they cannot use what the other one says."""
     of_tokens = set(OF_TOKENS) if ours.get(TOKENIZER) != theirs.get(TOKENIZER) else set()
     names = dict.fromkeys([*ours, *theirs])
     return [name for name in names if name not in of_tokens and ours.get(name) != theirs.get(name)]
 
 
-def clipped(rules: Rules) -> dict[str, str]:
+def clipped(rules: Terms) -> dict[str, str]:
     """The parts as they travel: bounded."""
     parts = [(name[:MAX_NAME], value[:MAX_VALUE]) for name, value in rules.items()]
     return dict(parts[:MAX_PARTS])
 
 
-def shown(ours: Rules, theirs: Rules, names: list[str]) -> str:
+def shown(ours: Terms, theirs: Terms, names: list[str]) -> str:
     """How they differ, for one line of a log."""
     implied = {CHAIN_ID, "seed"} if CHAIN in names else set()  # whose absence says nothing more
     names = [name for name in names if name not in implied or (name in ours and name in theirs)]
@@ -53,7 +53,7 @@ def shown(ours: Rules, theirs: Rules, names: list[str]) -> str:
     return ", ".join(parts[:_SHOWN]) + more
 
 
-def to_set(ours: Rules, theirs: Rules, names: list[str]) -> str:
+def to_set(ours: Terms, theirs: Terms, names: list[str]) -> str:
     """What to set, in the config of who has `ours`, to play by `theirs`."""
     flags, words = [], []
     for name in names:
@@ -75,7 +75,7 @@ def to_set(ours: Rules, theirs: Rules, names: list[str]) -> str:
     return "; ".join([*([f"set {' '.join(flags)}"] if flags else []), *dict.fromkeys(words)])
 
 
-def _of_chain(theirs: Rules) -> list[str]:
+def _of_chain(theirs: Terms) -> list[str]:
     contract, number, seed = theirs.get(CHAIN, ""), theirs.get(CHAIN_ID, ""), theirs.get("seed", "")
     if contract == NO_CHAIN:
         seeds = [f"--config.seed={seed}"] if _VALUE.fullmatch(seed) else []

@@ -15,6 +15,13 @@ from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.reporting.blocks import print_table
 
 SHOWN = 50  # lines of what is wrong, in the terminal
+_SAID = {
+    claims.MISSING: "cannot be checked, {missing} of its records are not here",
+    claims.WRONG_ROOT: "WRONG ROOT: all its records are here, and have another",
+    claims.LEFT_OUT: "RECORDS LEFT OUT: its author has published more between the first and the last than it says",
+    claims.TWICE: "COMMITTED TO TWICE: it begins before the end of the commitment before it",
+    claims.ANOTHER_GAME: "cannot be checked, it plays another game than the config here says (other rules)",
+}
 
 
 def as_json(found: Audit) -> dict[str, Any]:
@@ -34,7 +41,6 @@ def as_json(found: Audit) -> dict[str, Any]:
 
 
 def _account_json(account: Standing) -> dict[str, Any]:
-    covered, claimed = account.cover, [dataclasses.asdict(claim) for claim in account.claims]
     return {
         "round": account.round,
         "account": account.account,
@@ -44,11 +50,10 @@ def _account_json(account: Standing) -> dict[str, Any]:
         "right": account.right,
         "claimed": account.claimed,
         "verified": account.verified,
-        "records": [signed.hash.hex() for signed in covered.records] if covered else None,
-        "left_out": [f"round {s.record.round} {s.record.stage}" for s in covered.left_out] if covered else None,
+        "records": [signed.hash.hex() for signed in account.records],
         "missing": account.missing,
-        "left": account.left,
-        "claims": claimed,
+        "gap": account.gap,
+        "claims": [dataclasses.asdict(claim) for claim in account.claims],
     }
 
 
@@ -87,7 +92,7 @@ def _name(accounts: Sequence[Standing]) -> str:
 def _row(found: Audit, account: str, name: str, accounts: Sequence[Standing]) -> list[str]:
     rulings = collections.Counter(claim.verdict for one in accounts for claim in one.claims)
     against = sum(count for verdict, count in rulings.items() if verdict in claims.AGAINST)
-    fine = rulings[claims.RIGHT] + rulings[claims.UNCLAIMED]
+    fine = rulings[claims.RIGHT]
     votes = [vote for vote in found.votes if vote.voter == account]
     return [
         name,
@@ -105,32 +110,19 @@ def remarks(found: Audit, names: dict[str, str]) -> Iterator[str]:
     """What is not right, and what earned nothing, in a line each."""
     for one in found.standings:
         where = f"round {one.round}, {names[one.account]}"
-        at = f" ({one.hash})" if one.hash else ""
-        if one.verdict == claims.MISSING:
-            yield f"{where}: cannot be checked, about {one.missing} of the records it may cover are not here{at}"
-        elif one.verdict == claims.WRONG_ROOT:
-            yield f"{where}: WRONG ROOT: all its records are here, and have another{at}"
-        elif one.verdict == claims.ANOTHER_GAME:
-            yield f"{where}: cannot be checked, it plays another game than the config here says (other rules){at}"
-        elif one.verdict == claims.NO_COMMITMENT:
-            yield f"{where}: cannot be checked, it committed to nothing"
-        if one.cover and one.cover.left_out:
-            slots = ", ".join(f"{s.record.round} {s.record.stage}" for s in one.cover.left_out)
-            loud = "RECORDS LEFT OUT" if one.cover.holes else "in no commitment (the chain may have undone a beacon)"
-            yield f"{where}: {loud}: {slots}{at}"
-        if one.left:
-            yield f"{where}: nothing claimed for {', '.join(map(str, one.left))}, which it may have left{at}"
+        if one.verdict in _SAID:
+            yield f"{where}: {_SAID[one.verdict].format(missing=one.missing)} ({one.hash})"
+        if one.gap:
+            yield f"{where}: begins with another state than the commitment before it ended with ({one.hash})"
         for claim in one.claims:
-            stage = dict(enumerate(STAGES)).get(claim.stage, str(claim.stage))
+            stage = STAGES[claim.stage]
             if claim.worth is None:
                 continue
             if claim.verdict == claims.WRONG:
-                said = f"claimed {_amount(claim.claimed or 0)}, worth {_bounds(claim)}"
-                yield f"{where}: {stage}: WRONG: {said} ({claim.hash})"
-            elif claim.verdict == claims.UNCLAIMED:
-                yield f"{where}: {stage}: worth {_bounds(claim)}, nothing claimed"
+                said = f"claimed {_amount(claim.claimed)}, worth {_bounds(claim)}"
+                yield f"{where}: {stage}: WRONG: {said} ({one.hash})"
             elif claim.verdict == claims.UNCHECKED:
-                yield f"{where}: {stage}: claimed {_amount(claim.claimed or 0)}, cannot be told: {_bounds(claim)}"
+                yield f"{where}: {stage}: claimed {_amount(claim.claimed)}, cannot be told: {_bounds(claim)}"
             for what, causes in (("earn nothing", claim.worth.flaws), ("cannot be judged", claim.worth.open)):
                 for cause, count in causes.items():
                     yield f"{where}: {stage}: {count} groups {what}: {cause}"

@@ -19,7 +19,7 @@ from rlswarm_jax.errors import UsageError
 from rlswarm_jax.game.prompts import choose_format
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.grpo.learner import LearnerConfig, TrainState, init_state
+from rlswarm_jax.grpo.learner import LearnerConfig, TrainState, init_state, state_hash
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
@@ -62,7 +62,7 @@ def make_game(
     config: ml_collections.ConfigDict, tokenizer: Tokenizer, eos_token_ids: tuple[int, ...], weights_fingerprint: str
 ) -> Game:
     """Nobody's yet: its author is empty. Raises UsageError or TaskError that says which field cannot be."""
-    game, stages = config.game, STAGES[: config.game.stages]
+    game, stages, chained = config.game, STAGES[: config.game.stages], config.chain.endpoint != "none"
     prompt_format = choose_format(
         config.model.prompts,
         tokenizer,
@@ -97,7 +97,8 @@ def make_game(
         rewards=Rewards(game.form_reward, game.improvement_reward, game.consensus_reward),
         weights=tuple(game.weights),
         max_prompt_tokens=max_prompt_tokens,
-        chain_every=0 if config.chain.endpoint == "none" else config.chain.every,
+        chain_every=config.chain.every if chained else 0,
+        contract=config.chain.contract if chained else None,
         chain_id=config.chain.id,
     )
 
@@ -230,5 +231,5 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
     learner_config = make_learner_config(config, game.max_new_tokens)
     engine = Engine(policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices)
     if config.chain.endpoint != "none":
-        game = dataclasses.replace(game, state_hash=qwen.digest(parallel.fetch(engine.state(0))))
+        game = dataclasses.replace(game, state_hash=state_hash(parallel.fetch(engine.state(0))))
     return Pieces([dataclasses.replace(game, author=identity.author) for identity in identities], engine)

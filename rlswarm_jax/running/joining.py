@@ -8,7 +8,7 @@ import ml_collections
 
 from rlswarm_jax.running import account
 
-# what nodes must have in common (`Game.rules`), and what makes them fit for each other's records
+# what nodes must have in common (`Rules.terms`), and what makes them fit for each other's records
 SHARED = (
     *("seed", "model", "tasks", "game", "swarm.name", "swarm.local_groups"),
     *("sampling.group_size", "sampling.max_new_tokens", "sampling.max_prompt_tokens"),

@@ -162,7 +162,7 @@ def _play(
     made = build.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.engine, channel))
-    present.transport.tell_rules(made.games[0].rules)
+    present.transport.tell_rules(made.games[0].terms)
     with compiling(console):
         made.compile()
     journal = Journal(workdir / JOURNAL_FILE, durable=[Publish.__name__])

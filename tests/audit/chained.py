@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,10 @@ Heard = Callable[[int, str, Identity, Identity], bool]  # round, stage, speaker,
 
 @dataclasses.dataclass(frozen=True)
 class Put:
-    """What a node puts on the chain in a round of it. records: content hashes. claims: by stage's number."""
+    """What a node puts on the chain in a round of it. records: content hashes. claims: by stage's number.
+
+    count: of records, if another than there are. states: hashes before and after.
+    """
 
     round: int
     who: Identity
@@ -37,6 +41,8 @@ class Put:
     claims: dict[int, int]
     votes: list[Identity]
     config: bytes
+    states: tuple[bytes, bytes]
+    count: int | None = None
 
     @property
     def hash(self) -> str:
@@ -68,24 +74,22 @@ class World:
         puts = [(put, account_of(put.who.author)) for put in self.puts if put.round == number]
         commitments, rewards, votes = [], [], []
         for put, account in puts:
-            fields = ("0x" + commit.root(put.records).hex(), "0x", "0x", "0x" + put.config.hex())
-            commitments.append(ledger.Commitment(account, *fields, put.hash))
-            rewards += [ledger.Reward(account, *claim, put.hash) for claim in sorted(put.claims.items())]
+            root, *ends = ("0x" + one.hex() for one in (commit.root(put.records), put.records[0], put.records[-1]))
+            count = len(put.records) if put.count is None else put.count
+            hashes = ("0x" + one.hex() for one in (*put.states, put.config))
+            commitments.append(ledger.Commitment(account, root, *ends, count, *hashes, put.hash))
+            rewards += [ledger.Reward(account, stage, put.claims.get(stage, 0), put.hash) for stage in range(3)]
             if put.votes:
                 winners = [peer_id(winner.author) for winner in put.votes]
                 votes.append(ledger.Vote(account, winners, put.hash))
         return ledger.Round(number, "0x" + beacon.hex(), "", commitments, rewards, votes)
 
-    def check(
-        self, without: Iterable[SignedRecord] = (), journals: Collection[Identity] = (), judge=None, **fields: Any
-    ) -> Audit:
-        """journals: of whom, and from which round on if it is a mapping. fields: of the observer's game."""
+    def check(self, without: Iterable[SignedRecord] = (), judge=None, **fields: Any) -> Audit:
+        """fields: of the observer's game."""
         gone = {signed.hash for signed in without}
         here = [signed for said in self.said.values() for signed in said if signed.hash not in gone]
         game = dataclasses.replace(self.game, **fields)
-        since = journals if isinstance(journals, Mapping) else dict.fromkeys(journals, 0)
-        whole = {who.author: round_ for who, round_ in since.items()}
-        return audit(game, self.rounds(), here, whole, judge or make_judge(game))
+        return audit(game, self.rounds(), here, judge or make_judge(game))
 
 
 def make_judge(game: Game):
@@ -110,7 +114,7 @@ def play(
     """All of them play all rounds, two of them to one of the chain's. silent: first rounds in which no chain is heard.
 
     tamper: who says other things than they should, to everybody, and commits to those. own: fields of single games.
-    leaves: who leaves which round when they listen in a stage, or before it begins if that is none.
+    leaves: who leaves which round when they listen in a stage, not the last, or before it begins if that is none.
     """
     fields = {"chain_every": 2} | fields
     games = {who: three_stages(who, **{"rounds": rounds} | fields | dict((own or {}).get(who, {}))) for who in speakers}
@@ -155,7 +159,7 @@ def play(
                         case Commit():
                             puts.append(_put(who, one.effect, games, renamed))
                             chain.commit(who.author, puts[-1].round, commit.root(puts[-1].records))
-                            one.go_on(bytes(32))
+                            one.go_on(puts[-1].states[1])
                             if (beacon := chain.moments()[-1][1]) != beacons[-1]:
                                 beacons.append(beacon)
                         case effect:
@@ -173,7 +177,8 @@ def _put(who: Identity, effect: Commit, games: Mapping[Identity, Game], renamed:
     work, by_author = effect.work, {other.author: other for other in games}
     claims = {STAGES.index(stage): amount for stage, amount in work.earned.items() if amount}
     records, votes = [renamed[h] for h in work.records], [by_author[author] for author in work.best]
-    return Put(effect.moment.round, who, records, claims, votes, games[who].agreement)
+    states = effect.before, hashlib.sha256(who.author + records[-1]).digest()
+    return Put(effect.moment.round, who, records, claims, votes, games[who].agreement, states)
 
 
 class _Playing:
@@ -200,6 +205,7 @@ class _Playing:
 
     def leave(self) -> None:
         """As `Player.abandon` does."""
+        assert len(self._published) < len(self._game.stages)
         self.ended, account = True, self._account.add(self._published, [])
         self.state = dataclasses.replace(self._before, round=self._before.round + 1, account=account)
 

@@ -35,6 +35,11 @@ class World(NamedTuple):
         """Events of a name that are of an account."""
         return [one for one in self.chain.events(self.contract, name) if one["account"] == account.lower()]
 
+    def beacons(self) -> list[bytes]:
+        """Of all rounds, by their numbers."""
+        past = [one["beacon"] for one in self.chain.events(self.contract, "BeaconFinalized")]
+        return [*past[: self.round], self.beacon]
+
     def call(self, key: identity.Identity, signature: str, *arguments: Any) -> None:
         """A transaction of somebody's, in a block at once."""
         self.chain.transact(key.expose_secret(), self.contract, abi.encode_call(signature, arguments))
@@ -63,7 +68,7 @@ def _build(rounds: int, **rules: int) -> World:
     world = World(chain, deploy(chain, **rules), 0, b"", 0)
     for one in (ME, OTHER):
         chain.fund(calls.account_of(one.author))
-        signature, arguments = "registerKey(uint256,uint256)", calls.point(one.author)
+        signature, arguments = "register(uint256,uint256)", calls.point(one.author)
         world.call(one, signature, *arguments)
     chain.mine(3)
     for _ in range(rounds):
@@ -72,17 +77,29 @@ def _build(rounds: int, **rules: int) -> World:
     answer = bytes.fromhex(
         chain.request("eth_call", [{"to": world.contract, "data": "0x200d2ed2"}, "latest"])[2:]  # status()
     )
-    return world._replace(round=rounds, beacon=answer[192:224], height=chain.height)
+    return world._replace(round=rounds, beacon=answer[160:192], height=chain.height)
 
 
-HASHES = tuple(bytes([byte]) * 32 for byte in (1, 2, 3, 4))
+COMMITMENT = calls.Commitment(
+    *(bytes([byte]) * 32 for byte in (1, 2, 3)), 9, *(bytes([byte]) * 32 for byte in (4, 5, 6))
+)
+CLAIMS = (12345, 0, -7)
+SETTLE = "settle(uint256,bytes4,(bytes32,bytes32,bytes32,uint256,bytes32,bytes32,bytes32),int64[3],address[])"
+
+
+def wish_settlement(client: Coordinator, world: World, *winners: identity.Identity) -> bool:
+    return client.settle(world.round, world.beacon, COMMITMENT, CLAIMS, [one.peer_id for one in winners])
 
 
 def wish_all(client: Coordinator, world: World) -> None:
-    """A commitment, a reward for it, and a vote."""
-    client.commit(world.round, world.beacon, *HASHES)
-    client.reward(world.round, 0, 12345)
-    client.vote(world.round, [OTHER.peer_id])
+    """A settlement, and the weights after it."""
+    wish_settlement(client, world, OTHER)
+    client.publish_weights(world.round, b"w" * 32, "ipfs://weights")
+
+
+def settle_by_hand(world: World, one: identity.Identity, round_: int, beacon: bytes) -> None:
+    """Without the client, in a block at once."""
+    world.call(one, SETTLE, round_, beacon[:4], tuple(COMMITMENT), CLAIMS, [])
 
 
 def settle(client: Coordinator, world: World, blocks: int = 12) -> None:

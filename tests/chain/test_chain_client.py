@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import coincurve
 import pytest
 from eth_account import Account
 from hypothesis import HealthCheck, given, settings
@@ -17,13 +18,15 @@ from rlswarm_jax.chain.errors import EndpointDown, MalformedAnswer, NoContract, 
 from rlswarm_jax.identity import simulated
 from tests.chain.client_world import (
     ACCOUNT,
-    HASHES,
+    CLAIMS,
+    COMMITMENT,
     ME,
     OTHER,
     SETTINGS,
     make_world,
     settle,
     wish_all,
+    wish_settlement,
 )
 from tests.chain.local_chain import LocalChain
 
@@ -105,8 +108,9 @@ def test_a_registration_names_the_key_and_where_earnings_go(world, tmp_path):
     world.chain.fund(client.account)
     client.register(payout=payout)
     settle(client, world)
-    registered = world.chain.events(world.contract, "PeerRegistered")[-1]
-    assert (registered["eoa"], registered["peerId"]) == (client.account.lower(), one.peer_id)
+    registered = world.chain.events(world.contract, "Registered")[-1]
+    assert registered["account"] == client.account.lower()
+    assert (registered["x"], registered["y"]) == coincurve.PublicKey(one.author).point()
     assert world.chain.events(world.contract, "PayoutSet")[-1]["payout"] == payout
     assert not client.register(payout=payout) and client.counts() == {"done": 2}  # at the next start
 
@@ -177,42 +181,39 @@ def test_what_the_chain_has_already_is_done_without_another_transaction(world, t
     wish_all(client, world)
     settle(client, world)
     assert {wish.reason for wish in client.wishes()} == {"the chain had it already"}
-    assert client.counts() == {"done": 4} and world.chain.count(ACCOUNT) == spent
-    (tmp_path / "other").mkdir()
-    liar = world.client(tmp_path / "other")
-    liar.commit(world.round, world.beacon, HASHES[1], *HASHES[1:])
-    settle(liar, world)
-    assert [(wish.state, wish.reason) for wish in liar.wishes()] == [("refused", "AlreadyCommitted")]
+    assert client.counts() == {"done": 3} and world.chain.count(ACCOUNT) == spent
+    for other, claims in ((COMMITMENT._replace(count=8), CLAIMS), (COMMITMENT, (0, *CLAIMS[1:]))):
+        (tmp_path / str(claims)).mkdir()
+        liar = world.client(tmp_path / str(claims))
+        liar.settle(world.round, world.beacon, other, claims, [])
+        settle(liar, world)
+        assert [(wish.state, wish.reason) for wish in liar.wishes()] == [("refused", "AlreadySettled")]
 
 
-@pytest.mark.parametrize(
-    ("wish", "reason"),
-    [
-        (lambda client, world: client.reward(world.round, 0, 10**6 + 1), "RewardOutOfBounds"),
-        (lambda client, world: client.reward(world.round, 7, 1), "InvalidStageNumber"),
-        (lambda client, world: client.vote(world.round, [simulated(5, 5).peer_id]), "InvalidVote"),
-        (lambda client, world: client.publish_weights(world.round, b"w" * 32, "u"), None),
-    ],
-)
-def test_what_the_contract_refuses_ends_with_the_name_of_its_error(world, tmp_path, wish, reason):
+def test_what_the_contract_refuses_ends_with_the_name_of_its_error(world, tmp_path):
     client = world.client(tmp_path)
-    client.commit(world.round, world.beacon, *HASHES)
-    wish(client, world)
+    client.settle(world.round, world.beacon, COMMITMENT, [0, 0, 10**6 + 1], [])
+    client.publish_weights(world.round, b"w" * 32, "u")
     settle(client, world)
-    if reason is None:
-        assert client.counts() == {"done": 2} and not client.problems
-    else:
-        assert (client.wishes()[-1].state, client.wishes()[-1].reason) == ("refused", reason)
-        assert client.problems == {reason: 1} and world.chain.count(ACCOUNT) == 2
+    refused, dropped = client.wishes()
+    assert (refused.state, refused.reason) == ("refused", "RewardOutOfBounds")
+    assert (dropped.state, dropped.reason) == ("dropped", "its settlement was refused: RewardOutOfBounds")
+    assert client.problems == {"RewardOutOfBounds": 1, "Dropped": 1} and world.chain.count(ACCOUNT) == 1
 
 
-def test_a_vote_of_the_round_in_which_one_registered_is_refused(tmp_path):
-    world = make_world(rounds=0)
+def test_weights_of_a_round_that_was_not_settled_are_refused(world, tmp_path):
     client = world.client(tmp_path)
-    client.commit(0, world.beacon, *HASHES)
-    client.vote(0, [OTHER.peer_id])
+    client.publish_weights(world.round, b"w" * 32, "u")
     settle(client, world)
-    assert client.problems == {"RegisteredTooLate": 1}
+    assert client.problems == {"NotSettled": 1}
+
+
+def test_a_vote_for_who_is_not_registered_counts_nothing_and_spoils_nothing(world, tmp_path):
+    client = world.client(tmp_path)
+    wish_settlement(client, world, OTHER, simulated(5, 5))
+    settle(client, world)
+    (settled,) = world.events("Settled")
+    assert settled["winners"] == (calls.account_of(OTHER.author).lower(),) and client.counts() == {"done": 1}
 
 
 def test_what_waits_for_a_registration_goes_on_after_it(world, tmp_path):
@@ -220,12 +221,12 @@ def test_what_waits_for_a_registration_goes_on_after_it(world, tmp_path):
     one = simulated(0, 8)
     client = world.client(tmp_path, identity=one)
     world.chain.fund(client.account)
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     for _ in range(5):
         client.step()
         world.chain.mine()
     assert [(wish.state, wish.reason) for wish in client.wishes()] == [("waiting", "NotRegistered")]
-    world.call(one, "registerKey(uint256,uint256)", *calls.point(one.author))
+    world.call(one, "register(uint256,uint256)", *calls.point(one.author))
     settle(client, world)
     assert client.counts() == {"done": 1}
 
@@ -238,7 +239,7 @@ def test_what_comes_after_the_window_is_dropped(world, tmp_path):
         world.call(OTHER, "advanceRound()")
         world.chain.mine(2)
     client.step()
-    assert client.counts() == {"dropped": 4} and client.problems == {"Dropped": 3}  # not the advance
+    assert client.counts() == {"dropped": 3} and client.problems == {"Dropped": 2}  # not the advance
     assert world.chain.count(ACCOUNT) == 1
 
 
@@ -250,12 +251,11 @@ def test_a_node_that_was_away_catches_up_within_the_window(world, tmp_path):
         world.chain.mine(3)
         beacons.append(client.status().beacon)
     for round_, beacon in enumerate(beacons, world.round):
-        client.commit(round_, beacon, *HASHES)
-        client.reward(round_, 0, round_)
+        client.settle(round_, beacon, COMMITMENT, [round_, 0, 0], [])
     settle(client, world, 20)
-    assert client.counts() == {"done": 8}
-    rewards = [(one["roundNumber"], one["reward"]) for one in world.events("RewardSubmitted")]
-    assert sorted(rewards) == [(round_, round_) for round_ in range(world.round, world.round + 4)]
+    assert client.counts() == {"done": 4}
+    claimed = [(one["round"], one["claims"][0]) for one in world.events("Settled")]
+    assert sorted(claimed) == [(round_, round_) for round_ in range(world.round, world.round + 4)]
 
 
 def test_advancing_waits_until_the_rule_allows_it(tmp_path):
@@ -293,15 +293,23 @@ def test_a_round_is_ended_by_this_machine_s_clock_where_the_chain_s_stands_still
 
 def test_wishes_that_cannot_be_meant_are_errors_at_once(world, tmp_path):
     client = world.client(tmp_path)
-    short = (b"", *HASHES[1:])
+    said = (0, world.beacon, COMMITMENT, CLAIMS, [OTHER.peer_id])
     for wrong in (
-        lambda: client.commit(0, world.beacon, *short),
-        lambda: client.commit(0, world.beacon, bytes(32), *HASHES[1:]),
-        lambda: client.commit(-1, world.beacon, *HASHES),
-        lambda: client.reward(0, 0, 1 << 255),
-        lambda: client.vote(0, []),
-        lambda: client.vote(0, [ME.peer_id]),
-        lambda: client.vote(0, [OTHER.peer_id] * 2),
+        *(
+            lambda at=at, one=one: client.settle(*said[:at], one, *said[at + 1 :])
+            for at, one in [
+                (0, -1),
+                (1, b""),
+                (2, COMMITMENT._replace(root=bytes(32))),
+                (2, COMMITMENT._replace(last=b"")),
+                (2, COMMITMENT._replace(count=0)),
+                (3, CLAIMS[1:]),
+                (3, (0, 0, 1 << 63)),
+                (4, [ME.peer_id]),
+                (4, [OTHER.peer_id] * 2),
+                (4, [simulated(5, one).peer_id for one in range(9)]),
+            ]
+        ),
         lambda: client.publish_weights(0, bytes(32), ""),
         lambda: client.publish_weights(0, b"w" * 32, "u" * 257),
         lambda: client.register(payout="0x12"),
@@ -373,7 +381,7 @@ def test_no_answer_of_an_endpoint_stops_a_node(tmp_path_factory, answer, at):
     """Any one answer may be anything that JSON can say; afterwards all goes on as if it had not been."""
     world = make_world()
     client = world.client(tmp_path_factory.mktemp("hostile"))
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     left = [at]
 
     def hook(name: str) -> None:
@@ -390,7 +398,7 @@ def test_no_answer_of_an_endpoint_stops_a_node(tmp_path_factory, answer, at):
         settle(client, world)
     finally:
         client.close()
-    assert len(world.events("Committed")) == 1 or client.wishes()[0].state in ("refused", "dropped")
+    assert len(world.events("Settled")) == 1 or client.wishes()[0].state in ("refused", "dropped")
 
 
 @given(st.binary(max_size=400))
@@ -422,7 +430,7 @@ def test_an_estimate_that_fails_for_reasons_of_the_endpoint_ends_nothing(world, 
         raise Refused("eth_estimateGas", -32603, "internal error")
 
     client = world.client(tmp_path)
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     world.chain.answers["eth_estimateGas"] = refuse
     for _ in range(6):
         client.step()
@@ -459,19 +467,22 @@ def test_a_contract_with_the_original_s_interface_gets_what_it_takes(world, tmp_
     now = client.status()
     assert (now.round, now.stage, now.beacon) == (0, 0, None)
     client.register(payout=OTHER_ADDRESS)
-    client.commit(0, bytes(32), *HASHES)
-    client.reward(0, 0, -7)
-    client.vote(0, ["QmSomebody", OTHER.peer_id])
+    client.settle(0, b"", None, [-7, 0, 0], ["QmSomebody", OTHER.peer_id])
     client.publish_weights(0, b"w" * 32, "uri")
-    assert not client.rewarded(0, 0)
     settle(client, original)
     states = {wish.kind: wish.state for wish in client.wishes()}
-    assert states == {k: "done" for k in ("register", "reward", "vote")} | {
-        k: "dropped" for k in ("payout", "commit", "weights")
-    }
-    assert client.rewarded(0, 0) and not client.rewarded(0, 1)
+    done = {kind: "done" for kind in ("register", "settle", "reward", "vote")}
+    assert states == done | {"payout": "dropped", "weights": "dropped"}
     ((rewarded,), (voted,)) = (original.events(name) for name in ("RewardSubmitted", "WinnerSubmitted"))
-    assert rewarded["reward"] == -7 and set(voted["winners"]) == {"QmSomebody", OTHER.peer_id}
+    assert (rewarded["stageNumber"], rewarded["reward"]) == (0, -7)
+    assert set(voted["winners"]) == {"QmSomebody", OTHER.peer_id}
+    client.settle(0, b"", None, [-7, 0, 0], [OTHER.peer_id])  # once, however often it is said
+    (tmp_path / "again").mkdir()
+    again = original.client(tmp_path / "again")  # the outbox was lost
+    again.settle(0, b"", None, [-7, 0, 0], ["QmSomebody", OTHER.peer_id])
+    again.register()
+    settle(again, original)
+    assert again.counts() == {"done": 4} and len(original.events("RewardSubmitted")) == 1
     client.advance(0)
     settle(client, original)
     assert client.status().stage == 1

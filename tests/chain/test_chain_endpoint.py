@@ -382,6 +382,7 @@ def test_back_off_doubles_up_to_a_cap_and_begins_again():
 NODE = """
 import sys, threading
 from pathlib import Path
+from rlswarm_jax.chain.calls import Commitment
 from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.rpc import Endpoint
 from rlswarm_jax.chain.sender import Settings
@@ -394,14 +395,14 @@ client = Coordinator(
 )
 stop = threading.Event()
 threading.Thread(target=client.run, args=(stop,), daemon=True).start()
-for offset in range(3):  # the rounds before: all their stages are open
-    hashes = [bytes([n]) * 32 for n in (1, 2, 3, 4)]
+word = bytes([1]) * 32
+for offset in range(3):
     round_ = int(last) - offset
-    client.commit(round_, bytes.fromhex(beacon.split(",")[offset]), *hashes)
-    for stage in range(3):
-        client.reward(round_, stage, stage)
+    client.settle(round_, bytes.fromhex(beacon.split(",")[offset]), Commitment(word, word, word, 1, word, word, word),
+                  [round_, 0, 0], [])
+    client.publish_weights(round_, word, "uri")
     print("wished", flush=True)
-while client.counts() != {"done": 12}:
+while client.counts() != {"done": 6}:
     stop.wait(0.05)
 print("done", flush=True)
 """
@@ -441,7 +442,7 @@ def test_a_node_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_pat
     finally:
         over.set()
         miner.join()
-    assert len(world.events("Committed")) == 3
-    rewards = [(one["roundNumber"], one["stageNumber"]) for one in world.events("RewardSubmitted")]
-    assert sorted(rewards) == [(world.round - 1 - offset, stage) for offset in (2, 1, 0) for stage in range(3)]
-    assert chain.transactions(ACCOUNT)[1:] == [(nonce, True) for nonce in range(1, 13)]
+    rounds = [world.round - 1 - offset for offset in range(3)]
+    assert sorted(one["round"] for one in world.events("Settled")) == sorted(rounds)
+    assert sorted(one["round"] for one in world.events("WeightsPublished")) == sorted(rounds)
+    assert chain.transactions(ACCOUNT)[1:] == [(nonce, True) for nonce in range(1, 7)]

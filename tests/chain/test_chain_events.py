@@ -1,7 +1,9 @@
 """The index of events is what the chain says now, through reorganisations, restarts and endpoints that refuse."""
 
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,10 +11,10 @@ from rlswarm_jax.chain import abi, ledger
 from rlswarm_jax.chain.errors import FileDamaged, MalformedAnswer, Refused, WrongChain
 from rlswarm_jax.chain.eth import checksum
 from rlswarm_jax.chain.events import EventIndex
-from rlswarm_jax.identity import simulated
 from tests.chain.client_world import (
     ACCOUNT,
-    HASHES,
+    CLAIMS,
+    COMMITMENT,
     ME,
     OTHER,
     OTHER_ACCOUNT,
@@ -22,7 +24,7 @@ from tests.chain.client_world import (
     wish_all,
 )
 
-NAMES = ("PeerRegistered", "RoundAdvanced", "BeaconFinalized", "Committed", "RewardSubmitted", "WinnerSubmitted")
+NAMES = ("Registered", "RoundAdvanced", "BeaconFinalized", "PayoutSet", "Settled", "WeightsPublished")
 
 
 @pytest.fixture
@@ -41,10 +43,13 @@ def catch_up(index: EventIndex) -> EventIndex:
     raise AssertionError("never there")
 
 
-def plain(fields: dict) -> dict:
+def plain(value: Any) -> Any:
     """As it comes back from JSON."""
-    found = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-    return {name: "0x" + value.hex() if isinstance(value, bytes) else value for name, value in found.items()}
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, tuple):
+        return [plain(one) for one in value]
+    return "0x" + value.hex() if isinstance(value, bytes) else value
 
 
 def assert_is_the_chain(index: EventIndex, world: World) -> None:
@@ -57,48 +62,82 @@ def assert_is_the_chain(index: EventIndex, world: World) -> None:
 
 
 def busy(world: World, rng: random.Random, blocks: int) -> None:
-    """Blocks in which anybody registers, or claims a name, or the round advances, or nothing happens."""
+    """Blocks in which anybody names an address for earnings, or nothing happens."""
+    payout = "setPayout(address,address)"
     for _ in range(blocks):
         if rng.random() < 0.5 and not world.chain.pending():
-            call = abi.encode_call("registerPeer(string)", (f"claim {rng.random()}",))
+            call = abi.encode_call(payout, (OTHER_ACCOUNT, OTHER_ACCOUNT)) + rng.randbytes(4)
             world.chain.transact(OTHER.expose_secret(), world.contract, call)
         world.chain.mine()
 
 
 def test_the_ledger_is_what_was_done(world, tmp_path):
     client = world.client(tmp_path)
-    wish_all(client, world)
     client.register(payout="0x" + "ab" * 20)
-    client.publish_weights(world.round, b"w" * 32, "ipfs://weights")
+    wish_all(client, world)
     settle(client, world)
     other = world.client(_new(tmp_path, "other"), identity=OTHER)
-    other.commit(world.round, world.beacon, *HASHES[::-1])
-    other.reward(world.round, 0, -45)
+    other.settle(world.round, world.beacon, COMMITMENT._replace(count=3), (-45, 0, 0), [])
     settle(other, world)
-    world.call(OTHER, "registerPeer(string)", "Qm" + "a" * 44)  # a mere claim
-    world.call(OTHER, "registerPeer(string)", simulated(0, 5).peer_id)  # another's key: a claim, too
     index = catch_up(index_of(world, tmp_path))
     hashes = {wish.kind: wish.hash for wish in client.wishes()}
+    of_other = other.wishes()[0].hash
 
-    assert [(peer.account, peer.peer_id, peer.kind) for peer in ledger.peers(index)] == [
-        (ACCOUNT, ME.peer_id, "proven"),
-        (OTHER_ACCOUNT, OTHER.peer_id, "proven"),
-        (OTHER_ACCOUNT, "Qm" + "a" * 44, "claimed"),
-        (OTHER_ACCOUNT, simulated(0, 5).peer_id, "claimed"),
+    assert [(peer.account, peer.peer_id, peer.kind, peer.payout) for peer in ledger.peers(index)] == [
+        (ACCOUNT, ME.peer_id, "proven", checksum("0x" + "ab" * 20)),
+        (OTHER_ACCOUNT, OTHER.peer_id, "proven", OTHER_ACCOUNT),
     ]
-    assert [peer.payout for peer in ledger.peers(index)][:2] == [checksum("0x" + "ab" * 20), OTHER_ACCOUNT]
-    now = ledger.round_of(index, world.round)
-    assert now.beacon == "0x" + world.beacon.hex() and now.advanced
+    first, now = ledger.rounds(index)
+    assert (first.number, now.number) == (0, 1)
+    assert now.beacon == "0x" + world.beacon.hex() and now.advanced and not first.advanced
     mine, theirs = now.commitments
-    assert mine == ledger.Commitment(ACCOUNT, *("0x" + one.hex() for one in HASHES), hashes["commit"])
-    assert (theirs.account, theirs.root) == (OTHER_ACCOUNT, "0x" + HASHES[3].hex())
-    assert now.rewards[0] == ledger.Reward(ACCOUNT, 0, 12345, hashes["reward"])
-    assert now.votes == [ledger.Vote(ACCOUNT, [OTHER.peer_id], hashes["vote"])]
+    words = [one if isinstance(one, int) else "0x" + one.hex() for one in COMMITMENT]
+    assert mine == ledger.Commitment(ACCOUNT, *words, hashes["settle"])
+    assert (theirs.account, theirs.count, theirs.config) == (OTHER_ACCOUNT, 3, words[-1])
+    assert now.rewards[:3] == [ledger.Reward(ACCOUNT, stage, CLAIMS[stage], hashes["settle"]) for stage in range(3)]
+    assert now.rewards[3] == ledger.Reward(OTHER_ACCOUNT, 0, -45, of_other)
+    assert now.votes == [ledger.Vote(ACCOUNT, [OTHER.peer_id], hashes["settle"])]
     assert now.weights == [ledger.Weights(ACCOUNT, "0x" + (b"w" * 32).hex(), "ipfs://weights", hashes["weights"])]
-    assert ledger.totals(index) == {ACCOUNT: ledger.Total(12345, 0), OTHER_ACCOUNT: ledger.Total(-45, 1)}
-    assert [one.number for one in ledger.rounds(index)] == [0, 1] and ledger.rounds(index)[1] == now
-    assert ledger.round_of(index, 99) == ledger.Round(99, "", "", [], [], [])
+    assert ledger.totals(index) == {ACCOUNT: ledger.Total(sum(CLAIMS), 0), OTHER_ACCOUNT: ledger.Total(-45, 1)}
     assert_is_the_chain(index, world)
+
+
+def test_a_registration_by_another_s_key_is_an_endpoint_s_invention(world, tmp_path):
+    honest = world.chain._logs
+
+    def forge(params):
+        return [one | {"data": "0x" + (7).to_bytes(32).hex() + one["data"][66:]} for one in honest(params)[1:2]]
+
+    assert honest([{"address": world.contract, "fromBlock": "0x0", "toBlock": hex(world.chain.height)}])[1]["data"]
+    world.chain.answers["eth_getLogs"] = forge
+    with pytest.raises(MalformedAnswer, match="registered by another's key"):
+        ledger.peers(catch_up(index_of(world, tmp_path)))
+
+
+def original_world(world: World) -> World:
+    artifacts = json.loads((Path(__file__).parent / "original" / "artifacts.json").read_text())
+    return world._replace(contract=world.chain.deploy(artifacts["Original060"]["bytecode"]))
+
+
+def test_the_ledger_of_a_contract_of_the_original_s(world, tmp_path):
+    """Which checks no ids: peers are what they claim to be."""
+    original = original_world(world)
+    client = original.client(tmp_path)
+    client.register()
+    client.settle(0, b"", None, (5, 0, 0), ["QmSomebody", OTHER.peer_id])
+    settle(client, original)
+    for _ in range(3):
+        original.call(OTHER, "updateStageAndRound()")
+    index = catch_up(index_of(original, tmp_path))
+    assert [(peer.account, peer.peer_id, peer.kind) for peer in ledger.peers(index)] == [
+        (ACCOUNT, ME.peer_id, "claimed")
+    ]
+    first, after = ledger.rounds(index)
+    assert [(one.stage, one.amount) for one in first.rewards] == [(0, 5)] and not first.commitments
+    assert [vote.winners for vote in first.votes] == [sorted(["QmSomebody", OTHER.peer_id])]
+    assert after.number == 1 and after.advanced and not after.beacon
+    totals = {ACCOUNT: ledger.Total(5, 0), "QmSomebody": ledger.Total(0, 1), OTHER.peer_id: ledger.Total(0, 1)}
+    assert ledger.totals(index) == totals
 
 
 def _new(directory: Path, name: str) -> Path:
@@ -212,17 +251,18 @@ def test_what_is_no_event_of_the_range_is_refused_and_forgotten(world, tmp_path,
     world.chain.answers["eth_getLogs"] = lambda params: world.chain._logs(params) * 2
     with pytest.raises(MalformedAnswer, match="twice"):
         index.pull()
-    assert index.position is None and not index.entries("PeerRegistered")
+    assert index.position is None and not index.entries("Registered")
     world.chain.answers.clear()
     assert_is_the_chain(catch_up(index), world)
 
 
 def test_names_that_are_no_text_stop_nothing(world, tmp_path):
     """Anybody may register any bytes as a claim."""
+    original = original_world(world)
     call = abi.encode_call("registerPeer(string)", ("x" * 40,)).replace(b"x" * 40, b"\xff\x00" * 20)
-    world.chain.transact(OTHER.expose_secret(), world.contract, call)
+    world.chain.transact(OTHER.expose_secret(), original.contract, call)
     world.chain.mine()
-    peers = ledger.peers(catch_up(index_of(world, tmp_path)))
+    peers = ledger.peers(catch_up(index_of(original, tmp_path)))
     assert (peers[-1].kind, peers[-1].peer_id) == ("claimed", "\ufffd\x00" * 20)
 
 

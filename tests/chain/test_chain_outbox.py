@@ -14,18 +14,20 @@ from rlswarm_jax.chain.sender import Settings
 from rlswarm_jax.identity import simulated
 from tests.chain.client_world import (
     ACCOUNT,
-    HASHES,
+    CLAIMS,
+    COMMITMENT,
     ME,
-    OTHER,
     OTHER_ACCOUNT,
     SETTINGS,
     World,
     make_world,
     settle,
     wish_all,
+    wish_settlement,
 )
+from tests.chain.local_chain import CHAIN_ID
 
-DONE = ("Committed", "RewardSubmitted", "WinnerSubmitted")
+DONE = ("Settled", "WeightsPublished")
 FIRST = 1  # the nonce after that of the registration
 
 
@@ -34,31 +36,30 @@ def world():
     return make_world()
 
 
-def assert_done_once(world: World, client: Coordinator, spent: int = 3) -> None:
+def assert_done_once(world: World, client: Coordinator, spent: int = 2) -> None:
     """One event each; one nonce each, none of them failed; and the outbox knows."""
-    assert [len(world.events(name)) for name in DONE] == [1, 1, 1]
+    assert [len(world.events(name)) for name in DONE] == [1, 1]
     assert world.chain.transactions(ACCOUNT)[FIRST:] == [(FIRST + n, True) for n in range(spent)]
     assert {wish.state for wish in client.wishes()} == {"done"}
     hashes = {wish.hash for wish in client.wishes()}
-    assert len(hashes) == 3 and all(world.chain.request("eth_getTransactionReceipt", [one]) for one in hashes)
+    assert len(hashes) == 2 and all(world.chain.request("eth_getTransactionReceipt", [one]) for one in hashes)
 
 
 @pytest.mark.parametrize("confirmations", [0, 2])
-def test_a_commitment_a_reward_and_a_vote_reach_the_chain(world, tmp_path, confirmations):
+def test_a_settlement_and_weights_reach_the_chain(world, tmp_path, confirmations):
     client = world.client(tmp_path, settings=SETTINGS._replace(confirmations=confirmations))
     wish_all(client, world)
     settle(client, world)
     assert_done_once(world, client)
-    (committed,), (rewarded,), (voted,) = (world.events(name) for name in DONE)
-    names = ("root", "stateBefore", "stateAfter", "configHash")
-    assert tuple(committed[name] for name in names) == HASHES and committed["round"] == world.round
-    assert (rewarded["roundNumber"], rewarded["stageNumber"], rewarded["reward"]) == (world.round, 0, 12345)
-    assert voted["winners"] == (OTHER.peer_id,) and not client.problems
+    (settled,), (published,) = (world.events(name) for name in DONE)
+    assert (settled["round"], settled["commitment"], settled["claims"]) == (world.round, COMMITMENT, CLAIMS)
+    assert settled["winners"] == (OTHER_ACCOUNT.lower(),) and not client.problems
+    assert (published["round"], published["weights"], published["uri"]) == (world.round, b"w" * 32, "ipfs://weights")
 
 
 def test_a_wish_is_done_when_enough_blocks_are_on_top_of_it(world, tmp_path):
     client = world.client(tmp_path, settings=SETTINGS._replace(confirmations=2))
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     seen = []
     for _ in range(4):
         client.step()
@@ -75,28 +76,35 @@ def test_a_wish_is_done_when_enough_blocks_are_on_top_of_it(world, tmp_path):
         client.step()
 
 
-def test_what_can_go_at_once_goes_at_once_with_nonces_in_a_row(world, tmp_path):
-    client = world.client(tmp_path, settings=SETTINGS._replace(in_flight=4))
-    client.commit(world.round, world.beacon, *HASHES)
-    settle(client, world)
-    world.call(OTHER, "advanceRound()")
-    world.chain.mine(3)
-    for stage in range(3):
-        client.reward(world.round, stage, stage)
-    client.vote(world.round, [OTHER.peer_id])
-    client.commit(world.round + 1, client.status().beacon, *HASHES)
+def test_what_can_go_at_once_goes_at_once_with_nonces_in_a_row(tmp_path):
+    world = make_world(rounds=3)
+    client = world.client(tmp_path, settings=SETTINGS._replace(in_flight=3))
+    for round_, beacon in enumerate(world.beacons()):
+        client.settle(round_, beacon, COMMITMENT, CLAIMS, [])
     client.step()
-    assert [nonce for nonce, _ in fees(world)] == [FIRST + n for n in range(1, 5)]  # the fifth waits for room
+    assert [nonce for nonce, _ in fees(world)] == [FIRST + n for n in range(3)]  # the fourth waits for room
     settle(client, world)
-    assert world.chain.transactions(ACCOUNT)[FIRST:] == [(FIRST + n, True) for n in range(6)]
+    assert world.chain.transactions(ACCOUNT)[FIRST:] == [(FIRST + n, True) for n in range(4)]
 
 
 def test_the_same_wish_twice_is_one(world, tmp_path):
     client = world.client(tmp_path)
     wish_all(client, world)
-    assert not client.reward(world.round, 0, 999)  # the first word counts
-    assert client.reward(world.round + 1, 0, 12345) and client.reward(world.round, 1, 12345)  # another round, stage
-    assert client.counts() == {"waiting": 5}
+    assert not client.settle(world.round, world.beacon, COMMITMENT, (999, 0, 0), [])  # the first word counts
+    assert client.settle(world.round + 1, world.beacon, COMMITMENT, CLAIMS, [])  # another round
+    assert client.counts() == {"waiting": 3}
+
+
+def test_wishes_for_another_contract_lie_there_and_hold_nothing_up(world, tmp_path):
+    """An outbox of a version before: its wishes are of kinds that nobody sends any more."""
+    outbox = Outbox(tmp_path / "outbox.sqlite", ACCOUNT, CHAIN_ID)
+    outbox.want("0x" + "12" * 20, "commit", 0, 0, {"root": "00"})
+    outbox.close()
+    client = world.client(tmp_path)
+    wish_settlement(client, world)
+    settle(client, world)
+    assert client.counts() == {"done": 1} and client.idle() and not client.problems
+    assert [(wish.kind, wish.state) for wish in client.wishes()] == [("commit", "waiting"), ("settle", "done")]
 
 
 # --- kill -9
@@ -201,7 +209,7 @@ def test_an_endpoint_that_is_away_costs_time_and_nothing_else(world, tmp_path):
     world.chain.down = True
     wish_all(client, world)
     delays = [client.step() for _ in range(20)]
-    assert client.problems == {"EndpointDown": 20} and client.counts() == {"waiting": 3}
+    assert client.problems == {"EndpointDown": 20} and client.counts() == {"waiting": 2}
     assert all(low <= delay <= 2 * low for delay, low in zip(delays, [0.5, 1, 2, 4, 8, 16, 30, 30], strict=False))
     assert max(delays) <= 60 and min(delays[6:]) >= 30
     world.chain.down = False
@@ -228,7 +236,7 @@ def test_an_endpoint_that_fails_every_other_call_loses_and_doubles_nothing(world
 
 def test_what_a_pool_forgets_is_handed_in_again_as_the_same_bytes(world, tmp_path):
     client = world.client(tmp_path, settings=SETTINGS._replace(bump_blocks=99))
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     client.step()
     (first,) = world.chain.pending()
     for _ in range(3):
@@ -261,14 +269,14 @@ def test_a_reorganisation_undoes_nothing_for_good(world, tmp_path, depth, kept):
 def test_a_beacon_that_a_reorganisation_undid_abandons_its_round(tmp_path):
     world = make_world(rounds=1)
     client = world.client(tmp_path)
-    client.commit(world.round, bytes(4) + world.beacon[4:], *HASHES)
-    client.reward(world.round, 0, 5)
+    client.settle(world.round, bytes(4) + world.beacon[4:], COMMITMENT, CLAIMS, [])
+    client.publish_weights(world.round, b"w" * 32, "u")
     client.step()
-    (commit, reward) = client.wishes()
-    assert (commit.state, commit.reason) == ("waiting", "WrongBeacon")  # the next reorganisation might bring it back
+    settled, weights = client.wishes()
+    assert (settled.state, settled.reason) == ("waiting", "WrongBeacon")  # the next reorganisation might bring it back
     settle(client, world)
-    (commit, reward) = client.wishes()
-    assert (commit.state, commit.reason) == ("refused", "WrongBeacon") and reward.state == "dropped"
+    settled, weights = client.wishes()
+    assert (settled.state, settled.reason) == ("refused", "WrongBeacon") and weights.state == "dropped"
     assert client.problems == {"WrongBeacon": 1, "Dropped": 1} and world.chain.count(ACCOUNT) == FIRST
 
 
@@ -277,7 +285,7 @@ def test_a_beacon_that_a_reorganisation_undid_abandons_its_round(tmp_path):
 
 def test_a_nonce_that_another_program_took_is_given_up_only_when_that_is_settled(world, tmp_path):
     client = world.client(tmp_path)
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     client.step()
     world.chain.forget()
     foreign = world.chain.transact(ME.expose_secret(), OTHER_ACCOUNT, nonce=FIRST, fee=9 * 10**9)
@@ -290,13 +298,13 @@ def test_a_nonce_that_another_program_took_is_given_up_only_when_that_is_settled
         world.chain.mine()
     settle(client, world)
     (wish,) = client.wishes()
-    assert (wish.state, wish.nonce) == ("done", FIRST + 1) and len(world.events("Committed")) == 1
+    assert (wish.state, wish.nonce) == ("done", FIRST + 1) and len(world.events("Settled")) == 1
     assert world.chain.transactions(ACCOUNT)[FIRST:] == [(FIRST, True), (FIRST + 1, True)] and foreign
 
 
 def test_a_reorganisation_that_drops_the_other_program_s_transaction_gives_the_nonce_back(world, tmp_path):
     client = world.client(tmp_path)
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     client.step()
     world.chain.forget()
     world.chain.transact(ME.expose_secret(), OTHER_ACCOUNT, nonce=FIRST, fee=9 * 10**9)
@@ -320,7 +328,7 @@ def fees(world: World) -> list[tuple[int, int]]:
 
 def test_what_waits_too_long_is_offered_at_a_higher_price_with_the_same_nonce(world, tmp_path):
     client = world.client(tmp_path, settings=SETTINGS._replace(bump_blocks=2, max_fee=5 * 10**9))
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     offered = []
     for _ in range(40):
         client.step()
@@ -334,25 +342,25 @@ def test_what_waits_too_long_is_offered_at_a_higher_price_with_the_same_nonce(wo
     assert steps == list(dict.fromkeys(offered)) and len(steps) > 3  # only ever up
     assert all(b * 10 >= a * 11 for a, b in itertools.pairwise(steps)) and steps[-1] <= 5 * 10**9  # up to the limit
     settle(client, world)
-    assert len(world.events("Committed")) == 1 and world.chain.count(ACCOUNT) == FIRST + 1
+    assert len(world.events("Settled")) == 1 and world.chain.count(ACCOUNT) == FIRST + 1
 
 
 def test_a_transaction_that_the_endpoint_calls_too_cheap_is_replaced(world, tmp_path):
     client = world.client(tmp_path)
     world.chain.transact(ME.expose_secret(), OTHER_ACCOUNT, nonce=FIRST, fee=3 * 10**9)  # another program was first
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     for _ in range(12):
         client.step()
     ((nonce, fee),) = fees(world)
     assert nonce == FIRST and fee * 10 >= 3 * 10**9 * 11
     settle(client, world)
-    assert len(world.events("Committed")) == 1 and world.chain.count(ACCOUNT) == FIRST + 1
+    assert len(world.events("Settled")) == 1 and world.chain.count(ACCOUNT) == FIRST + 1
 
 
 def test_a_chain_without_a_fee_market_gets_legacy_transactions(world, tmp_path):
     world.chain.fees = False
     client = world.client(tmp_path)
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     settle(client, world)
     (transaction,) = world.chain.block(world.height + 1).transactions
     assert transaction.gas_price == 2 * 10**9 and transaction.type_id is None
@@ -364,7 +372,7 @@ def test_a_chain_without_fees_needs_no_funds(world, tmp_path):
     sent: list[str] = []
     world.chain.answers["eth_sendRawTransaction"] = lambda params: sent.append(params[0])
     client = world.client(tmp_path)
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     client.step()
     assert len(sent) == 1 and not client.problems
     builder = world.chain._backend.chain.get_transaction_builder()
@@ -380,13 +388,13 @@ def test_an_account_without_funds_says_so_and_goes_on_once_it_has_some(tmp_path)
     assert poor.problems == {"InsufficientFunds": 3} and poor.counts() == {"waiting": 1}
     world.chain.fund(poor.account)
     settle(poor, world)
-    assert [e["eoa"] for e in world.chain.events(world.contract, "PeerRegistered")][-1] == poor.account.lower()
+    assert [e["account"] for e in world.chain.events(world.contract, "Registered")][-1] == poor.account.lower()
 
 
 def test_an_endpoint_cannot_make_a_node_pay_more_than_its_limits(world, tmp_path):
     world.chain.answers["eth_maxPriorityFeePerGas"] = lambda params: hex(10**18)
     client = world.client(tmp_path, settings=Settings(max_fee=3 * 10**9, max_tip=10**9))
-    client.commit(world.round, world.beacon, *HASHES)
+    wish_settlement(client, world)
     client.step()
     builder = world.chain._backend.chain.get_transaction_builder()
     (sent,) = map(builder.decode, world.chain.pending())

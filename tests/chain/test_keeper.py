@@ -19,7 +19,7 @@ from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.keeper import TURNS, Keeper
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
-from tests.chain.client_world import ME, OTHER, World, make_world
+from tests.chain.client_world import ME, OTHER, World, make_world, settle_by_hand
 from tests.game.hand_driver import make_game, play
 
 STRANGER = simulated(0, 5)
@@ -69,24 +69,22 @@ def kept(
 
 
 def work(*records: bytes, peers=()) -> Work:
-    return Work(list(records), {ANSWER: 5, CRITIQUE: 0, REVISE: 7}, {one.author: n for one, n in peers})
+    """Content hashes are of 32 bytes."""
+    return Work(
+        [one.ljust(32) for one in records], {ANSWER: 5, CRITIQUE: 0, REVISE: 7}, {one.author: n for one, n in peers}
+    )
 
 
 @pytest.fixture
 def world():
-    """In round 1, so that votes count; it ends when both nodes have committed."""
+    """In round 1, so that votes count; it ends when both nodes have settled."""
     world = make_world(0, quorum=2, **MINUTES)
     for one in (ME, OTHER):
-        commit_by_hand(world, one, Moment(0, world.beacon))
+        settle_by_hand(world, one, 0, world.beacon)
     world.call(OTHER, "advanceRound()")
     world.chain.mine(3)
     seed = bytes.fromhex(world.chain.request("eth_call", [{"to": world.contract, "data": "0x200d2ed2"}, "latest"])[2:])
-    return world._replace(round=1, beacon=seed[192:224])
-
-
-def commit_by_hand(world: World, identity: Identity, at: Moment) -> None:
-    signature = "commit(uint256,bytes4,bytes32,bytes32,bytes32,bytes32)"
-    world.call(identity, signature, at.round, at.beacon[:4], *(bytes([byte]) * 32 for byte in range(1, 5)))
+    return world._replace(round=1, beacon=seed[160:192])
 
 
 def test_it_hears_the_present_round_and_the_one_before(world, tmp_path):
@@ -103,33 +101,26 @@ def beacon_of(world: World, number: int) -> bytes:
     return found["beacon"]
 
 
-def test_a_commitment_with_its_claims_and_votes_comes_to_the_chain(world, tmp_path):
+def test_a_settlement_with_its_claims_and_votes_comes_to_the_chain(world, tmp_path):
     with kept(world, tmp_path) as one:
         one.turn()
-        effect = Commit(one.moment, work(b"r1", b"r2", peers=[(STRANGER, 9), (OTHER, 4)]), BEFORE)
+        effect = Commit(one.moment, work(b"r1", b"r2", b"r3", peers=[(STRANGER, 9), (OTHER, 4)]), BEFORE)
         for _ in range(3):  # a node that was killed says it again
             one.keeper.commit(effect, AFTER, AGREEMENT)
         one.turn(6)
-        *_, committed = world.events("Committed")
-        hashes = [committed[name] for name in ("root", "stateBefore", "stateAfter", "configHash")]
-        expected = [merkle.root([b"r1", b"r2"]), BEFORE, AFTER, AGREEMENT]
-        assert hashes == expected and committed["round"] == world.round
-        (vote,) = world.events("WinnerSubmitted")
-        assert vote["winners"] == (OTHER.peer_id,)  # the stranger is not registered
+        *_, settled = world.events("Settled")
+        records = [name.ljust(32) for name in (b"r1", b"r2", b"r3")]
+        covered = (merkle.root(records), records[0], records[2], 3)
+        assert settled["commitment"] == (*covered, BEFORE, AFTER, AGREEMENT)
+        assert (settled["round"], settled["claims"]) == (world.round, (5, 0, 7))
+        assert settled["winners"] == (calls.account_of(OTHER.author).lower(),)  # the stranger is not registered
         number = world.round
-        assert one.states() == {
-            "register 0 0": "done",
-            f"commit {number} 0": "done",
-            f"reward {number} 0": "done",
-            f"reward {number} 2": "waiting",  # until the round is over
-            f"vote {number} 0": "done",
-        }
+        assert one.states() == {"register 0 0": "done", f"settle {number} 0": "done"}
         assert one.client.committers(one.client.status()) == {one.client.account}
-        commit_by_hand(world, OTHER, one.moment)
+        settle_by_hand(world, OTHER, number, one.moment.beacon)
         assert one.client.committers(one.client.status()) == {one.client.account, calls.account_of(OTHER.author)}
-        one.turn(9)  # which makes a quorum: this node ends the round, and claims the rest
+        one.turn(9)  # which makes a quorum: this node ends the round
         assert one.moment.round == number + 1 and not one.client.committers(one.client.status())
-        assert [e["reward"] for e in world.events("RewardSubmitted")] == [5, 7]
         assert set(one.states().values()) == {"done"}
 
 
@@ -175,7 +166,9 @@ def test_nobody_votes_who_was_registered_too_late(tmp_path):
     with kept(world, tmp_path) as one:
         one.turn(3)
         one.keeper.commit(Commit(one.moment, work(b"r", peers=[(OTHER, 4)]), BEFORE), AFTER, AGREEMENT)
-        assert one.moment.round == 0 and "vote 0 0" not in one.states()
+        one.turn(3)
+        assert one.moment.round == 0 and one.client.wishes()[-1].arguments["winners"] == []
+        assert [e["winners"] for e in world.events("Settled")] == [()]
 
 
 def test_a_node_whose_chain_is_away_for_five_minutes_catches_up_and_loses_nothing(world, tmp_path):
@@ -199,27 +192,34 @@ def test_a_node_whose_chain_is_away_for_five_minutes_catches_up_and_loses_nothin
             one.turn(1, seconds=5.0)
             if not world.chain.down and one.moment.round not in {e["round"] for e in theirs(world)}:
                 with contextlib.suppress(Exception):
-                    commit_by_hand(world, OTHER, one.moment)
+                    settle_by_hand(world, OTHER, one.moment.round, one.moment.beacon)
         assert one.client.problems["EndpointDown"] >= 5
         one.turn(20)
-    committed = {e["round"]: e["root"] for e in world.events("Committed") if e["round"] > 0}
+    settled = {e["round"]: e for e in world.events("Settled") if e["round"] > 0}
     rounds = [effect.moment.round for effect in commits]
     assert rounds == sorted(set(rounds)) and len(rounds) >= 4
-    assert committed == {e.moment.round: merkle.root(e.work.records) for e in commits}
+    assert {n: e["commitment"][0] for n, e in settled.items()} == {
+        e.moment.round: merkle.root(e.work.records) for e in commits
+    }
     covered = [record for effect in commits for record in effect.work.records]
     assert covered == published[: len(covered)] and len(covered) >= 100
     assert max(len(effect.work.records) for effect in commits) >= 60  # those of the time without a chain at once
-    claimed = {(e["roundNumber"], e["stageNumber"]): e["reward"] for e in world.events("RewardSubmitted")}
-    assert claimed == {(e.moment.round, 0): e.work.earned[ANSWER] for e in commits}
+    assert {n: e["claims"] for n, e in settled.items()} == {
+        e.moment.round: (e.work.earned[ANSWER], 0, 0) for e in commits
+    }
 
 
 def theirs(world: World) -> list[dict]:
-    return world.events("Committed", calls.account_of(OTHER.author))
+    return world.events("Settled", calls.account_of(OTHER.author))
+
+
+def original_world(world: World) -> World:
+    artifacts = json.loads((Path(__file__).parent / "original" / "artifacts.json").read_text())
+    return world._replace(contract=world.chain.deploy(artifacts["Original060"]["bytecode"]))
 
 
 def test_on_a_contract_of_the_original_s_it_claims_and_votes_without_commitments(world, tmp_path):
-    artifacts = json.loads((Path(__file__).parent / "original" / "artifacts.json").read_text())
-    original = world._replace(contract=world.chain.deploy(artifacts["Original060"]["bytecode"]))
+    original = original_world(world)
     with kept(original, tmp_path) as one:
         one.turn(4)
         assert one.keeper.moments() == [Moment(0, b"")] and one.keeper.members() is None
@@ -249,14 +249,21 @@ def test_trouble_is_counted_by_name_once(world, tmp_path):
         assert one.keeper.take_counts()["chain/EndpointDown"] == 0
 
 
-def test_the_coordinator_s_stage_is_heard_with_its_round(world, tmp_path):
+def test_a_round_that_is_over_is_past_with_all_its_stages(world, tmp_path):
     with kept(world, tmp_path) as one:
         assert not one.keeper.is_past(0, 0)  # before it was heard of
         one.turn()
         assert not one.keeper.is_past(world.round, 0) and one.keeper.is_past(world.round - 1, 2)
-        world.call(OTHER, "updateStageAndRound()")
+
+
+def test_the_stage_of_an_original_s_contract_is_heard_with_its_round(world, tmp_path):
+    original = original_world(world)
+    with kept(original, tmp_path) as one:
         one.turn()
-        assert one.keeper.is_past(world.round, 0) and not one.keeper.is_past(world.round, 1)
+        assert not one.keeper.is_past(0, 0)
+        original.call(OTHER, "updateStageAndRound()")
+        one.turn()
+        assert one.keeper.is_past(0, 0) and not one.keeper.is_past(0, 1)
 
 
 # --- an endpoint that lies
@@ -282,8 +289,8 @@ def lie(world: World, **said) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        *[{"round": 2**33}, {"round": 2**64}, {"round": 2**255}, {"stage": 2**64}],
-        *[{"started": 2**70}, {"commitments": 2**64}, {"needed": 2**200}, {"anchor": 2**64}],
+        *[{"round": 2**33}, {"round": 2**64}, {"round": 2**255}],
+        *[{"started": 2**70}, {"settlements": 2**64}, {"needed": 2**200}, {"anchor": 2**64}],
     ],
 )
 def test_a_number_that_the_contract_cannot_have_is_a_malformed_answer_counted(world, tmp_path, said):
@@ -328,7 +335,7 @@ def test_a_far_round_that_was_believed_is_corrected_by_what_the_chain_says_later
     with kept(world, tmp_path) as one:
         one.turn(4)
         before = Commit(one.moment, work(b"before"), BEFORE)
-        lie(world, round=10**9, beacon=b"x" * 32, commitments=9)
+        lie(world, round=10**9, beacon=b"x" * 32, settlements=9)
         one.turn(failing=True)  # the contract knows no beacon of the round before
         one.keeper.commit(before, AFTER, AGREEMENT)
         one.keeper.commit(Commit(Moment(10**9, b"x" * 32), work(b"lie"), BEFORE), AFTER, AGREEMENT)
@@ -337,8 +344,7 @@ def test_a_far_round_that_was_believed_is_corrected_by_what_the_chain_says_later
         one.turn(9, failing=True)
         assert one.moment == Moment(world.round, world.beacon) and not one.keeper.is_past(world.round, 0)
         states = one.states()
-        assert states[f"commit {world.round} 0"] == "done"
-        assert states[f"commit {10**9} 0"] == "refused" and states[f"reward {10**9} 0"] == "dropped"
+        assert states[f"settle {world.round} 0"] == "done" and states[f"settle {10**9} 0"] == "refused"
         assert not [name for name, state in states.items() if state in ("waiting", "signed") and str(10**9) in name]
 
 
@@ -376,10 +382,10 @@ class Swarm:
             account = calls.account_of(identity.author)
 
             def connect(self):
-                return calls.Interface("rlswarm_jax", True, "", min_seconds=30, max_seconds=600, window=4)
+                return calls.Interface("rlswarm_jax", True, min_seconds=30, max_seconds=600, window=4)
 
             def status(self):
-                return Status(7, 0, b"b" * 32, block=90, started=0, commitments=len(swarm.committed), needed=200)
+                return Status(7, 0, b"b" * 32, block=90, started=0, settlements=len(swarm.committed), needed=200)
 
             def beacon(self, round_):
                 return b"a" * 32

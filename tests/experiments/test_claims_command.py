@@ -136,16 +136,6 @@ def test_a_folder_of_somebody_else_s_proves_nothing_by_what_it_lacks(world, tmp_
     assert "are not here" in printed
 
 
-def test_whose_journal_is_whole_is_known_by_what_they_published(world, tmp_path):
-    swarm = leave(world, tmp_path)
-    bobs = files.node_folders(swarm)[2]
-    journal = Journal(bobs / files.JOURNAL_FILE)
-    journal.prune(0, 2)
-    journal.close()
-    assert read_journals([bobs]).since == {BOB.author: 2}
-    assert len(read_journals(files.node_folders(swarm)).records) == 36
-
-
 def test_what_cannot_be_checked_is_one_sentence(world, tmp_path, capsys):
     def says(*arguments: Path | str) -> str:
         assert command.main([str(argument) for argument in arguments]) == 2

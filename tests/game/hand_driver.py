@@ -55,6 +55,8 @@ def mixture() -> tasks.Mixture:
 
 
 def make_game(identity: Identity = ME, **fields) -> Game:
+    if fields.get("chain_every"):
+        fields = {"contract": ""} | fields
     game = Game(
         swarm="tests",
         seed=5,

@@ -10,8 +10,10 @@ from rlswarm_jax import randomness, tasks
 from rlswarm_jax.game.chain import MOMENTS, Account, Moment, Work, amount
 from rlswarm_jax.game.effects import Commit, Gather, Hear, Learn, Publish
 from rlswarm_jax.game.player import Player
+from rlswarm_jax.game.prompts import FORMATS
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.round import NodeState
+from rlswarm_jax.game.rules import Game, Rules
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.records.agreement import differences
 from rlswarm_jax.records.envelope import open_envelope
@@ -275,22 +277,31 @@ UNDER_A_CHAIN = {"chain_every": 2, "chain_id": 31337, "contract": "0x" + "Ab" * 
 def test_nodes_that_agree_have_the_same_hash_and_others_have_not():
     """Whether what one of them says is of use to the other is tried, not only whether they call it the same."""
     game = make_game(**UNDER_A_CHAIN)
-    same = {"seed": 9, "rounds": 3, "external_groups": 9, "temperature": 0.5, "max_new_tokens": 7, "chain_every": 5}
-    assert make_game(ALICE, **UNDER_A_CHAIN | same | {"contract": "0x" + "aB" * 20}).agreement == game.agreement
-    for fields in (
-        *({"group_size": 8}, {"local_groups": 4}, {"swarm": "other"}, {"chain_every": 0}, {"shown": 1}),
-        *({"chain_id": 1}, {"contract": "0x" + "cd" * 20}, {"eos_token_ids": (END, 5)}, {"rewards": Rewards(form=0.5)}),
-        *({"stages": STAGES[:2]}, {"shared": 1}, {"critics": 1}, {"show_votes": False}),
-    ):
-        other = dataclasses.replace(game, **fields)
-        assert other.agreement != game.agreement
-        assert len(differences(game.rules, other.rules)) == (3 if fields == {"chain_every": 0} else 1)
-        assert not game.agrees(other.agreement, same_tokenizer=True)
+    same = {"seed": 9, "contract": "0x" + "aB" * 20}
+    own = {
+        **{"rounds": 3, "external_groups": 9, "temperature": 0.5, "max_new_tokens": 7, "chain_every": 5},
+        **{"max_staleness": 3, "evaluate_every": 9, "weights": (2.0, 1.0, 1.0), "max_prompt_tokens": 64},
+        **{"state_hash": b"other", "author": ALICE.author, "weights_fingerprint": "other"},
+    }
+    tokens = {"tokenizer_fingerprint": "other", "eos_token_ids": (END, 5)}  # which bind those who have the same
+    names = {field.name for field in dataclasses.fields(Game)} - {field.name for field in dataclasses.fields(Rules)}
+    assert names == {*own, *tokens, "tokenizer"}
+    assert dataclasses.replace(game, **same, **own).agreement == game.agreement and len(game.agreement) == 32
     weighted = tasks.make_mixture(
-        {name: {**fields, "weight": 2.0 + n} for n, (name, fields) in enumerate(TASKS.items())}
+        {name: {**fields, "weight": 2.0} if n else fields for n, (name, fields) in enumerate(TASKS.items())}
     )
-    assert dataclasses.replace(game, mixture=weighted).agreement != game.agreement  # the same tasks, other problems
-    assert len(game.agreement) == 32
+    others = {
+        **{"group_size": 8, "local_groups": 4, "swarm": "other", "shown": 1, "stages": STAGES[:2], "shared": 1},
+        **{"critics": 1, "show_votes": False, "chain_id": 1, "contract": "0x" + "cd" * 20},
+        **{"rewards": Rewards(form=0.5), "mixture": weighted, "prompt_format": FORMATS["chat"]},
+    }
+    assert {*others, "seed"} == {field.name for field in dataclasses.fields(Rules)}
+    for name, value in (*others.items(), *tokens.items(), ("contract", None)):
+        other = dataclasses.replace(game, **{name: value})
+        assert other.agreement != game.agreement and not game.agrees(other.agreement, same_tokenizer=True)
+        differ = 3 if value is None else name != "tokenizer_fingerprint"  # who has another one reads the text
+        assert len(differences(game.terms, other.terms)) == differ, name
+        assert game.agrees(other.agreement, same_tokenizer=False) == (name in tokens)
 
 
 def test_without_a_chain_the_seed_must_be_the_same():
@@ -298,17 +309,17 @@ def test_without_a_chain_the_seed_must_be_the_same():
     theirs = play(make_game(ALICE, seed=9), identity=ALICE).said[ANSWER]
     assert play(ours, arrived=[theirs]).unused == {"foreign problem": 3}
     assert (
-        differences(ours.rules, make_game(seed=9).rules) == ["seed"] and make_game(seed=9).agreement != ours.agreement
+        differences(ours.terms, make_game(seed=9).terms) == ["seed"] and make_game(seed=9).agreement != ours.agreement
     )
 
 
 def test_another_tokenizer_may_have_other_end_tokens_and_the_same_one_may_not():
     ours, stranger = make_game(), make_game(tokenizer_fingerprint="another", eos_token_ids=(1, 2))
-    assert ours.agreement != stranger.agreement and differences(ours.rules, stranger.rules) == []
+    assert ours.agreement != stranger.agreement and differences(ours.terms, stranger.terms) == []
     assert ours.agrees(stranger.agreement, same_tokenizer=False)
     assert not ours.agrees(stranger.agreement, same_tokenizer=True)
     told = make_game(eos_token_ids=(END, 5))
-    assert differences(ours.rules, told.rules) == ["model.end_tokens"]
+    assert differences(ours.terms, told.terms) == ["model.end_tokens"]
     assert not ours.agrees(make_game(shown=1).agreement, same_tokenizer=False)
 
 
@@ -318,7 +329,7 @@ def test_of_very_many_tasks_the_rules_say_how_many():
 
     def rules(count: int) -> dict[str, str]:
         mixture = tasks.Mixture({f"t{n}": Named() for n in range(count)}, {f"t{n}": 1.0 for n in range(count)})
-        return make_game(mixture=mixture).rules
+        return make_game(mixture=mixture).terms
 
     assert rules(2)["tasks.t1"] == f"weight 1.0, {'0' * 16}" and rules(24)["tasks.t23"] == rules(2)["tasks.t1"]
     assert rules(25)["tasks"].startswith("25 tasks, ") and rules(25)["tasks"] != rules(26)["tasks"]
@@ -333,7 +344,7 @@ def test_everything_published_is_in_the_commitment_of_a_game_of_three_stages():
 
 
 def test_what_was_said_in_a_round_that_is_left_is_committed_to_all_the_same(tmp_path):
-    game = make_game(chain_every=1, rounds=0, evaluate_every=100)
+    game = make_game(chain_every=1, rounds=0, evaluate_every=100, stages=STAGES[:2])
     player = Player(0, game, ME, Journal(tmp_path / "journal.sqlite"))
     player.state = NodeState(round=1)
     seen: list[tuple] = []
@@ -348,11 +359,14 @@ def test_what_was_said_in_a_round_that_is_left_is_committed_to_all_the_same(tmp_
             player.complete(result, 0.0)
 
     play_on(until=Gather)
+    assert not player.bound
     player.abandon()
     player.state = dataclasses.replace(player.state, round=7)  # where the others are
     play_on(until=Commit)
     said = [open_envelope(result).hash for effect, result in seen if isinstance(effect, Publish)]
-    assert len(said) == 2 and player.effect.work.records == said
+    assert len(said) == 3 and player.effect.work.records == said and player.bound
+    with pytest.raises(AssertionError):  # whoever has published the last stage finishes the round
+        player.abandon()
     again = Player(0, game, ME, Journal(tmp_path / "journal.sqlite"))
     again.state = NodeState(round=1)
     for entry in Journal(tmp_path / "journal.sqlite").read(0, 0):  # after a kill

@@ -1,10 +1,12 @@
 import dataclasses
 import functools
+import hashlib
 
 import jax
 import numpy as np
 import pytest
 
+from rlswarm_jax import qwen
 from rlswarm_jax.grpo import learner
 from tests.grpo import tiny
 
@@ -321,6 +323,20 @@ def test_steps_over_nodes_are_the_steps_of_each_node_bit_for_bit(optimized):
     state, metrics = together
     assert metrics["updates"].tolist() == [1, 0, 1] and state.step.tolist() == [2, 0, 2]
     tiny.assert_bit_equal(jax.tree.map(lambda x: x[1], state), states[1])
+
+
+def test_a_state_s_hash_is_of_two_digests_so_that_the_weights_alone_can_be_shown():
+    state, _ = step_of()(fresh(), mixed())
+
+    def digest(tree):  # as `qwen.digest` says, by hand
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        said = [(f"{jax.tree_util.keystr(p)} {x.dtype} {x.shape}".encode(), np.asarray(x).tobytes()) for p, x in leaves]
+        return hashlib.sha256(b"".join(b"".join(one) for one in said)).digest()
+
+    weights, rest = digest(state.params), digest((state.opt_state, state.step))
+    assert learner.state_hash(state) == hashlib.sha256(weights + rest).digest()
+    assert qwen.fingerprint(state.params) == weights.hex()[:16]  # what its records are signed with, at the beginning
+    assert learner.state_hash(state.replace(step=state.step + 1)) != learner.state_hash(state)
 
 
 def global_norm(tree):

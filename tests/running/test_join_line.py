@@ -51,11 +51,11 @@ def test_who_pastes_the_line_plays_by_the_same_rules(config):
     theirs = joined(joining.command(config, ADDRESS))
     cli.check(theirs)
     ours, them = build.observed(config), build.observed(theirs)
-    assert differences(ours.rules, them.rules) == [] and ours.agreement == them.agreement
+    assert differences(ours.terms, them.terms) == [] and ours.agreement == them.agreement
     assert theirs.driver == "node" and list(theirs.swarm.bootnodes) == [ADDRESS]
     assert {**theirs.chain} == {**config.chain}
-    assert ours.rules["chain.contract"] == (CONTRACT.lower() if config.chain.contract else "none")
-    assert ours.rules.get("chain.id") == ("31337" if config.chain.contract else None)
+    assert ours.terms["chain.contract"] == (CONTRACT.lower() if config.chain.contract else "none")
+    assert ours.terms.get("chain.id") == ("31337" if config.chain.contract else None)
 
 
 def test_other_tasks_cannot_be_pasted_and_that_is_said():
