@@ -27,8 +27,10 @@ from rlswarm_jax.chain.devnet.store import Store
 
 GAS_LIMIT = 30_000_000
 MAX_BYTES = 131_072  # of a transaction, as in other nodes' pools
-_MALFORMED = (ValidationError, BadSignature, UnrecognizedTransactionType, rlp.exceptions.RLPException)
-_MALFORMED += (TypeError, ValueError, OverflowError)  # of a list where bytes belong, of coincurve
+_MALFORMED = (
+    *(ValidationError, BadSignature, UnrecognizedTransactionType, rlp.exceptions.RLPException),
+    *(TypeError, ValueError, OverflowError),  # of a list where bytes belong, of coincurve
+)
 
 
 class _State(PragueState):
@@ -153,10 +155,11 @@ class Chain:
                 return True
 
         outcome, high = self.call(header, sender, call), call["gas"]
-        guess = low = high - outcome.get_gas_remaining()
+        low = spent = high - outcome.get_gas_remaining()
+        guesses = [spent, spent * 64 // 63 + 2300]  # a call keeps a 64th back from what it calls
         while high - low > high * 0.015 and not outcome.is_error:
+            guess = min(guesses.pop(0) if guesses else (low + high) // 2, high)
             low, high = (guess, high) if fails(guess) else (low, guess)
-            guess = min(low * 65 // 63 + 2300, (low + high) // 2)  # a call keeps a 64th back from what it calls
         return high, outcome
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -48,8 +47,8 @@ async def serve(interface: Interface, port: int, ready: Callable[[str], None], s
             why = "it is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else str(error)
             raise DevnetError(f"cannot serve on port {port} of 127.0.0.1: {why}; choose another, or 0.") from None
         ready(f"http://127.0.0.1:{runner.addresses[0][1]}")
-        if stop_on_eof:  # nothing is ever written to it
-            loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 1) or stopped.set())
+        if stop_on_eof:  # nobody writes to it
+            loop.add_reader(sys.stdin.fileno(), stopped.set)
         await stopped.wait()
     finally:
         await runner.cleanup()
