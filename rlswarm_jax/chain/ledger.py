@@ -190,7 +190,7 @@ def _round(index: EventIndex, number: int, names: dict[str, str]) -> Round:
         account, has = checksum(entry.fields["account"]), entry.fields
         root, first, last, count, before, after, config = has["commitment"]
         commitments.append(Commitment(account, root, first, last, count, before, after, config, entry.hash))
-        rewards += [Reward(account, stage, amount, entry.hash) for stage, amount in enumerate(has["claims"])]
+        rewards += [Reward(account, stage, amount, entry.hash) for stage, amount in enumerate(has["claims"]) if amount]
         if winners := [checksum(winner) for winner in has["winners"]]:
             votes.append(Vote(account, [names.get(winner, winner) for winner in winners], entry.hash))
     return Round(
