@@ -584,6 +584,7 @@ def test_what_can_never_be_in_a_block_is_refused_and_leaves_no_trace(network):
         assert said in network.refusal(raw), (said, network.refusal(raw))
     assert network.answers() == before
     network.send(sign(KEY, 0, somewhere))
+    assert network.store._added == {}  # neither of these nor of that is written again with the next
     assert network.refusal(sign(KEY, 0, somewhere)) == "already known"
     assert "nonce too low" in network.refusal(sign(KEY, 0, somewhere, data="0x01"))
 
