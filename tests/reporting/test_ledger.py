@@ -70,7 +70,6 @@ def test_all_that_nodes_did_is_there_with_the_transactions_that_did_it(read):
             "hash": settled[account],
         }
     rewards = [(one["account"], one["stage"], one["amount"]) for one in round_["rewards"]]
-    amounts = {ACCOUNT: (12345, -45, 0), OTHER_ACCOUNT: (900_000, 0, 0)}
     assert rewards == [
         (account, n, amount) for account in amounts for n, amount in enumerate(amounts[account]) if amount
     ]
