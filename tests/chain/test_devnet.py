@@ -226,7 +226,10 @@ def test_estimated_gas_is_enough_and_little_more_than_what_is_used(w3, contract,
         receipt = send(w3, key, asked, nonce, gas=estimate)
         assert receipt["status"] == 1, asked
         assert receipt["gasUsed"] <= estimate <= 1.27 * receipt["gasUsed"], asked  # a fifth may be given back
-    assert w3.eth.estimate_gas({"from": key.address, "to": account(1).address, "value": 0}) == 21_000
+    plain = {"from": key.address, "to": account(1).address, "value": 0}
+    assert w3.eth.estimate_gas(plain) == 21_000
+    floor = 21_000 + 10 * 4 * 100  # EIP-7623
+    assert floor <= w3.eth.estimate_gas(plain | {"data": "0x" + "ab" * 100}) <= 1.015 * floor
 
 
 def test_logs_are_found_by_address_topics_and_blocks(w3, contract, key):
