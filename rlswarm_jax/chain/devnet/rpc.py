@@ -24,6 +24,7 @@ _SETTLED = {
     "eth_gasPrice": "0x0",
     "eth_maxPriorityFeePerGas": "0x0",
 }
+_NOTHING = inspect.Signature()
 _NEWEST = ("latest", "pending", "safe", "finalized", None)
 _QUANTITY, _DATA = re.compile(r"0x[0-9a-fA-F]{1,64}"), re.compile(r"0x([0-9a-fA-F]{2})*")
 
@@ -40,6 +41,7 @@ class Interface:
     def __init__(self, chain: Chain, store: Store):
         self._chain, self._store = chain, store
         self.methods = {name: getattr(self, name) for name in dir(self) if name.startswith("eth_")}
+        self._takes = {name: inspect.signature(method) for name, method in self.methods.items()}
 
     def answer(self, body: bytes) -> bytes:
         """To one request or a batch."""
@@ -75,7 +77,7 @@ class Interface:
         if not isinstance(params, list | None):
             raise _bad("they come in a list, by position")
         try:
-            inspect.signature(method or _none).bind(*(params or ()))
+            self._takes.get(name, _NOTHING).bind(*(params or ()))
         except TypeError as error:
             raise _bad(str(error)) from None
         return method(*(params or ())) if method else _SETTLED[name]
@@ -162,10 +164,6 @@ class Interface:
 
     def eth_sendRawTransaction(self, raw: Any) -> str:
         return data(self._chain.send(_octets(raw)))
-
-
-def _none() -> None:
-    """What takes no parameters."""
 
 
 def _check(outcome: ComputationAPI) -> None:
