@@ -17,9 +17,8 @@ from eth.vm.forks.prague.blocks import PragueBlockHeader
 from eth.vm.forks.prague.state import PragueTransactionExecutor
 from eth.vm.forks.prague.transactions import PragueTransactionBuilder
 from eth.vm.spoof import SpoofTransaction
-from eth_hash.auto import keccak
 from eth_keys.exceptions import BadSignature
-from eth_utils import ValidationError
+from eth_utils import ValidationError, keccak
 
 from rlswarm_jax.chain.devnet import CHAIN_ID, views
 from rlswarm_jax.chain.devnet.errors import INVALID_PARAMS, DevnetError, RpcError
