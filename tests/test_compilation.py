@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.grpo import tiny
+
 ROOT = Path(__file__).parents[1]
 WHERE = "from rlswarm_jax import compilation; print(compilation.use_cache())"
 GENERATE = """
@@ -50,3 +52,16 @@ def test_a_user_without_a_home_has_no_cache():
     homeless = "import os; os.environ.pop('HOME', None); os.environ.pop('XDG_CACHE_HOME', None);"
     homeless += "import pwd; pwd.getpwuid = dict().__getitem__;"
     assert run(f"{homeless}{WHERE}", ROOT).stdout.strip() == "None"
+
+
+BITS = "tests/qwen/test_refill.py::TestExactly"
+
+
+@pytest.mark.skipif("JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ, reason=f"{BITS} is compiled so anyway")
+def test_no_bit_depends_on_company_in_what_users_run_either():
+    """`make test` compiles quickly; what XLA makes of the same programs with its optimisations is another matter."""
+    kept = {name: value for name, value in os.environ.items() if name not in tiny.QUICKLY}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", BITS], cwd=ROOT, env=kept, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
