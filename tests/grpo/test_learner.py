@@ -298,6 +298,7 @@ class TestStep:
         tiny.assert_bit_equal(state, kept)
 
 
+@tiny.as_users_run
 @pytest.mark.parametrize("optimized", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_steps_over_nodes_are_the_steps_of_each_node_bit_for_bit(optimized):
     num_nodes = 3

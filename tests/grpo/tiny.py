@@ -8,6 +8,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.special
 
 from rlswarm_jax import qwen, randomness
@@ -171,6 +172,8 @@ def _logprob_gradient(params, tokens_BT, prompt_lengths_B, weights_BC, temperatu
     return (chosen_BT * weights_BT[:, : chosen_BT.shape[1]]).sum()
 
 
+QUICK = "xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
+as_users_run = pytest.mark.skipif(QUICK, reason="true of the programs that users run: see tests/test_compilation.py")
 QUICKLY = {  # the environment of a process that compiles in an eighth of the time; `make test` is one
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
     "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
