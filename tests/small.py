@@ -6,7 +6,6 @@ SHAPES = [
     "--config.swarm.external_groups=2",
     f"--config.game.shared={SHARED}",
     "--config.sampling.group_size=4",
-    "--config.sampling.exact=True",
     "--config.evaluation.problems=16",
     "--config.evaluation.rows=16",
     # a model that knows its tasks, hot enough to be wrong now and then: there is something to learn in so few rounds

@@ -123,9 +123,9 @@ INSTANTS = [
     pytest.param("Sample", "critique", marks=pytest.mark.slow),
     ("Publish", "revise"),
     pytest.param("Send", "critique", marks=pytest.mark.slow),
-    ("Gather", "revise"),
+    pytest.param("Gather", "revise", marks=pytest.mark.slow),
     pytest.param("Score", "", marks=pytest.mark.slow),
-    ("Learn", ""),
+    pytest.param("Learn", "", marks=pytest.mark.slow),
 ]
 
 

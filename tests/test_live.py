@@ -31,6 +31,8 @@ ARGUMENTS = [
     f"--config.rounds={ROUNDS}",
     f"--config.seed={SEED}",
     *SHAPES,
+    "--config.sampling.exact=True",
+    "--config.sampling.exact_rows=8",
     "--config.swarm.deadline=0.0",  # a stage waits for all, for ever
     "--config.simulation.deadline=1e9",
     "--config.chain.endpoint=none",  # its beacons are the hashes of blocks, and of their times
