@@ -9,6 +9,10 @@ wall clock and by the process clock, which adds up the threads' time and stands 
 The train step's tokens are those of the batch, prompts and padding included. `ratio` is its share of the rate that a
 large float32 matmul reaches here, counting the floating-point operations of the model's matmuls alone. A weight
 gradient's `ratio` is how many times as long it takes if x keeps its three axes (rlswarm_jax/qwen/model.py flattens).
+
+The live batch has as many rows, of such lengths, as a quickstart's node learns from in a round (docs/design.md). It is
+learned from in tiles, and beside it padded, as 60 rows of 108 tokens; `text` is the share of slots that are text, and
+`ratio` the time in tiles over that time.
 """
 
 import json
@@ -26,11 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlswarm_jax import assets, qwen
-from rlswarm_jax.grpo import learner
+from rlswarm_jax.grpo import learner, tiles
 from rlswarm_jax.machine import hardware
 from rlswarm_jax.qwen import model
 
 PROMPT, NEW_TOKENS = 16, 12  # tokens of a row, as in the quickstart
+LONGEST = 108  # tokens of the longest row that the quickstart has room for
 SIDE = 2048  # of the large matmul
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 Times = dict[str, float]  # seconds by each clock
@@ -54,6 +59,31 @@ def train_step_rows() -> Iterator[dict[str, Any]]:
             rate = step_flops(policy.config, rows) / seconds
             yield row("train step", about, rows * (PROMPT + NEW_TOKENS) / seconds, "tokens/s")
             yield row("train step", about, rate / 1e9, "GFLOP/s", "matmul", rate / best)
+
+
+def live_batch_rows() -> Iterator[dict[str, Any]]:
+    policy, rng = qwen.load(assets.SPOILED), np.random.default_rng(0)
+    config = learner.LearnerConfig(
+        learning_rate=1e-3, clip_low=0.2, clip_high=0.28, dual_clip=3.0, temperature=1.0, external_min_prob=1e-4
+    )
+    rows = []
+    for length in (*rng.integers(12, 29, 26), *rng.integers(30, 100, 6)):
+        prompt, completion = (rng.integers(2, 97, n).tolist() for n in (length - 6, 6))
+        rows.append(tiles.Row(prompt, completion, float(rng.choice([-1.0, 1.0])), [-1.0] * 6, bool(rng.random() < 0.6)))
+    sides = {
+        "tiles": tiles.tiles(rows, tiles.shapes(LONGEST, NEW_TOKENS)),
+        "padded": [tiles.tile(rows, tiles.Shape(60, LONGEST, NEW_TOKENS))],
+    }
+    step, state = learner.make_train_step(policy.config, config), learner.init_state(policy.params, config)
+    times = in_turns({name: partial(step, state, parts, 1e-3) for name, parts in sides.items()}, turns=15)
+    for clock in CLOCKS:
+        for name, parts in sides.items():
+            slots = sum(part.tokens_BT.size for part in parts)
+            text = sum(len(one.prompt) + len(one.completion) for one in rows) / slots
+            about = {"model": "embedded", "as": name, "tiles": len(parts), "text": round(text, 2), "clock": clock}
+            seconds = times[name][clock]
+            versus = ("padded", seconds / times["padded"][clock]) if name == "tiles" else (None, None)
+            yield row("live batch", about, 1e3 * seconds, "ms", *versus)
 
 
 def weight_gradient_rows() -> Iterator[dict[str, Any]]:
@@ -133,7 +163,7 @@ def in_turns(runs: Mapping[Any, Callable[[], Any]], turns: int) -> dict[Any, Tim
 def main() -> None:
     versions = {package: metadata.version(package) for package in ("jax", "optax", "numpy")}
     about = {"hardware": hardware(), "versions": {"python": platform.python_version(), **versions}}
-    for rows in (train_step_rows(), weight_gradient_rows()):
+    for rows in (train_step_rows(), live_batch_rows(), weight_gradient_rows()):
         for found in rows:
             print(json.dumps(found | about), flush=True)
 
