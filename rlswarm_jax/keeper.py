@@ -11,11 +11,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from rlswarm_jax import randomness
 from rlswarm_jax.audit import commit
-from rlswarm_jax.chain.calls import Commitment, Interface, account_of
-from rlswarm_jax.chain.coordinator import Coordinator, Status
+from rlswarm_jax.chain.calls import Commitment, Interface, Status, account_of
 from rlswarm_jax.chain.errors import AnswerTooLarge, ChainError, Refused
 from rlswarm_jax.chain.registrations import Registrations
 from rlswarm_jax.chain.rpc import Backoff
@@ -23,6 +23,9 @@ from rlswarm_jax.game.chain import WINNERS, Moment
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.identity import peer_id
 from rlswarm_jax.records.schema import STAGES
+
+if TYPE_CHECKING:
+    from rlswarm_jax.chain.coordinator import Coordinator  # which loads web3
 
 log = logging.getLogger("rlswarm_jax.chain")
 TURNS = 4  # before everybody's, at most: those whose turn it is may be gone, and keys are free
@@ -37,7 +40,7 @@ class Keeper:
 
     def __init__(
         self,
-        coordinator: Coordinator,
+        coordinator: "Coordinator",
         author: bytes,
         known: Callable[[], Iterable[bytes]],
         *,
@@ -150,12 +153,12 @@ class Keeper:
     def look(self) -> None:
         """After a step that found the chain well. Raises ChainError."""
         now, interface = self._coordinator.status(), self._coordinator.connect()
-        heard = Moment(now.round, now.beacon or b"")
+        heard = Moment(now.round, now.beacon)
         if now.round < self._at[0]:
             self._registrations.doubt()
         with self._changed:
             self._at = (now.round, now.stage)
-        if self._moments[-1:] != [heard] and (now.beacon is not None or not interface.ours):
+        if self._moments[-1:] != [heard] and (now.beacon or not interface.ours):
             before = []
             if interface.ours and now.round:
                 before = [Moment(now.round - 1, self._coordinator.beacon(now.round - 1))]
@@ -175,7 +178,7 @@ class Keeper:
         by_clock = elapsed > interface.max_seconds or (
             elapsed >= interface.min_seconds and now.settlements >= now.needed
         )
-        if now.beacon is None or not (now.advanceable or by_clock):
+        if not now.beacon or not (now.advanceable or by_clock):
             return
         if self._may_end[0] != now.round:
             self._may_end = (now.round, self._clock(), self._turn(now, now.beacon))

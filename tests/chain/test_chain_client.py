@@ -4,17 +4,27 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import coincurve
 import pytest
+from eth_abi import encode
 from eth_account import Account
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlswarm_jax.chain import abi, calls, eth
-from rlswarm_jax.chain.errors import EndpointDown, MalformedAnswer, NoContract, PayoutFixed, Refused, WrongChain
+from rlswarm_jax.chain import calls, eth
+from rlswarm_jax.chain.errors import (
+    EndpointDown,
+    MalformedAnswer,
+    NoContract,
+    PayoutFixed,
+    Refused,
+    Reverted,
+    WrongChain,
+)
 from rlswarm_jax.identity import simulated
 from tests.chain.client_world import (
     ACCOUNT,
@@ -28,7 +38,7 @@ from tests.chain.client_world import (
     wish_all,
     wish_settlement,
 )
-from tests.chain.local_chain import LocalChain
+from tests.chain.local_chain import LocalChain, encode_call
 
 NEVER = {"min": 10**9, "max": 10**9}  # seconds that a round takes
 
@@ -62,7 +72,7 @@ def test_status_is_asked_for_once_per_block(world, tmp_path):
 def test_a_new_round_has_no_beacon_until_its_block_is_there(world, tmp_path):
     client = world.client(tmp_path)
     world.call(OTHER, "advanceRound()")
-    assert (client.status().round, client.status().beacon) == (world.round + 1, None)
+    assert (client.status().round, client.status().beacon) == (world.round + 1, b"")
     world.chain.mine(3)
     beacon = client.status().beacon
     assert beacon and beacon != world.beacon
@@ -91,7 +101,7 @@ def test_a_beacon_whose_block_was_forgotten_is_postponed(world, tmp_path):
     client = world.client(tmp_path)
     world.call(OTHER, "advanceRound()")
     world.chain.mine(258)
-    assert client.status().beacon is None
+    assert not client.status().beacon
     for _ in range(5):
         client.step()
         world.chain.mine()
@@ -119,11 +129,11 @@ def paid_to(world, client) -> str:
     answer = world.chain.request(
         "eth_call", [{"to": world.contract, "data": "0x" + payout_call(client.account)}, "latest"]
     )
-    return eth.checksum("0x" + answer[-40:])
+    return calls.checksum("0x" + answer[-40:])
 
 
 def payout_call(account: str) -> str:
-    return abi.encode_call("payoutOf(address)", (account,)).hex()
+    return encode_call("payoutOf(address)", (account,)).hex()
 
 
 ONE, TWO = ("0x" + byte * 20 for byte in ("ab", "cd"))
@@ -136,9 +146,9 @@ def test_a_payout_address_that_changes_before_it_was_sent_is_the_one_that_is_sen
         client.close()
     client = world.client(tmp_path)
     settle(client, world)
-    assert paid_to(world, client) == eth.checksum(TWO)
+    assert paid_to(world, client) == calls.checksum(TWO)
     sent = [wish.arguments["payout"] for wish in client.wishes("done") if wish.kind == "payout"]
-    assert sent == [eth.checksum(TWO)]
+    assert sent == [calls.checksum(TWO)]
 
 
 def test_a_payout_address_that_is_in_force_is_changed_by_itself_alone_and_a_node_says_so(world, tmp_path, caplog):
@@ -148,12 +158,12 @@ def test_a_payout_address_that_is_in_force_is_changed_by_itself_alone_and_a_node
     settle(client, world)
     client.check_payout(ONE)
     for other in (TWO, None):  # at the next start
-        with pytest.raises(PayoutFixed, match=f"go to {eth.checksum(ONE)}, which alone"):
+        with pytest.raises(PayoutFixed, match=f"go to {calls.checksum(ONE)}, which alone"):
             client.check_payout(other)
     client.register(payout=TWO)  # of a node whose endpoint was away when it started
     settle(client, world, blocks=6)
     assert client.problems["OnlyPayout"] == 1 and "which alone can name another" in caplog.text
-    assert paid_to(world, client) == eth.checksum(ONE)
+    assert paid_to(world, client) == calls.checksum(ONE)
     client.register(payout=ONE)
     settle(client, world)
     assert client.wishes()[-1].reason == "the chain had it already"
@@ -165,7 +175,7 @@ def test_a_payout_address_is_changed_where_the_account_itself_is_in_force(world,
         client.check_payout(payout)
         client.register(payout=payout)
         settle(client, world)
-    assert paid_to(world, client) == eth.checksum(TWO)
+    assert paid_to(world, client) == calls.checksum(TWO)
 
 
 def test_what_the_chain_has_already_is_done_without_another_transaction(world, tmp_path):
@@ -362,6 +372,14 @@ def test_a_node_that_imports_the_client_recurses_no_deeper_than_before():
     subprocess.run([sys.executable, "-c", f"{script}; assert sys.getrecursionlimit() == before"], check=True)
 
 
+def test_what_a_node_and_its_launcher_load_at_their_start_leaves_web3_out():
+    """It is loaded where a chain is asked."""
+    early = ("node", "keeper", "launch", "running.node", "running.live", "audit.claims", "audit.evidence")
+    imported = ", ".join(f"rlswarm_jax.{name}" for name in (*early, "reporting.report"))
+    script = f"import sys, {imported}; assert not {{'web3', 'eth_account', 'eth_abi'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 answers = st.recursive(
     st.none()
     | st.booleans()
@@ -401,28 +419,98 @@ def test_no_answer_of_an_endpoint_stops_a_node(tmp_path_factory, answer, at):
     assert len(world.events("Settled")) == 1 or client.wishes()[0].state in ("refused", "dropped")
 
 
+class Saying:
+    """An endpoint of a test's words."""
+
+    answers: dict
+
+    def request(self, method, params):
+        if isinstance(self.answers[method], Exception):
+            raise self.answers[method]
+        return self.answers[method]
+
+
+SAYING, HASH = Saying(), "0x" + "ab" * 32
+CONTRACT = eth.Contract(eth.connect(SAYING), OTHER_ADDRESS)
+
+
 @given(st.binary(max_size=400))
 def test_bytes_of_any_kind_are_decoded_or_refused(raw):
-    for types in (calls.STATUS, ["string[]"], ["(address,string,uint8,uint256)[]"], ["bool"]):
+    log = {
+        "address": OTHER_ADDRESS,
+        "blockHash": HASH,
+        "transactionHash": HASH,
+        "blockNumber": "0x1",
+        "logIndex": "0x0",
+    }
+    topics = {one.event_name: one.topic for one in CONTRACT._made.events}
+    said: dict[str, Callable] = {
+        name: lambda name=name, arguments=arguments: CONTRACT.view(name, *arguments)
+        for name, arguments in [("status", ()), ("getBootnodes", ()), ("peerOf", (ACCOUNT,)), ("getEoa", ([],))]
+    }
+    said |= {name: lambda name=name: CONTRACT.logs(0, 2, name) for name in ("Settled", "WinnerSubmitted", "PayoutSet")}
+    for name, ask in said.items():
+        many = [topics.get(name, HASH), HASH, HASH][: 1 + len(raw) % 3]
+        data = "0x" + raw.hex()
+        SAYING.answers = {"eth_call": data, "eth_getLogs": [log | {"topics": many, "data": data}]}
         try:
-            abi.decode(types, raw)
-        except MalformedAnswer as error:
+            ask()
+        except (MalformedAnswer, NoContract) as error:
             assert len(str(error)) < 300
 
 
 def test_text_that_is_no_text_is_replaced():
-    raw = abi.encode_call("f(bytes[])", ([b"\xff\xfe", b"good"],))[4:]
-    assert abi.decode(["string[]"], raw) == (("\ufffd\ufffd", "good"),)
+    raw = encode_call("f(bytes[])", ([b"\xff\xfe", b"good"],))[4:]
+    SAYING.answers = {"eth_call": "0x" + raw.hex()}
+    assert CONTRACT.view("getBootnodes") == ["\ufffd\ufffd", "good"]
 
 
 def test_refusals_are_named_in_every_form_in_which_servers_send_them():
     data = bytes.fromhex("42d5d8ac")
-    assert abi.error_name(data)[0] == "unknown error"
-    named = abi.error_name(bytes.fromhex("1614b50c"))  # the reference's selector of InvalidVoterPeerId()
+    assert eth.error_name(data)[0] == "unknown error"
+    named = eth.error_name(bytes.fromhex("1614b50c"))  # the reference's selector of InvalidVoterPeerId()
     assert named == ("InvalidVoterPeerId", "")
-    text = abi.encode_call("Error(string)", ("out of luck",))
-    assert abi.error_name(text) == ("Error", "out of luck")
-    assert abi.error_name(text[:20]) == ("Error", "")  # cut
+    text = encode_call("Error(string)", ("out of luck",))
+    assert eth.error_name(text) == ("Error", "out of luck")
+    assert eth.error_name(text[:20]) == ("Error", "")  # cut
+    assert eth.error_name(text[:4] + encode(["bytes"], [b"\xff"])) == ("Error", "\ufffd")
+
+
+def test_web3_reads_no_refusal_and_fetches_nothing_for_a_contract():
+    """It knows few panics, and of EIP-3668 it would ask the addresses that a contract names."""
+    for call, name in [
+        (encode_call("Panic(uint256)", (0x99,)), "Panic"),
+        (encode_call("Panic(uint256)", (0x11,))[:20], "Panic"),
+        (
+            encode_call(
+                "OffchainLookup(address,string[],bytes,bytes4,bytes)",
+                (OTHER_ADDRESS, ["http://127.0.0.1:1/{data}"], b"", b"1234", b""),
+            ),
+            "unknown error",
+        ),
+    ]:
+        SAYING.answers = {"eth_call": Refused("eth_call", 3, "execution reverted", call)}
+        with pytest.raises(Reverted, match=name):
+            CONTRACT.view("status")
+    SAYING.answers = {"eth_call": Refused("eth_call", -32603, "internal error")}
+    with pytest.raises(Refused):
+        CONTRACT.view("status")
+
+
+@pytest.mark.parametrize("length", [eth.MAX_LOG_BYTES, eth.MAX_LOG_BYTES + 32])
+def test_an_event_of_more_than_a_node_has_use_for_is_passed_over(length):
+    """Anybody may make one on an original's contract, and unpacking could fill the memory."""
+    data = encode(["bytes"], [b"x" * (length - 64)])
+    topic = CONTRACT._made.events["PeerRegistered"].topic
+    log = {
+        "address": OTHER_ADDRESS,
+        "blockHash": HASH,
+        "transactionHash": HASH,
+        "blockNumber": "0x1",
+        "logIndex": "0x0",
+    }
+    SAYING.answers = {"eth_getLogs": [log | {"topics": [topic, "0x" + bytes(32).hex()], "data": "0x" + data.hex()}]}
+    assert len(CONTRACT.logs(0, 2)) == (length <= eth.MAX_LOG_BYTES)
 
 
 def test_an_estimate_that_fails_for_reasons_of_the_endpoint_ends_nothing(world, tmp_path):
@@ -465,7 +553,7 @@ def test_a_contract_with_the_original_s_interface_gets_what_it_takes(world, tmp_
     client = original.client(tmp_path)
     assert client.connect().name == version and not client.connect().ours
     now = client.status()
-    assert (now.round, now.stage, now.beacon) == (0, 0, None)
+    assert (now.round, now.stage, now.beacon) == (0, 0, b"")
     client.register(payout=OTHER_ADDRESS)
     client.settle(0, b"", None, [-7, 0, 0], ["QmSomebody", OTHER.peer_id])
     client.publish_weights(0, b"w" * 32, "uri")
@@ -521,10 +609,10 @@ def test_a_key_appears_nowhere(world, tmp_path, caplog):
 
 
 def test_an_address_is_checked_for_its_form():
-    assert eth.checksum("0x5fbdb2315678afecb367f032d93f642f64180aa3") == "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+    assert calls.checksum("0x5fbdb2315678afecb367f032d93f642f64180aa3") == "0x5FbDB2315678afecb367f032d93F642f64180aa3"
     for wrong in ("", "0x", "5fbdb2315678afecb367f032d93f642f64180aa3", "0x" + "g" * 40, "0x" + "1" * 41):
         with pytest.raises(ValueError, match="is no address"):
-            eth.checksum(wrong)
+            calls.checksum(wrong)
 
 
 def test_a_client_that_is_down_says_so_to_who_asks(world, tmp_path):

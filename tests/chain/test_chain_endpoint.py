@@ -385,7 +385,7 @@ from pathlib import Path
 from rlswarm_jax.chain.calls import Commitment
 from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.rpc import Endpoint
-from rlswarm_jax.chain.sender import Settings
+from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.identity import simulated
 
 url, contract, directory, chain_id, last, beacon = sys.argv[1:]

@@ -10,7 +10,7 @@ import pytest
 from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.errors import FileDamaged
 from rlswarm_jax.chain.outbox import Outbox
-from rlswarm_jax.chain.sender import Settings
+from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.identity import simulated
 from tests.chain.client_world import (
     ACCOUNT,

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from eth_abi import encode
+from eth_abi import decode, encode
 
 from rlswarm_jax.audit import commit as merkle
-from rlswarm_jax.chain import abi, calls
-from rlswarm_jax.chain.coordinator import Coordinator, Status
+from rlswarm_jax.chain import calls
+from rlswarm_jax.chain.calls import Status
+from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.errors import ChainError, FileDamaged, MalformedAnswer, Refused
 from rlswarm_jax.game.chain import Moment, Work
 from rlswarm_jax.game.effects import Commit
@@ -20,6 +21,7 @@ from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.keeper import TURNS, Keeper
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
 from tests.chain.client_world import ME, OTHER, World, make_world, settle_by_hand
+from tests.chain.local_chain import encode_call
 from tests.game.hand_driver import make_game, play
 
 STRANGER = simulated(0, 5)
@@ -269,7 +271,9 @@ def test_the_stage_of_an_original_s_contract_is_heard_with_its_round(world, tmp_
 # --- an endpoint that lies
 
 
-STATUS_CALL = abi.encode_call("status()", ())
+STATUS = {name: "uint256" for name in ("round", "started", "settlements", "needed")}
+STATUS |= {"advanceable": "bool", "beacon": "bytes32", "recorded": "bool", "anchor": "uint256", "peers": "uint256"}
+STATUS_CALL = encode_call("status()", ())
 
 
 def lie(world: World, **said) -> None:
@@ -280,8 +284,8 @@ def lie(world: World, **said) -> None:
         raw = honest(params)
         if params[0]["data"] != "0x" + STATUS_CALL.hex():
             return raw
-        values = calls.Now(*abi.decode(calls.STATUS, bytes.fromhex(raw[2:])))._replace(**said)
-        return "0x" + encode(calls.STATUS, values).hex()
+        values = dict(zip(STATUS, decode(list(STATUS.values()), bytes.fromhex(raw[2:])), strict=True)) | said
+        return "0x" + encode(list(STATUS.values()), list(values.values())).hex()
 
     world.chain.answers["eth_call"] = answer
 
@@ -312,7 +316,7 @@ def test_a_far_round_that_is_said_once_is_not_believed(world, tmp_path):
         with kept(world, tmp_path / str(heard)) as one:
             if heard:
                 one.turn()
-            honest, lies = world.chain._handlers()["eth_call"], [abi.encode_call("status()", ()).hex()]
+            honest, lies = world.chain._handlers()["eth_call"], [encode_call("status()", ()).hex()]
             lie(world, round=10**9)
             lying = world.chain.answers["eth_call"]
 
@@ -385,7 +389,7 @@ class Swarm:
                 return calls.Interface("rlswarm_jax", True, min_seconds=30, max_seconds=600, window=4)
 
             def status(self):
-                return Status(7, 0, b"b" * 32, block=90, started=0, settlements=len(swarm.committed), needed=200)
+                return Status(7, beacon=b"b" * 32, block=90, settlements=len(swarm.committed), needed=200)
 
             def beacon(self, round_):
                 return b"a" * 32
