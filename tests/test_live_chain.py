@@ -1,6 +1,5 @@
 """A live swarm on a development network of its own, which is killed in the middle: everything comes to be on it."""
 
-import itertools
 import json
 import re
 import signal
@@ -66,18 +65,18 @@ def test_everything_that_was_published_is_committed_to_once(run, events):
         said = published(run, node)
         assert len(said) == 3 * ROUNDS
         account = calls.account_of(_author(run, node)).lower()
-        made = [e for e in events.entries("Committed") if e.fields["account"].lower() == account]
+        made = [e for e in events.entries("Settled") if e.fields["account"].lower() == account]
         assert len(made) >= 3 and [e.round for e in made] == sorted({e.round for e in made})
-        at = 0
+        at, state = 0, None
         for entry in made:
-            left, root = said[at:], bytes.fromhex(entry.fields["root"][2:])
-            length = next((n for n in range(1, len(left) + 1) if commit.root(left[:n]) == root), 0)
-            assert length, f"node {node}, round {entry.round}: not the root of what it said"
-            at += length
+            root, first, last, count, before, after, _ = entry.fields["commitment"]
+            covered = said[at : at + count]
+            ends = [covered[0], covered[-1]]
+            assert [bytes.fromhex(one[2:]) for one in (root, first, last)] == [commit.root(covered), *ends]
+            assert before == (state or before) != after  # one chain of states
+            at, state = at + count, after
         assert at == len(said)
-        for earlier, later in itertools.pairwise(made):  # one chain of states
-            assert earlier.fields["stateAfter"] == later.fields["stateBefore"] != later.fields["stateAfter"]
-    assert len({e.fields["configHash"] for e in events.entries("Committed")}) == 1
+    assert len({entry.fields["commitment"][-1] for entry in events.entries("Settled")}) == 1
 
 
 def _author(run: Path, node: int) -> bytes:
@@ -101,19 +100,19 @@ def test_records_were_made_under_the_beacons_of_the_chain(run, events):
 
 
 def test_claims_and_votes_are_on_it_too(run, events):
-    rewarded = events.entries("RewardSubmitted")
-    assert {e.fields["account"].lower() for e in rewarded} == {
-        calls.account_of(_author(run, n)).lower() for n in range(NODES)
-    }
-    assert {e.fields["stageNumber"] for e in rewarded} >= {0} and all(e.fields["reward"] > 0 for e in rewarded)
-    votes = events.entries("WinnerSubmitted")
+    settled = events.entries("Settled")
+    accounts = {calls.account_of(_author(run, n)).lower() for n in range(NODES)}
+    assert {e.fields["account"].lower() for e in settled if e.fields["claims"][0] > 0} == accounts
+    assert all(claim >= 0 for e in settled for claim in e.fields["claims"])
+    votes = [e for e in settled if e.fields["winners"]]
     assert votes and all(e.round > 0 for e in votes)
+    assert all({one.lower() for one in e.fields["winners"]} <= accounts - {e.fields["account"].lower()} for e in votes)
 
 
 def test_the_report_shows_the_ledger(run, events):
     report = (run / "report.md").read_text()
     (first,) = [e for e in events.entries("RoundAdvanced") if e.round == 1]
     assert first.hash[:8] in report and first.hash in (run / "ledger.md").read_text()
-    (rewarded,) = {sum(e.fields["reward"] for e in events.entries("RewardSubmitted"))}
+    rewarded = sum(sum(e.fields["claims"]) for e in events.entries("Settled"))
     totals = json.loads((run / "ledger.json").read_text())["totals"]
     assert sum(one["reward"] for one in totals.values()) == rewarded

@@ -29,6 +29,7 @@ from rlswarm_jax.chain.errors import (
     ChainError,
     EndpointDown,
     FileDamaged,
+    InsufficientFunds,
     MalformedAnswer,
     NoContract,
     PayoutFixed,
@@ -53,7 +54,6 @@ _KEPT_ROUNDS = 1000
 _ADVANCE_GAS = 150_000
 _EVENT_BLOCKS = 1000  # that endpoints give the events of at once
 _STATUS_SECONDS = 5.0  # that an answer holds, where no block comes
-_HASH_DEPTH = 256  # blocks whose hashes the EVM knows
 
 
 class Coordinator:
@@ -74,7 +74,6 @@ class Coordinator:
         settings: Settings | None = None,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
     ):
         settings = settings or Settings()
         self._w3 = eth.connect(rpc)
@@ -82,19 +81,17 @@ class Coordinator:
         self.address, self.account = self._contract.address, calls.account_of(identity.author)
         self.problems: Counter[str] = Counter()  # failures by name: of this client's errors, or of the contract's
         self._chain_id, self._settings = chain_id, settings
-        self._clock, self._wall_clock = clock, wall_clock
+        self._clock = clock
         self._node = calls.Node(self.account, identity.author, identity.peer_id)
         self._outbox = Outbox(directory / "outbox.sqlite", self.account, chain_id)
         self._sender = Sender(self._w3, self._outbox, identity, self.account, chain_id, settings, clock)
-        self._rng = random.Random(f"{self.account} {seed}")
         self._backoff, self._look_backoff = (Backoff(random.Random(f"{seed} {self.account}")) for _ in range(2))
         self._look_again = clock()
         self._stepping, self._reading, self._wished = threading.Lock(), threading.Lock(), threading.Event()
         self._interface: calls.Interface | None = None
         self._status: tuple[str, float, Status] | None = None  # by the hash of its block, and when it was asked for
         self._settled: tuple[str, float] | None = None  # head and second of the last look at everything
-        self._moved: tuple[str, float] = ("", clock())  # head, and when it was first seen
-        self._patience, self._trouble = self._draw_patience(), ""
+        self._unasked, self._trouble = -1, ""
 
     def __repr__(self) -> str:
         return f"Coordinator({self.address}, account {self.account})"
@@ -218,9 +215,20 @@ class Coordinator:
         said = {"commitment": made, "claims": list(claims), "winners": sorted(winners)}
         return self._want("settle", round, 0, {"tag": beacon[:4].hex()} | said)
 
-    def advance(self, round: int) -> bool:
-        """Advances from a round to the next as soon as the rule allows; dropped if somebody else does it first."""
+    def advance(self, round: int, unasked: bool = False) -> bool:
+        """Advances from a round to the next as soon as the rule allows; dropped if somebody else does it first.
+
+        unasked: sends it whatever an estimate would say.
+        """
+        if unasked:
+            self._unasked = round
         return self._want("advance", round, 0, again=True)
+
+    def finalize(self, round: int, block: int) -> bool:
+        """Puts a round's beacon on record, or postpones one that was lost. block: the newest; one try for each."""
+        if any(wish.kind == "finalize" for wish in self._outbox.wishes("waiting", "signed")):
+            return False
+        return self._want("finalize", round, block)
 
     def publish_weights(self, round: int, weights_hash: bytes, uri: str) -> bool:
         """Puts published weights on record. ValueError for a hash of other than 32 bytes, a URI above 256 bytes."""
@@ -333,13 +341,8 @@ class Coordinator:
         interface = self.connect()
         head = self._w3.eth.get_block("latest")
         hash_ = head["hash"].to_0x_hex()
-        if hash_ != self._moved[0]:
-            self._moved = (hash_, self._clock())
-            self._patience = self._draw_patience()
         with self._reading:
             now = self._read_status(head)
-        if interface.ours:
-            self._keep_beacons_coming(now, head)
         waiting = self._outbox.waiting(self.address, _BATCH)
         seen, at = self._settled or ("", 0.0)
         fresh = any(not wish.reason for wish in waiting)
@@ -373,7 +376,7 @@ class Coordinator:
             if needed.kind == "settle" and needed.state in ("refused", "dropped"):
                 return self._end(wish, "dropped", f"its settlement was {needed.state}: {needed.reason}")
         try:
-            gas = _ADVANCE_GAS if wish.kind == "advance" and self._is_due(interface, now, head) else None
+            gas = _ADVANCE_GAS if wish.kind == "advance" and wish.round == self._unasked else None
             self._sender.submit(wish, wish.contract, self._contract.encode(call[0], *call[1]), head, gas)
         except Reverted as error:
             verdict = calls.verdict(self._contract, wish, interface, self._node, error, now.round)
@@ -401,16 +404,6 @@ class Coordinator:
             self._want("vote", wish.round, 0, {"winners": has["winners"]})
         self._end(wish, "done", "as rewards and a vote")
 
-    def _is_due(self, interface: calls.Interface, now: Status, head: "BlockData") -> bool:
-        """Whether a round may be over by this machine's clock, while the chain's stands still for want of a block.
-
-        An estimate goes by the chain's; a transaction's own block will have the present time.
-        """
-        elapsed = self._wall_clock() - now.started
-        due = elapsed > interface.max_seconds or (elapsed > interface.min_seconds and now.settlements >= now.needed)
-        stalled = self._clock() - self._moved[1] > self._patience
-        return interface.ours and bool(now.beacon) and due and stalled
-
     def _needed(self, wish: Wish) -> Wish | None:
         """The wish that has to be in a block first; None if there is none, or nobody wished it."""
         need = calls.NEEDS[wish.kind]
@@ -435,29 +428,17 @@ class Coordinator:
 
     def _note(self, error: ChainError) -> None:
         self.problems[error.name if isinstance(error, Reverted) else type(error).__name__] += 1
-        if self._trouble != str(error):
-            self._trouble = str(error)
+        # how much is missing changes from block to block
+        trouble = type(error).__name__ if isinstance(error, InsufficientFunds) else str(error)
+        if self._trouble != trouble:
+            self._trouble = trouble
             log.warning("%s The node goes on, and tries again.", error)
-
-    def _keep_beacons_coming(self, now: Status, head: "BlockData") -> None:
-        """Makes the block that a beacon waits for, where nobody does; postpones one whose block was forgotten."""
-        if now.beacon:
-            return
-        lost = head["number"] > now.anchor + _HASH_DEPTH
-        stalled = self._clock() - self._moved[1] > self._patience
-        on_its_way = any(wish.kind == "finalize" for wish in self._outbox.wishes("waiting", "signed"))
-        if (lost or stalled) and not on_its_way:
-            self._want("finalize", now.round, head["number"])
 
     def _pause(self) -> float:
         """Seconds: little while a block that was just made may let more be sent."""
         counts = self.counts()
         busy = counts.get("signed", 0) and counts.get("waiting", 0)
         return min(0.1 if busy else 1.0, self._settings.retry_seconds)
-
-    def _draw_patience(self) -> float:
-        """With jitter, so that not all nodes make that block at once."""
-        return self._settings.patience * self._rng.uniform(0.5, 1.5)
 
 
 def _follows(now: Status, before: Status) -> bool:

@@ -189,14 +189,9 @@ def _round(index: "EventIndex", number: int, names: dict[str, str]) -> Round:
     commitments, rewards, votes = [], [], []
     for entry in index.entries("Settled", number):
         account, has = checksum(entry.fields["account"]), entry.fields
-        one = has["commitment"]
-        states = one["stateBefore"], one["stateAfter"]
-        commitments.append(
-            Commitment(
-                account, one["root"], one["first"], one["last"], one["count"], *states, one["config"], entry.hash
-            )
-        )
-        rewards += [Reward(account, stage, amount, entry.hash) for stage, amount in enumerate(has["claims"])]
+        root, first, last, count, before, after, config = has["commitment"].values()
+        commitments.append(Commitment(account, root, first, last, count, before, after, config, entry.hash))
+        rewards += [Reward(account, stage, amount, entry.hash) for stage, amount in enumerate(has["claims"]) if amount]
         if winners := [checksum(winner) for winner in has["winners"]]:
             votes.append(Vote(account, [names.get(winner, winner) for winner in winners], entry.hash))
     return Round(

@@ -20,7 +20,7 @@ CONTRACT_FILE, OWNER_FILE = "coordinator.json", "owner.key"
 MAX_SECONDS = 600  # of a round of the coordinator, should too many nodes be gone to end it
 RESTART = 1.0  # seconds until the network is started again after it died
 # a block is made for each transaction, and none is undone: no node has to wait for others on top
-SETTINGS = Settings(confirmations=0, retry_seconds=0.5, patience=0.5)
+SETTINGS = Settings(confirmations=0, retry_seconds=0.5)
 
 
 class LocalChain:

@@ -43,6 +43,7 @@ class Sender:
         self._account, self._chain_id, self._settings, self._clock = account, chain_id, settings, clock
         self._count = 0  # transactions of the account on the chain, as of `settle`
         self._known_price: tuple[str, Price] | None = None  # as of a head
+        self._held = False  # whether the last try to offer more was too dear
         self._tried: dict[str, tuple[str, float]] = {}  # transaction -> head and second of its last try
 
     def settle(self, head: "BlockData") -> None:
@@ -165,16 +166,22 @@ class Sender:
         fee = max(now.fee, old.fee + old.fee // 8 + 1)
         tip = None if old.tip is None else max(now.tip or 0, old.tip + old.tip // 8 + 1)
         if fee > self._settings.max_fee or (tip or 0) > self._settings.max_tip:
-            log.warning("transaction %s stays in line: a higher fee is above this node's limit.", old.hash)
+            self._hold(old, "a higher fee is above this node's limit.")
             return None
         try:
             self._check_funds(old.gas * (fee - old.fee))
         except InsufficientFunds as error:
-            log.warning("transaction %s stays in line: %s", old.hash, error)
+            self._hold(old, str(error))
             return None
+        self._held = False
         new = self._sign(old.wish, old.nonce, old.target, old.calldata, old.gas, Price(fee, tip), head)
         self._outbox.sign(new)
         return new
+
+    def _hold(self, transaction: Transaction, why: str) -> None:
+        """Warns of the first in a row: what is too dear now is so for many blocks."""
+        log.log(logging.DEBUG if self._held else logging.WARNING, "transaction %s waits: %s", transaction.hash, why)
+        self._held = True
 
     def _sign(
         self, wish: int, nonce: int, target: str, calldata: bytes, gas: int, price: Price, head: "BlockData"

@@ -10,7 +10,6 @@ class Settings(NamedTuple):
     bump_blocks: blocks that a transaction, next in line, waits before it is offered at a higher price.
     max_fee, max_tip: wei per gas, whatever the endpoint suggests: it might be in league with who earns the fees.
     max_gas: of one transaction. in_flight: transactions at once. retry_seconds: between two tries at the same block.
-    patience: seconds without a block after which a node makes one, where a beacon waits for it.
     """
 
     confirmations: int = 6
@@ -20,5 +19,4 @@ class Settings(NamedTuple):
     max_gas: int = 2_000_000
     in_flight: int = 16
     retry_seconds: float = 5.0
-    patience: float = 60.0
     max_attempts: int = 3

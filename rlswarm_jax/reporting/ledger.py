@@ -138,8 +138,9 @@ def _text(found: Ledger, names: Mapping[str, str], verified: Mapping[str, int] |
         parts += [f"Beacon {one.beacon or 'not on record'}. Begun by {one.advanced or 'the deployment'}.\n"]
         rows = [["peer", "what", "transaction"]]
         for commitment in one.commitments:
+            what = f"commits to {commitment.count} records from {commitment.first} to {commitment.last}"
             hashes = f"root {commitment.root}, state {commitment.state_before} -> {commitment.state_after}"
-            rows.append([who(commitment.account), f"commits: {hashes}, config {commitment.config}", commitment.hash])
+            rows.append([who(commitment.account), f"{what}, {hashes}, config {commitment.config}", commitment.hash])
         rows += [[who(r.account), f"stage {r.stage}: claims {marks(r.amount)}", r.hash] for r in one.rewards]
         for vote in one.votes:
             chosen = ", ".join(by_id.get(winner, printable(winner)) for winner in vote.winners)

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("rlswarm_jax.chain")
 MAX_BOOTNODES = 16  # of those a coordinator names
 PATIENCE = 20.0  # seconds that a call waits for an endpoint that is asked too much
-STAGGER = 15.0  # seconds between nodes' turns to end a round: a block of a public chain
+# seconds between nodes' turns to end a round, and without a block until a node makes one; on a chain of a swarm's own,
+# which makes one for each transaction, and on a public one
+LOCAL_PACE, PACE = (0.5, 0.5), (15.0, 60.0)
 
 
 def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> "Coordinator | None":
@@ -103,10 +105,10 @@ def kept(
     if coordinator is None:
         yield None
         return
-    stagger = SETTINGS.patience if config.chain.confirmations == 0 else STAGGER
-    options = {"payout": config.chain.payout, "stagger": stagger}
+    stagger, patience = LOCAL_PACE if config.chain.confirmations == 0 else PACE
+    parts = coordinator, mailbox.inbox.owner, mailbox.authors
     try:
-        with Keeper(coordinator, mailbox.inbox.owner, mailbox.authors, **options) as keeper:
+        with Keeper(*parts, payout=config.chain.payout, stagger=stagger, patience=patience) as keeper:
             yield keeper
     except FileDamaged as error:  # a full disk, say, in whatever the node does
         raise TransientError(str(error)) from error

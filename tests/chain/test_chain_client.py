@@ -32,7 +32,6 @@ from tests.chain.client_world import (
     COMMITMENT,
     ME,
     OTHER,
-    SETTINGS,
     make_world,
     settle,
     wish_all,
@@ -76,37 +75,6 @@ def test_a_new_round_has_no_beacon_until_its_block_is_there(world, tmp_path):
     world.chain.mine(3)
     beacon = client.status().beacon
     assert beacon and beacon != world.beacon
-
-
-def test_a_node_makes_the_block_that_a_beacon_waits_for_where_nobody_does(world, tmp_path):
-    """On a chain that makes blocks only for transactions."""
-    now = [0.0]
-    patient = SETTINGS._replace(confirmations=0, patience=10.0)
-    client = world.client(tmp_path, settings=patient, clock=lambda: now[0])
-    world.chain.instant = True
-    world.call(OTHER, "advanceRound()")
-    world.chain.rewind(world.chain.height - 1, keep=False)  # without the empty block that `call` made
-    client.step()
-    now[0] = 4.0
-    client.step()
-    assert client.counts() == {}  # somebody else may yet
-    for _ in range(6):
-        now[0] += 16.0
-        client.step()
-    assert client.status().round == world.round + 1 and client.status().beacon
-    assert {wish.kind for wish in client.wishes()} == {"finalize"} and world.chain.count(ACCOUNT) <= 3
-
-
-def test_a_beacon_whose_block_was_forgotten_is_postponed(world, tmp_path):
-    client = world.client(tmp_path)
-    world.call(OTHER, "advanceRound()")
-    world.chain.mine(258)
-    assert not client.status().beacon
-    for _ in range(5):
-        client.step()
-        world.chain.mine()
-    assert client.status().beacon
-    assert len(world.chain.events(world.contract, "BeaconPostponed")) == 1
 
 
 # --- how wishes end
@@ -279,26 +247,6 @@ def test_advancing_waits_until_the_rule_allows_it(tmp_path):
         assert world.chain.height < 100
     settle(client, world)
     assert client.status().started - began >= 60 and client.counts() == {"done": 1} and not client.problems
-
-
-def test_a_round_is_ended_by_this_machine_s_clock_where_the_chain_s_stands_still(tmp_path):
-    """Where blocks come only with transactions, an estimate goes by a time that has long gone by."""
-    world = make_world(rounds=0, min=5, max=500)
-    now = [0.0]
-    client = world.client(
-        tmp_path,
-        settings=SETTINGS._replace(patience=10.0),
-        clock=lambda: now[0],
-        wall_clock=lambda: client.status().started + 400 + now[0],
-    )
-    client.advance(0)
-    client.step()
-    now[0] = 90.0
-    client.step()
-    assert not world.chain.pending()  # 490 seconds
-    now[0] = 120.0
-    client.step()
-    assert len(world.chain.pending()) == 1
 
 
 def test_wishes_that_cannot_be_meant_are_errors_at_once(world, tmp_path):

@@ -14,7 +14,7 @@ from rlswarm_jax.errors import UsageError
 from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.reporting import ledger, report, results
 from tests.chain import fake_endpoint
-from tests.chain.client_world import ACCOUNT, HASHES, ME, OTHER, OTHER_ACCOUNT, make_world, settle, wish_all
+from tests.chain.client_world import ACCOUNT, COMMITMENT, ME, OTHER, OTHER_ACCOUNT, make_world, settle
 from tests.chain.local_chain import CHAIN_ID
 from tests.reporting.test_report import cells, make_run, printed, written
 
@@ -29,14 +29,12 @@ def read(tmp_path_factory):
     for name in "ab":
         (folder / name).mkdir()
     clients = [world.client(folder / name, identity=one) for name, one in (("a", ME), ("b", OTHER))]
-    wish_all(clients[0], world)
-    clients[0].reward(world.round, 1, -45)
-    clients[1].commit(world.round, world.beacon, *HASHES)
-    clients[1].reward(world.round, 0, 900_000)
-    world.call(OTHER, "advanceRound()")  # rewards for later stages are taken once a round is past
+    at = world.round, world.beacon, COMMITMENT
+    clients[0].settle(*at, (12345, -45, 0), [OTHER.peer_id])
+    clients[1].settle(*at, (900_000, 0, 0), [])
+    clients[1].publish_weights(world.round, b"w" * 32, NAUGHTY)
     for client in clients:
         settle(client, world)
-    world.call(OTHER, "registerPeer(string)", NAUGHTY)
     wishes = {(client.account, wish.kind, wish.stage): wish.hash for client in clients for wish in client.wishes()}
     with fake_endpoint.serve(fake_endpoint.speak(world.chain, threading.Lock())) as url:
         found = read_ledger(url, world.contract.lower(), CHAIN_ID, folder / "index.sqlite")
@@ -58,28 +56,29 @@ def test_all_that_nodes_did_is_there_with_the_transactions_that_did_it(read):
     found, wishes = read
     assert json.loads(json.dumps(found)) == found
     kinds = [(peer["account"], peer["peer_id"], peer["kind"]) for peer in found["peers"]]
-    proven = [(ACCOUNT, ME.peer_id, "proven"), (OTHER_ACCOUNT, OTHER.peer_id, "proven")]
-    assert kinds == [*proven, (OTHER_ACCOUNT, NAUGHTY, "claimed")]
+    assert kinds == [(ACCOUNT, ME.peer_id, "proven"), (OTHER_ACCOUNT, OTHER.peer_id, "proven")]
     (round_,) = [one for one in found["rounds"] if one["commitments"]]
     assert round_["number"] == 1 and len(round_["advanced"]) == 66
-    root, before, after, config = ("0x" + one.hex() for one in HASHES)
+    settled = {account: wishes[account, "settle", 0] for account in (ACCOUNT, OTHER_ACCOUNT)}
     for commitment, account in zip(round_["commitments"], (ACCOUNT, OTHER_ACCOUNT), strict=True):
         assert commitment == {
             "account": account,
-            "root": root,
-            "state_before": before,
-            "state_after": after,
-            "config": config,
-            "hash": wishes[account, "commit", 0],
+            **{name: "0x" + getattr(COMMITMENT, name).hex() for name in ("root", "first", "last", "config")},
+            "count": COMMITMENT.count,
+            "state_before": "0x" + COMMITMENT.before.hex(),
+            "state_after": "0x" + COMMITMENT.after.hex(),
+            "hash": settled[account],
         }
-    rewards = {(one["account"], one["stage"]): (one["amount"], one["hash"]) for one in round_["rewards"]}
-    assert rewards == {
-        (ACCOUNT, 0): (12345, wishes[ACCOUNT, "reward", 0]),
-        (ACCOUNT, 1): (-45, wishes[ACCOUNT, "reward", 1]),
-        (OTHER_ACCOUNT, 0): (900_000, wishes[OTHER_ACCOUNT, "reward", 0]),
-    }
+    rewards = [(one["account"], one["stage"], one["amount"]) for one in round_["rewards"]]
+    assert rewards == [
+        (account, n, amount) for account in amounts for n, amount in enumerate(amounts[account]) if amount
+    ]
+    assert [one["hash"] for one in round_["rewards"]] == [settled[one["account"]] for one in round_["rewards"]]
     (vote,) = round_["votes"]
-    assert vote == {"account": ACCOUNT, "winners": [OTHER.peer_id], "hash": wishes[ACCOUNT, "vote", 0]}
+    assert vote == {"account": ACCOUNT, "winners": [OTHER.peer_id], "hash": settled[ACCOUNT]}
+    (weights,) = round_["weights"]
+    said = {"weights": "0x" + (b"w" * 32).hex(), "uri": NAUGHTY, "hash": wishes[OTHER_ACCOUNT, "weights", 0]}
+    assert weights == {"account": OTHER_ACCOUNT, **said}
     assert found["totals"] == {
         ACCOUNT: {"reward": 12300, "votes": 0},
         OTHER_ACCOUNT: {"reward": 900_000, "votes": 1},
@@ -110,7 +109,7 @@ def test_a_report_shows_it_and_names_the_files_with_whole_hashes(read, tmp_path)
     assert "The ledger by round" in printed(run)
     # what anybody wrote to the chain stays in its cell
     rows = [line for line in whole.splitlines() if "12D3" in line]
-    assert len(rows) == 1 and rows[0].replace("\\|", "").count("|") == 7
+    assert len(rows) == 1 and rows[0].replace("\\|", "").count("|") == 4
 
 
 def test_what_was_verified_is_shown_beside_what_is_claimed(read, tmp_path):
@@ -148,8 +147,8 @@ def test_a_broken_ledger_is_said_to_be_one(read, tmp_path):
 def test_long_runs_and_crowds_are_shown_in_part(read):
     one = msgspec.convert(read[0], Ledger)
     rounds = [msgspec.structs.replace(one.rounds[-1], number=number) for number in range(200)]
-    crowd = [msgspec.structs.replace(one.peers[2], peer_id=f"claim {number}") for number in range(100)]
-    many = msgspec.structs.replace(one, rounds=rounds, peers=[*crowd, *one.peers[:2]])
+    crowd = [msgspec.structs.replace(one.peers[1], peer_id=f"{number}", kind="claimed") for number in range(100)]
+    many = msgspec.structs.replace(one, rounds=rounds, peers=[*crowd, *one.peers])
     peers, by_round = ledger.ledger_sections(many, {})
     shown = [row[0] for row in by_round.table]
     assert shown == ["round", "0", "1", "2", "... 185 more", *(str(number) for number in range(188, 200))]
