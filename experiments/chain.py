@@ -31,7 +31,7 @@ import msgspec
 from rich.console import Console
 
 from rlswarm_jax.chain import calls, eth, relay
-from rlswarm_jax.chain.deployment import Rules, deploy, read_rules, set_bootnodes
+from rlswarm_jax.chain.deployment import Rules, deploy, set_bootnodes
 from rlswarm_jax.chain.errors import ChainError
 from rlswarm_jax.chain.ledger import PATIENCE, read_ledger
 from rlswarm_jax.chain.rpc import Endpoint, Patient
@@ -151,7 +151,7 @@ def _bootnodes(given: argparse.Namespace) -> None:
 def _status(given: argparse.Namespace) -> None:
     w3 = eth.connect(_endpoint(given.rpc), given.chain_id)
     contract = eth.Contract(w3, given.contract)
-    now, rules = calls.read_status(contract), read_rules(contract)
+    now, rules = calls.read_status(contract), Rules(*contract.view("rules"))
     age = max(0, int(time.time()) - now.started)
     print(f"contract {contract.address} on chain {given.chain_id}, block {w3.eth.get_block('latest')['number']:,}")
     print(f"round {now.round} began {age:,} s ago; anyone may end it now: {_yes(now.advanceable)}")

@@ -106,11 +106,6 @@ def set_bootnodes(
     return _set(payer, contract, bootnodes)
 
 
-def read_rules(contract: eth.Contract) -> Rules:
-    """What a coordinator was deployed with. Raises NoContract, EndpointDown, MalformedAnswer."""
-    return Rules(*contract.view("rules"))
-
-
 def check_rules(rules: Rules) -> None:
     """Raises ValueError, in one sentence, for rules that the contract would refuse."""
     below = {

@@ -13,7 +13,6 @@ from rlswarm_jax.chain.deployment import (
     Rules,
     check_rules,
     deploy,
-    read_rules,
     set_bootnodes,
 )
 from rlswarm_jax.chain.errors import (
@@ -74,7 +73,9 @@ def balance(rpc):
 
 def check(rpc, chain_id, made, bootnodes, block_hash):
     """What was deployed is what was asked for, and the first beacon is the one that the docs describe."""
-    assert read_rules(contract_of(rpc, made.address)) == RULES and bootnodes_of(rpc, made.address) == list(bootnodes)
+    assert Rules(*contract_of(rpc, made.address).view("rules")) == RULES and bootnodes_of(rpc, made.address) == list(
+        bootnodes
+    )
     seed = keccak(encode(["string", "uint256", "address"], ["rlswarm_jax beacon 1", chain_id, made.address]))
     assert beacon(rpc, made.address) == keccak(seed + bytes.fromhex(block_hash[2:]))
     with pytest.raises(Reverted, match="InvalidRound"):
