@@ -168,11 +168,10 @@ def _fields(answer: Any, what: str, checks: dict[str, _Field]) -> dict[str, Any]
 _BLOCK: dict[str, _Field] = {"number": _quantity, "hash": _hash, "timestamp": partial(_quantity, below=_TIME)}
 _RECEIPT: dict[str, _Field] = {
     "blockNumber": _quantity,
-    "blockHash": _hash,
     "transactionHash": _hash,
     "status": partial(_quantity, below=2),
-    "gasUsed": lambda value: _quantity("0x0" if value is None else value),
-    "effectiveGasPrice": lambda value: _quantity("0x0" if value is None else value, _PRICE),
+    "gasUsed": _quantity,
+    "effectiveGasPrice": lambda value: _quantity("0x0" if value is None else value, _PRICE),  # not every server has it
 }
 
 
@@ -217,7 +216,6 @@ def _mined(answer: Any, params: Any) -> dict | None:
 
 
 def _logs(answer: Any, params: Any) -> list[dict]:
-    """In their order."""
     asked, (address,) = params[0], params[0]["address"]
     if not isinstance(answer, list) or len(answer) > MAX_LOGS:
         raise MalformedAnswer("the chain endpoint answered no list of events, or one too long.")
@@ -230,7 +228,7 @@ def _logs(answer: Any, params: Any) -> list[dict]:
     first, last = int(asked["fromBlock"], 16), int(asked["toBlock"], 16)
     if len(found) < len(answer) or any(not first <= number <= last for number, _ in found):
         raise MalformedAnswer("the chain endpoint answered events twice, or of other blocks than were asked for.")
-    return [found[slot] for slot in sorted(found)]
+    return [log for _, log in sorted(found.items())]
 
 
 def _called(answer: Any, params: Any) -> str:

@@ -145,24 +145,13 @@ def events_of(rpc: Rpc, contract: str, path: Path, first_block: int | None = Non
 
 def peers(index: "EventIndex") -> list[Peer]:
     """All registrations in their order. Raises MalformedAnswer for a key that is not the account's."""
-    payouts = {entry.fields["account"]: entry.fields["payout"] for entry in index.entries("PayoutSet")}
-    proven = [
-        Peer(
-            checksum(entry.fields["account"]),
-            _peer_id(entry),
-            "proven",
-            checksum(payouts.get(entry.fields["account"], entry.fields["account"])),
-            entry.hash,
-        )
-        for entry in index.entries("Registered")
+    payouts = {one.fields["account"]: one.fields["payout"] for one in index.entries("PayoutSet")}
+    found = [(one.fields["account"], _peer_id(one), "proven", one.hash) for one in index.entries("Registered")]
+    found += [(one.fields["eoa"], one.fields["peerId"], "claimed", one.hash) for one in index.entries("PeerRegistered")]
+    return [
+        Peer(checksum(account), name, kind, checksum(payouts.get(account, account)), hash_)
+        for account, name, kind, hash_ in found
     ]
-    claimed = [
-        Peer(
-            checksum(entry.fields["eoa"]), entry.fields["peerId"], "claimed", checksum(entry.fields["eoa"]), entry.hash
-        )
-        for entry in index.entries("PeerRegistered")
-    ]
-    return proven + claimed
 
 
 def rounds(index: "EventIndex") -> list[Round]:
@@ -185,24 +174,23 @@ def totals(index: "EventIndex") -> dict[str, Total]:
 
 def _round(index: "EventIndex", number: int, names: dict[str, str]) -> Round:
     """names: peer ids by account."""
-    beacons, began = (index.entries(name, number) for name in ("BeaconFinalized", "RoundAdvanced"))
-    commitments, rewards, votes = [], [], []
-    for entry in index.entries("Settled", number):
-        account, has = checksum(entry.fields["account"]), entry.fields
+
+    def said(name: str) -> list[tuple[str, dict, str]]:
+        return [(checksum(one.fields["account"]), one.fields, one.hash) for one in index.entries(name, number)]
+
+    commitments = []
+    rewards = [Reward(who, has["stageNumber"], has["reward"], tx) for who, has, tx in said("RewardSubmitted")]
+    votes = [Vote(who, has["winners"], tx) for who, has, tx in said("WinnerSubmitted")]
+    for who, has, tx in said("Settled"):
         root, first, last, count, before, after, config = has["commitment"].values()
-        commitments.append(Commitment(account, root, first, last, count, before, after, config, entry.hash))
-        rewards += [Reward(account, stage, amount, entry.hash) for stage, amount in enumerate(has["claims"]) if amount]
-        if winners := [checksum(winner) for winner in has["winners"]]:
-            votes.append(Vote(account, [names.get(winner, winner) for winner in winners], entry.hash))
-    return Round(
-        number,
-        beacons[-1].fields["beacon"] if beacons else "",
-        began[-1].hash if began else "",
-        commitments,
-        rewards + [_reward(entry) for entry in index.entries("RewardSubmitted", number)],
-        votes + [_vote(entry) for entry in index.entries("WinnerSubmitted", number)],
-        [_weights(entry) for entry in index.entries("WeightsPublished", number)],
-    )
+        commitments.append(Commitment(who, root, first, last, count, before, after, config, tx))
+        rewards += [Reward(who, stage, amount, tx) for stage, amount in enumerate(has["claims"]) if amount]
+        if has["winners"]:
+            votes.append(Vote(who, [names.get(winner, winner) for winner in has["winners"]], tx))
+    beacons, began = index.entries("BeaconFinalized", number), index.entries("RoundAdvanced", number)
+    beacon, advanced = beacons[-1].fields["beacon"] if beacons else "", began[-1].hash if began else ""
+    weights = [Weights(who, has["weights"], has["uri"], tx) for who, has, tx in said("WeightsPublished")]
+    return Round(number, beacon, advanced, commitments, rewards, votes, weights)
 
 
 def _peer_id(entry: "Entry") -> str:
@@ -215,18 +203,3 @@ def _peer_id(entry: "Entry") -> str:
     if not proven:
         raise MalformedAnswer(f"the chain endpoint says that {has['account']} was registered by another's key.")
     return peer_id(author)
-
-
-def _reward(entry: "Entry") -> Reward:
-    has = entry.fields
-    return Reward(checksum(has["account"]), has["stageNumber"], has["reward"], entry.hash)
-
-
-def _vote(entry: "Entry") -> Vote:
-    has = entry.fields
-    return Vote(checksum(has["account"]), list(has["winners"]), entry.hash)
-
-
-def _weights(entry: "Entry") -> Weights:
-    has = entry.fields
-    return Weights(checksum(has["account"]), has["weights"], has["uri"], entry.hash)
