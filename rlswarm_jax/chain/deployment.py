@@ -101,8 +101,9 @@ def set_bootnodes(
     if list(contract.view("getBootnodes")) == list(bootnodes):
         return None
     if contract.view("owner") != payer.account:
-        wrong = f"the account {payer.account} does not own the coordinator at {contract.address}"
-        raise NotAllowed(f"{wrong}: use its owner's key.")
+        raise NotAllowed(
+            f"the account {payer.account} does not own the coordinator at {contract.address}: use its owner's key."
+        )
     return _set(payer, contract, bootnodes)
 
 

@@ -18,7 +18,6 @@ from eth_abi.exceptions import DecodingError
 from eth_abi.registry import BaseEquals, registry
 from eth_utils import abi_to_signature, function_signature_to_4byte_selector, keccak
 from eth_utils.abi import get_abi_input_types
-from hexbytes import HexBytes
 
 from rlswarm_jax.chain import contracts
 from rlswarm_jax.chain.calls import checksum
@@ -43,9 +42,8 @@ def connect(rpc: Rpc, chain_id: int | None = None) -> web3.Web3:
     """Asks nothing, unless a chain is named: raises WrongChain if the endpoint serves another, and as `Rpc.request`."""
     found = web3.Web3(_Provider(rpc), middleware=[])
     found.codec = _codec()
-    if chain_id is not None and found.eth.chain_id != chain_id:
-        wrong = f"the endpoint serves chain {found.eth.chain_id}, not {chain_id}"
-        raise WrongChain(f"{wrong}: check its address, or the chain id.")
+    if chain_id is not None and (served := found.eth.chain_id) != chain_id:
+        raise WrongChain(f"the endpoint serves chain {served}, not {chain_id}: check its address, or the chain id.")
     return found
 
 
@@ -60,7 +58,7 @@ def block(w3: web3.Web3, number: int) -> "BlockData | None":
 def receipt(w3: web3.Web3, transaction: str) -> "TxReceipt | None":
     """What became of a transaction; None while it is in no block."""
     try:
-        return w3.eth.get_transaction_receipt(HexBytes(transaction))
+        return w3.eth.get_transaction_receipt(transaction)
     except web3.exceptions.TransactionNotFound:
         return None
 
@@ -107,8 +105,6 @@ class Contract:
 
 
 class _Provider(web3.BaseProvider):
-    global_ccip_read_enabled = False
-
     def __init__(self, rpc: Rpc):
         super().__init__()
         self._rpc = rpc

@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import coincurve
 import msgspec
-from eth_account.messages import SignableMessage, encode_typed_data
 from eth_utils import keccak
 
 from rlswarm_jax.chain import calls, eth
 from rlswarm_jax.chain.calls import NOBODY, checksum
 from rlswarm_jax.chain.errors import BadRegistration, ExpiredRegistration
-from rlswarm_jax.chain.library import web3
+from rlswarm_jax.chain.library import messages, web3
 from rlswarm_jax.chain.rpc import Rpc
 from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.chain.transact import Mined, Payer, transact
@@ -135,15 +134,15 @@ def check_registration(one: SignedRegistration, chain_id: int, contract: str, no
 # --- within
 
 
-def _message(chain_id: int, contract: str, account: str, payout: str, deadline: int) -> SignableMessage:
+def _message(chain_id: int, contract: str, account: str, payout: str, deadline: int) -> messages.SignableMessage:
     """What a node's key signs to be registered (EIP-712)."""
     name = "rlswarm_jax coordinator"
     domain = {"name": name, "version": "2", "chainId": chain_id, "verifyingContract": contract}
     types = {"Register": [{"name": name, "type": type_} for name, type_ in _FIELDS]}
-    return encode_typed_data(domain, types, {"account": account, "payout": payout, "deadline": deadline})
+    return messages.encode_typed_data(domain, types, {"account": account, "payout": payout, "deadline": deadline})
 
 
-def _signer(message: SignableMessage, signature: bytes) -> str | None:
+def _signer(message: messages.SignableMessage, signature: bytes) -> str | None:
     """The account that made a signature r, s, v; None if none did."""
     if len(signature) != 65 or signature[64] not in (27, 28):
         return None

@@ -166,21 +166,21 @@ class Sender:
         fee = max(now.fee, old.fee + old.fee // 8 + 1)
         tip = None if old.tip is None else max(now.tip or 0, old.tip + old.tip // 8 + 1)
         if fee > self._settings.max_fee or (tip or 0) > self._settings.max_tip:
-            self._hold(old, "a higher fee is above this node's limit.")
+            self._hold("transaction %s stays in line: a higher fee is above this node's limit.", old.hash)
             return None
         try:
             self._check_funds(old.gas * (fee - old.fee))
         except InsufficientFunds as error:
-            self._hold(old, str(error))
+            self._hold("transaction %s stays in line: %s", old.hash, error)
             return None
         self._held = False
         new = self._sign(old.wish, old.nonce, old.target, old.calldata, old.gas, Price(fee, tip), head)
         self._outbox.sign(new)
         return new
 
-    def _hold(self, transaction: Transaction, why: str) -> None:
+    def _hold(self, *said: object) -> None:
         """Warns of the first in a row: what is too dear now is so for many blocks."""
-        log.log(logging.DEBUG if self._held else logging.WARNING, "transaction %s waits: %s", transaction.hash, why)
+        log.log(logging.DEBUG if self._held else logging.WARNING, *said)
         self._held = True
 
     def _sign(
