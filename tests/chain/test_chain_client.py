@@ -12,7 +12,7 @@ import coincurve
 import pytest
 from eth_abi import encode
 from eth_account import Account
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rlswarm_jax.chain import calls, eth
@@ -382,6 +382,11 @@ SAYING, HASH = Saying(), "0x" + "ab" * 32
 CONTRACT = eth.Contract(eth.connect(SAYING), OTHER_ADDRESS)
 
 
+HUGE = b"".join(one.to_bytes(32) for one in (32, 1, 32, 2**255))  # a text of that length
+
+
+@example(HUGE)
+@example((64).to_bytes(32) * 2 + (2**255).to_bytes(32) + bytes(2))
 @given(st.binary(max_size=400))
 def test_bytes_of_any_kind_are_decoded_or_refused(raw):
     log = {
@@ -398,7 +403,7 @@ def test_bytes_of_any_kind_are_decoded_or_refused(raw):
     }
     said |= {name: lambda name=name: CONTRACT.logs(0, 2, name) for name in ("Settled", "WinnerSubmitted", "PayoutSet")}
     for name, ask in said.items():
-        many = [topics.get(name, HASH), HASH, HASH][: 1 + len(raw) % 3]
+        many = [topics.get(name, HASH), *[HASH] * (len(raw) % 4)]
         data = "0x" + raw.hex()
         SAYING.answers = {"eth_call": data, "eth_getLogs": [log | {"topics": many, "data": data}]}
         try:
@@ -420,7 +425,8 @@ def test_refusals_are_named_in_every_form_in_which_servers_send_them():
     assert named == ("InvalidVoterPeerId", "")
     text = encode_call("Error(string)", ("out of luck",))
     assert eth.error_name(text) == ("Error", "out of luck")
-    assert eth.error_name(text[:20]) == ("Error", "")  # cut
+    for broken in (text[:20], text[:4] + HUGE[:32] + HUGE[96:]):
+        assert eth.error_name(broken) == ("Error", "")
     assert eth.error_name(text[:4] + encode(["bytes"], [b"\xff"])) == ("Error", "\ufffd")
 
 
@@ -440,6 +446,9 @@ def test_web3_reads_no_refusal_and_fetches_nothing_for_a_contract():
         SAYING.answers = {"eth_call": Refused("eth_call", 3, "execution reverted", call)}
         with pytest.raises(Reverted, match=name):
             CONTRACT.view("status")
+    SAYING.answers = {"eth_call": Refused("eth_call", -32000, "VM Exception: revert")}
+    with pytest.raises(Reverted, match="no reason given"):
+        CONTRACT.view("status")
     SAYING.answers = {"eth_call": Refused("eth_call", -32603, "internal error")}
     with pytest.raises(Refused):
         CONTRACT.view("status")

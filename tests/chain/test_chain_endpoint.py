@@ -471,6 +471,12 @@ def test_what_is_right_comes_to_who_asked():
     for pending in (None, RECEIPT | {"blockNumber": None}):
         assert eth.receipt(eth.connect(Saying(pending)), HASH) is None
     assert eth.Contract(eth.connect(Saying([LOG])), ACCOUNT).logs(5, 5) == []  # none of ours
+    advanced = LOG | {"topics": ["0x" + keccak(text="RoundAdvanced(uint256)").hex(), HASH]}
+    places = [("0x6", "0x0"), ("0x5", "0x2"), ("0x5", "0x1")]
+    logs = [advanced | {"blockNumber": block, "logIndex": index} for block, index in places]
+    found = eth.Contract(eth.connect(Saying(logs)), ACCOUNT).logs(5, 6)
+    assert [(one["blockNumber"], one["logIndex"]) for one in found] == [(5, 1), (5, 2), (6, 0)]
+    assert {one["args"]["round"] for one in found} == {int(HASH, 16)}
     with pytest.raises(NoContract, match=f"no coordinator at {ACCOUNT}"):
         eth.Contract(eth.connect(Saying("0x")), ACCOUNT).view("status")
     for lie in (None, OTHER_HASH, {"x": 1}):
