@@ -38,9 +38,7 @@ Times = dict[str, float]  # seconds by each clock
 
 def train_step_rows() -> Iterator[dict[str, Any]]:
     policy = qwen.load(assets.SPOILED)
-    config = learner.LearnerConfig(
-        learning_rate=1e-3, clip_low=0.2, clip_high=0.28, dual_clip=3.0, temperature=1.0, max_new_tokens=NEW_TOKENS
-    )
+    config = learner.LearnerConfig(learning_rate=1e-3, clip_low=0.2, clip_high=0.28, dual_clip=3.0, temperature=1.0)
     step, state = learner.make_train_step(policy.config, config), learner.init_state(policy.params, config)
     square = jnp.asarray(np.random.default_rng(0).standard_normal((SIDE, SIDE)), jnp.float32)
     matmul = jax.jit(partial(jnp.matmul, precision="highest"))

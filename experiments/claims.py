@@ -119,7 +119,7 @@ def _endpoint(
         url = address(arguments.rpc or config.chain.endpoint)
         kept = node.parent / CHAIN_FOLDER
         if not arguments.rpc and (kept / CONTRACT_FILE).is_file() and not _answers(url, contract):
-            url = held.enter_context(devnet.running(kept, options=["--tick", "0"])).url
+            url = held.enter_context(devnet.running(kept)).url
         elif url in LOCAL_CHAINS:
             raise UsageError(f"the chain of {node} is not here: give --rpc, --contract and --chain-id.")
         try:

@@ -1,9 +1,8 @@
 """Fulfils the effects that need a model: Sample, Learn and Evaluate, for one node or for the nodes of a simulation.
 
-Two ways to run the same requests. *Alone*: one node after the other, through the executables that a live node
-runs; with fixed tiles, so that every bit depends on that node alone (exact mode). *Stacked*: the nodes' weights on
-a leading axis W and one executable for all; it agrees with the first to rounding (`benchmarks/simulate.py` measures
-how closely, and how much faster it is).
+Nodes learn one after the other. They sample so, too, through the executables that a live node runs, with fixed tiles
+in exact mode, so that every bit depends on that node alone; or *stacked*: their weights on a leading axis W, and one
+executable for all, which agrees to rounding (`benchmarks/simulate.py` measures how closely, and how much faster it is).
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ import numpy as np
 from rlswarm_jax import parallel, qwen, randomness
 from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
 from rlswarm_jax.game.prompts import PromptFormat
-from rlswarm_jax.grpo import learner
+from rlswarm_jax.grpo import learner, tiles
 from rlswarm_jax.grpo.advantages import group_advantages
 from rlswarm_jax.qwen import model, sampling
 from rlswarm_jax.qwen.draw import GREEDY, WHOLE, Draw
@@ -37,9 +36,9 @@ class DivergedError(RuntimeError):
 class EngineConfig:
     """How requests become arrays.
 
-    max_prompts: the most that a node ever samples from at once. max_groups: the most groups it ever learns from in a
-    round. rows: completions computed at a time (0: all), on each device of those that hold whole weights. dtype,
-    kv_dtype: of the weights and of the key/value cache while sampling; weights are cast once for each update.
+    max_prompts: the most that a node ever samples from at once. rows: completions computed at a time (0: all), on each
+    device of those that hold whole weights. microbatch_rows: the same of those learned from (0: by their tokens).
+    dtype, kv_dtype: of the weights and of the key/value cache while sampling; weights are cast once for each update.
     held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the distribution there, if the
     temperature is not 0.
     """
@@ -48,7 +47,6 @@ class EngineConfig:
     max_new_tokens: int
     group_size: int
     max_prompts: int
-    max_groups: int
     temperature: float
     exact: bool
     exact_rows: int
@@ -60,6 +58,7 @@ class EngineConfig:
     advantage_scale: Literal["std", "none"]
     updates_per_round: int
     rows: int = 0
+    microbatch_rows: int = 0
     dtype: str = "float32"
     kv_dtype: str = "float32"
     evaluation_temperature: float = GREEDY
@@ -90,10 +89,10 @@ class Engine:
         self._mesh = None if self.stacked or mesh.size == 1 else mesh
         self._shards = parallel.row_shards(self._mesh)
         on, state = (self._mesh, devices.backend), learner.init_state(policy.params, learner_config, self._mesh)
-        self._microbatch = max(learner_config.microbatch_rows, 1)
+        most = config.max_prompt_tokens + config.max_new_tokens
+        self._shapes = tiles.shapes(most, config.max_new_tokens, config.microbatch_rows, self._shards)
         self._states = [state] * num_nodes
         self._nonfinite = [0] * num_nodes  # updates left out since the last that was made
-        self._stack: Any = _stack(self._states) if self.stacked else None
 
         def make_sampler(temperature, how, rows):
             sample = sampling.make_sampler(
@@ -110,43 +109,38 @@ class Engine:
         self._sample = make_sampler(config.temperature, Draw(), config.rows)
         self._evaluate = make_sampler(config.evaluation_temperature, config.evaluation, config.held_out_rows)
         self._cast_params: dict[int, qwen.Params] = {}  # of the weights that stand
-        self._step = learner.make_train_step(policy.config, learner_config, *on, over_nodes=self.stacked)
+        self._step = learner.make_train_step(policy.config, learner_config, *on)
         self._logprobs = learner.make_logprobs(policy.config, learner_config, *on)
         self._held_out = self.mixture.held_out(config.held_out_problems)
         self._held_out_prompts = [prompt_format.encode(p, policy.tokenizer) for p in self._held_out]
 
     def state(self, node: int) -> learner.TrainState:
-        return jax.tree.map(lambda x: x[node], self._stack) if self.stacked else self._states[node]
+        return self._states[node]
 
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
         self._states = [state if self._mesh is None else parallel.place(state, self._mesh) for state in states]
-        self._stack = _stack(self._states) if self.stacked else None
         self._nonfinite = [0] * self.num_nodes
         self._cast_params.clear()
 
     def evaluate_params(self, params: qwen.Params) -> Metrics:
         """What `evaluate` would find for a node with these weights."""
-        own, own_stack = self._states, self._stack
+        own = self._states
         self.set_states([dataclasses.replace(state, params=params) for state in own])
         try:
             return self.evaluate([0])[0]
         finally:
-            self._states, self._stack = own, own_stack
+            self._states = own
             self._cast_params.clear()
 
     def compile(self, prompts: Sequence[int]) -> None:
         """Compiles what a round needs whose stages have so many prompts, ahead of the first one; changes nothing."""
-        states, stack = list(self._states), self._stack
         nodes = range(self.num_nodes)
         self.evaluate(list(nodes))
         typical = max(self._held_out_prompts, key=len)
         for count in [self.config.max_prompts] if self.stacked else dict.fromkeys(prompts):
             keys_PGM = np.zeros((count, self.config.group_size, 2), np.uint32)
             self.sample({node: Sample([typical] * count, keys_PGM) for node in nodes})
-        for size in [self.config.max_groups] if self.stacked else self._sizes():
-            self._run_step({node: self.make_batch([], size) for node in nodes}, dict.fromkeys(nodes, 0.0))
-        self._states, self._stack = states, stack
-        self._cast_params.clear()
+        self._step(self._states[0], [tiles.tile([], shape) for shape in self._shapes], 0.0)
 
     def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
         """Completions of every node's prompts."""
@@ -167,8 +161,8 @@ class Engine:
             # one size for nodes that are stacked, or its bits would depend on which stage a node's neighbours are in
             least = self.config.max_prompts if self.stacked else 0
             sizes = {node: max(least, len(request.prompts)) for node, request in requests.items()}
-            tiles = {node: self._tile(r.prompts, r.keys_PGM, slots, sizes[node]) for node, r in requests.items()}
-            outs = self._run_tiles(self._sample, tiles)
+            asked = {node: self._tile(r.prompts, r.keys_PGM, slots, sizes[node]) for node, r in requests.items()}
+            outs = self._run_tiles(self._sample, asked)
         return {node: self._by_prompt(out)[: len(requests[node].prompts)] for node, out in outs.items()}
 
     def learn(self, requests: Mapping[int, Learn]) -> dict[int, Metrics]:
@@ -177,24 +171,22 @@ class Engine:
         A gradient that is not finite is left out, and counted. Raises DivergedError if that happens
         `NONFINITE_IN_A_ROW` times, one after the other.
         """
-        most = self.config.max_groups if self.stacked else 0  # or its bits would depend on a node's neighbours
-        batches = {node: self.make_batch(request.groups, most) for node, request in requests.items()}
+        found = {node: self._learn(node, request) for node, request in requests.items()}
+        self._cast_params.clear()
+        return found
+
+    def _learn(self, node: int, request: Learn) -> Metrics:
+        rows = self.rows(request.groups)
+        parts = tiles.tiles(rows, self._shapes)
         if self.config.updates_per_round > 1:
-            batches = {node: self._with_old_logprobs(node, batch) for node, batch in batches.items()}
-        rates = {node: learner.learning_rate(self._learner_config, r.round) for node, r in requests.items()}
-        found: dict[int, list[Metrics]] = {node: [] for node in requests}
+            parts = [self._with_old_logprobs(node, part) for part in parts]
+        rate, found = learner.learning_rate(self._learner_config, request.round), []
         for _ in range(self.config.updates_per_round):
-            for node, metrics in self._run_step(batches, rates).items():
-                found[node].append({name: float(value) for name, value in metrics.items()})
-                self._watch(node, batches[node], metrics)
-        totals = {node: _mean(of_node) for node, of_node in found.items()}
-        for node, request in requests.items():
-            rows = batches[node].completion_lengths_B > 0
-            external = np.repeat(np.array([g.external for g in request.groups], bool), self.config.group_size)
-            kept = rows[: len(external)]
-            totals[node]["rows_external"] = float((kept & external).sum())
-            totals[node]["rows_local"] = float((kept & ~external).sum())
-        return totals
+            self._states[node], metrics = self._step(self._states[node], parts, rate)
+            found.append({name: float(value) for name, value in jax.device_get(metrics).items()})
+            self._watch(node, rows, found[-1])
+        external = sum(row.external for row in rows)
+        return _mean(found) | {"rows_external": float(external), "rows_local": float(len(rows) - external)}
 
     def evaluate(self, nodes: Sequence[int]) -> dict[int, Metrics]:
         """Held-out accuracy on problems common to all nodes, by greedy decoding unless the config says otherwise.
@@ -216,41 +208,27 @@ class Engine:
                 self.verifier.begin(answers[node][start:])  # while the device goes on
         return {node: self._accuracy(self.verifier.score(found).scores) for node, found in answers.items()}
 
-    def make_batch(self, groups: Sequence[ScoredGroup], size: int = 0) -> learner.Batch:
-        """Groups as the learner's arrays, in one of the few shapes of `_sizes` that has room for `size` groups.
+    def rows(self, groups: Sequence[ScoredGroup]) -> list[tiles.Row]:
+        """The completions that are learned from.
 
-        Completions without a positive advantage are left out where the config says so. A peer's
-        log-probs are used under external_correction="behaviour"; else its samples are taken to be on-policy.
+        Those without a positive advantage are left out where the config says so. A peer's log-probs are used under
+        external_correction="behaviour"; else its samples are taken to be on-policy.
         """
-        config = self.config
-        rows = next(rows for groups_there, rows in self._sizes().items() if groups_there >= max(size, len(groups)))
-        tokens_BT = np.zeros((rows, config.max_prompt_tokens + config.max_new_tokens), np.int32)
-        old_BC = np.zeros((rows, config.max_new_tokens), np.float32)
-        prompt_lengths_B, lengths_B = np.ones(rows, np.int32), np.zeros(rows, np.int32)
-        advantages_B, known_B, external_B = np.zeros(rows, np.float32), np.zeros(rows, bool), np.zeros(rows, bool)
-        if groups:
-            rewards_PG = np.array([group.rewards for group in groups], np.float32)
-            weights_P1 = np.array([[group.weight] for group in groups], np.float32)
-            advantages_PG = weights_P1 * np.asarray(group_advantages(rewards_PG, scale=config.advantage_scale))
-        for p, group in enumerate(groups):
+        config, found = self.config, []
+        for group in groups:
+            advantages_1G = group_advantages(np.array([group.rewards], np.float32), scale=config.advantage_scale)
+            advantages_G = np.float32(group.weight) * np.asarray(advantages_1G)[0]
+            positive_only = config.positive_only_external if group.external else config.positive_only_local
             correct = not group.external or config.external_correction == "behaviour"
-            for g, completion in enumerate(group.tokens):
-                row = p * config.group_size + g
-                positive_only = config.positive_only_external if group.external else config.positive_only_local
-                if positive_only and advantages_PG[p, g] <= 0:
-                    continue
-                text = group.prompt + completion
-                tokens_BT[row, : len(text)] = text
-                prompt_lengths_B[row], lengths_B[row] = len(group.prompt), len(completion)
-                advantages_B[row], external_B[row] = advantages_PG[p, g], group.external
-                if correct and group.logprobs is not None:
-                    old_BC[row, : len(completion)] = group.logprobs[g]
-                    known_B[row] = True
-        return learner.Batch(tokens_BT, prompt_lengths_B, lengths_B, advantages_B, old_BC, known_B, external_B)
+            known = group.logprobs if correct and group.logprobs is not None else [None] * len(group.tokens)
+            for completion, advantage, logprobs in zip(group.tokens, advantages_G.tolist(), known, strict=True):
+                if not (positive_only and advantage <= 0):
+                    found.append(tiles.Row(group.prompt, completion, advantage, logprobs, group.external))
+        return found
 
     def _with_old_logprobs(self, node: int, batch: learner.Batch) -> learner.Batch:
         """With more than one update a round, "on-policy" means the policy before the first of them."""
-        logprobs_BC = np.asarray(self._logprobs(self.state(node).params, batch))
+        logprobs_BC = np.asarray(self._logprobs(self._states[node].params, batch))
         old_BC = np.where(batch.old_known_B[:, None], batch.old_logprobs_BC, logprobs_BC)
         return dataclasses.replace(batch, old_logprobs_BC=old_BC, old_known_B=np.ones_like(batch.old_known_B))
 
@@ -258,12 +236,6 @@ class Engine:
         """Prompt slots of a tile: exact mode has one width, else there are a few, so that short prompts cost less."""
         most = self.config.max_prompt_tokens
         return most if self.config.exact else min(most, sampling.bucket(max(LEAST_SLOTS, *map(len, prompts))))
-
-    def _sizes(self) -> dict[int, int]:
-        """Rows of the batches that are made, by how many groups they have room for: all, a half or a quarter."""
-        most, whole = self.config.max_groups, self._microbatch * self._shards
-        sizes = [-(-most // part) for part in (4, 2, 1)]
-        return {size: -(-size * self.config.group_size // whole) * whole for size in sizes}
 
     def _whole_shards(self, size: int) -> int:
         """As many rows at least, as many for each device."""
@@ -275,21 +247,21 @@ class Engine:
     def _sampling_params(self, node: int) -> qwen.Params:
         """A node's weights (all nodes' where they are stacked) in the dtype that is sampled with."""
         if node not in self._cast_params:
-            params = self._stack.params if self.stacked else self._states[node].params
+            params = _stack([one.params for one in self._states]) if self.stacked else self._states[node].params
             rows = self.config.group_size  # at least, so that the layout is one for all
             self._cast_params[node] = model.prepare(params, self.config.dtype, rows)
         return self._cast_params[node]
 
-    def _run_tiles(self, sample, tiles: Mapping[int, sampling.Tile]) -> dict[int, sampling.Completions]:
+    def _run_tiles(self, sample, of: Mapping[int, sampling.Tile]) -> dict[int, sampling.Completions]:
         if not self.stacked:
-            return {node: jax.device_get(sample(self._sampling_params(node), tile)) for node, tile in tiles.items()}
-        filler = jax.tree.map(np.zeros_like, next(iter(tiles.values())))
+            return {node: jax.device_get(sample(self._sampling_params(node), tile)) for node, tile in of.items()}
+        filler = jax.tree.map(np.zeros_like, next(iter(of.values())))
         filler = dataclasses.replace(filler, prompt_lengths_P=np.ones_like(filler.prompt_lengths_P))
-        stacked = jax.tree.map(lambda *xs: np.stack(xs), *[tiles.get(n, filler) for n in range(self.num_nodes)])
+        stacked = jax.tree.map(lambda *xs: np.stack(xs), *[of.get(n, filler) for n in range(self.num_nodes)])
         out = jax.device_get(sample(self._sampling_params(0), stacked))
-        return {node: jax.tree.map(lambda x, n=node: x[n], out) for node in tiles}
+        return {node: jax.tree.map(lambda x, n=node: x[n], out) for node in of}
 
-    def _watch(self, node: int, batch: learner.Batch, metrics: learner.Metrics) -> None:
+    def _watch(self, node: int, rows: Sequence[tiles.Row], metrics: Metrics) -> None:
         """Raises DivergedError, with what is wrong as far as it can be seen."""
         if metrics["updates"]:
             self._nonfinite[node] = 0
@@ -298,26 +270,12 @@ class Engine:
             return
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(parallel.fetch(self.state(node).params))):
             why = "the weights themselves are not finite: begin again from an earlier checkpoint"
-        elif not np.isfinite(batch.advantages_B).all():
+        elif not all(np.isfinite(row.advantage) for row in rows):
             why = "rewards are not finite: look at the scores of your tasks"
         else:
             why = "weights and rewards are finite, their gradient overflows: lower config.learn.learning_rate"
         times = f"{NONFINITE_IN_A_ROW} updates in a row were left out because their gradient is not finite"
         raise DivergedError(f"{times}; {why}.")
-
-    def _run_step(self, batches: Mapping[int, learner.Batch], rates: Mapping[int, float]) -> dict[int, learner.Metrics]:
-        self._cast_params.clear()
-        if not self.stacked:
-            found = {}
-            for node, batch in batches.items():
-                self._states[node], found[node] = self._step(self._states[node], batch, rates[node])
-            return jax.device_get(found)
-        nothing = self.make_batch([], self.config.max_groups)
-        stacked = jax.tree.map(lambda *xs: np.stack(xs), *[batches.get(n, nothing) for n in range(self.num_nodes)])
-        rates_W = [rates.get(n, 0.0) for n in range(self.num_nodes)]
-        self._stack, metrics = self._step(self._stack, stacked, rates_W)
-        metrics = jax.device_get(metrics)
-        return {node: {name: value[node] for name, value in metrics.items()} for node in batches}
 
     def _by_prompt(self, out: sampling.Completions) -> list[list[Sampled]]:
         def sampled(p: int, g: int) -> Sampled:
@@ -352,5 +310,5 @@ def _mean(updates: Sequence[Metrics]) -> Metrics:
     return found
 
 
-def _stack(states: Sequence[learner.TrainState]) -> learner.TrainState:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *states)
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)

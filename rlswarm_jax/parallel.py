@@ -146,18 +146,18 @@ def data_parallel(fn: Callable[..., Any], mesh: Mesh, backend: str = "shard_map"
     once by the transpose and once more by `total`.
     """
     if is_sharded(mesh):
-
-        def partitioned(state, rows):
-            out = fn(state, rows)
-            return jax.lax.with_sharding_constraint(out, shardings(out, mesh))
-
-        run = jax.jit(partitioned)
+        run = jax.jit(lambda state, rows: laid_out(fn(state, rows), mesh))
     elif backend == "pmap":
         mapped = _pmap(fn, mesh, out_axes=None)
         return lambda state, rows: place(mapped(state, rows), mesh)
     else:
         run = jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=(P(), ROWS), out_specs=P(), check_vma=False))
     return lambda state, rows: run(state, place_rows(rows, mesh))
+
+
+def laid_out(tree: Any, mesh: Mesh | None) -> Any:
+    """What a program puts out, where `place` would put it."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
 def total(tree: Any, mesh: Mesh | None) -> Any:

@@ -34,7 +34,6 @@ CONFIG = EngineConfig(
     max_new_tokens=6,
     group_size=GROUP,
     max_prompts=2,
-    max_groups=3,
     temperature=TEMPERATURE,
     exact=False,
     exact_rows=4,
@@ -52,7 +51,6 @@ LEARNER = LearnerConfig(
     clip_high=0.28,
     dual_clip=3.0,
     temperature=TEMPERATURE,
-    max_new_tokens=CONFIG.max_new_tokens,
 )
 
 
@@ -166,7 +164,7 @@ def dense_logprobs(params, group):
 full_logits = jax.jit(qwen.logits, static_argnums=1)
 
 
-class TestMakeBatch:
+class TestRows:
     LOCAL = ScoredGroup(
         author=b"me",
         round=3,
@@ -188,52 +186,43 @@ class TestMakeBatch:
         rewards=[0.0, 1.0, 0.0, 1.0],
     )
 
-    def batch(self, *groups, **changes):
-        return build(**changes).make_batch(groups, CONFIG.max_groups)
+    def rows(self, *groups, **changes):
+        return build(**changes).rows(groups)
 
-    def test_a_row_is_prompt_and_completion_back_to_back_with_all_that_is_known_of_it(self):
-        batch = self.batch(self.LOCAL, self.EXTERNAL, positive_only_external=False)
-        assert batch.tokens_BT.shape == (12, 18) and batch.old_logprobs_BC.shape == (12, 6)
-        for p, group in enumerate((self.LOCAL, self.EXTERNAL)):
-            for g, (completion, logprobs) in enumerate(zip(group.tokens, group.logprobs or [], strict=True)):
-                row, text = 4 * p + g, group.prompt + completion
-                assert batch.tokens_BT[row].tolist() == text + [0] * (18 - len(text))
-                assert batch.prompt_lengths_B[row] == len(group.prompt)
-                assert batch.completion_lengths_B[row] == len(completion)
-                np.testing.assert_allclose(batch.old_logprobs_BC[row], logprobs + [0] * (6 - len(logprobs)))
-                assert batch.old_known_B[row]
-        np.testing.assert_allclose(
-            batch.advantages_B, [0.75, -0.25, -0.25, -0.25, -0.5, 0.5, -0.5, 0.5, 0, 0, 0, 0], atol=1e-6
-        )
-        assert batch.external_B.tolist() == [False] * 4 + [True] * 4 + [False] * 4
-        assert not batch.completion_lengths_B[8:].any() and not batch.old_known_B[8:].any()
+    def test_a_row_is_a_completion_with_all_that_is_known_of_it(self):
+        rows = self.rows(self.LOCAL, self.EXTERNAL, positive_only_external=False)
+        groups = [group for group in (self.LOCAL, self.EXTERNAL) for _ in range(GROUP)]
+        assert [row.prompt for row in rows] == [group.prompt for group in groups]
+        assert [row.completion for row in rows] == [*self.LOCAL.tokens, *self.EXTERNAL.tokens]
+        assert [row.logprobs for row in rows] == [*self.LOCAL.logprobs, *self.EXTERNAL.logprobs]
+        advantages = [0.75, -0.25, -0.25, -0.25, -0.5, 0.5, -0.5, 0.5]
+        np.testing.assert_allclose([row.advantage for row in rows], advantages, atol=1e-6)
+        assert [row.external for row in rows] == [False] * 4 + [True] * 4
 
-    def test_advantages_are_scaled_as_the_config_says(self):
-        found = self.batch(self.LOCAL, advantage_scale="std").advantages_B[:4]
+    def test_advantages_are_scaled_and_weighted_as_the_config_says(self):
+        found = [row.advantage for row in self.rows(self.LOCAL, advantage_scale="std")]
         np.testing.assert_allclose(found, np.array([0.75, -0.25, -0.25, -0.25]) / 0.1875**0.5, rtol=1e-4)
+        heavy = msgspec.structs.replace(self.LOCAL, weight=2.0)
+        np.testing.assert_allclose([row.advantage for row in self.rows(heavy)], [1.5, -0.5, -0.5, -0.5], atol=1e-6)
 
     def test_only_the_better_completions_of_others_count_and_all_of_ones_own(self):
-        batch = self.batch(self.EXTERNAL, self.LOCAL)
-        assert batch.completion_lengths_B.tolist() == [0, 2, 0, 6, 2, 3, 2, 1, 0, 0, 0, 0]
-        assert self.batch(self.EXTERNAL, positive_only_external=False).completion_lengths_B[:4].tolist() == [3, 2, 1, 6]
-        np.testing.assert_array_equal(batch.advantages_B[:4] > 0, [False, True, False, True])
+        better = [self.EXTERNAL.tokens[1], self.EXTERNAL.tokens[3]]
+        assert [row.completion for row in self.rows(self.EXTERNAL, self.LOCAL)] == [*better, *self.LOCAL.tokens]
+        everything = self.rows(self.EXTERNAL, positive_only_external=False)
+        assert [row.completion for row in everything] == self.EXTERNAL.tokens
+        even = msgspec.structs.replace(self.LOCAL, rewards=[0.5, 0.0, 1.0, 0.5])  # those in the middle count as tokens
+        assert [row.advantage for row in self.rows(even)] == [0.0, -0.5, 0.5, 0.0]
 
     @pytest.mark.parametrize(("correction", "known"), [("behaviour", True), ("reencode", False)])
     def test_others_log_probs_are_used_only_where_they_correct(self, correction, known):
-        batch = self.batch(self.LOCAL, self.EXTERNAL, external_correction=correction)
-        assert batch.old_known_B.tolist() == [True] * 4 + [False, known, False, known] + [False] * 4
-        assert batch.old_logprobs_BC[5].any() == known
+        rows = self.rows(self.LOCAL, self.EXTERNAL, external_correction=correction)
+        assert [row.logprobs is not None for row in rows] == [True] * 4 + [known] * 2
 
     @pytest.mark.parametrize("correction", ["behaviour", "reencode"])
     def test_a_group_without_log_probs_is_taken_as_on_policy(self, correction):
         foreign = [msgspec.structs.replace(group, logprobs=None) for group in (self.LOCAL, self.EXTERNAL)]
-        batch = self.batch(*foreign, external_correction=correction)
-        assert not batch.old_known_B.any() and batch.completion_lengths_B[:8].sum() == 8 + 8
-
-    def test_no_groups_are_a_batch_that_teaches_nothing(self):
-        batch = self.batch()
-        assert batch.tokens_BT.shape == (12, 18)
-        assert not batch.completion_lengths_B.any() and not batch.advantages_B.any() and batch.prompt_lengths_B.all()
+        rows = self.rows(*foreign, external_correction=correction)
+        assert [row.logprobs for row in rows] == [None] * 6
 
 
 flat = itertools.chain.from_iterable
@@ -427,7 +416,7 @@ class TestLearn:
 
 @pytest.mark.slow
 def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path):
-    """However it uses them. Its twelve rows become sixteen on eight shards, and the last four say nothing."""
+    """However it uses them."""
     (tmp_path / "given").write_bytes(pickle.dumps((jax.device_get(states()[0]), request(0), lesson(0))))
     subprocess.run(
         [sys.executable, "-c", f"from tests import test_engine; test_engine.on_eight_devices({str(tmp_path)!r})"],
@@ -445,7 +434,7 @@ def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path
         assert found_accuracy == accuracy and metrics.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-        moments, own_moments = (s.opt_state[1][0].mu for s in (state, own.state(0)))
+        moments, own_moments = (s.opt_state[1].mu for s in (state, own.state(0)))
         tiny.assert_close(moments, own_moments, 1e-5)
         tiny.assert_close(state.params, own.state(0).params, TAU)  # Adam blows up what rounding does to a tiny gradient
         assert compiled == []  # after the first round was compiled ahead
@@ -457,9 +446,8 @@ def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path
 def on_eight_devices(folder):
     state, asked, learn = pickle.loads((Path(folder) / "given").read_bytes())
     several = []
-    for options, rows in (({}, 16), ({"backend": "pmap"}, 16), ({"fsdp": 2, "tensor": 2}, 12)):
+    for options in ({}, {"backend": "pmap"}, {"fsdp": 2, "tensor": 2}):
         there = build(devices=DeviceConfig(**options))
-        assert there.make_batch([], CONFIG.max_groups).tokens_BT.shape[0] == rows
         there.compile([2])
         there.set_states([state])
         with test_parallel.compilations() as compiled:

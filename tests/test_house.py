@@ -4,6 +4,10 @@ Imports count wherever they stand in a file, also within functions; only those f
 """
 
 import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,9 @@ FLOORS = [
     "experiments",
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+OURS = {"rlswarm_jax", "experiments", "configs", "tests", "benchmarks"}
+UNSEEN = {"jinja2": "transformers renders chat templates with it, and does not ask for it"}
+FOREIGN = {"torch", "tunix", "genrl", "first_reward"}  # peers that tests and benchmarks meet where they are installed
 LONGEST = 265  # lines of a command, its page of help among them
 Graph = dict[str, set[str]]
 
@@ -99,6 +106,46 @@ def test_no_import_goes_up():
 def test_no_module_and_no_room_imports_itself_by_a_detour():
     assert circle(graph()) == []
     assert circle(rooms(graph())) == []
+
+
+def third_party(*folders: str) -> set[str]:
+    """Top-level packages that are imported in some folders, wherever in a file; also by `import_module("...")`."""
+    found: set[str] = set()
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(str(node.module))
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                found |= {word.value for word in node.args if isinstance(word, ast.Constant)}
+    return {name.partition(".")[0] for name in found} - sys.stdlib_module_names - OURS
+
+
+def declared(*extras: str) -> dict[str, str]:
+    """Distributions that pyproject.toml asks for, by their normal names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    names = [re.match(r"[A-Za-z0-9._-]+", one)[0] for one in asked]
+    return {re.sub(r"[-_.]+", "-", name).lower(): name for name in names}
+
+
+def distributions(package: str) -> set[str]:
+    found = metadata.packages_distributions().get(package, [package])
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in found}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    used = {package: distributions(package) for package in third_party("rlswarm_jax", "experiments", "configs")}
+    asked = declared()
+    optional = declared("datasets").keys() - asked.keys()
+    missing = {package for package, names in used.items() if not names & (asked.keys() | optional)}
+    assert missing == set(), "imported, and not among the dependencies of pyproject.toml"
+    idle = asked.keys() - set().union(*used.values()) - UNSEEN.keys()
+    assert idle == set(), "among the dependencies of pyproject.toml, and nowhere imported"
+    tested = {package: distributions(package) for package in third_party("tests", "benchmarks")}
+    known = declared("dev", "datasets").keys()
+    assert {package for package, names in tested.items() if not names & known} <= FOREIGN
 
 
 def test_no_command_is_long():

@@ -43,7 +43,6 @@ class World:
             clip_high=0.28,
             dual_clip=3.0,
             temperature=self.temperature,
-            max_new_tokens=12,
         )
         self.engines: dict[tuple[int, bool], Engine] = {}
 
@@ -54,7 +53,6 @@ class World:
                 max_new_tokens=12,
                 group_size=GROUP,
                 max_prompts=LOCAL,
-                max_groups=LOCAL + EXTERNAL,
                 temperature=self.temperature,
                 exact=exact,
                 exact_rows=8,

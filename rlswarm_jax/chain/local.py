@@ -88,7 +88,7 @@ class LocalChain:
         return "the chain is there again"
 
     def _start(self, port: int) -> Devnet:
-        return devnet.start(self.directory, port=port, options=["--tick", "0"])
+        return devnet.start(self.directory, port=port)
 
     def _stop(self) -> None:
         assert self._process

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -36,11 +36,9 @@ class LearnerConfig:
     clip_high: float
     dual_clip: float
     temperature: float
-    max_new_tokens: int
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     adam_b2: float = 0.99
-    microbatch_rows: int = 0  # 0: the whole batch at once
     decay_rounds: int = 0
     decay_to: float = 1.0
     external_min_prob: float = 0.0
@@ -68,7 +66,8 @@ class Batch:
 
     tokens_BT: `[B, T]` int32, prompt and completion back to back, padded on the right.
     prompt_lengths_B, completion_lengths_B: `[B]` int32, in tokens, the end of sequence included.
-    advantages_B: `[B]` float32. old_logprobs_BC: `[B, max_new_tokens]` float32 at the sampling temperature.
+    advantages_B: `[B]` float32. old_logprobs_BC: `[B, C]` float32 at the sampling temperature; C tokens are in a
+    completion at most.
     old_known_B: `[B]` bool, false where the row is taken to be on-policy (ratio 1, the gradient unweighted).
     external_B: `[B]` bool, whether a peer has sampled the row; None if no row is a peer's.
     """
@@ -80,6 +79,10 @@ class Batch:
     old_logprobs_BC: Array
     old_known_B: Array
     external_B: Array | None = None
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.old_logprobs_BC.shape[1]
 
 
 def learning_rate(config: LearnerConfig, round_: int) -> float:
@@ -112,9 +115,9 @@ def init_state(params: Params, config: LearnerConfig, mesh: Mesh | None = None) 
 def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig) -> tuple[Array, Metrics]:
     """The negated clipped surrogate *summed* over tokens, and sums of what the metrics are made of."""
     logprobs_BC, entropy_BC = losses.completion_logprobs(
-        params, model_config, batch.tokens_BT, batch.prompt_lengths_B, config.max_new_tokens, config.temperature
+        params, model_config, batch.tokens_BT, batch.prompt_lengths_B, batch.max_new_tokens, config.temperature
     )
-    mask_BC = jnp.arange(config.max_new_tokens) < batch.completion_lengths_B[:, None]
+    mask_BC = jnp.arange(batch.max_new_tokens) < batch.completion_lengths_B[:, None]
     external_BC = jnp.zeros_like(mask_BC) if batch.external_B is None else mask_BC & batch.external_B[:, None]
     likely_BC = losses.likely_tokens(logprobs_BC, external_BC, config.external_min_prob)
     mask_BC = jnp.where(external_BC, likely_BC, mask_BC)
@@ -148,54 +151,26 @@ def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: Le
 
 
 def make_train_step(
-    model_config: QwenConfig,
-    config: LearnerConfig,
-    mesh: Mesh | None = None,
-    backend: str = "shard_map",
-    *,
-    over_nodes: bool = False,
-) -> Callable[[TrainState, Batch, Array | float], tuple[TrainState, Metrics]]:
-    """Returns jitted `step(state, batch, learning_rate) -> (state, metrics)`; metrics are float32 scalars.
+    model_config: QwenConfig, config: LearnerConfig, mesh: Mesh | None = None, backend: str = "shard_map"
+) -> Callable[[TrainState, Batch | Sequence[Batch], float], tuple[TrainState, Metrics]]:
+    """Returns `step(state, batch, learning_rate) -> (state, metrics)`; metrics are float32 scalars.
 
-    The loss is the mean over all tokens of all devices and microbatches. A batch without a single token, or with
-    no advantage that is learned from, changes nothing, not even Adam's momentum: `updates` is 0 then. Nor does one
-    whose gradient is not finite, which `nonfinite` counts.
+    A batch may come in several parts of any shape, one or more: it is one update, and the loss is the mean over all
+    tokens of all parts and devices. A batch without a single token, or with no advantage that is learned from, changes
+    nothing, not even Adam's momentum: `updates` is 0 then. Nor does one whose gradient is not finite, which `nonfinite`
+    counts.
 
     Args:
-      mesh: split the batch over its devices (`parallel.row_shards` divides B); one device without.
+      mesh: split each part over its devices (`parallel.row_shards` divides B); one device without.
       backend: how, as `parallel.data_parallel` takes it.
-      over_nodes: state, batch, learning_rate and metrics carry a leading axis W of independent nodes.
     """
     optimizer = make_optimizer(config)
 
-    shards = parallel.row_shards(mesh) if mesh is not None and parallel.is_sharded(mesh) else 1
+    def summed(params, batch):
+        return parallel.total(jax.value_and_grad(loss_sums, has_aux=True)(params, batch, model_config, config), mesh)
 
-    def sums_and_gradients(params, batch):
-        value_and_grad = jax.value_and_grad(loss_sums, has_aux=True)
-        rows = batch.tokens_BT.shape[0] // shards
-        size = config.microbatch_rows or rows
-        if size >= rows:
-            return value_and_grad(params, batch, model_config, config)
-        if rows % size:
-            raise ValueError(f"a batch of {rows} rows per device is not a multiple of microbatch_rows={size}.")
-
-        def parts_of(x):  # of every device's rows some
-            parts = x.reshape(shards, rows // size, size, *x.shape[1:]).swapaxes(0, 1)
-            return parts.reshape(rows // size, shards * size, *x.shape[1:])
-
-        parts = jax.tree.map(parts_of, batch)
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, value_and_grad(params, part, model_config, config)), None
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(lambda part: value_and_grad(params, part, model_config, config), first)
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(add, zero, parts)[0]
-
-    def step(state_and_rate: tuple[TrainState, Array], batch: Batch) -> tuple[TrainState, Metrics]:
-        state, rate = state_and_rate
-        (loss, sums), gradients = parallel.total(sums_and_gradients(state.params, batch), mesh)
+    def apply(state: TrainState, total: Any, rate: Array) -> tuple[TrainState, Metrics]:
+        (loss, sums), gradients = total
         tokens = jnp.maximum(sums["tokens"], 1.0)
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
         grad_norm = optax.global_norm(gradients)
@@ -206,7 +181,7 @@ def make_train_step(
         update = live & finite
         state = jax.tree.map(lambda after, before: jnp.where(update, after, before), new, state)
         ratio = sums["ratio"] / tokens
-        return state, {
+        return parallel.laid_out(state, mesh), {
             "loss": loss / tokens,
             "updates": update.astype(jnp.float32),
             "nonfinite": (live & ~finite).astype(jnp.float32),
@@ -220,21 +195,28 @@ def make_train_step(
             "grad_norm": grad_norm,
         }
 
-    if over_nodes:  # one node after the other: a vmapped gradient is batched dot_generals, slow on CPU
-        run = jax.jit(lambda states, batches: jax.lax.map(lambda pair: step(*pair), (states, batches)))
-    else:
-        run = jax.jit(step) if mesh is None else parallel.data_parallel(step, mesh, backend)
-    return lambda state, batch, learning_rate: run((state, np.asarray(learning_rate, np.float32)), batch)
+    sums_of = jax.jit(summed) if mesh is None else parallel.data_parallel(summed, mesh, backend)
+    add = jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0)
+    applied = jax.jit(apply)
+
+    def step(state: TrainState, batch: Batch | Sequence[Batch], learning_rate: float) -> tuple[TrainState, Metrics]:
+        first, *others = [batch] if isinstance(batch, Batch) else batch
+        total = sums_of(state.params, first)
+        for part in others:
+            total = add(total, sums_of(state.params, part))
+        return applied(state, total, np.float32(learning_rate))
+
+    return step
 
 
 def make_logprobs(
     model_config: QwenConfig, config: LearnerConfig, mesh: Mesh | None = None, backend: str = "shard_map"
 ) -> Callable[[Params, Batch], Array]:
-    """Returns jitted `logprobs(params, batch) -> [B, max_new_tokens]` of the completions under a policy."""
+    """Returns jitted `logprobs(params, batch) -> [B, C]` of the completions under a policy."""
 
     def logprobs(params, batch):
         return losses.completion_logprobs(
-            params, model_config, batch.tokens_BT, batch.prompt_lengths_B, config.max_new_tokens, config.temperature
+            params, model_config, batch.tokens_BT, batch.prompt_lengths_B, batch.max_new_tokens, config.temperature
         )[0]
 
     return jax.jit(logprobs) if mesh is None else parallel.split(logprobs, mesh, backend)

@@ -172,9 +172,8 @@ def _wait_for(file: IO[str]) -> None:
         time.sleep(0.1)
 
 
-def make_learner_config(config: ml_collections.ConfigDict, max_new_tokens: int) -> LearnerConfig:
-    own = {"max_new_tokens": max_new_tokens, "decay_rounds": config.rounds}
-    return made_of(LearnerConfig, (config.learn, config.sampling), **own)
+def make_learner_config(config: ml_collections.ConfigDict) -> LearnerConfig:
+    return made_of(LearnerConfig, (config.learn, config.sampling), decay_rounds=config.rounds)
 
 
 def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineConfig:
@@ -184,7 +183,6 @@ def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineC
         max_prompt_tokens=game.max_prompt_tokens,
         max_new_tokens=game.max_new_tokens,
         max_prompts=config.swarm.local_groups,
-        max_groups=sum(len(game.indices(stage)) for stage in game.stages) + config.swarm.external_groups,
         kv_dtype=config.sampling.kv_dtype or config.sampling.dtype,
         evaluation_temperature=config.evaluation.temperature,
         evaluation=made_of(Draw, [config.evaluation]),
@@ -195,7 +193,7 @@ def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineC
 
 def first_state(config: ml_collections.ConfigDict, policy: qwen.Policy) -> TrainState:
     """What a node of the config begins with, in the form in which checkpoints hold what it has become."""
-    return init_state(policy.params, make_learner_config(config, config.sampling.max_new_tokens))
+    return init_state(policy.params, make_learner_config(config))
 
 
 def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None = None) -> Pieces:
@@ -228,7 +226,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         )
     verifier = make_verifier(config, game)
     engine_config = make_engine_config(config, game)
-    learner_config = make_learner_config(config, game.max_new_tokens)
+    learner_config = make_learner_config(config)
     engine = Engine(policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices)
     if config.chain.endpoint != "none":
         game = dataclasses.replace(game, state_hash=state_hash(parallel.fetch(engine.state(0))))

@@ -184,6 +184,7 @@ def test_no_sum_of_claims_overflows():
 
 @quick
 @given(st.lists(st.integers(0, 11), max_size=10), st.booleans())
+@example([3, 3], True)
 @example(list(range(1, 9)), True)
 @example(list(range(1, 10)), True)
 @example([], True)

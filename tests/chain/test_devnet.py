@@ -25,31 +25,28 @@ from web3.exceptions import ContractCustomError, ContractLogicError, ContractPan
 
 from rlswarm_jax.chain import anvil, contracts, devnet
 from rlswarm_jax.chain.deployment import Rules
-from rlswarm_jax.chain.devnet import journal
-from rlswarm_jax.chain.devnet.chain import Chain, Genesis
+from rlswarm_jax.chain.devnet import rpc
+from rlswarm_jax.chain.devnet.chain import Chain
 from rlswarm_jax.chain.devnet.errors import DevnetError
-from rlswarm_jax.chain.devnet.journal import FILE, SAVE_EVERY, Journal
 from rlswarm_jax.chain.devnet.rpc import Interface
+from rlswarm_jax.chain.devnet.store import FILE, Store
 from tests.chain import counter
 from tests.chain.counter import account, connect, deploy, sign
 
 KEY = account(0)
-ADDRESS = bytes.fromhex(KEY.address[2:])
-ETHER = 10**18
 
 
 class Network:
     """A network in this process. now: its clock, in seconds."""
 
-    def __init__(self, directory: Path, *, base_fee: int = 0, balances: dict[bytes, int] | None = None, tick: int = 1):
-        self.now, self.journal = 1_800_000_000.5, Journal(directory)
-        genesis = Genesis(base_fee, balances=balances or {})
+    def __init__(self, directory: Path):
+        self.now, self.store = 1_800_000_000.5, Store(directory)
         try:
-            self.chain = Chain(self.journal, genesis, now=lambda: self.now, tick=tick)
+            self.chain = Chain(self.store, now=lambda: self.now)
         except DevnetError:
-            self.journal.close()
+            self.store.close()
             raise
-        self.interface = Interface(self.chain, self.journal)
+        self.interface = Interface(self.chain, self.store)
 
     def ask(self, method, *params):
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
@@ -82,15 +79,12 @@ class Network:
 
 
 @contextlib.contextmanager
-def opened(directory, *, killed=False, **options):
-    """killed: it ends as a killed process does, without saving its state."""
-    network = Network(directory, **options)
+def opened(directory):
+    network = Network(directory)
     try:
         yield network
-        if not killed:
-            network.chain.close()
     finally:
-        network.journal.close()
+        network.store.close()
 
 
 @pytest.fixture
@@ -109,7 +103,7 @@ def call(name: str, *numbers: int) -> str:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    with devnet.running(tmp_path_factory.mktemp("devnet"), accounts=[KEY.address]) as running:
+    with devnet.running(tmp_path_factory.mktemp("devnet")) as running:
         yield running.url
 
 
@@ -172,7 +166,6 @@ def test_a_block_s_hash_is_that_of_its_header_and_its_roots_those_of_what_it_hol
     logs = [[bytes.fromhex(log["address"][2:]), list(log["topics"]), log["data"]] for log in receipt["logs"]]
     gas = receipt["gasUsed"].to_bytes(32).lstrip(b"\0")
     assert root_of(b"\2" + rlp.encode([b"\1", gas, receipt["logsBloom"], logs])).hex() == block["receiptsRoot"][2:]
-    assert int(block["size"], 16) == len(rlp.encode([header, [sent], [], []]))
 
 
 def root_of(item: bytes) -> bytes:
@@ -192,16 +185,16 @@ def test_our_coordinator_is_deployed_and_called_by_web3(w3, key):
     assert bytes.fromhex(receipt["contractAddress"][2:]) == expected and receipt["to"] is None
     coordinator = w3.eth.contract(address=receipt["contractAddress"], abi=artifact["abi"])
     assert len(w3.eth.get_code(coordinator.address)) * 2 + 2 == len(artifact["runtime_bytecode"])
-    assert int.from_bytes(w3.eth.get_storage_at(coordinator.address, 10**9)) == 0
-    registered = send(w3, key, coordinator.functions.registerKey(x, y), 1)
-    assert registered["status"] == 1 and len(registered["logs"]) >= 1
-    with pytest.raises(ContractLogicError):  # it is not this sender's key
-        coordinator.functions.registerKey(x, y).call({"from": account(1).address})
+    registered = send(w3, key, coordinator.functions.register(x, y), 1)
+    assert registered["status"] == 1 and len(registered["logs"]) == 1
+    with pytest.raises(ContractCustomError):  # it is not this sender's key
+        coordinator.functions.register(x, y).call({"from": account(1).address})
 
 
 def test_reverts_are_told_with_their_reasons(w3, contract, key):
-    with pytest.raises(ContractLogicError, match="execution reverted: a step is not zero"):
+    with pytest.raises(ContractLogicError, match="execution reverted") as caught:
         contract.functions.count(0).call()
+    assert b"a step is not zero" in bytes.fromhex(caught.value.data[2:])
     with pytest.raises(ContractCustomError) as caught:
         contract.functions.count(101).call()
     selector = keccak(b"TooMuch(uint256,uint256)")[:4]
@@ -222,7 +215,7 @@ def test_a_call_changes_nothing_sees_its_block_and_may_ask_about_an_old_one(w3, 
     send(w3, key, contract.functions.count(9), 0)
     assert contract.functions.total().call(block_identifier=at["number"]) == then
     assert contract.functions.total().call() == then + 9
-    seen = contract.functions.here().call(block_identifier=at["hash"])
+    seen = contract.functions.here().call(block_identifier=at["number"])
     assert seen == [at["number"], at["timestamp"], at["parentHash"], devnet.CHAIN_ID, at["baseFeePerGas"]]
 
 
@@ -233,16 +226,10 @@ def test_estimated_gas_is_enough_and_little_more_than_what_is_used(w3, contract,
         receipt = send(w3, key, asked, nonce, gas=estimate)
         assert receipt["status"] == 1, asked
         assert receipt["gasUsed"] <= estimate <= 1.27 * receipt["gasUsed"], asked  # a fifth may be given back
-    assert w3.eth.estimate_gas({"from": key.address, "to": account(1).address, "value": 0}) == 21_000
-
-
-def test_gas_used_is_what_the_protocol_says(w3, key):
-    """Of plain transfers with data: EIP-2028's price, or EIP-7623's floor, whichever is more."""
-    for nonce, (zeros, others) in enumerate([(0, 0), (10, 0), (0, 100), (64, 64)]):
-        data = "0x" + "00" * zeros + "ab" * others
-        sent = w3.eth.send_raw_transaction(sign(key, nonce, account(2).address, data=data))
-        used = w3.eth.wait_for_transaction_receipt(sent)["gasUsed"]
-        assert used == 21_000 + max(4 * zeros + 16 * others, 10 * (zeros + 4 * others))
+    plain = {"from": key.address, "to": account(1).address, "value": 0}
+    assert w3.eth.estimate_gas(plain) == 21_000
+    floor = 21_000 + 10 * 4 * 100  # EIP-7623
+    assert floor <= w3.eth.estimate_gas(plain | {"data": "0x" + "ab" * 100}) <= 1.015 * floor
 
 
 def test_logs_are_found_by_address_topics_and_blocks(w3, contract, key):
@@ -286,68 +273,57 @@ def test_what_is_not_there_is_null_and_a_batch_is_answered_request_by_request(w3
         batch.add(w3.eth.get_block("latest"))
         batch.add(w3.eth.get_balance(KEY.address))
         block, balance = batch.execute()
-    assert block["number"] == w3.eth.block_number and balance == 1000 * ETHER
+    assert block["number"] == w3.eth.block_number and balance == 0
 
 
 # what it keeps
 
 
-def test_everything_is_there_again_after_it_was_killed_and_after_it_was_stopped(tmp_path, monkeypatch):
-    """With the state saved every few blocks, or at the end: the same blocks, and no more run again than since then."""
-    monkeypatch.setattr("rlswarm_jax.chain.devnet.chain.SAVE_EVERY", 4)
-    with opened(tmp_path, killed=True) as network:
+def test_everything_is_there_again(tmp_path):
+    """Also what was so after each block."""
+    with opened(tmp_path) as network:
         contract = network.deploy()
         for nonce in range(1, 11):
             network.now += nonce % 3
             network.send(sign(KEY, nonce, contract, data=call("count", nonce)))
         before = network.answers()
+    for _ in range(2):
+        with opened(tmp_path) as network:
+            assert network.answers() == before and network.total(contract) == 55
+            assert [network.total(contract, hex(number)) for number in (1, 3, 11)] == [0, 3, 55]
     with opened(tmp_path) as network:
-        assert network.chain.replayed == 11 - 7  # the state before block 8 was saved with it
-        assert network.answers() == before and network.total(contract) == 55
-        assert [network.total(contract, hex(number)) for number in (1, 3, 11)] == [0, 3, 55]
-    with opened(tmp_path, killed=True) as network:
-        assert network.chain.replayed == 0 and network.answers() == before
         network.send(sign(KEY, 11, contract, data=call("count", 1)))
         assert network.total(contract) == 56 and network.chain.head.parent_hash.hex() == before[0][-1]["hash"][2:]
-
-
-def test_however_long_a_chain_is_a_start_runs_a_bounded_number_of_its_blocks_again(tmp_path):
-    with opened(tmp_path, killed=True) as network:
-        for nonce in range(2 * SAVE_EVERY + 10):
-            network.chain.send(sign(KEY, nonce, account(1).address, gas=21_000))
-    with opened(tmp_path) as network:
-        assert network.chain.head.block_number == 2 * SAVE_EVERY + 10 and network.chain.replayed == 11
-        assert network.answers()[0][-1]["parentHash"] == network.answers()[0][-2]["hash"]
 
 
 WRITER = """
 import os, signal, sys
 from pathlib import Path
 from rlswarm_jax.chain.devnet import chain as devnet
-from rlswarm_jax.chain.devnet.journal import Journal
+from rlswarm_jax.chain.devnet.store import Store
 
 directory, instant, *transactions = sys.argv[1:]
-devnet.SAVE_EVERY = 2
-journal = Journal(Path(directory))
-chain = devnet.Chain(journal, devnet.Genesis())
-head, append = chain.head.block_number, journal.append
+store = Store(Path(directory))
+chain = devnet.Chain(store)
+head = chain.head.block_number
 
-def append_and_perhaps_die(row, state):
-    if row.number == head + 3 and instant != "any":
-        journal._db.set_trace_callback(lambda said: said.startswith(instant) and os.kill(os.getpid(), signal.SIGKILL))
-    append(row, state)
-    if row.number == head + 3 and instant == "reply":
+def die(said):
+    if chain.head.block_number == head + 2 and said.startswith(instant):
         os.kill(os.getpid(), signal.SIGKILL)
 
-journal.append = append_and_perhaps_die
+store._db.set_trace_callback(die if instant not in ("any", "reply") else None)
 print("ready", flush=True)
 for raw in transactions:
     sent = chain.send(bytes.fromhex(raw))
+    if instant == "reply" and chain.head.block_number == head + 3:
+        os.kill(os.getpid(), signal.SIGKILL)
     print("0x" + sent.hex(), hex(chain.head.block_number), "0x" + chain.head.hash.hex(), flush=True)
 """
 
 
-@pytest.mark.parametrize("instant", ["any", "any", "INSERT OR REPLACE INTO state", "COMMIT", "reply"])
+@pytest.mark.parametrize(
+    "instant", ["any", "any", "INSERT INTO blocks", "INSERT OR REPLACE INTO state", "COMMIT", "reply"]
+)
 def test_a_process_killed_at_any_instant_keeps_every_block_it_answered_and_only_whole_ones(tmp_path, instant):
     with opened(tmp_path) as network:
         contract = network.deploy()
@@ -374,36 +350,14 @@ def test_a_process_killed_at_any_instant_keeps_every_block_it_answered_and_only_
         network.send(bytes.fromhex(raws[counted]))
 
 
-def test_a_journal_whose_end_is_torn_goes_on_before_it(tmp_path):
-    """As a machine that lost its power may leave it: the newest blocks are gone, and none is half there."""
-    with opened(tmp_path / "whole", killed=True) as network:
-        contract = network.deploy()
-        for nonce in range(1, 6):
-            network.send(sign(KEY, nonce, contract, data=call("count", 1)))
-        blocks = network.answers()[0]
-        files = {name: (tmp_path / "whole" / name).read_bytes() for name in (FILE, FILE + "-wal")}
-    heads = set()
-    for share in (0.5, 0.8, 0.97, 1.0):
-        directory = tmp_path / str(share)
-        directory.mkdir()
-        for name, content in files.items():
-            (directory / name).write_bytes(content[: int(share * len(content))] if name.endswith("wal") else content)
-        with opened(directory) as network:
-            assert network.answers()[0] == blocks[: network.chain.head.block_number + 1]
-            heads.add(network.chain.head.block_number)
-    assert len(heads) > 1 and max(heads) == 6
-
-
-@pytest.mark.parametrize("damage", ["not a database", "another's", "an older format", "no state", "a raw", "a time"])
+@pytest.mark.parametrize("damage", ["not a database", "another's", "an older format", "no state"])
 def test_a_damaged_or_foreign_file_is_named_in_one_sentence(tmp_path, damage):
-    with opened(tmp_path, killed=True) as network:
+    with opened(tmp_path) as network:
         network.deploy()
     statements = {
         "another's": "DROP TABLE blocks; CREATE TABLE things (one); PRAGMA user_version=0",
-        "an older format": "PRAGMA user_version=1",
+        "an older format": "PRAGMA user_version=2",
         "no state": "DELETE FROM state",
-        "a raw": "UPDATE blocks SET raw = x'02ff' WHERE number = 1",
-        "a time": "UPDATE blocks SET timestamp = timestamp + 1 WHERE number = 1",
     }
     if damage in statements:
         with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as database:
@@ -411,7 +365,7 @@ def test_a_damaged_or_foreign_file_is_named_in_one_sentence(tmp_path, damage):
     else:
         (tmp_path / FILE).write_bytes(os.urandom(4096))
     with (
-        pytest.raises(DevnetError, match=r"chain\.sqlite.*(damaged|format [01]|not a database).*\.$"),
+        pytest.raises(DevnetError, match=r"chain\.sqlite.*(damaged|format [02]|not a database).*\.$"),
         opened(tmp_path),
     ):
         pass
@@ -420,7 +374,7 @@ def test_a_damaged_or_foreign_file_is_named_in_one_sentence(tmp_path, damage):
 def test_a_block_that_cannot_be_written_never_was(tmp_path):
     """As if the disk was full at each of its statements."""
     with opened(tmp_path) as network:
-        contract, real = network.deploy(), network.journal._db
+        contract, real = network.deploy(), network.store._db
         before, sent = network.answers(), sign(KEY, 1, contract, data=call("count", 1))
 
         class Failing:
@@ -435,11 +389,20 @@ def test_a_block_that_cannot_be_written_never_was(tmp_path):
 
                 return execute if name in ("execute", "executemany") else getattr(real, name)
 
-        for step in ("INSERT INTO blocks", "INSERT INTO logs", "COMMIT"):
-            network.journal._db = Failing(step)
+            def __enter__(self):
+                return real.__enter__()
+
+            def __exit__(self, *raised):
+                if self.step == "COMMIT":
+                    real.rollback()
+                    raise sqlite3.OperationalError("database or disk is full")
+                return real.__exit__(*raised)
+
+        for step in ("INSERT INTO blocks", "INSERT OR REPLACE INTO state", "COMMIT"):
+            network.store._db = Failing(step)
             error = network.ask("eth_sendRawTransaction", "0x" + sent.hex())["error"]
             assert error["code"] == -32603 and "database or disk is full" in error["message"]
-            network.journal._db = real
+            network.store._db = real
             assert network.answers() == before
         assert network.send(sent)["blockNumber"] == "0x2" and network.total(contract) == 1
 
@@ -448,7 +411,7 @@ def test_a_block_that_cannot_be_written_never_was(tmp_path):
 
 
 def test_a_network_starts_again_on_its_port_after_it_was_killed(tmp_path):
-    with devnet.running(tmp_path, accounts=[KEY.address]) as network:
+    with devnet.running(tmp_path) as network:
         w3 = connect(network.url)
         contract = deploy(w3, KEY)
         receipt = send(w3, KEY, contract.functions.count(3), 1)
@@ -457,27 +420,24 @@ def test_a_network_starts_again_on_its_port_after_it_was_killed(tmp_path):
         with devnet.running(tmp_path, port=int(network.url.rsplit(":", 1)[1])):  # the same client goes on
             assert w3.eth.get_block("latest")["hash"] == receipt["blockHash"]
             assert w3.eth.get_transaction_receipt(receipt["transactionHash"]) == receipt
-            assert contract.functions.total().call() == 3 and w3.eth.get_balance(KEY.address) == 1000 * ETHER
+            assert contract.functions.total().call() == 3
 
 
-@pytest.mark.parametrize("how", ["a folder in use", "a port in use", "no folder", "late funds"])
+@pytest.mark.parametrize("how", ["a folder in use", "a port in use", "no folder"])
 def test_what_keeps_it_from_starting_is_said_in_one_sentence(tmp_path, how):
     with contextlib.ExitStack() as stack:
-        directory, port, accounts = tmp_path / "chain", 0, []
+        directory, port = tmp_path / "chain", 0
         if how == "a folder in use":
             stack.enter_context(opened(directory))
         elif how == "a port in use":
             port = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-        elif how == "late funds":
-            with opened(directory):
-                accounts = [KEY.address]
         else:
             directory.write_text("a file")
         with pytest.raises(DevnetError) as caught:
-            devnet.start(directory, port=port, accounts=accounts)
+            devnet.start(directory, port=port)
     said = str(caught.value)
     assert said.endswith(".") and "\n" not in said and "Traceback" not in said
-    words = {"a folder in use": "another process", "a port in use": f"port {port}", "late funds": "only a new one"}
+    words = {"a folder in use": "another process", "a port in use": f"port {port}"}
     assert words.get(how, str(directory)) in said
 
 
@@ -568,7 +528,7 @@ def shared(tmp_path_factory):
         yield network
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_no_parameters_whatever_do_more_than_be_refused(shared, data):
     method = data.draw(st.sampled_from(sorted(shared.interface.methods)))
@@ -578,7 +538,7 @@ def test_no_parameters_whatever_do_more_than_be_refused(shared, data):
         assert answer["error"]["code"] in (-32602, -32000, -32005, 3) and "\n" not in answer["error"]["message"]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(
     st.data(),
     st.sampled_from(
@@ -609,26 +569,27 @@ def test_what_can_never_be_in_a_block_is_refused_and_leaves_no_trace(network):
     unprotected = {"nonce": 0, "gas": 21_000, "gasPrice": 0, "value": 0, "data": "0x", "to": somewhere}
     for raw, said in {
         b"\2" + rlp.encode([fields[0], b"\0", *fields[2:]]): "not minimal length",
-        b"\2" + rlp.encode(malleated): "out of range",
+        b"\2" + rlp.encode(malleated): "signature S value",
         b"\2" + rlp.encode([*fields[:6], [], *fields[7:]]): "only form",  # the same under another hash, too
+        sign(KEY, 0, somewhere, gas=20_999): "minimum needed 21000",
         sign(KEY, 0, somewhere, data="0x" + "ab" * 100, gas=24_999): "minimum needed 25000",  # EIP-7623
+        sign(KEY, 0, data="0x" + "ab" * 64, gas=50_000): "minimum needed 54028",  # EIP-3860
         sign(KEY, 0, somewhere, data="0x" + "ab" * 131_072): "oversized",
-        sign(KEY, 0, data="0x" + "00" * 49_153): "initcode size",
         b"\3" + sign(KEY, 0, somewhere)[1:]: "not supported: 0x03",
         b"": "not supported",
-        bytes(KEY.sign_transaction(unprotected).raw_transaction): "EIP-155",
+        bytes(KEY.sign_transaction(unprotected).raw_transaction): "have None want 7498867",
         bytes(KEY.sign_transaction(unprotected | {"chainId": 1}).raw_transaction): "have 1 want 7498867",
         sign(KEY, 0, somewhere, value=1): "insufficient funds",
         sign(KEY, 0, somewhere, maxFeePerGas=10**9): "insufficient funds",
-        sign(KEY, 0, somewhere, maxFeePerGas=1, maxPriorityFeePerGas=2): "higher than max fee",
-        sign(KEY, 0, somewhere, gas=30_000_001): "exceeds block gas limit",
+        sign(KEY, 0, somewhere, gas=30_000_001): "exceeds gas limit",
         sign(KEY, 1, somewhere): "nonce too high: next nonce 0",
     }.items():
-        assert said in network.refusal(raw)
+        assert said in network.refusal(raw), (said, network.refusal(raw))
     assert network.answers() == before
     network.send(sign(KEY, 0, somewhere))
+    assert network.store._added == {}  # neither of these nor of that is written again with the next
     assert network.refusal(sign(KEY, 0, somewhere)) == "already known"
-    assert "nonce too low" in network.refusal(sign(KEY, 0, somewhere, value=1))
+    assert "nonce too low" in network.refusal(sign(KEY, 0, somewhere, data="0x01"))
 
 
 def test_a_contract_that_calls_itself_as_deep_as_its_gas_goes_ends_as_on_any_network(network):
@@ -639,54 +600,31 @@ def test_a_contract_that_calls_itself_as_deep_as_its_gas_goes_ends_as_on_any_net
 
 
 def test_an_answer_with_too_many_logs_is_refused_and_a_smaller_one_given(network, monkeypatch):
-    monkeypatch.setattr(journal, "MAX_LOGS", 50)
+    monkeypatch.setattr(rpc, "MAX_ANSWER", 60 * 600)
     contract = network.deploy()
     for nonce in (1, 2, 3):
         network.send(sign(KEY, nonce, contract, data=call("shout", 25)))
     error = network.ask("eth_getLogs", {"fromBlock": "0x0"})["error"]
-    assert error["code"] == -32005 and "fewer blocks" in error["message"]
+    assert error["code"] == -32005 and "ask for less" in error["message"]
     assert len(network.get("eth_getLogs", {"fromBlock": "0x3"})) == 50
-    monkeypatch.setattr(journal, "MAX_LOG_BYTES", 26 * 300)
-    assert network.ask("eth_getLogs", {"fromBlock": "0x3"})["error"]["code"] == -32005
 
 
-# fees and time
+def test_times_follow_the_clock_and_never_go_back(network):
+    start, found = network.chain.head.timestamp, []
+    for nonce, moved in enumerate([0, -50, 150]):
+        network.now += moved
+        network.send(sign(KEY, nonce, account(1).address))
+        found.append(network.chain.head.timestamp - start)
+    assert start == 1_800_000_000 and found == [0, 0, 100]
 
 
-@pytest.mark.parametrize("fields", [{"gasPrice": 9}, {"gasPrice": 9, "accessList": []}, {"maxFeePerGas": 20}])
-def test_with_a_base_fee_all_three_types_pay_what_they_say(tmp_path, fields):
-    with opened(tmp_path, base_fee=7, balances={ADDRESS: 21_000 * 20}) as network:
-        fields = {"gas": 21_000} | ({"maxPriorityFeePerGas": 2} if "maxFeePerGas" in fields else {}) | fields
-        poor, somewhere = account(1), account(2).address
-        assert "insufficient funds" in network.refusal(sign(poor, 0, somewhere, **fields))
-        assert "block base fee" in network.refusal(sign(poor, 0, somewhere))
-        receipt = network.send(sign(KEY, 0, somewhere, **fields))
-        assert (
-            receipt["effectiveGasPrice"]
-            == "0x9"
-            == network.get("eth_getTransactionByHash", receipt["transactionHash"])["gasPrice"]
-        )
-        assert int(network.get("eth_getBalance", KEY.address), 16) == 21_000 * (20 - 9)
-        assert int(network.get("eth_getBalance", "0x" + "00" * 20), 16) == 21_000 * 2  # the rest is burnt
-        assert network.get("eth_gasPrice") == "0x7" and network.get("eth_maxPriorityFeePerGas") == "0x0"
-        history = network.get("eth_feeHistory", "0x5", "latest", [50])
-        assert history["baseFeePerGas"] == ["0x7"] * 3 and history["gasUsedRatio"] == [0, 21_000 / 30_000_000]
-        assert network.get("eth_estimateGas", {"from": poor.address, "to": somewhere}) == "0x5208"  # names no fee
-        asked = {"from": poor.address, "to": somewhere, "gasPrice": "0x7"}
-        assert "insufficient" in network.ask("eth_call", asked)["error"]["message"]
-    with pytest.raises(DevnetError, match=r"base fee of 7 wei.*start it with these.*\.$"), opened(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize("tick", [0, 1])
-def test_times_follow_the_clock_and_never_go_back(tmp_path, tick):
-    with opened(tmp_path, tick=tick) as network:
-        start, found = network.chain.head.timestamp, []
-        for nonce, moved in enumerate([0, 0, -50, 150]):
-            network.now += moved
-            network.send(sign(KEY, nonce, account(1).address))
-            found.append(network.chain.head.timestamp - start)
-        assert start == 1_800_000_000 and found == [tick, 2 * tick, 3 * tick, 100]
+@pytest.mark.parametrize("fields", [{"gasPrice": 0}, {"gasPrice": 0, "accessList": []}, {}])
+def test_all_three_types_of_transactions_are_taken(network, fields):
+    receipt = network.send(sign(KEY, 0, account(1).address, **fields))
+    sent = network.get("eth_getTransactionByHash", receipt["transactionHash"])
+    kind = 2 if not fields else len(fields) - 1
+    assert int(sent["type"], 16) == kind == int(receipt["type"], 16) and sent["gasPrice"] == "0x0"
+    assert receipt["status"] == "0x1" and receipt["gasUsed"] == "0x5208"
 
 
 @pytest.mark.skipif(not anvil.find(), reason="anvil is not installed: npm install @foundry-rs/anvil, or set ANVIL")

@@ -173,25 +173,23 @@ def filler(rows):
     return noise.replace(completion_lengths_B=np.zeros(rows, np.int32))
 
 
-class TestMicrobatches:
-    SIZED = dataclasses.replace(tiny.LEARNER, microbatch_rows=4)
+class TestParts:
+    PARTS = (slice(0, 5), slice(5, 6), slice(6, 12))
+
+    def parts(self, batch):
+        return [tiny.rows_of(batch, rows) for rows in self.PARTS]
 
     def test_they_give_the_gradient_and_the_metrics_of_the_whole_batch(self):
-        metrics, gradient = learned_from(mixed(), step_of(self.SIZED))
-        assert len({int(n.sum()) for n in mixed().completion_lengths_B.reshape(3, 4)}) > 1
+        metrics, gradient = learned_from(self.parts(mixed()))
         tiny.assert_close(gradient, from_mixed()[1], 2e-6)
         assert_metrics(metrics, from_mixed()[0])
 
-    def test_one_that_does_not_divide_the_batch_is_refused(self):
-        with pytest.raises(ValueError, match="12 rows per device is not a multiple of microbatch_rows=5"):
-            step_of(dataclasses.replace(tiny.LEARNER, microbatch_rows=5))(fresh(), mixed())
-
-    @pytest.mark.parametrize("config", [tiny.LEARNER, SIZED], ids=["whole", "microbatches"])
-    def test_rows_that_only_fill_the_shape_change_nothing(self, config):
+    @pytest.mark.parametrize("in_parts", [False, True])
+    def test_rows_that_only_fill_the_shape_change_nothing(self, in_parts):
         half = tiny.rows_of(mixed(), slice(0, 6))
         order = np.random.default_rng(0).permutation(12)
         filled = tiny.rows_of(tiny.join(half, filler(6)), order)
-        metrics, gradient = learned_from(filled, step_of(config))
+        metrics, gradient = learned_from(self.parts(filled) if in_parts else filled)
         assert metrics["tokens"] == half.completion_lengths_B.sum()
         tiny.assert_close(gradient, tiny.gradients(tiny.params(), filled), ROUNDING)
         assert_metrics(metrics, tiny.grpo(tiny.params(), filled))
@@ -298,31 +296,6 @@ class TestStep:
         kept = jax.tree.map(np.array, state)
         step_of()(state, mixed())
         tiny.assert_bit_equal(state, kept)
-
-
-@pytest.mark.parametrize("optimized", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_steps_over_nodes_are_the_steps_of_each_node_bit_for_bit(optimized):
-    num_nodes = 3
-    states = [fresh(seed=w) for w in range(num_nodes)]
-    batches = [tiny.make_batch(seed=w, rows=12, known="mixed") for w in range(num_nodes)]
-    batches[1] = batches[1].replace(advantages_B=np.zeros(12, np.float32))  # this node has nothing to learn
-
-    def stack(trees):
-        return jax.tree.map(lambda *xs: np.stack(xs), *trees)
-
-    def two_steps(step, state, batch, rate=tiny.LEARNER.learning_rate):
-        return step(step(state, batch, rate)[0], batch, rate)
-
-    with tiny.optimizations(optimized):
-        step = learner.make_train_step(tiny.CONFIG, tiny.LEARNER) if optimized else step_of()
-        step_all = learner.make_train_step(tiny.CONFIG, tiny.LEARNER, over_nodes=True)
-        together = jax.device_get(two_steps(step_all, stack(states), stack(batches), [1e-3, 1e-3, 1e-3]))
-        for w in range(num_nodes):
-            alone = two_steps(step, states[w], batches[w])
-            tiny.assert_bit_equal(jax.tree.map(lambda x, w=w: x[w], together), alone)
-    state, metrics = together
-    assert metrics["updates"].tolist() == [1, 0, 1] and state.step.tolist() == [2, 0, 2]
-    tiny.assert_bit_equal(jax.tree.map(lambda x: x[1], state), states[1])
 
 
 def test_a_state_s_hash_is_of_two_digests_so_that_the_weights_alone_can_be_shown():

@@ -37,7 +37,6 @@ LEARNER = LearnerConfig(
     clip_high=0.28,
     dual_clip=3.0,
     temperature=0.7,
-    max_new_tokens=NEW_TOKENS,
     weight_decay=0.1,
     max_grad_norm=0.05,
 )

@@ -9,9 +9,7 @@ from tests.qwen import variants
 
 CASES = ("qwen2-gqa7", "qwen3-untied", "qwen3-yarn")
 NEW_TOKENS, TIME = 6, 14
-CONFIG = LearnerConfig(
-    learning_rate=1e-3, clip_low=0.2, clip_high=0.28, dual_clip=3.0, temperature=0.7, max_new_tokens=NEW_TOKENS
-)
+CONFIG = LearnerConfig(learning_rate=1e-3, clip_low=0.2, clip_high=0.28, dual_clip=3.0, temperature=0.7)
 PROMPTS = np.array([8, 3, 5, 1, 7, 4], np.int32)
 LENGTHS = np.array([6, 4, 6, 2, 0, 5], np.int32)  # one row only fills the shape
 ADVANTAGES = np.array([1.5, -0.8, 0.6, 2.0, 1.0, -1.2], np.float32)

@@ -35,7 +35,7 @@ def test_fields_come_from_the_section_that_has_them():
 @pytest.mark.parametrize(
     ("kind", "section", "of"),
     [
-        (LearnerConfig, "learn", lambda config, made: build.make_learner_config(config, 12)),
+        (LearnerConfig, "learn", lambda config, made: build.make_learner_config(config)),
         (EngineConfig, "sampling", build.make_engine_config),
         (EngineConfig, "learn", build.make_engine_config),
         (Game, "game", lambda config, made: build.make_game(config, made.tokenizer, made.eos_token_ids, "")),
@@ -78,10 +78,10 @@ def test_values_arrive_where_they_are_used():
         section = config.sampling if name in config.sampling else config.learn
         assert section[name] != value, name
         section[name] = value
-    learner, engine = build.make_learner_config(config, 11), build.make_engine_config(config, made)
+    learner, engine = build.make_learner_config(config), build.make_engine_config(config, made)
     known = dataclasses.asdict(engine) | dataclasses.asdict(learner)
     assert {name: known[name] for name in changed} == changed
-    assert learner.max_new_tokens == 11 and learner.decay_rounds == config.rounds and learner.adam_b2 == 0.99
+    assert learner.decay_rounds == config.rounds and learner.adam_b2 == 0.99
     assert engine.kv_dtype == "bfloat16" and engine.max_prompts == config.swarm.local_groups
 
 

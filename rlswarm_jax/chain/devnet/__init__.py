@@ -3,17 +3,14 @@
 `running` starts that process and stops it; nothing else is imported here, so that this is cheap to import.
 
 Its rules: chain id 7498867; py-evm's Prague; one block per transaction, as it comes, so a nonce that is not next is
-refused; the base fee is 0 unless chosen, so that nobody needs funds (`--fund` gives some at the start). Block times
-follow the wall clock, at least `tick` seconds apart: with a tick of 1, more than one block a second run ahead of it.
+refused; the base fee is 0, so that nobody needs funds, and nobody has any. Block times follow the wall clock.
 """
 
 import contextlib
-import os
 import select
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,16 +29,12 @@ class Devnet(NamedTuple):
     process: subprocess.Popen
 
 
-def start(directory: Path, *, port: int = 0, accounts: Sequence[str] = (), options: Sequence[str] = ()) -> Devnet:
+def start(directory: Path, *, port: int = 0) -> Devnet:
     """A process that serves the chain of a folder; it ends with this process, or by `stop`.
 
-    accounts: addresses that have ether from the start. options: more of the command line. Raises DevnetError, with
-    the process's own words, if it does not come up.
+    Raises DevnetError, with the process's own words, if it does not come up.
     """
-    module = "rlswarm_jax.chain.devnet"
-    command = [sys.executable, "-m", module, "--dir", str(directory), "--port", str(port), "--stop-on-eof", *options]
-    if accounts:
-        command += ["--fund", *accounts]
+    command = [sys.executable, "-m", __name__, "--dir", str(directory), "--port", str(port), "--stop-on-eof"]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / LOG).open("ab") as errors:
@@ -51,17 +44,14 @@ def start(directory: Path, *, port: int = 0, accounts: Sequence[str] = (), optio
     except OSError as error:
         raise DevnetError(f"cannot start a development network in {directory}: {error.strerror}.") from None
     assert process.stdout
-    deadline, said = time.monotonic() + _START, b""
-    while not said.endswith(b"\n"):
-        readable, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        chunk = os.read(process.stdout.fileno(), 4096) if readable else b""
-        if not chunk:
-            process.kill()
-            process.communicate()
-            why = (directory / LOG).read_bytes()[before:].decode(errors="replace").strip().split("\n")[-1]
-            why = why.removeprefix("error: ") or f"it did not start within {_START:.0f} s"
-            raise DevnetError(f"no development network in {directory}: {why.rstrip('.')}.")
-        said += chunk
+    readable, _, _ = select.select([process.stdout], [], [], _START)
+    said = process.stdout.readline() if readable else b""
+    if not said:
+        process.kill()
+        process.communicate()
+        why = (directory / LOG).read_bytes()[before:].decode(errors="replace").strip().split("\n")[-1]
+        why = why.removeprefix("error: ") or f"it did not start within {_START:.0f} s"
+        raise DevnetError(f"no development network in {directory}: {why.rstrip('.')}.")
     return Devnet(said.decode().split()[-1], process)
 
 
@@ -77,11 +67,9 @@ def stop(devnet: Devnet) -> None:
 
 
 @contextlib.contextmanager
-def running(
-    directory: Path, *, port: int = 0, accounts: Sequence[str] = (), options: Sequence[str] = ()
-) -> Iterator[Devnet]:
+def running(directory: Path, *, port: int = 0) -> Iterator[Devnet]:
     """`start`, and `stop` at the end."""
-    devnet = start(directory, port=port, accounts=accounts, options=options)
+    devnet = start(directory, port=port)
     try:
         yield devnet
     finally:

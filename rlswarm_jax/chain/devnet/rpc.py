@@ -2,247 +2,225 @@
 
 import importlib.metadata
 import inspect
-import math
+import re
 from typing import Any
 
 import msgspec
 from eth.abc import BlockHeaderAPI, ComputationAPI
 from eth.exceptions import Revert
-from eth_abi import decode as decode_abi
-from eth_abi.exceptions import DecodingError
 
-from rlswarm_jax import __version__
-from rlswarm_jax.chain.devnet import CHAIN_ID
-from rlswarm_jax.chain.devnet import params as read
-from rlswarm_jax.chain.devnet.chain import Chain
-from rlswarm_jax.chain.devnet.errors import (
-    INVALID_PARAMS,
-    INVALID_REQUEST,
-    LIMIT_EXCEEDED,
-    METHOD_NOT_FOUND,
-    PARSE_ERROR,
-    REVERTED,
-    RpcError,
-)
-from rlswarm_jax.chain.devnet.journal import Journal
-from rlswarm_jax.chain.devnet.views import data, word
+from rlswarm_jax.chain.devnet import CHAIN_ID, errors
+from rlswarm_jax.chain.devnet.chain import GAS_LIMIT, Chain
+from rlswarm_jax.chain.devnet.errors import RpcError
+from rlswarm_jax.chain.devnet.store import Store
+from rlswarm_jax.chain.devnet.views import data
 from rlswarm_jax.chain.nesting import is_deep
 
-MAX_BATCH, MAX_BATCH_BYTES = 1000, 64 * 2**20  # requests, and bytes of their answers
-MAX_FEE_HISTORY = 1024  # blocks
+MAX_BATCH, MAX_ANSWER = 100, 32 * 2**20  # requests at once; bytes of their answers, and of one's logs
+_SETTLED = {
+    "eth_chainId": hex(CHAIN_ID),
+    "net_version": str(CHAIN_ID),
+    "web3_clientVersion": f"rlswarm_jax-devnet/py-evm-{importlib.metadata.version('py-evm')}",
+    "eth_gasPrice": "0x0",
+    "eth_maxPriorityFeePerGas": "0x0",
+}
+_NOTHING = inspect.Signature()
 _NEWEST = ("latest", "pending", "safe", "finalized", None)
-_ERROR, _PANIC = bytes.fromhex("08c379a0"), bytes.fromhex("4e487b71")  # Error(string), Panic(uint256)
+_QUANTITY, _DATA = re.compile(r"0x[0-9a-fA-F]{1,64}"), re.compile(r"0x([0-9a-fA-F]{2})*")
 
 
 class Request(msgspec.Struct):
     method: str
-    params: msgspec.Raw = msgspec.Raw(b"[]")
-    id: int | float | str | msgspec.UnsetType | None = msgspec.UNSET
+    params: Any = None
+    id: int | str | None = None
 
 
 class Interface:
-    """The methods are those whose names begin with an underscore and eth_, net_ or web3_."""
+    """The methods are those whose names begin with eth_, and _SETTLED; a request without an id is answered, too."""
 
-    def __init__(self, chain: Chain, journal: Journal):
-        self._chain, self._journal = chain, journal
-        names = [name for name in dir(self) if name.startswith(("_eth_", "_net_", "_web3_"))]
-        self.methods = {name[1:]: getattr(self, name) for name in names}
+    def __init__(self, chain: Chain, store: Store):
+        self._chain, self._store = chain, store
+        self.methods = {name: getattr(self, name) for name in dir(self) if name.startswith("eth_")}
         self._takes = {name: inspect.signature(method) for name, method in self.methods.items()}
 
     def answer(self, body: bytes) -> bytes:
-        """To one request or a batch. Empty if nothing in it wants an answer."""
-        if is_deep(body):
-            return _failure(None, RpcError("parse error: the body nests too deeply", PARSE_ERROR))
-        if body.lstrip()[:1] != b"[":
-            return self._answer(body)
+        """To one request or a batch."""
         try:
-            requests = msgspec.json.decode(body, type=list[msgspec.Raw])
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return _failure(None, RpcError("parse error: the body is no JSON", PARSE_ERROR))
-        if not 0 < len(requests) <= MAX_BATCH:
-            return _failure(None, RpcError(f"a batch has 1 to {MAX_BATCH} requests", INVALID_REQUEST))
-        answers, size = [], 0
-        for one in requests:
-            if size > MAX_BATCH_BYTES:
-                answers.append(_failure(None, RpcError("the answers of this batch are too large", LIMIT_EXCEEDED)))
-                break
-            if found := self._answer(bytes(one)):
-                answers.append(found)
-                size += len(found)
-        return b"[" + b",".join(answers) + b"]" if answers else b""
+            if is_deep(body):
+                raise RpcError("parse error: the body nests too deeply", errors.PARSE_ERROR)
+            if body.lstrip()[:1] != b"[":
+                return self._answer(body)
+            requests = _decode(body, list[msgspec.Raw])
+            if not 0 < len(requests) <= MAX_BATCH:
+                raise RpcError(f"a batch has 1 to {MAX_BATCH} requests", errors.INVALID_REQUEST)
+            answers, size = [], 0
+            for one in requests:
+                answers.append(self._answer(bytes(one)))
+                size += len(answers[-1])
+                if size > MAX_ANSWER:
+                    raise _too_large()
+            return b"[" + b",".join(answers) + b"]"
+        except RpcError as error:
+            return msgspec.json.encode({"jsonrpc": "2.0", "id": None, "error": error.answer()})
 
     def _answer(self, body: bytes) -> bytes:
-        """Empty to a notification, which is a request without an id."""
+        request = _decode(body, Request)
+        said: dict[str, Any] = {"jsonrpc": "2.0", "id": request.id}
         try:
-            request = msgspec.json.decode(body, type=Request)
-        except msgspec.ValidationError as error:
-            return _failure(None, RpcError(f"invalid request: {error}", INVALID_REQUEST))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return _failure(None, RpcError("parse error: the body is no JSON", PARSE_ERROR))
-        quiet = request.id is msgspec.UNSET
-        try:
-            result = msgspec.json.encode(self._result(request.method, bytes(request.params)))
+            return msgspec.json.encode(said | {"result": self._result(request.method, request.params)})
         except RpcError as error:
-            return _failure(None if quiet else request.id, error)
-        return b"" if quiet else b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (msgspec.json.encode(request.id), result)
+            return msgspec.json.encode(said | {"error": error.answer()})
 
-    def _result(self, method: str, raw: bytes) -> Any:
-        if method not in self.methods:
-            raise RpcError(f"the method {method[:80]} does not exist or is not available", METHOD_NOT_FOUND)
+    def _result(self, name: str, params: Any) -> Any:
+        if (method := self.methods.get(name)) is None and name not in _SETTLED:
+            raise RpcError(f"the method {name[:80]} does not exist or is not available", errors.METHOD_NOT_FOUND)
+        if not isinstance(params, list | None):
+            raise _bad("they come in a list, by position")
         try:
-            params = msgspec.json.decode(raw, type=list | None) or []
-            self._takes[method].bind(*params)
-        except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as error:
-            raise RpcError(f"invalid params: {error}, in a list, by position", INVALID_PARAMS) from None
-        return self.methods[method](*params)
-
-    # about the network and its fees
-
-    def _eth_chainId(self) -> str:
-        return hex(CHAIN_ID)
-
-    def _net_version(self) -> str:
-        return str(CHAIN_ID)
-
-    def _web3_clientVersion(self) -> str:
-        return f"rlswarm_jax-devnet/{__version__}/py-evm-{importlib.metadata.version('py-evm')}"
-
-    def _eth_syncing(self) -> bool:
-        return False
-
-    def _eth_accounts(self) -> list[str]:
-        return []
-
-    def _eth_gasPrice(self) -> str:
-        return hex(self._chain.head.base_fee_per_gas)
-
-    def _eth_maxPriorityFeePerGas(self) -> str:
-        return "0x0"
-
-    def _eth_feeHistory(self, count: Any, newest: Any, percentiles: Any = None) -> dict[str, Any]:
-        last, wanted = self._header(newest).block_number, read.quantity(count)
-        if not 1 <= wanted <= MAX_FEE_HISTORY:
-            raise RpcError(f"a fee history is of 1 to {MAX_FEE_HISTORY} blocks", LIMIT_EXCEEDED)
-        if percentiles is not None and not (isinstance(percentiles, list) and len(percentiles) <= 100):
-            raise read.bad("percentiles are a list of at most 100 numbers")
-        headers = [self._chain.header(number) for number in range(max(0, last + 1 - wanted), last + 1)]
-        history = {
-            "oldestBlock": hex(headers[0].block_number),
-            "baseFeePerGas": [hex(header.base_fee_per_gas) for header in (*headers, headers[-1])],
-            "gasUsedRatio": [header.gas_used / header.gas_limit for header in headers],
-        }
-        return history if not percentiles else history | {"reward": [["0x0"] * len(percentiles) for _ in headers]}
+            self._takes.get(name, _NOTHING).bind(*(params or ()))
+        except TypeError as error:
+            raise _bad(str(error)) from None
+        return method(*(params or ())) if method else _SETTLED[name]
 
     # about blocks and transactions
 
-    def _eth_blockNumber(self) -> str:
+    def eth_blockNumber(self) -> str:
         return hex(self._chain.head.block_number)
 
-    def _eth_getBlockByNumber(self, number: Any, full: Any = False) -> Any:
+    def eth_getBlockByNumber(self, number: Any, full: Any = False) -> Any:
         return self._block("number", self._number(number), full)
 
-    def _eth_getBlockByHash(self, block_hash: Any, full: Any = False) -> Any:
-        return self._block("hash", read.octets(block_hash, 32), full)
+    def eth_getBlockByHash(self, block_hash: Any, full: Any = False) -> Any:
+        return self._block("hash", _octets(block_hash, 32), full)
 
     def _block(self, name: str, value: Any, full: Any) -> Any:
-        if not isinstance(full, bool):
-            raise read.bad("whether to give whole transactions is true or false")
-        answer, sent = self._found("block", name, value), self._found("sent", name, value) if full else None
-        return answer if sent is None or answer is None else msgspec.json.decode(answer) | {"transactions": [sent]}
+        answer, sent = self._found("block", name, value), self._found("sent", name, value)
+        if not full or answer is None or sent is None:
+            return answer
+        return msgspec.json.decode(answer) | {"transactions": [sent]}
 
-    def _eth_getTransactionByHash(self, sent_hash: Any) -> Any:
-        return self._found("sent", "sent_hash", read.octets(sent_hash, 32))
+    def eth_getTransactionByHash(self, sent_hash: Any) -> Any:
+        return self._found("sent", "sent_hash", _octets(sent_hash, 32))
 
-    def _eth_getTransactionReceipt(self, sent_hash: Any) -> Any:
-        return self._found("receipt", "sent_hash", read.octets(sent_hash, 32))
+    def eth_getTransactionReceipt(self, sent_hash: Any) -> Any:
+        return self._found("receipt", "sent_hash", _octets(sent_hash, 32))
 
     def _found(self, column: str, name: str, value: Any) -> msgspec.Raw | None:
-        found = self._journal.find(column, name, value)
+        found = self._store.find(column, name, value)
         return None if found is None else msgspec.Raw(found)
 
-    def _eth_getLogs(self, wanted: Any) -> list[msgspec.Raw]:
+    def eth_getLogs(self, wanted: Any) -> list[Any]:
         if not isinstance(wanted, dict):
-            raise read.bad("a filter is an object with 'fromBlock', 'toBlock', 'address' and 'topics'")
-        first, last = wanted.get("fromBlock"), wanted.get("toBlock")
+            raise _bad("a filter is an object with 'fromBlock', 'toBlock', 'address' and 'topics'")
+        first, last = self._number(wanted.get("fromBlock")), self._number(wanted.get("toBlock"))
         if (block_hash := wanted.get("blockHash")) is not None:
-            if first is not None or last is not None:
-                raise read.bad("a filter names either blockHash or fromBlock and toBlock")
-            first = last = self._header({"blockHash": block_hash}).block_number
-        first, last = self._number(first), self._number(last)
-        if first > last:
-            raise read.bad(f"fromBlock {first} is after toBlock {last}")
+            first = last = self._store.find("number", "hash", _octets(block_hash, 32))
         topics = wanted.get("topics") or []
         if not isinstance(topics, list) or len(topics) > 4:
-            raise read.bad("topics are a list of at most 4")
-        addresses = read.some(wanted.get("address"), 20)
-        return [*map(msgspec.Raw, self._journal.logs(first, last, addresses, [read.some(one, 32) for one in topics]))]
+            raise _bad("topics are a list of at most 4")
+        addresses, allowed = _some(wanted.get("address"), 20), [_some(one, 32) for one in topics]
+        found, size = [], 0
+        for receipt in self._store.receipts(first, last):
+            for log in msgspec.json.decode(receipt)["logs"]:
+                fits = len(log["topics"]) >= len(allowed) and (not addresses or log["address"] in addresses)
+                if fits and all(not any_ or one in any_ for one, any_ in zip(log["topics"], allowed, strict=False)):
+                    found.append(log)
+                    size += 500 + len(log["data"])
+                if size > MAX_ANSWER:
+                    raise _too_large()
+        return found
 
     def _number(self, value: Any) -> int:
         """Of a block: a tag or a number, which may be of no block yet."""
-        if value in _NEWEST:
+        if isinstance(value, str | None) and value in _NEWEST:
             return self._chain.head.block_number
-        return 0 if value == "earliest" else read.quantity(value, 63)
+        return 0 if value == "earliest" else _quantity(value, 63)
 
     def _header(self, value: Any) -> BlockHeaderAPI:
-        """Of a tag, a number, or an object of EIP-1898. Raises RpcError if there is no such block."""
-        if not isinstance(value, dict):
-            return self._chain.header(self._number(value))
-        if "blockHash" not in value:
-            return self._chain.header(self._number(value.get("blockNumber")))
-        found = self._journal.find("number", "hash", read.octets(value["blockHash"], 32))
-        if found is None:
-            raise RpcError("header for hash not found")
-        return self._chain.header(found)
+        return self._chain.header(self._number(value))
 
     # about accounts
 
-    def _eth_getBalance(self, address: Any, block: Any = None) -> str:
-        return hex(self._chain.state(self._header(block)).get_balance(read.address(address)))
+    def eth_getBalance(self, address: Any, block: Any = None) -> str:
+        return hex(self._chain.state(self._header(block)).get_balance(_octets(address, 20)))
 
-    def _eth_getTransactionCount(self, address: Any, block: Any = None) -> str:
-        return hex(self._chain.state(self._header(block)).get_nonce(read.address(address)))
+    def eth_getTransactionCount(self, address: Any, block: Any = None) -> str:
+        return hex(self._chain.state(self._header(block)).get_nonce(_octets(address, 20)))
 
-    def _eth_getCode(self, address: Any, block: Any = None) -> str:
-        return data(self._chain.state(self._header(block)).get_code(read.address(address)))
-
-    def _eth_getStorageAt(self, address: Any, slot: Any, block: Any = None) -> str:
-        state = self._chain.state(self._header(block))
-        return word(state.get_storage(read.address(address), read.quantity(slot)))
+    def eth_getCode(self, address: Any, block: Any = None) -> str:
+        return data(self._chain.state(self._header(block)).get_code(_octets(address, 20)))
 
     # what would happen, and what does
 
-    def _eth_call(self, call: Any, block: Any = None) -> str:
-        outcome = self._chain.call(self._header(block), read.call(call, self._chain.head.gas_limit))
+    def eth_call(self, call: Any, block: Any = None) -> str:
+        outcome = self._chain.call(self._header(block), *_call(call))
         _check(outcome)
         return data(outcome.output)
 
-    def _eth_estimateGas(self, call: Any, block: Any = None) -> str:
-        gas, outcome = self._chain.estimate(self._header(block), read.call(call, self._chain.head.gas_limit))
+    def eth_estimateGas(self, call: Any, block: Any = None) -> str:
+        gas, outcome = self._chain.estimate(self._header(block), *_call(call))
         _check(outcome)
         return hex(gas)
 
-    def _eth_sendRawTransaction(self, raw: Any) -> str:
-        return data(self._chain.send(read.octets(raw)))
-
-
-def _failure(request_id: Any, error: RpcError) -> bytes:
-    if isinstance(request_id, float) and not math.isfinite(request_id):
-        request_id = None
-    return msgspec.json.encode({"jsonrpc": "2.0", "id": request_id, "error": error.answer()})
+    def eth_sendRawTransaction(self, raw: Any) -> str:
+        return data(self._chain.send(_octets(raw)))
 
 
 def _check(outcome: ComputationAPI) -> None:
     """Raises RpcError if it failed, with what the contract said."""
-    if not outcome.is_error:
-        return
-    if not isinstance(outcome.error, Revert):
+    if outcome.is_error and isinstance(outcome.error, Revert):
+        raise RpcError("execution reverted", errors.REVERTED, data(outcome.output))
+    if outcome.is_error:
         raise RpcError(f"execution failed: {str(outcome.error)[:200] or type(outcome.error).__name__}")
-    output, reason = outcome.output, ""
-    try:  # of Solidity's require and assert, in words; a contract's own errors its clients know
-        if output[:4] == _ERROR:
-            reason = ": " + decode_abi(["string"], output[4:])[0]
-        elif output[:4] == _PANIC:
-            reason = f": panic code 0x{decode_abi(['uint256'], output[4:])[0]:02x}"
-    except (DecodingError, UnicodeDecodeError, OverflowError):
-        pass
-    raise RpcError(f"execution reverted{reason}", REVERTED, data(output))
+
+
+# --- requests and their parameters
+
+
+def _decode(body: bytes | msgspec.Raw, type_: Any) -> Any:
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except msgspec.ValidationError as error:
+        raise RpcError(f"invalid request: {error}", errors.INVALID_REQUEST) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise RpcError("parse error: the body is no JSON", errors.PARSE_ERROR) from None
+
+
+def _bad(message: str) -> RpcError:
+    return RpcError(f"invalid params: {message}", errors.INVALID_PARAMS)
+
+
+def _too_large() -> RpcError:
+    return RpcError(f"query returned more than {MAX_ANSWER} bytes: ask for less at a time", errors.LIMIT_EXCEEDED)
+
+
+def _quantity(value: Any, bits: int = 256) -> int:
+    if not isinstance(value, str) or not _QUANTITY.fullmatch(value) or int(value, 16) >= 1 << bits:
+        raise _bad(f"{str(value)[:80]!r} is no number like '0x1f' below 2^{bits}")
+    return int(value, 16)
+
+
+def _octets(value: Any, length: int | None = None) -> bytes:
+    if not isinstance(value, str) or not _DATA.fullmatch(value):
+        raise _bad(f"{str(value)[:80]!r} is no data like '0x1f2e'")
+    if length is not None and len(value) != 2 + 2 * length:
+        raise _bad(f"{value[:80]!r} is not of {length} bytes")
+    return bytes.fromhex(value[2:])
+
+
+def _some(value: Any, length: int) -> set[str]:
+    """The alternatives of a filter: one, or a list of them; empty if all will do."""
+    return {data(_octets(one, length)) for one in (value if isinstance(value, list) else [value]) if one is not None}
+
+
+def _call(value: Any) -> tuple[bytes, dict[str, Any]]:
+    """Sender and fields. What is missing is zero, and its gas the most that a block has; fees are of no consequence."""
+    if not isinstance(value, dict):
+        raise _bad("a call is an object with 'to', 'data' and so on")
+    found = {name: one for name, one in value.items() if one is not None}
+    return _octets(found.get("from", "0x" + "00" * 20), 20), {
+        "to": _octets(found["to"], 20) if found.get("to", "0x") != "0x" else b"",
+        "gas": min(_quantity(found.get("gas", hex(GAS_LIMIT))), GAS_LIMIT),
+        "value": _quantity(found.get("value", "0x0")),
+        "data": _octets(found.get("input", found.get("data", "0x"))),
+    }
