@@ -61,7 +61,7 @@ class Keeper:
         self._coordinator, self._author, self._known = coordinator, author, known
         self._payout, self._stagger, self._clock, self._wall_clock = payout, stagger, clock, wall_clock
         self._patience, self._rng = patience, random.Random(author)
-        self._seen: collections.deque[tuple[int, float]] = collections.deque(maxlen=SEEN)  # blocks, and when first seen
+        self._seen: tuple[tuple[int, float], ...] = ()  # latest blocks, and when they were first seen
         self._stalled_at = 0.0  # when it has been too long since the last
         self._stop, self._changed = threading.Event(), threading.Condition()
         self._moments: list[Moment] = []
@@ -130,7 +130,7 @@ class Keeper:
 
     def patience(self) -> float:
         """Seconds that the chain may take for what is left at the end of a run, by the pace of its blocks so far."""
-        pace = [(b - a) / (n - m) for (m, a), (n, b) in itertools.pairwise(tuple(self._seen))]
+        pace = [(b - a) / (n - m) for (m, a), (n, b) in itertools.pairwise(self._seen)]
         return min(max(LEAST, LAST_BLOCKS * statistics.median(pace or [self._stagger])), MOST)
 
     def finish(self, should_stop: Callable[[], bool]) -> bool:
@@ -170,6 +170,7 @@ class Keeper:
     def look(self) -> None:
         """After a step that found the chain well. Raises ChainError."""
         now, interface = self._coordinator.status(), self._coordinator.connect()
+        self._watch(now.block)
         heard = Moment(now.round, now.beacon)
         if now.round < self._at[0]:
             self._registrations.doubt()
@@ -182,7 +183,6 @@ class Keeper:
             with self._changed:
                 self._moments = [*before, heard]
                 self._changed.notify_all()
-        self._watch(now.block)
         if interface.ours:
             self._make_beacon(now)
             self._registrations.look([self._author, *self._known()])
@@ -192,9 +192,8 @@ class Keeper:
         """Notes when blocks come; with jitter, so that not all nodes make a missing one at once."""
         if self._seen and block == self._seen[-1][0]:
             return
-        if self._seen and block < self._seen[-1][0]:
-            self._seen.clear()
-        self._seen.append((block, self._clock()))
+        before = self._seen if self._seen and block > self._seen[-1][0] else ()
+        self._seen = (*before, (block, self._clock()))[-SEEN:]
         self._stalled_at = self._clock() + self._patience * self._rng.uniform(0.5, 1.5)
 
     @property

@@ -80,8 +80,7 @@ class Coordinator:
         self._contract = eth.Contract(self._w3, address)
         self.address, self.account = self._contract.address, calls.account_of(identity.author)
         self.problems: Counter[str] = Counter()  # failures by name: of this client's errors, or of the contract's
-        self._chain_id, self._settings = chain_id, settings
-        self._clock = clock
+        self._chain_id, self._settings, self._clock = chain_id, settings, clock
         self._node = calls.Node(self.account, identity.author, identity.peer_id)
         self._outbox = Outbox(directory / "outbox.sqlite", self.account, chain_id)
         self._sender = Sender(self._w3, self._outbox, identity, self.account, chain_id, settings, clock)
@@ -109,8 +108,8 @@ class Coordinator:
                 raise WrongChain(
                     f"the endpoint serves chain {found}, but the swarm is on chain {self._chain_id}: check its address."
                 )
-            genesis = self._twice(lambda: self._w3.eth.get_block(0))["hash"].to_0x_hex()
-            if self._outbox.remember("genesis", genesis) != genesis:
+            genesis = self._twice(lambda: eth.block_hash(self._w3, 0))
+            if genesis is None or self._outbox.remember("genesis", genesis) != genesis:
                 raise WrongChain(
                     f"chain {found} was begun anew since the outbox was written: give the node a new directory for it."
                 )
@@ -204,7 +203,7 @@ class Coordinator:
         """
         hashes = [] if commitment is None else [beacon, *(one for one in commitment if isinstance(one, bytes))]
         if any(len(one) != 32 for one in hashes) or (
-            commitment and not (any(commitment.root) and commitment.count > 0)
+            commitment and not (any(commitment.root) and 0 < commitment.count < 1 << 64)
         ):
             raise ValueError("a beacon and a commitment's hashes have 32 bytes each; its root and count are not zero.")
         if len(claims) != 3 or not all(-(1 << 63) <= one < 1 << 63 for one in claims):

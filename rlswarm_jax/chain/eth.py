@@ -26,7 +26,7 @@ from rlswarm_jax.chain.library import web3
 from rlswarm_jax.chain.rpc import MAX_ANSWER_BYTES, Rpc
 
 if TYPE_CHECKING:
-    from web3.types import BlockData, EventData, LogReceipt, TxReceipt
+    from web3.types import EventData, LogReceipt, TxReceipt
 
 MAX_CALL_BYTES = 1 << 16  # of a view's answer, of a contract
 MAX_LOG_BYTES = 1 << 14  # of an event's data: those of 32 bootnodes have less than 11 kB
@@ -47,10 +47,10 @@ def connect(rpc: Rpc, chain_id: int | None = None) -> web3.Web3:
     return found
 
 
-def block(w3: web3.Web3, number: int) -> "BlockData | None":
-    """None if there is none of that number (yet)."""
+def block_hash(w3: web3.Web3, number: int) -> str | None:
+    """0x and hex; None if there is no block of that number (yet)."""
     try:
-        return w3.eth.get_block(number)
+        return w3.eth.get_block(number)["hash"].to_0x_hex()
     except web3.exceptions.BlockNotFound:
         return None
 

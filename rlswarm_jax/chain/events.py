@@ -96,7 +96,7 @@ class EventIndex:
         May be stopped and killed at any point. Raises EndpointDown, MalformedAnswer, Refused (not even a single
         block's events), WrongChain (begun anew): what was read until then is on file.
         """
-        genesis = self._hash(0)
+        genesis = eth.block_hash(self._w3, 0)
         if genesis is None or self._remember("genesis", genesis) != genesis:
             raise WrongChain(f"the endpoint's chain is not the one that {self._path} was read from: delete that file.")
         head = self._w3.eth.get_block("latest")["number"]
@@ -133,7 +133,7 @@ class EventIndex:
         """Forgets what was read from blocks that the chain no longer has."""
         remembered = self._run("SELECT number, hash FROM blocks ORDER BY number DESC")
         for number, hash_ in remembered:
-            if self._hash(number) == hash_:
+            if eth.block_hash(self._w3, number) == hash_:
                 if number < remembered[0][0]:
                     self._forget_after(number)
                 return
@@ -145,15 +145,10 @@ class EventIndex:
             [("DELETE FROM events WHERE block > ?", (number,)), ("DELETE FROM blocks WHERE number > ?", (number,))]
         )
 
-    def _hash(self, number: int) -> str | None:
-        """Of a block; None if there is none of that number (yet)."""
-        found = eth.block(self._w3, number)
-        return found["hash"].to_0x_hex() if found else None
-
     def _read(self, start: int, head: int) -> None:
         """One range. The last block has the same hash before and after: so the events in between are of its chain."""
         last = min(start + self._span - 1, head)
-        before = self._hash(last)
+        before = eth.block_hash(self._w3, last)
         if before is None:
             raise MalformedAnswer(f"the chain endpoint has lost block {last}: it may be catching up; try again.")
         try:
@@ -163,7 +158,7 @@ class EventIndex:
                 raise
             self._span = max(1, (last - start + 1) // 2)
             return
-        if self._hash(last) != before:
+        if eth.block_hash(self._w3, last) != before:
             return  # reorganised meanwhile: the next pull sees by its hashes how far
         self._span = min(self._most, self._span * 2)
         self._keep(logs, last, before, head)

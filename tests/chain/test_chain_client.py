@@ -261,6 +261,7 @@ def test_wishes_that_cannot_be_meant_are_errors_at_once(world, tmp_path):
                 (2, COMMITMENT._replace(root=bytes(32))),
                 (2, COMMITMENT._replace(last=b"")),
                 (2, COMMITMENT._replace(count=0)),
+                (2, COMMITMENT._replace(count=1 << 256)),
                 (3, CLAIMS[1:]),
                 (3, (0, 0, 1 << 63)),
                 (4, [ME.peer_id]),
@@ -293,9 +294,12 @@ def test_a_chain_begun_anew(world, tmp_path):
     client.connect()
     client.close()
     anew = LocalChain()
-    anew.answers["eth_getBlockByNumber"] = lambda params: anew._block(params) | {"hash": "0x" + "77" * 32}
-    with pytest.raises(WrongChain, match="begun anew"):
-        world._replace(chain=anew).client(tmp_path).connect()
+    for made_up in ({"hash": "0x" + "77" * 32}, None):
+        anew.answers["eth_getBlockByNumber"] = lambda params, said=made_up: said and anew._block(params) | said
+        client = world._replace(chain=anew).client(tmp_path)
+        with pytest.raises(WrongChain, match="begun anew"):
+            client.connect()
+        client.close()
 
 
 def test_no_contract_or_another_one(world, tmp_path):

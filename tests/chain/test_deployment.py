@@ -249,7 +249,7 @@ def test_on_a_development_network_nobody_needs_funds(network, tmp_path):
     with anvil.running() if network == "anvil" else devnet.running(tmp_path) as running:
         rpc = Endpoint(running.url)
         made = deploy(rpc, OWNER, devnet.CHAIN_ID, RULES, NODES[:2])
-        check(rpc, devnet.CHAIN_ID, made, NODES[:2], eth.block(eth.connect(rpc), made.block + 1)["hash"].to_0x_hex())
+        check(rpc, devnet.CHAIN_ID, made, NODES[:2], eth.block_hash(eth.connect(rpc), made.block + 1))
         assert made.paid == 0
         set_bootnodes(rpc, OWNER, devnet.CHAIN_ID, made.address, NODES[:1])
         assert bootnodes_of(rpc, made.address) == NODES[:1]
