@@ -51,7 +51,7 @@ def shapes(width: int, new_tokens: int, rows: int = 0, shards: int = 1) -> list[
 def tiles(rows: Sequence[Row], into: Sequence[Shape]) -> list[Batch]:
     """The longest first, each in the narrowest shape that has room; one that teaches nothing if there are no rows."""
     waiting = sorted(rows, key=lambda row: -len(row.prompt) - len(row.completion))
-    found = []
+    found: list[Batch] = []
     while waiting or not found:
         longest = len(waiting[0].prompt) + len(waiting[0].completion) if waiting else 0
         shape = next(shape for shape in into if shape.width >= longest)
