@@ -405,6 +405,7 @@ def test_a_beacon_whose_block_was_forgotten_is_postponed(world, tmp_path):
         world.chain.mine(258)
         one.turn(6)
         assert one.moment.round == world.round + 1
+        assert [wish.kind for wish in one.client.wishes()] == ["register", "finalize"]  # one at a time
     assert len(world.chain.events(world.contract, "BeaconPostponed")) == 1
 
 
