@@ -68,19 +68,25 @@ class Contract:
 
     def __init__(self, w3: web3.Web3, address: str):
         self.address = checksum(address)
-        self._w3, self._made = w3, w3.eth.contract(self.address, abi=contracts.interface())
-        self._events = {bytes.fromhex(event.topic[2:]): event for event in self._made.events}
+        self._w3, self._made = w3, cache(self._make)
+        named = w3.eth.contract(self.address, abi=[one for one in contracts.interface() if one["type"] == "event"])
+        self._events = {bytes.fromhex(event.topic[2:]): event for event in named.events}
+
+    def _make(self, name: str) -> Any:
+        """web3's, of that function alone: it goes through all that it has at each call."""
+        only = [one for one in contracts.interface() if one.get("name") == name.partition("(")[0]]
+        return self._w3.eth.contract(self.address, abi=only)
 
     def view(self, name: str, *arguments: Any) -> Any:
         """Its value, or a tuple of them. Raises Reverted, NoContract where nothing answers, and as `Rpc.request`."""
         try:
-            return self._made.functions[name](*arguments).call()
+            return self._made(name).functions[name](*arguments).call()
         except (web3.exceptions.BadFunctionCallOutput, OverflowError):
             raise MalformedAnswer(f"the chain endpoint's answer is not of the type that {name} has.") from None
 
     def encode(self, name: str, *arguments: Any) -> bytes:
         """The bytes of a call."""
-        return bytes.fromhex(self._made.encode_abi(name, arguments)[2:])
+        return bytes.fromhex(self._made(name).encode_abi(name, arguments)[2:])
 
     def logs(self, first: int, last: int, name: str | None = None) -> "list[EventData]":
         """Its events in blocks first to last, in their order; those of a name only, if one is given.
@@ -89,7 +95,7 @@ class Contract:
         """
         asked: Any = {"address": self.address, "fromBlock": first, "toBlock": last}
         if name:
-            asked["topics"] = [self._made.events[name].topic]
+            asked["topics"] = [event.topic for event in self._events.values() if event.event_name == name]
         found = map(self._read, self._w3.eth.get_logs(asked))
         return [one for one in found if one and name in (None, one["event"])]
 

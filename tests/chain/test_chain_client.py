@@ -12,6 +12,7 @@ import coincurve
 import pytest
 from eth_abi import encode
 from eth_account import Account
+from eth_utils import keccak
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -400,7 +401,7 @@ def test_bytes_of_any_kind_are_decoded_or_refused(raw):
         "blockNumber": "0x1",
         "logIndex": "0x0",
     }
-    topics = {one.event_name: one.topic for one in CONTRACT._made.events}
+    topics = {one.event_name: one.topic for one in CONTRACT._events.values()}
     said: dict[str, Callable] = {
         name: lambda name=name, arguments=arguments: CONTRACT.view(name, *arguments)
         for name, arguments in [("status", ()), ("getBootnodes", ()), ("peerOf", (ACCOUNT,)), ("getEoa", ([],))]
@@ -462,7 +463,7 @@ def test_web3_reads_no_refusal_and_fetches_nothing_for_a_contract():
 def test_an_event_of_more_than_a_node_has_use_for_is_passed_over(length):
     """Anybody may make one on an original's contract, and unpacking could fill the memory."""
     data = encode(["bytes"], [b"x" * (length - 64)])
-    topic = CONTRACT._made.events["PeerRegistered"].topic
+    topic = "0x" + keccak(text="PeerRegistered(address,string)").hex()
     log = {
         "address": OTHER_ADDRESS,
         "blockHash": HASH,

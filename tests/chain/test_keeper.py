@@ -426,7 +426,7 @@ def test_what_is_waited_for_at_the_end_goes_by_the_pace_of_blocks(block, seconds
     swarm = Swarm(0, HONEST)
     node = swarm.node(swarm.honest[0])
     assert node.patience() == LAST_BLOCKS * 15.0  # a guess
-    for blocks in (1, 1, 3, 1, 25, 1, 1):  # now and then the endpoint was away
+    for blocks in (2, 3, 2, 25, 2, 3):  # between two looks; once the endpoint was away
         swarm.now, swarm.block = swarm.now + blocks * block, swarm.block + blocks
         node.look()
     assert node.patience() == pytest.approx(seconds)
@@ -467,7 +467,7 @@ class Swarm:
                 return swarm.committed
 
             def advance(self, round_, unasked):
-                swarm.over = True
+                swarm.over, swarm.unasked = True, unasked
 
         known = [author for author in self.registered if author != identity.author]
         clocks = {"clock": lambda: self.now, "wall_clock": lambda: self.now}
@@ -504,3 +504,7 @@ def test_of_four_that_are_there_one_ends_a_round_and_one_more_each_turn():
         node.look()
         turns.append(node._may_end[2])
     assert sorted(turns) == [0, 1, 2, 3]
+    assert swarm.over and not swarm.unasked  # an estimate tells whether somebody was first
+    swarm.now += 600.0  # without a block
+    nodes[0].look()
+    assert swarm.unasked
