@@ -128,14 +128,14 @@ class Keeper:
         counted = self._registrations.before(at.round)
         return [author for author in authors if author in counted] if self._author in counted else []
 
-    def patience(self) -> float:
+    def closing_seconds(self) -> float:
         """Seconds that the chain may take for what is left at the end of a run, by the pace of its blocks so far."""
         pace = [(b - a) / (n - m) for (m, a), (n, b) in itertools.pairwise(self._seen)]
         return min(max(LEAST, LAST_BLOCKS * statistics.median(pace or [self._stagger])), MOST)
 
     def finish(self, should_stop: Callable[[], bool]) -> bool:
         """Waits until all that was wished is in a block, for as long as it may take; whether it is."""
-        until = time.monotonic() + self.patience()
+        until = time.monotonic() + self.closing_seconds()
         while not (idle := self._coordinator.idle()) and time.monotonic() < until and self._thread.is_alive():
             if should_stop():
                 break

@@ -162,7 +162,7 @@ class Node:
     def _hear(self, effect: Hear, should_stop: Callable[[], bool]) -> list[Moment] | object:
         """What the chain says; `STOPPED` if told to while waiting."""
         assert self._chain
-        seconds = self._chain.patience()
+        seconds = self._chain.closing_seconds()
         if effect.beyond is not None and not self._chain.wait(effect.beyond, seconds, should_stop):
             if should_stop():
                 return STOPPED

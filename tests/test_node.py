@@ -450,7 +450,7 @@ class Coordinators:
     def commit(self, effect, state_hash, agreement):
         self.committed.append((effect.moment.round, len(effect.work.records), state_hash, agreement))
 
-    def patience(self):
+    def closing_seconds(self):
         return 20.0
 
     def finish(self, should_stop):

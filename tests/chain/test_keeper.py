@@ -425,14 +425,14 @@ def test_a_round_is_ended_by_this_machine_s_clock_where_the_chain_s_stands_still
 def test_what_is_waited_for_at_the_end_goes_by_the_pace_of_blocks(block, seconds):
     swarm = Swarm(0, HONEST)
     node = swarm.node(swarm.honest[0])
-    assert node.patience() == LAST_BLOCKS * 15.0  # a guess
+    assert node.closing_seconds() == LAST_BLOCKS * 15.0  # a guess
     for blocks in (2, 3, 2, 25, 2, 3):  # between two looks; once the endpoint was away
         swarm.now, swarm.block = swarm.now + blocks * block, swarm.block + blocks
         node.look()
-    assert node.patience() == pytest.approx(seconds)
+    assert node.closing_seconds() == pytest.approx(seconds)
     swarm.block -= 5  # a reorganisation
     node.look()
-    assert node.patience() == LAST_BLOCKS * 15.0
+    assert node.closing_seconds() == LAST_BLOCKS * 15.0
 
 
 class Swarm:
