@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.grpo import tiny
+
 ROOT = Path(__file__).parents[1]
 WHERE = "from rlswarm_jax import compilation; print(compilation.use_cache())"
 GENERATE = """
@@ -50,3 +52,18 @@ def test_a_user_without_a_home_has_no_cache():
     homeless = "import os; os.environ.pop('HOME', None); os.environ.pop('XDG_CACHE_HOME', None);"
     homeless += "import pwd; pwd.getpwuid = dict().__getitem__;"
     assert run(f"{homeless}{WHERE}", ROOT).stdout.strip() == "None"
+
+
+BITS = [
+    "tests/qwen/test_refill.py::TestExactly",
+]
+
+
+@pytest.mark.skipif(not tiny.QUICK, reason="they run so by themselves")
+def test_bits_do_not_depend_on_company_in_the_programs_that_users_run():
+    """`make test` compiles quickly; what XLA makes of the same programs without that is another matter."""
+    kept = {name: value for name, value in os.environ.items() if name not in tiny.QUICKLY}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *BITS], cwd=ROOT, env=kept, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and f"{len(BITS)} passed" in done.stdout, done.stdout

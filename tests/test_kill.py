@@ -123,9 +123,9 @@ INSTANTS = [
     pytest.param("Sample", "critique", marks=pytest.mark.slow),
     ("Publish", "revise"),
     pytest.param("Send", "critique", marks=pytest.mark.slow),
-    ("Gather", "revise"),
+    pytest.param("Gather", "revise", marks=pytest.mark.slow),
     pytest.param("Score", "", marks=pytest.mark.slow),
-    ("Learn", ""),
+    pytest.param("Learn", "", marks=pytest.mark.slow),
 ]
 
 
@@ -168,6 +168,7 @@ def test_a_node_killed_in_an_effect_comes_back_and_never_contradicts_itself(swar
         assert (KILL_ROUND, stage) in heard
 
 
+@pytest.mark.slow
 def test_a_node_that_joins_late_takes_part_from_the_current_round(swarm):
     for index in (0, 1):
         swarm.start(index, peers=False)

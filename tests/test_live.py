@@ -21,6 +21,7 @@ from rlswarm_jax.records.envelope import seal
 from rlswarm_jax.running import arguments as cli
 from tests.metric_names import complaint, undocumented
 from tests.records.samples import record
+from tests.small import LOCAL, SHAPES, SHARED
 from tests.swarm.hostile_peer import HostilePeer, framed
 
 CHECKOUT = Path(__file__).parent.parent
@@ -29,13 +30,9 @@ ARGUMENTS = [
     f"--config.swarm.nodes={NODES}",
     f"--config.rounds={ROUNDS}",
     f"--config.seed={SEED}",
+    *SHAPES,
     "--config.sampling.exact=True",
-    # a model that knows its tasks, hot enough to be wrong now and then: there is something to learn in so few rounds
-    "--config.model.path=rlswarm_jax/assets/tiny-qwen3-base",
-    "--config.sampling.temperature=2.0",
-    "--config.learn.positive_only_external=False",
-    "--config.evaluation.problems=16",
-    "--config.evaluation.rows=16",
+    "--config.sampling.exact_rows=8",
     "--config.swarm.deadline=0.0",  # a stage waits for all, for ever
     "--config.simulation.deadline=1e9",
     "--config.chain.endpoint=none",  # its beacons are the hashes of blocks, and of their times
@@ -73,13 +70,13 @@ def attack(workdir: Path) -> int:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, Path, int]:
     live, simulation = tmp_path_factory.mktemp("live") / "run", tmp_path_factory.mktemp("simulated") / "run"
+    process = start("simulate-smoke", simulation)  # first: the nodes find compiled what it compiles
+    process.communicate(timeout=400)
+    assert process.returncode == 0
     process = start("smoke", live, "--config.wandb.mode=offline")
     forged = attack(live)
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said + "".join(log.read_text() for log in live.glob("node-*/log.txt"))
-    process = start("simulate-smoke", simulation)
-    process.communicate(timeout=400)
-    assert process.returncode == 0
     return live, simulation, forged
 
 
@@ -99,8 +96,8 @@ def test_live_equals_simulated_bit_for_bit_with_a_hostile_peer_beside(runs):
         assert ours[field] == theirs[field], field
     assert sum(row["learn/updates"] for row in read_rows(live / "metrics.jsonl")) > NODES
     for row in read_rows(live / "metrics.jsonl"):  # both of the shared problems were criticised and revised by all
-        assert row["critique/groups"] == row["revise/groups"] == 2
-        assert row["groups/received"] == (NODES - 1) * (4 + 2 + 2)
+        assert row["critique/groups"] == row["revise/groups"] == SHARED
+        assert row["groups/received"] == (NODES - 1) * (LOCAL + SHARED + SHARED)
         assert not any(name.startswith("groups/unused/") for name in row)
     for node in range(NODES):
         found, wanted = journal(live / f"node-{node}", 0), journal(simulation, node)

@@ -19,6 +19,7 @@ from rlswarm_jax.chain.events import EventIndex
 from rlswarm_jax.chain.rpc import Endpoint
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records.envelope import open_envelope
+from tests.small import SHAPES
 
 CHECKOUT = Path(__file__).parent.parent
 NODES, ROUNDS, KILLED_AT = 3, 40, 8
@@ -28,7 +29,7 @@ NODES, ROUNDS, KILLED_AT = 3, 40, 8
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("chain") / "run"
     command = [sys.executable, "-m", "experiments.run", "--config=configs/quickstart.py:smoke", f"--workdir={folder}"]
-    command += [f"--config.swarm.nodes={NODES}", f"--config.rounds={ROUNDS}", "--config.chain.every=2"]
+    command += [*SHAPES, f"--config.swarm.nodes={NODES}", f"--config.rounds={ROUNDS}", "--config.chain.every=2"]
     command += ["--config.evaluation.every=100", "--config.checkpoint_every=4"]
     process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     rows = folder / "node-0" / "metrics.jsonl"

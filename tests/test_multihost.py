@@ -28,7 +28,6 @@ from tests.grpo import tiny
 
 CHECKOUT = Path(__file__).parent.parent
 ROUNDS, SEED = 4, 5
-QUICKLY = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # it compiles in half the time
 ARGUMENTS = [
     f"--config.rounds={ROUNDS}",
     f"--config.checkpoint_every={ROUNDS}",
@@ -46,7 +45,9 @@ def start(workdir: Path, *arguments: str, program: tuple[str, ...] = ("-m", "exp
     workdir.parent.mkdir(exist_ok=True)
     command = [sys.executable, *program, "--config=configs/node.py:smoke", *ARGUMENTS, *arguments]
     with (workdir.parent / f"{workdir.name}.txt").open("ab") as log:
-        return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=CHECKOUT, env=QUICKLY, stdout=log, stderr=log)
+        return subprocess.Popen(
+            [*command, f"--workdir={workdir}"], cwd=CHECKOUT, env=os.environ | tiny.QUICKLY, stdout=log, stderr=log
+        )
 
 
 def free_port() -> int:
@@ -219,7 +220,7 @@ def test_devices_of_other_processes_take_part_only_where_they_are_meant_to(tmp_p
         subprocess.Popen(
             [sys.executable, "-c", code.format(process, port, str(path))],
             cwd=CHECKOUT,
-            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            env=os.environ | tiny.devices(2),
         )
         for process, path in enumerate(paths)
     ]

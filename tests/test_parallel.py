@@ -23,11 +23,7 @@ from rlswarm_jax.qwen import model, sampling
 from tests.grpo import tiny
 
 STEPS = 3
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # it compiles in half the time
-}
+ENVIRONMENT = tiny.devices(8) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # it compiles in half the time
 BACKENDS = ("shard_map", "pmap")
 MESHES = ((4, 2), (1, 8), (1, 1), None)  # fsdp, tensor; None: one device
 # every kind of parameter, each divisible by 8

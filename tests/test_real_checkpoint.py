@@ -26,8 +26,9 @@ def test_a_chat_model_plays_through_its_own_template(tmp_path):
         "--config.sampling.max_new_tokens=8",
         "--config.rounds=1",
         "--config.swarm.nodes=2",
-        "--config.swarm.local_groups=2",
-        "--config.swarm.external_groups=2",
+        "--config.swarm.local_groups=1",
+        "--config.swarm.external_groups=1",
+        "--config.game.shared=1",
         "--config.sampling.group_size=2",
         "--config.learn.microbatch_rows=4",
         "--config.evaluation.problems=4",
@@ -41,4 +42,4 @@ def test_a_chat_model_plays_through_its_own_template(tmp_path):
     assert summary["records"] == {"published": 6, "received": 6, "rejected": {}, "unused_groups": {}}
     assert "spoiled" not in (tmp_path / "run" / "report.md").read_text()
     # every peer's group of all three stages was understood: problem and prompt rebuilt, text and ids in agreement
-    assert [row["groups/received"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [6.0] * 2
+    assert [row["groups/received"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [3.0] * 2

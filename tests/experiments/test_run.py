@@ -11,6 +11,7 @@ import pytest
 
 from rlswarm_jax.errors import DiskError, TransientError, UsageError
 from rlswarm_jax.running import arguments as cli
+from tests.small import SHAPES
 
 CHECKOUT = Path(__file__).parent.parent.parent
 QUICK = "--config=configs/quickstart.py"
@@ -134,12 +135,18 @@ def test_help_teaches():
 
 
 @pytest.mark.parametrize(
-    ("name", "variant"), [("quickstart", "simulate-smoke"), pytest.param("solo", "smoke", marks=pytest.mark.slow)]
+    ("name", "variant", "changes"),
+    [
+        ("quickstart", "simulate-smoke", [*SHAPES, "--config.model.path=embedded", "--config.rounds=2"]),
+        pytest.param("quickstart", "simulate-smoke", [], marks=pytest.mark.slow),
+        pytest.param("solo", "smoke", [], marks=pytest.mark.slow),
+    ],
 )
-def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name, variant, tmp_path):
+def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name, variant, changes, tmp_path):
     """The live quickstart's is in tests/test_live.py, a single node's in tests/running/test_single_node.py."""
     workdir = tmp_path / "run"
-    done = run(f"--config=configs/{name}.py:{variant}", f"--workdir={workdir}", "--config.wandb.mode=offline")
+    arguments = [f"--config=configs/{name}.py:{variant}", f"--workdir={workdir}", *changes]
+    done = run(*arguments, "--config.wandb.mode=offline")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"run folder: {workdir}")
     summary = json.loads((workdir / "summary.json").read_text())

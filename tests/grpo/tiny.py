@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.special
 
 from rlswarm_jax import qwen, randomness
@@ -169,7 +171,18 @@ def _logprob_gradient(params, tokens_BT, prompt_lengths_B, weights_BC, temperatu
     return (chosen_BT * weights_BT[:, : chosen_BT.shape[1]]).sum()
 
 
-QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # the environment of a process that compiles in half the time
+QUICK = "xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
+as_users_run = pytest.mark.skipif(QUICK, reason="true of the programs that users run: see tests/test_compilation.py")
+QUICKLY = {  # the environment of a process that compiles in an eighth of the time; `make test` is one
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+}
+
+
+def devices(count: int) -> dict[str, str]:
+    """The environment of a process that has so many."""
+    kept = os.environ.get("XLA_FLAGS", "")
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{kept} --xla_force_host_platform_device_count={count}"}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rlswarm_jax import qwen
 from rlswarm_jax.qwen import model, sampling
 from rlswarm_jax.qwen.tokenizer import Tokenizer
+from tests.grpo import tiny
 from tests.qwen import test_sampling as base
 
 GROUP = 4
@@ -228,6 +229,7 @@ def policy_of_its_own():
     return dataclasses.replace(base.shallow(), tokenizer=Tokenizer(tokenizer.backend, tokenizer.vocab_size, {}))
 
 
+@tiny.as_users_run
 class TestExactly:
     def test_no_bit_of_a_completion_depends_on_what_else_is_asked_for(self):
         """Not on other prompts before and behind it, their number and lengths, nor on the number of its siblings."""

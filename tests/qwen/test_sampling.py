@@ -14,6 +14,7 @@ import scipy.stats
 
 from rlswarm_jax import qwen, randomness
 from rlswarm_jax.qwen import draw, model, sampling
+from tests.grpo import tiny
 from tests.qwen import make_golden
 
 ROOT = Path(__file__).parents[2]
@@ -252,10 +253,7 @@ for device in (jax.devices()[0], jax.devices()[5]):
     )
     np.savez(f"{sys.argv[1]}/{device.id}.npz", *t.flat(out))
 """
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        }
+        environment = os.environ | tiny.devices(8)
         subprocess.run([sys.executable, "-c", script, tmp_path], check=True, env=environment, cwd=ROOT, timeout=120)
         for device in (0, 5):
             there = np.load(tmp_path / f"{device}.npz")

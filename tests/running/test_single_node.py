@@ -17,14 +17,14 @@ from rlswarm_jax.identity import Identity, author_of, create, friendly_name, sim
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.running import node
 from tests.grpo import tiny
+from tests.small import SHAPES
 from tests.swarm.live import Node
 
 CHECKOUT = Path(__file__).parent.parent.parent
 
 
 def start(workdir: Path, *arguments: str, variant: str = ":smoke") -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments.run", f"--config=configs/node.py{variant}", *arguments]
-    command += ["--config.wandb.mode=disabled", "--config.evaluation.problems=8", "--config.evaluation.rows=8"]
+    command = [sys.executable, "-m", "experiments.run", f"--config=configs/node.py{variant}", *SHAPES, *arguments]
     command.append(f"--workdir={workdir}")
     pipe, environment = subprocess.PIPE, os.environ | tiny.QUICKLY
     return subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=pipe, stderr=pipe, text=True)

@@ -32,10 +32,10 @@ def drawn(width, live=True, nodes=12):
     """The table once all nodes have played a round."""
     console = terminal(width)
     view = SwarmView(console, NAMES[:nodes], 24, [0] * nodes)
-    for node in range(nodes):
-        if live:
-            view.state(node, "playing")
-        view.update(ROW | (LIVE if live else {}) | {"node": node, "round": 0})
+    for node in range(nodes if live else 0):
+        view.state(node, "playing")
+    view.catch_up(ROW | (LIVE if live else {}) | {"node": node, "round": 0} for node in range(nodes))
+    view.begin()
     console.print(view._render())
     return console.export_text()
 
