@@ -31,11 +31,10 @@ import msgspec
 from rich.console import Console
 
 from rlswarm_jax.chain import calls, eth, relay
-from rlswarm_jax.chain.deployment import Rules, deploy, read_bootnodes, read_rules, read_status, set_bootnodes
+from rlswarm_jax.chain.deployment import Rules, deploy, set_bootnodes
 from rlswarm_jax.chain.errors import ChainError
 from rlswarm_jax.chain.ledger import PATIENCE, read_ledger
 from rlswarm_jax.chain.rpc import Endpoint, Patient
-from rlswarm_jax.chain.transact import check_chain
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.identity import Identity, KeyFileError, friendly_name, load_or_create
 from rlswarm_jax.reporting.blocks import print_table
@@ -150,16 +149,16 @@ def _bootnodes(given: argparse.Namespace) -> None:
 
 
 def _status(given: argparse.Namespace) -> None:
-    endpoint, contract = _endpoint(given.rpc), eth.checksum(given.contract)
-    check_chain(endpoint, given.chain_id)
-    now, rules = read_status(endpoint, contract), read_rules(endpoint, contract)
+    w3 = eth.connect(_endpoint(given.rpc), given.chain_id)
+    contract = eth.Contract(w3, given.contract)
+    now, rules = calls.read_status(contract), Rules(*contract.view("rules"))
     age = max(0, int(time.time()) - now.started)
-    print(f"contract {contract} on chain {given.chain_id}, block {eth.head(endpoint).number:,}")
+    print(f"contract {contract.address} on chain {given.chain_id}, block {w3.eth.get_block('latest')['number']:,}")
     print(f"round {now.round} began {age:,} s ago; anyone may end it now: {_yes(now.advanceable)}")
     print(f"{now.settlements} of {now.needed} settlements that make a quorum; {now.peers} peers")
-    print(f"beacon {'0x' + now.beacon.hex() if any(now.beacon) else 'not there yet'}")
+    print(f"beacon {'0x' + now.beacon.hex() if now.beacon else 'not there yet'}")
     print("rules " + ", ".join(f"{name} {value:,}" for name, value in rules._asdict().items()))
-    for one in read_bootnodes(endpoint, contract):
+    for one in contract.view("getBootnodes"):
         print(f"bootnode {''.join(c if c.isprintable() else ' ' for c in one)}")
 
 

@@ -33,10 +33,10 @@ from configs.common import LOCAL_CHAINS
 from rlswarm_jax.audit import claims
 from rlswarm_jax.audit.evidence import make_judge, read_chain, read_journals
 from rlswarm_jax.chain import devnet, eth
-from rlswarm_jax.chain.calls import probe
-from rlswarm_jax.chain.deployment import first_block
+from rlswarm_jax.chain.calls import checksum, probe
 from rlswarm_jax.chain.devnet import DevnetError
 from rlswarm_jax.chain.errors import ChainError, EndpointDown, Refused
+from rlswarm_jax.chain.events import find_first_block
 from rlswarm_jax.chain.ledger import PATIENCE
 from rlswarm_jax.chain.local import CONTRACT_FILE
 from rlswarm_jax.chain.rpc import Endpoint, Patient, Rpc
@@ -124,15 +124,16 @@ def _endpoint(
             raise UsageError(f"the chain of {node} is not here: give --rpc, --contract and --chain-id.")
         try:
             rpc = Patient(Endpoint(url), PATIENCE)
-            eth.checksum(contract)
+            contract = checksum(contract)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        if (found := eth.chain_id(rpc)) != chain:
+        w3 = eth.connect(rpc)
+        if (found := w3.eth.chain_id) != chain:
             raise UsageError(f"the endpoint serves chain {found}, not {chain}: check --rpc and --chain-id.")
-        if not probe(rpc, contract).ours:
+        if not probe(eth.Contract(w3, contract)).ours:
             raise UsageError(f"the coordinator at {contract} takes no commitments, so its claims cannot be checked.")
         try:
-            first = first_block(rpc, contract) if arguments.from_block is None else arguments.from_block
+            first = find_first_block(rpc, contract) if arguments.from_block is None else arguments.from_block
         except Refused as error:
             raise UsageError(f"the block of the deployment is not known: give --from-block ({error})") from None
         yield rpc, contract, first
@@ -143,7 +144,7 @@ def _answers(url: str, contract: str) -> bool:
     if url in LOCAL_CHAINS:
         return False
     try:
-        return eth.has_code(Endpoint(url, seconds=2.0), contract)
+        return bool(eth.connect(Endpoint(url, seconds=2.0)).eth.get_code(checksum(contract)))
     except EndpointDown:
         return False
 

@@ -1,21 +1,23 @@
 """Keeps a live node's account on its chain: hears rounds and beacons, and settles each round, in its own thread.
 
 The node asks what was heard last, and writes down what it wants; neither waits for the chain. Which peers may be voted
-for, and whose turn it is to end a round, is found out in between.
+for, when a round ends and by whose turn, and who makes the block that a beacon waits for, is decided here.
 """
 
 import collections
+import itertools
 import logging
 import random
+import statistics
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from rlswarm_jax import randomness
 from rlswarm_jax.audit import commit
-from rlswarm_jax.chain.calls import Commitment, Interface, account_of
-from rlswarm_jax.chain.coordinator import Coordinator, Status
+from rlswarm_jax.chain.calls import Commitment, Interface, Status, account_of
 from rlswarm_jax.chain.errors import AnswerTooLarge, ChainError, Refused
 from rlswarm_jax.chain.registrations import Registrations
 from rlswarm_jax.chain.rpc import Backoff
@@ -24,30 +26,43 @@ from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.identity import peer_id
 from rlswarm_jax.records.schema import STAGES
 
+if TYPE_CHECKING:
+    from rlswarm_jax.chain.coordinator import Coordinator  # which loads web3
+
 log = logging.getLogger("rlswarm_jax.chain")
 TURNS = 4  # before everybody's, at most: those whose turn it is may be gone, and keys are free
 POLL = 0.05  # seconds between looks at what the thread has heard
+HASH_DEPTH = 256  # blocks whose hashes the EVM knows
+SEEN = 16  # blocks by whose coming the chain's pace is known
+LAST_BLOCKS = 6  # waited for at the end: a registration, a settlement and weights, one after another, two blocks each
+LEAST, MOST = 20.0, 600.0  # seconds that these are taken for
 
 
 class Keeper:
     """One node's account. known: authors that it has heard of, oneself left out.
 
-    stagger: seconds between a node's turn to end a round and the next one's. Use it as a context manager.
+    stagger: seconds between a node's turn to end a round and the next one's: a block of a public chain. patience:
+    seconds without a block after which a node makes one, where a round or its beacon waits for it. Use it as a context
+    manager.
     """
 
     def __init__(
         self,
-        coordinator: Coordinator,
+        coordinator: "Coordinator",
         author: bytes,
         known: Callable[[], Iterable[bytes]],
         *,
         payout: str = "",
-        stagger: float = 1.0,
+        stagger: float = 15.0,
+        patience: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ):
         self._coordinator, self._author, self._known = coordinator, author, known
         self._payout, self._stagger, self._clock, self._wall_clock = payout, stagger, clock, wall_clock
+        self._patience, self._rng = patience, random.Random(author)
+        self._seen: tuple[tuple[int, float], ...] = ()  # latest blocks, and when they were first seen
+        self._stalled_at = 0.0  # when it has been too long since the last
         self._stop, self._changed = threading.Event(), threading.Condition()
         self._moments: list[Moment] = []
         self._at = (-1, 0)  # round and stage
@@ -113,9 +128,14 @@ class Keeper:
         counted = self._registrations.before(at.round)
         return [author for author in authors if author in counted] if self._author in counted else []
 
-    def finish(self, seconds: float, should_stop: Callable[[], bool]) -> bool:
-        """Waits until all that was wished is in a block; whether it is."""
-        until = time.monotonic() + seconds
+    def closing_seconds(self) -> float:
+        """Seconds that the chain may take for what is left at the end of a run, by the pace of its blocks so far."""
+        pace = [(b - a) / (n - m) for (m, a), (n, b) in itertools.pairwise(self._seen)]
+        return min(max(LEAST, LAST_BLOCKS * statistics.median(pace or [self._stagger])), MOST)
+
+    def finish(self, should_stop: Callable[[], bool]) -> bool:
+        """Waits until all that was wished is in a block, for as long as it may take; whether it is."""
+        until = time.monotonic() + self.closing_seconds()
         while not (idle := self._coordinator.idle()) and time.monotonic() < until and self._thread.is_alive():
             if should_stop():
                 break
@@ -135,7 +155,7 @@ class Keeper:
 
     def _run(self) -> None:
         """Supervised: whatever ends the client's work is counted, and it begins anew; the node never ends by it."""
-        backoff = Backoff(random.Random(self._author))
+        backoff = Backoff(self._rng)
         while not self._stop.is_set():
             try:
                 self._coordinator.run(self._stop, self.look)
@@ -150,12 +170,13 @@ class Keeper:
     def look(self) -> None:
         """After a step that found the chain well. Raises ChainError."""
         now, interface = self._coordinator.status(), self._coordinator.connect()
-        heard = Moment(now.round, now.beacon or b"")
+        self._watch(now.block)
+        heard = Moment(now.round, now.beacon)
         if now.round < self._at[0]:
             self._registrations.doubt()
         with self._changed:
             self._at = (now.round, now.stage)
-        if self._moments[-1:] != [heard] and (now.beacon is not None or not interface.ours):
+        if self._moments[-1:] != [heard] and (now.beacon or not interface.ours):
             before = []
             if interface.ours and now.round:
                 before = [Moment(now.round - 1, self._coordinator.beacon(now.round - 1))]
@@ -163,25 +184,44 @@ class Keeper:
                 self._moments = [*before, heard]
                 self._changed.notify_all()
         if interface.ours:
+            self._make_beacon(now)
             self._registrations.look([self._author, *self._known()])
             self._end_round(now, interface)
+
+    def _watch(self, block: int) -> None:
+        """Notes when blocks come; with jitter, so that not all nodes make a missing one at once."""
+        if self._seen and block == self._seen[-1][0]:
+            return
+        before = self._seen if self._seen and block > self._seen[-1][0] else ()
+        self._seen = (*before, (block, self._clock()))[-SEEN:]
+        self._stalled_at = self._clock() + self._patience * self._rng.uniform(0.5, 1.5)
+
+    @property
+    def _stalled(self) -> bool:
+        return self._clock() > self._stalled_at
+
+    def _make_beacon(self, now: Status) -> None:
+        """Makes the block that a beacon waits for, where nobody does; postpones one whose block was forgotten."""
+        if not now.beacon and (self._stalled or now.block > now.anchor + HASH_DEPTH):
+            self._coordinator.finalize(now.round, now.block)
 
     def _end_round(self, now: Status, interface: Interface) -> None:
         """Wishes it when this node's turn comes: in an order that the beacon draws, so that one node pays for it.
 
-        By this machine's clock, too: the chain's stands still where a block is made only for a transaction.
+        By this machine's clock, too: the chain's stands still where a block is made only for a transaction. Then an
+        estimate misleads, which goes by the last block's time: the transaction's own block will have the present one.
         """
         elapsed = self._wall_clock() - now.started
         by_clock = elapsed > interface.max_seconds or (
             elapsed >= interface.min_seconds and now.settlements >= now.needed
         )
-        if now.beacon is None or not (now.advanceable or by_clock):
+        if not now.beacon or not (now.advanceable or by_clock):
             return
         if self._may_end[0] != now.round:
             self._may_end = (now.round, self._clock(), self._turn(now, now.beacon))
         _, since, turn = self._may_end
         if self._clock() - since >= turn * self._stagger:
-            self._coordinator.advance(now.round)
+            self._coordinator.advance(now.round, unasked=by_clock and self._stalled)
 
     def _turn(self, now: Status, beacon: bytes) -> int:
         """How many come first: of those who have settled in this round, and so are there and have funds."""

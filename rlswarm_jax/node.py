@@ -33,7 +33,7 @@ POLL = 0.1  # seconds between looks at whether to stop
 ASK_AFTER = 2.0  # seconds of waiting, at most, after which a missing record is asked for: gossip can lose one silently
 SETTLE = 0.5  # seconds for the answers of peers just met
 FLUSH = 5.0  # seconds for what was published to go out
-CHAIN = 20.0  # seconds for the chain to say its round at first, and to take what is left at the end
+CHAIN = 20.0  # seconds for the chain to say its round at first
 PART = 30.0  # seconds a finished node stays for peers that are still to come to the last round, such as restarted ones
 AHEAD = 2  # rounds that most are further, for a node to go there: in a swarm that waits for all, one is for a moment
 STOPPED = object()  # in the place of an effect's result
@@ -162,10 +162,11 @@ class Node:
     def _hear(self, effect: Hear, should_stop: Callable[[], bool]) -> list[Moment] | object:
         """What the chain says; `STOPPED` if told to while waiting."""
         assert self._chain
-        if effect.beyond is not None and not self._chain.wait(effect.beyond, CHAIN, should_stop):
+        seconds = self._chain.closing_seconds()
+        if effect.beyond is not None and not self._chain.wait(effect.beyond, seconds, should_stop):
             if should_stop():
                 return STOPPED
-            log.warning("the chain did not go on for %.0f s: what this node did last is not committed to", CHAIN)
+            log.warning("the chain did not go on for %.0f s: what this node did last is not committed to", seconds)
         heard = self._chain.moments()
         if effect.beyond is None and self.player.step == 1:
             self._coordinators_round = heard[-1].round if heard else None
@@ -285,7 +286,7 @@ class Node:
         mailbox, last = self._mailbox, self.player.state.round - 1
         began = time.monotonic()
         self._transport.flush(FLUSH)
-        if self._chain and not self._chain.finish(CHAIN, should_stop):
+        if self._chain and not self._chain.finish(should_stop):
             log.warning("the chain has not taken all that was to be told: the outbox keeps it for the next start here")
         with mailbox.changed:
             while mailbox.behind(last) and time.monotonic() - began < PART and not should_stop():

@@ -31,6 +31,6 @@ def pytest_collection_modifyitems(items) -> None:
 def pytest_runtest_setup(item) -> None:
     """py-evm raises Python's limit on recursion when it is imported, and needs that; no node imports it.
 
-    Why that is not for the other tests is in rlswarm_jax/chain/account.py.
+    Why that is not for the other tests is in rlswarm_jax/chain/library.py.
     """
     sys.setrecursionlimit(PY_EVM_RECURSION if item.nodeid.startswith("tests/chain/") else PYTHON_RECURSION)

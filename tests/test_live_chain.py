@@ -70,14 +70,14 @@ def test_everything_that_was_published_is_committed_to_once(run, events):
         assert len(made) >= 3 and [e.round for e in made] == sorted({e.round for e in made})
         at, state = 0, None
         for entry in made:
-            root, first, last, count, before, after, _ = entry.fields["commitment"]
+            root, first, last, count, before, after, _ = entry.fields["commitment"].values()
             covered = said[at : at + count]
             ends = [covered[0], covered[-1]]
             assert [bytes.fromhex(one[2:]) for one in (root, first, last)] == [commit.root(covered), *ends]
             assert before == (state or before) != after  # one chain of states
             at, state = at + count, after
         assert at == len(said)
-    assert len({entry.fields["commitment"][-1] for entry in events.entries("Settled")}) == 1
+    assert len({entry.fields["commitment"]["config"] for entry in events.entries("Settled")}) == 1
 
 
 def _author(run: Path, node: int) -> bytes:

@@ -450,7 +450,10 @@ class Coordinators:
     def commit(self, effect, state_hash, agreement):
         self.committed.append((effect.moment.round, len(effect.work.records), state_hash, agreement))
 
-    def finish(self, seconds, should_stop):
+    def closing_seconds(self):
+        return 20.0
+
+    def finish(self, should_stop):
         return True
 
     def take_counts(self):

@@ -1,16 +1,17 @@
 """What each kind of wish calls on each contract it may meet, what must come before it, and what a refusal means."""
 
-from typing import Any, NamedTuple
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import coincurve
-import eth_abi
-from eth_utils import keccak
+from eth_utils import keccak, to_checksum_address
 
-from rlswarm_jax.chain import abi, eth
 from rlswarm_jax.chain.errors import MalformedAnswer, NoContract, Reverted
 from rlswarm_jax.chain.outbox import Wish
-from rlswarm_jax.chain.rpc import Rpc
 from rlswarm_jax.identity import author_of
+
+if TYPE_CHECKING:
+    from rlswarm_jax.chain.eth import Contract
 
 # kinds of wishes, and what has to be in a block before one is signed: (kind, of the same round)
 NEEDS = {
@@ -76,21 +77,25 @@ class Commitment(NamedTuple):
     config: bytes
 
 
-class Now(NamedTuple):
-    """The contract's own account of the moment. started: seconds since 1970. needed: settlements that make a quorum.
+class Status(NamedTuple):
+    """The moment, as the contract tells it. started: seconds since 1970. needed: settlements that make a quorum.
 
-    beacon: zeros if it is not there yet; recorded: whether it is on record; its block comes after the one at anchor.
+    beacon: 32 bytes; empty until its block is there, if it was lost, and on contracts that have none. recorded: whether
+    it is on record; its block comes after the one at anchor. advanceable: by anyone, in that block. stage: of an
+    original's contract. block: number of the newest. What a contract lacks is 0.
     """
 
     round: int
-    started: int
-    settlements: int
-    needed: int
-    advanceable: bool
-    beacon: bytes
-    recorded: bool
-    anchor: int
-    peers: int
+    started: int = 0
+    settlements: int = 0
+    needed: int = 0
+    advanceable: bool = False
+    beacon: bytes = b""
+    recorded: bool = False
+    anchor: int = 0
+    peers: int = 0
+    stage: int = 0
+    block: int = 0
 
 
 # what the contract's types, and sense, leave of each number
@@ -101,19 +106,23 @@ _BELOW = {
     "needed": 1 << 32,
     "anchor": 1 << 63,
     "peers": 1 << 32,
+    "stage": 1 << 16,  # what an original's owner chose, below
 }
 _BY_ACCOUNT = "hasSubmittedRoundStageReward(uint256,uint256,address)"
 _BY_ID = "hasSubmittedRoundStageReward(uint256,uint256,string)"
-STATUS = ["uint256"] * 4 + ["bool", "bytes32", "bool", "uint256", "uint256"]
-PEER = ["bool", "uint32", "uint32", "uint32", "int112"]  # registered, since, wins, votes, total
-_COMMITMENT = "(bytes32,bytes32,bytes32,uint256,bytes32,bytes32,bytes32)"
 NOBODY = "0x" + 40 * "0"
-RULES = ["uint32", "uint32", "uint32", "uint32", "uint64"]
+
+
+def checksum(address: str) -> str:
+    """An address in its mixed-case form. Raises ValueError, in one sentence, if it is none."""
+    if not isinstance(address, str) or not re.fullmatch(r"0x[0-9a-fA-F]{40}", address):
+        raise ValueError(f"{repr(address)[:60]} is no address: that is 0x and 40 hexadecimal digits.")
+    return to_checksum_address(address)
 
 
 def account_of(author: bytes) -> str:
     """The Ethereum account of a node key (33-byte public key): the last 20 bytes of keccak256(x, y)."""
-    return eth.checksum("0x" + keccak(coincurve.PublicKey(author).format(compressed=False)[1:])[12:].hex())
+    return to_checksum_address(keccak(coincurve.PublicKey(author).format(compressed=False)[1:])[12:])
 
 
 def point(author: bytes) -> tuple[int, int]:
@@ -121,12 +130,15 @@ def point(author: bytes) -> tuple[int, int]:
     return coincurve.PublicKey(author).point()
 
 
-def read_now(values: tuple) -> Now:
-    """The values of `status()`. Raises MalformedAnswer for a number that the contract cannot have."""
-    found = Now(*values)
+def read_status(contract: "Contract", ours: bool = True, block: int = 0) -> Status:
+    """Raises MalformedAnswer for a number that the contract cannot have, and as `Contract.view`."""
+    if ours:
+        found = Status(*contract.view("status"))._replace(block=block)
+    else:
+        found = Status(contract.view("currentRound"), stage=contract.view("currentStage"), block=block)
     for name, limit in _BELOW.items():
         check_number(name, getattr(found, name), limit)
-    return found
+    return found if any(found.beacon) else found._replace(beacon=b"")
 
 
 def check_number(name: str, value: int, below: int) -> int:
@@ -136,56 +148,47 @@ def check_number(name: str, value: int, below: int) -> int:
     return value
 
 
-def payout_of(rpc: Rpc, contract: str, account: str) -> str:
-    """Where an account's earnings go, as the contract has it: NOBODY where that is the account itself."""
-    found = _view(rpc, contract, "payoutOf(address)", (account,), ["address"])
-    if found is None:
-        raise MalformedAnswer(f"the chain endpoint does not say where the earnings of {account} go.")
-    return eth.checksum(found[0])
-
-
-def probe(rpc: Rpc, contract: str) -> Interface:
+def probe(contract: "Contract") -> Interface:
     """Which interface a contract offers. Raises NoContract if it is none of the three."""
-    if _view(rpc, contract, "status()", (), STATUS) is not None:
-        rules = _view(rpc, contract, "rules()", (), RULES)
-        if rules is not None:
-            return Interface("rlswarm_jax", True, rules[0], rules[1], rules[3])
-    if _view(rpc, contract, "currentRound()", (), ["uint256"]) is not None:
-        if _view(rpc, contract, _BY_ID, (0, 0, ""), ["bool"]) is not None:
+    if _view(contract, "status") is not None and (rules := _view(contract, "rules")) is not None:
+        return Interface("rlswarm_jax", True, rules[0], rules[1], rules[3])
+    if _view(contract, "currentRound") is not None:
+        if _view(contract, _BY_ID, 0, 0, "") is not None:
             return Interface("0.6.0", False)
-        if _view(rpc, contract, _BY_ACCOUNT, (0, 0, contract), ["bool"]) is not None:
+        if _view(contract, _BY_ACCOUNT, 0, 0, contract.address) is not None:
             return Interface("0.4.2", False)
-    raise NoContract(f"the contract at {contract} is no swarm coordinator that this client knows: check the address.")
+    raise NoContract(
+        f"the contract at {contract.address} is no swarm coordinator that this client knows: check the address."
+    )
 
 
 def call_for(wish: Wish, interface: Interface, node: Node) -> tuple[str, tuple] | None:
-    """The function's full signature and arguments; None where the contract offers nothing of the kind."""
+    """The function's name and arguments; None where the contract offers nothing of the kind."""
     has, n, stage = wish.arguments, wish.round, wish.stage
     match wish.kind:
         case "register" if interface.ours:
-            return "register(uint256,uint256)", point(node.author)
+            return "register", point(node.author)
         case "register":
-            return "registerPeer(string)", (node.peer_id,)
+            return "registerPeer", (node.peer_id,)
         case "advance":
-            return ("advanceRound()" if interface.ours else "updateStageAndRound()"), ()
-        case "reward" if not interface.ours:  # of the two overloads, the one that both of the original's versions have
-            return "submitReward(uint256,uint256,int256,string)", (n, stage, has["amount"], node.peer_id)
+            return ("advanceRound" if interface.ours else "updateStageAndRound"), ()
+        case "reward" if not interface.ours:
+            return "submitReward", (n, stage, has["amount"], node.peer_id)
         case "vote" if not interface.ours:
-            return "submitWinners(uint256,string[],string)", (n, has["winners"], node.peer_id)
+            return "submitWinners", (n, has["winners"], node.peer_id)
         case "settle" if interface.ours and has["commitment"]:
             voted = {account_of(author) for author in map(author_of, has["winners"]) if author}
-            arguments = n, bytes.fromhex(has["tag"]), *_settled(has), sorted(voted, key=str.lower)
-            return f"settle(uint256,bytes4,{_COMMITMENT},int64[3],address[])", arguments
+            return "settle", (n, bytes.fromhex(has["tag"]), *_settled(has), sorted(voted, key=str.lower))
         case "settle" | "reward" | "vote":
             return None
         case _ if not interface.ours:
             return None
         case "payout":
-            return "setPayout(address,address)", (node.account, has["payout"])
+            return "setPayout", (node.account, has["payout"])
         case "weights":
-            return "publishWeights(uint256,bytes32,string)", (n, bytes.fromhex(has["hash"]), has["uri"])
+            return "publishWeights", (n, bytes.fromhex(has["hash"]), has["uri"])
         case "finalize":
-            return "finalizeBeacon()", ()
+            return "finalizeBeacon", ()
     raise ValueError(f"there is no wish of the kind {wish.kind!r}.")
 
 
@@ -198,41 +201,41 @@ def obsolete(wish: Wish, interface: Interface, current: int) -> str:
     return ""
 
 
-def verdict(rpc: Rpc, wish: Wish, interface: Interface, node: Node, error: Reverted, current: int) -> str:
+def verdict(contract: "Contract", wish: Wish, interface: Interface, node: Node, error: Reverted, current: int) -> str:
     """What a refusal does to a wish: "done" if the chain has the very thing, "later", or "refused".
 
     Later: BeaconNotReady, TooEarly, NotRegistered (somebody may relay the registration), and a round or stage that is
     still to come, unless the round is so far that it can only have been an endpoint's invention.
     """
     if error.name in _PRESENT:
-        return "done" if _present(rpc, wish, interface, node) else "refused"
+        return "done" if _present(contract, wish, interface, node) else "refused"
     to_come = current < wish.round <= current + _AHEAD and error.name in OUT_OF_WINDOW
     stage_to_come = wish.round >= current and wish.stage < 3 and error.name == "InvalidStageNumber"
     return "later" if error.name in _PASSING or to_come or stage_to_come else "refused"
 
 
-def _present(rpc: Rpc, wish: Wish, interface: Interface, node: Node) -> bool:
-    has, n = wish.arguments, wish.round
-    if wish.kind == "register" and interface.ours:
-        peer = _view(rpc, wish.contract, "peerOf(address)", (node.account,), PEER)
-        return peer is not None and peer[0]
-    if wish.kind == "register":
-        accounts = _view(rpc, wish.contract, "getEoa(string[])", ([node.peer_id],), ["address[]"])
-        return accounts is not None and [one.lower() for one in accounts[0]] == [node.account.lower()]
-    if wish.kind == "payout":
-        return payout_of(rpc, wish.contract, node.account) == wish.arguments["payout"]
-    if wish.kind == "settle":
-        found = _view(rpc, wish.contract, "settlementOf(uint256,address)", (n, node.account), ["bytes32"])
-        return found == (keccak(eth_abi.encode([_COMMITMENT, "int64[3]"], _settled(has))),)
-    if wish.kind == "reward":
-        arguments = (n, wish.stage, [node.account])
-        found = _view(rpc, wish.contract, "getRoundStageReward(uint256,uint256,address[])", arguments, ["int256[]"])
-        return found == ((has["amount"],),)
-    if wish.kind == "vote":
-        found = _view(rpc, wish.contract, "getVoterVotes(uint256,string)", (n, node.peer_id), ["string[]"])
-        return found is not None and sorted(found[0]) == sorted(has["winners"])
-    found = _view(rpc, wish.contract, "weightsOf(uint256,address)", (n, node.account), ["bytes32"])
-    return found == (bytes.fromhex(has["hash"]),)
+def _present(contract: "Contract", wish: Wish, interface: Interface, node: Node) -> bool:
+    has, n, account = wish.arguments, wish.round, node.account
+    match wish.kind:
+        case "register" if interface.ours:
+            peer = _view(contract, "peerOf", account)
+            return peer is not None and peer[0]
+        case "register":
+            return _view(contract, "getEoa", [node.peer_id]) == [account]
+        case "payout":
+            return _view(contract, "payoutOf", account) == has["payout"]
+        case "settle":
+            commitment, claims = _settled(has)
+            words = [one if isinstance(one, bytes) else one.to_bytes(32) for one in commitment]
+            words += [one.to_bytes(32, signed=True) for one in claims]
+            return _view(contract, "settlementOf", n, account) == keccak(b"".join(words))
+        case "reward":
+            return _view(contract, "getRoundStageReward", n, wish.stage, [account]) == [has["amount"]]
+        case "vote":
+            return sorted(_view(contract, "getVoterVotes", n, node.peer_id) or []) == sorted(has["winners"])
+        case "weights":
+            return _view(contract, "weightsOf", n, account) == bytes.fromhex(has["hash"])
+    return False
 
 
 def _settled(has: dict[str, Any]) -> tuple[tuple, list[int]]:
@@ -241,10 +244,9 @@ def _settled(has: dict[str, Any]) -> tuple[tuple, list[int]]:
     return (*map(bytes.fromhex, (root, first, last)), count, *map(bytes.fromhex, hashes)), has["claims"]
 
 
-def _view(rpc: Rpc, contract: str, signature: str, arguments: tuple, types: list[str]) -> tuple[Any, ...] | None:
-    """A view's values; None if the contract has no such view, which shows in a revert or in an answer of no bytes."""
+def _view(contract: "Contract", name: str, *arguments: Any) -> Any:
+    """None if the contract has no such view, which shows in a revert or in an answer of no bytes."""
     try:
-        answer = eth.call(rpc, contract, abi.encode_call(signature, arguments))
-    except Reverted:
+        return contract.view(name, *arguments)
+    except (Reverted, NoContract):
         return None
-    return abi.decode(types, answer) if answer else None

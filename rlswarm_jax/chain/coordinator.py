@@ -10,9 +10,7 @@
 
 What a node wants is written to the outbox when it happens, once however often it is wished, and sent by `step`, which
 survives whatever the endpoint does: see `outbox` and `sender`. `events.EventIndex` reads what all peers did.
-Everything is synchronous and knows no event loop; methods may be called from several threads. Of web3's layers it
-takes those that need no trust (eth_abi, eth_account, eth_utils), not its HTTP provider: an endpoint may be hostile,
-and an answer is bounded and checked before use.
+Everything is synchronous and knows no event loop; methods may be called from several threads.
 """
 
 import logging
@@ -22,14 +20,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rlswarm_jax.chain import abi, calls, eth
+from rlswarm_jax.chain import calls, eth
+from rlswarm_jax.chain.calls import Status
 from rlswarm_jax.chain.errors import (
     Busy,
     ChainError,
     EndpointDown,
     FileDamaged,
+    InsufficientFunds,
     MalformedAnswer,
     NoContract,
     PayoutFixed,
@@ -39,8 +39,12 @@ from rlswarm_jax.chain.errors import (
 )
 from rlswarm_jax.chain.outbox import Outbox, Wish
 from rlswarm_jax.chain.rpc import Backoff, Rpc
-from rlswarm_jax.chain.sender import Sender, Settings
+from rlswarm_jax.chain.sender import Sender
+from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.identity import Identity
+
+if TYPE_CHECKING:
+    from web3.types import BlockData
 
 log = logging.getLogger("rlswarm_jax.chain")
 _Answer = TypeVar("_Answer")
@@ -48,30 +52,8 @@ _Answer = TypeVar("_Answer")
 _BATCH = 64  # waiting wishes looked at in one step
 _KEPT_ROUNDS = 1000
 _ADVANCE_GAS = 150_000
-_ORIGINAL_STAGES = 1 << 16  # what its owner chose, below
 _EVENT_BLOCKS = 1000  # that endpoints give the events of at once
 _STATUS_SECONDS = 5.0  # that an answer holds, where no block comes
-_HASH_DEPTH = 256  # blocks whose hashes the EVM knows
-
-
-class Status(NamedTuple):
-    """The moment, as of a block. started: seconds since 1970. anchor: a beacon's block comes after it.
-
-    beacon: 32 bytes; None until its block is there, if it was lost, and on contracts that have none. settlements: in
-    this round; needed: for a quorum. advanceable: by anyone, in that block. stage: of an original contract; fields that
-    a contract lacks are 0.
-    """
-
-    round: int
-    stage: int
-    beacon: bytes | None
-    block: int
-    started: int = 0
-    settlements: int = 0
-    needed: int = 0
-    advanceable: bool = False
-    anchor: int = 0
-    peers: int = 0
 
 
 class Coordinator:
@@ -92,25 +74,23 @@ class Coordinator:
         settings: Settings | None = None,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
     ):
         settings = settings or Settings()
-        self.address, self.account = eth.checksum(address), calls.account_of(identity.author)
+        self._w3 = eth.connect(rpc)
+        self._contract = eth.Contract(self._w3, address)
+        self.address, self.account = self._contract.address, calls.account_of(identity.author)
         self.problems: Counter[str] = Counter()  # failures by name: of this client's errors, or of the contract's
-        self._rpc, self._chain_id, self._settings = rpc, chain_id, settings
-        self._clock, self._wall_clock = clock, wall_clock
+        self._chain_id, self._settings, self._clock = chain_id, settings, clock
         self._node = calls.Node(self.account, identity.author, identity.peer_id)
         self._outbox = Outbox(directory / "outbox.sqlite", self.account, chain_id)
-        self._sender = Sender(rpc, self._outbox, identity, self.account, chain_id, settings, clock)
-        self._rng = random.Random(f"{self.account} {seed}")
+        self._sender = Sender(self._w3, self._outbox, identity, self.account, chain_id, settings, clock)
         self._backoff, self._look_backoff = (Backoff(random.Random(f"{seed} {self.account}")) for _ in range(2))
         self._look_again = clock()
         self._stepping, self._reading, self._wished = threading.Lock(), threading.Lock(), threading.Event()
         self._interface: calls.Interface | None = None
         self._status: tuple[str, float, Status] | None = None  # by the hash of its block, and when it was asked for
         self._settled: tuple[str, float] | None = None  # head and second of the last look at everything
-        self._moved: tuple[str, float] = ("", clock())  # head, and when it was first seen
-        self._patience, self._trouble = self._draw_patience(), ""
+        self._unasked, self._trouble = -1, ""
 
     def __repr__(self) -> str:
         return f"Coordinator({self.address}, account {self.account})"
@@ -123,19 +103,19 @@ class Coordinator:
         Raises WrongChain, NoContract, EndpointDown, MalformedAnswer, each with what to do. Not needed: `step` does it.
         """
         if self._interface is None:
-            found = eth.chain_id(self._rpc)
+            found = self._w3.eth.chain_id
             if found != self._chain_id:
                 raise WrongChain(
                     f"the endpoint serves chain {found}, but the swarm is on chain {self._chain_id}: check its address."
                 )
-            genesis = self._twice(lambda: eth.block(self._rpc, 0))
-            if genesis is None or self._outbox.remember("genesis", genesis.hash) != genesis.hash:
+            genesis = self._twice(lambda: eth.block_hash(self._w3, 0))
+            if genesis is None or self._outbox.remember("genesis", genesis) != genesis:
                 raise WrongChain(
                     f"chain {found} was begun anew since the outbox was written: give the node a new directory for it."
                 )
-            if not eth.has_code(self._rpc, self.address):
+            if not self._w3.eth.get_code(self.address):
                 raise NoContract(f"there is no contract at {self.address} on chain {found}: check the address.")
-            self._interface = self._twice(lambda: calls.probe(self._rpc, self.address))
+            self._interface = self._twice(lambda: calls.probe(self._contract))
         return self._interface
 
     def status(self) -> Status:
@@ -146,15 +126,15 @@ class Coordinator:
         Raises EndpointDown, MalformedAnswer, WrongChain, NoContract: the node goes on with what it has.
         """
         with self._reading:
-            return self._read_status(eth.head(self._rpc))
+            return self._read_status(self._w3.eth.get_block("latest"))
 
     def beacon(self, round: int) -> bytes:
         """Of a past round, 32 bytes. Raises as `status`, and Reverted for one that is still to come."""
-        return self._view("beacon(uint256)", (round,), ["bytes32"])[0]
+        return self._contract.view("beacon", round)
 
     def registered(self, author: bytes) -> int | None:
         """In which round a node key (its 33 bytes) was registered; None if it does not count. Raises as `status`."""
-        counts, since, *_ = self._view("peerOf(address)", (calls.account_of(author),), calls.PEER)
+        counts, since, *_ = self._contract.view("peerOf", calls.account_of(author))
         return since if counts else None
 
     def committers(self, now: Status) -> frozenset[str]:
@@ -163,10 +143,8 @@ class Coordinator:
         Raises as `status`, and Refused by an endpoint that gives no events.
         """
         first = max(now.anchor, now.block - _EVENT_BLOCKS)
-        logs = eth.logs(self._rpc, self.address, first, max(first, now.block), abi.topic("Settled"))
-        events = [abi.decode_event(log.topics, log.data) for log in logs]
-        told = [fields for name, fields in filter(None, events) if name == "Settled"]
-        return frozenset(eth.checksum(fields["account"]) for fields in told if fields["round"] == now.round)
+        told = [one["args"] for one in self._contract.logs(first, max(first, now.block), "Settled")]
+        return frozenset(has["account"] for has in told if has["round"] == now.round)
 
     def check_payout(self, payout: str | None) -> None:
         """Whether earnings go, or can be made to go, where this node is told: None leaves them where they go.
@@ -176,12 +154,12 @@ class Coordinator:
         wished = self._outbox.last(self.address, "payout")
         if payout is None and (wished is None or wished.state not in ("signed", "mined", "done")):
             return
-        wanted = self.account if payout is None else eth.checksum(payout)
+        wanted = self.account if payout is None else calls.checksum(payout)
         if not self.connect().ours:
             raise PayoutFixed(
                 "the coordinator pays to nobody but the node's own account: leave the payout address out."
             )
-        there = calls.payout_of(self._rpc, self.address, self.account)
+        there = self._contract.view("payoutOf", self.account)
         if there not in (wanted, calls.NOBODY, self.account):
             raise PayoutFixed(
                 f"the earnings of {self.account} go to {there}, which alone can turn them to {wanted}: name it as the"
@@ -190,7 +168,7 @@ class Coordinator:
 
     def bootnodes(self) -> list[str]:
         """Addresses at which to enter the swarm, as its owner names them: unchecked text. Raises as `status`."""
-        return list(self._view("getBootnodes()", (), ["string[]"])[0])
+        return list(self._contract.view("getBootnodes"))
 
     # --- wishing: on disk when the call returns, whatever the chain does; whether it is new
 
@@ -200,7 +178,7 @@ class Coordinator:
         Another address than the last time's is wished anew; the contract takes it from the address in force alone.
         """
         new = self._want("register", 0, 0, again=True)
-        wanted = None if payout is None else {"payout": eth.checksum(payout)}
+        wanted = None if payout is None else {"payout": calls.checksum(payout)}
         last = self._outbox.last(self.address, "payout")
         if last and last.arguments != wanted and last.state == "waiting":
             self._outbox.end(last, "dropped", "another payout address was named")
@@ -225,7 +203,7 @@ class Coordinator:
         """
         hashes = [] if commitment is None else [beacon, *(one for one in commitment if isinstance(one, bytes))]
         if any(len(one) != 32 for one in hashes) or (
-            commitment and not (any(commitment.root) and commitment.count > 0)
+            commitment and not (any(commitment.root) and 0 < commitment.count < 1 << 64)
         ):
             raise ValueError("a beacon and a commitment's hashes have 32 bytes each; its root and count are not zero.")
         if len(claims) != 3 or not all(-(1 << 63) <= one < 1 << 63 for one in claims):
@@ -236,9 +214,20 @@ class Coordinator:
         said = {"commitment": made, "claims": list(claims), "winners": sorted(winners)}
         return self._want("settle", round, 0, {"tag": beacon[:4].hex()} | said)
 
-    def advance(self, round: int) -> bool:
-        """Advances from a round to the next as soon as the rule allows; dropped if somebody else does it first."""
+    def advance(self, round: int, unasked: bool = False) -> bool:
+        """Advances from a round to the next as soon as the rule allows; dropped if somebody else does it first.
+
+        unasked: sends it whatever an estimate would say.
+        """
+        if unasked:
+            self._unasked = round
         return self._want("advance", round, 0, again=True)
+
+    def finalize(self, round: int, block: int) -> bool:
+        """Puts a round's beacon on record, or postpones one that was lost. block: the newest; one try for each."""
+        if any(wish.kind == "finalize" for wish in self._outbox.wishes("waiting", "signed")):
+            return False
+        return self._want("finalize", round, block)
 
     def publish_weights(self, round: int, weights_hash: bytes, uri: str) -> bool:
         """Puts published weights on record. ValueError for a hash of other than 32 bytes, a URI above 256 bytes."""
@@ -275,7 +264,7 @@ class Coordinator:
                 raise
             except ChainError as error:
                 self._note(error)
-                if isinstance(error, (EndpointDown, MalformedAnswer)):
+                if isinstance(error, (EndpointDown, MalformedAnswer, NoContract)):
                     self._interface = None  # what comes back may be another server
                 return _delay(self._backoff, error)
             self._backoff.succeeded()
@@ -324,9 +313,6 @@ class Coordinator:
             self._wished.set()
         return new
 
-    def _view(self, signature: str, arguments: tuple, types: list[str]) -> tuple[Any, ...]:
-        return abi.decode(types, eth.call(self._rpc, self.address, abi.encode_call(signature, arguments)))
-
     def _twice(self, ask: Callable[[], _Answer]) -> _Answer:
         """What is believed for long: one answer that does not hold contradicts the other. Raises MalformedAnswer."""
         first, second = ask(), ask()
@@ -334,9 +320,9 @@ class Coordinator:
             raise MalformedAnswer("the chain endpoint contradicts itself: it gives two answers to one question.")
         return first
 
-    def _read_status(self, head: eth.Head) -> Status:
-        now = self._clock()
-        if self._status is None or self._status[0] != head.hash or now - self._status[1] >= _STATUS_SECONDS:
+    def _read_status(self, head: "BlockData") -> Status:
+        now, hash_ = self._clock(), head["hash"].to_0x_hex()
+        if self._status is None or self._status[0] != hash_ or now - self._status[1] >= _STATUS_SECONDS:
             found = self._ask_status(head)
             if self._status is None or not _follows(found, self._status[2]):
                 found, before = self._ask_status(head), found
@@ -344,36 +330,25 @@ class Coordinator:
                     raise MalformedAnswer(
                         f"the chain endpoint contradicts itself: round {before.round}, and then round {found.round}."
                     )
-            self._status = (head.hash, now, found)
+            self._status = (hash_, now, found)
         return self._status[2]
 
-    def _ask_status(self, head: eth.Head) -> Status:
-        if not self.connect().ours:
-            limits = {"currentRound()": calls.MAX_ROUND, "currentStage()": _ORIGINAL_STAGES}
-            numbers = [calls.check_number(one, self._view(one, (), ["uint256"])[0], limits[one]) for one in limits]
-            return Status(numbers[0], numbers[1], None, head.number)
-        now = calls.read_now(self._view("status()", (), calls.STATUS))
-        beacon = now.beacon if any(now.beacon) else None
-        more = (now.started, now.settlements, now.needed, now.advanceable, now.anchor, now.peers)
-        return Status(now.round, 0, beacon, head.number, *more)
+    def _ask_status(self, head: "BlockData") -> Status:
+        return calls.read_status(self._contract, self.connect().ours, head["number"])
 
     def _advance_outbox(self) -> None:
         interface = self.connect()
-        head = eth.head(self._rpc)
-        if head.hash != self._moved[0]:
-            self._moved = (head.hash, self._clock())
-            self._patience = self._draw_patience()
+        head = self._w3.eth.get_block("latest")
+        hash_ = head["hash"].to_0x_hex()
         with self._reading:
             now = self._read_status(head)
-        if interface.ours:
-            self._keep_beacons_coming(now, head)
         waiting = self._outbox.waiting(self.address, _BATCH)
         seen, at = self._settled or ("", 0.0)
         fresh = any(not wish.reason for wish in waiting)
-        if seen == head.hash and not fresh and self._clock() - at < self._settings.retry_seconds:
+        if seen == hash_ and not fresh and self._clock() - at < self._settings.retry_seconds:
             return
         self._sender.settle(head)
-        self._settled = (head.hash, self._clock())
+        self._settled = (hash_, self._clock())
         for wish in self._outbox.waiting(self.address, _BATCH):
             if not self._sender.has_room():
                 break
@@ -381,7 +356,7 @@ class Coordinator:
         if interface.ours and now.round > _KEPT_ROUNDS:
             self._outbox.prune(self.address, now.round - max(_KEPT_ROUNDS, 2 * interface.window))
 
-    def _take_up(self, wish: Wish, interface: calls.Interface, now: Status, head: eth.Head) -> None:
+    def _take_up(self, wish: Wish, interface: calls.Interface, now: Status, head: "BlockData") -> None:
         """Signs and sends a waiting wish, lets it wait, or ends it.
 
         Of what comes too late, the contract itself has the last word: an endpoint's false round must not end it.
@@ -400,10 +375,10 @@ class Coordinator:
             if needed.kind == "settle" and needed.state in ("refused", "dropped"):
                 return self._end(wish, "dropped", f"its settlement was {needed.state}: {needed.reason}")
         try:
-            gas = _ADVANCE_GAS if wish.kind == "advance" and self._is_due(interface, now, head) else None
-            self._sender.submit(wish, wish.contract, abi.encode_call(*call), head, gas)
+            gas = _ADVANCE_GAS if wish.kind == "advance" and wish.round == self._unasked else None
+            self._sender.submit(wish, wish.contract, self._contract.encode(call[0], *call[1]), head, gas)
         except Reverted as error:
-            verdict = calls.verdict(self._rpc, wish, interface, self._node, error, now.round)
+            verdict = calls.verdict(self._contract, wish, interface, self._node, error, now.round)
             if reason and error.name in calls.OUT_OF_WINDOW:
                 self._end(wish, "dropped", reason)
             elif verdict == "done":
@@ -428,29 +403,19 @@ class Coordinator:
             self._want("vote", wish.round, 0, {"winners": has["winners"]})
         self._end(wish, "done", "as rewards and a vote")
 
-    def _is_due(self, interface: calls.Interface, now: Status, head: eth.Head) -> bool:
-        """Whether a round may be over by this machine's clock, while the chain's stands still for want of a block.
-
-        An estimate goes by the chain's; a transaction's own block will have the present time.
-        """
-        elapsed = self._wall_clock() - now.started
-        due = elapsed > interface.max_seconds or (elapsed > interface.min_seconds and now.settlements >= now.needed)
-        stalled = self._clock() - self._moved[1] > self._patience
-        return interface.ours and now.beacon is not None and due and stalled
-
     def _needed(self, wish: Wish) -> Wish | None:
         """The wish that has to be in a block first; None if there is none, or nobody wished it."""
         need = calls.NEEDS[wish.kind]
         return self._outbox.find(wish.contract, need[0], wish.round if need[1] else 0, 0) if need else None
 
-    def _stood(self, wish: Wish, reason: str, head: eth.Head) -> bool:
+    def _stood(self, wish: Wish, reason: str, head: "BlockData") -> bool:
         """Whether a refusal is for good: as old as a block that no reorganisation undoes."""
         deep = self._settings.confirmations
-        return deep == 0 or (wish.reason == reason and head.number - wish.since >= deep)
+        return deep == 0 or (wish.reason == reason and head["number"] - wish.since >= deep)
 
-    def _explain(self, wish: Wish, reason: str, head: eth.Head) -> None:
-        if wish.reason != reason or wish.since > head.number:
-            self._outbox.explain(wish, reason, head.number)
+    def _explain(self, wish: Wish, reason: str, head: "BlockData") -> None:
+        if wish.reason != reason or wish.since > head["number"]:
+            self._outbox.explain(wish, reason, head["number"])
             log.debug("%s of round %d waits: %s.", wish.kind, wish.round, reason)
 
     def _end(self, wish: Wish, state: str, reason: str) -> None:
@@ -462,19 +427,11 @@ class Coordinator:
 
     def _note(self, error: ChainError) -> None:
         self.problems[error.name if isinstance(error, Reverted) else type(error).__name__] += 1
-        if self._trouble != str(error):
-            self._trouble = str(error)
+        # how much is missing changes from block to block
+        trouble = type(error).__name__ if isinstance(error, InsufficientFunds) else str(error)
+        if self._trouble != trouble:
+            self._trouble = trouble
             log.warning("%s The node goes on, and tries again.", error)
-
-    def _keep_beacons_coming(self, now: Status, head: eth.Head) -> None:
-        """Makes the block that a beacon waits for, where nobody does; postpones one whose block was forgotten."""
-        if now.beacon is not None:
-            return
-        lost = head.number > now.anchor + _HASH_DEPTH
-        stalled = self._clock() - self._moved[1] > self._patience
-        on_its_way = any(wish.kind == "finalize" for wish in self._outbox.wishes("waiting", "signed"))
-        if (lost or stalled) and not on_its_way:
-            self._want("finalize", now.round, head.number)
 
     def _pause(self) -> float:
         """Seconds: little while a block that was just made may let more be sent."""
@@ -482,16 +439,12 @@ class Coordinator:
         busy = counts.get("signed", 0) and counts.get("waiting", 0)
         return min(0.1 if busy else 1.0, self._settings.retry_seconds)
 
-    def _draw_patience(self) -> float:
-        """With jitter, so that not all nodes make that block at once."""
-        return self._settings.patience * self._rng.uniform(0.5, 1.5)
-
 
 def _follows(now: Status, before: Status) -> bool:
     """Whether one may be what an honest endpoint answers a moment after the other."""
     if now.round != before.round:
         return now.round == before.round + 1
-    return before.beacon is None or now.beacon == before.beacon
+    return not before.beacon or now.beacon == before.beacon
 
 
 def _delay(backoff: Backoff, error: ChainError) -> float:

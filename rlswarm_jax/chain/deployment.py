@@ -2,20 +2,17 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import eth_abi
-
-from rlswarm_jax.chain import abi, calls, eth
+from rlswarm_jax.chain import calls, eth
 from rlswarm_jax.chain.contracts import coordinator
-from rlswarm_jax.chain.errors import BeaconMissing, NoContract, NotAllowed
+from rlswarm_jax.chain.errors import BeaconMissing, NotAllowed
 from rlswarm_jax.chain.rpc import Rpc
-from rlswarm_jax.chain.sender import Settings
-from rlswarm_jax.chain.transact import Mined, Payer, check_chain, transact
+from rlswarm_jax.chain.settings import Settings
+from rlswarm_jax.chain.transact import Mined, Payer, transact
 from rlswarm_jax.identity import Identity
 
 MAX_BOOTNODES, MAX_BOOTNODE_BYTES = 32, 256  # the contract's
-_SHORT = 10_000  # blocks of a chain that is read whole
 
 
 class Rules(NamedTuple):
@@ -64,17 +61,19 @@ def deploy(
     """
     check_rules(rules)
     check_bootnodes(bootnodes)
-    payer = Payer(rpc, owner, chain_id, settings or Settings(), patience, clock, sleep)
-    types = ["address", "(uint32,uint32,uint32,uint32,uint64)"]
-    creation = bytes.fromhex(coordinator()["bytecode"][2:]) + eth_abi.encode(types, [payer.account, tuple(rules)])
-    made = transact(payer, None, creation, "the coordinator's deployment")
-    sent = [made, *([_set(payer, made.created, bootnodes)] if bootnodes else [])]
+    w3 = eth.connect(rpc, chain_id)
+    payer = Payer(w3, owner, chain_id, settings or Settings(), patience, clock, sleep)
+    compiled = w3.eth.contract(abi=coordinator()["abi"], bytecode=coordinator()["bytecode"])
+    creation = compiled.constructor(payer.account, tuple(rules)).data_in_transaction
+    made = transact(payer, None, bytes.fromhex(creation[2:]), "the coordinator's deployment")
+    contract = eth.Contract(w3, made.created)
+    sent = [made, *([_set(payer, contract, bootnodes)] if bootnodes else [])]
     # the beacon is a later block's hash, and the transaction after that block puts it on record: two at most, even
     # where a block is made only for a transaction
     for _ in range(3):
-        if any(read_status(rpc, made.created).beacon):
+        if calls.read_status(contract).beacon:
             return Deployment(made.created, made.hash, made.block, made.gas, sum(one.paid for one in sent))
-        finalize = abi.encode_call("finalizeBeacon()", ())
+        finalize = contract.encode("finalizeBeacon")
         sent.append(transact(payer, made.created, finalize, "recording the first beacon", gas=100_000))
     raise BeaconMissing(f"the coordinator at {made.created} has no beacon for round 0 yet: call finalizeBeacon.")
 
@@ -96,48 +95,16 @@ def set_bootnodes(
     May be repeated after a failure. Raises NotAllowed if the account is not the owner, NoContract, and as `deploy`.
     """
     check_bootnodes(bootnodes)
-    payer = Payer(rpc, owner, chain_id, settings or Settings(), patience, clock, sleep)
-    check_chain(rpc, chain_id)
-    address = eth.checksum(address)
-    if list(read_bootnodes(rpc, address)) == list(bootnodes):
+    w3 = eth.connect(rpc, chain_id)
+    payer = Payer(w3, owner, chain_id, settings or Settings(), patience, clock, sleep)
+    contract = eth.Contract(w3, address)
+    if list(contract.view("getBootnodes")) == list(bootnodes):
         return None
-    if eth.checksum(_view(rpc, address, "owner()", (), ["address"])[0]) != payer.account:
-        raise NotAllowed(f"the account {payer.account} does not own the coordinator at {address}: use its owner's key.")
-    return _set(payer, address, bootnodes)
-
-
-def first_block(rpc: Rpc, address: str) -> int:
-    """A block from which on all of a contract's events are: its deployment's, searched for on a long chain.
-
-    Raises NoContract, EndpointDown, MalformedAnswer; Refused by an endpoint that has no old state.
-    """
-    address, low, high = eth.checksum(address), 0, eth.head(rpc).number
-    if high < _SHORT:
-        return 0
-    if not eth.has_code(rpc, address):
-        raise NoContract(f"there is no contract at {address} on this chain: check the address.")
-    while low < high:
-        middle = (low + high) // 2
-        if eth.has_code(rpc, address, middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-def read_bootnodes(rpc: Rpc, address: str) -> Sequence[str]:
-    """A coordinator's bootnodes: unchecked text. Raises NoContract, EndpointDown, MalformedAnswer."""
-    return _view(rpc, address, "getBootnodes()", (), ["string[]"])[0]
-
-
-def read_status(rpc: Rpc, address: str) -> calls.Now:
-    """The contract's own account of the moment. Raises NoContract, EndpointDown, MalformedAnswer."""
-    return calls.read_now(_view(rpc, address, "status()", (), calls.STATUS))
-
-
-def read_rules(rpc: Rpc, address: str) -> Rules:
-    """What a coordinator was deployed with. Raises NoContract, EndpointDown, MalformedAnswer."""
-    return Rules(*_view(rpc, address, "rules()", (), calls.RULES))
+    if contract.view("owner") != payer.account:
+        raise NotAllowed(
+            f"the account {payer.account} does not own the coordinator at {contract.address}: use its owner's key."
+        )
+    return _set(payer, contract, bootnodes)
 
 
 def check_rules(rules: Rules) -> None:
@@ -169,13 +136,5 @@ def check_bootnodes(bootnodes: Sequence[str]) -> None:
             raise ValueError(f"the bootnode {one[:60]!r} has {len(one.encode())} bytes; it needs 1 to 256.")
 
 
-def _set(payer: Payer, address: str, bootnodes: Sequence[str]) -> Mined:
-    call = abi.encode_call("setBootnodes(string[])", (list(bootnodes),))
-    return transact(payer, address, call, "setting the bootnodes")
-
-
-def _view(rpc: Rpc, address: str, signature: str, arguments: tuple, types: list[str]) -> tuple[Any, ...]:
-    answer = eth.call(rpc, address, abi.encode_call(signature, arguments))
-    if not answer:
-        raise NoContract(f"there is no coordinator at {address} on this chain: check the address.")
-    return abi.decode(types, answer)
+def _set(payer: Payer, contract: eth.Contract, bootnodes: Sequence[str]) -> Mined:
+    return transact(payer, contract.address, contract.encode("setBootnodes", list(bootnodes)), "setting the bootnodes")

@@ -9,12 +9,15 @@ import json
 import sqlite3
 import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlswarm_jax.chain import abi, eth
-from rlswarm_jax.chain.calls import MAX_ROUND, check_number
-from rlswarm_jax.chain.errors import AnswerTooLarge, FileDamaged, MalformedAnswer, Refused, WrongChain
+from rlswarm_jax.chain import eth
+from rlswarm_jax.chain.calls import MAX_ROUND, check_number, checksum
+from rlswarm_jax.chain.errors import AnswerTooLarge, FileDamaged, MalformedAnswer, NoContract, Refused, WrongChain
 from rlswarm_jax.chain.rpc import Rpc
+
+if TYPE_CHECKING:
+    from web3.types import EventData
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT);
@@ -23,7 +26,28 @@ CREATE TABLE IF NOT EXISTS events (
     block INTEGER, log_index INTEGER, hash TEXT, name TEXT, round INTEGER, fields TEXT, PRIMARY KEY (block, log_index));
 CREATE INDEX IF NOT EXISTS by_round ON events (name, round);
 """
+_SHORT = 10_000  # blocks of a chain that is read whole
 _ROUND_FIELDS = ("round", "roundNumber", "newRoundNumber")
+
+
+def find_first_block(rpc: Rpc, address: str) -> int:
+    """A block from which on all of a contract's events are: its deployment's, searched for on a long chain.
+
+    Raises NoContract, EndpointDown, MalformedAnswer; Refused by an endpoint that has no old state.
+    """
+    chain = eth.connect(rpc).eth
+    address, low, high = checksum(address), 0, chain.get_block("latest")["number"]
+    if high < _SHORT:
+        return 0
+    if not chain.get_code(address):
+        raise NoContract(f"there is no contract at {address} on this chain: check the address.")
+    while low < high:
+        middle = (low + high) // 2
+        if chain.get_code(address, middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 class Entry(NamedTuple):
@@ -45,8 +69,9 @@ class EventIndex:
     """
 
     def __init__(self, rpc: Rpc, address: str, path: Path, first_block: int = 0, depth: int = 256, span: int = 2000):
-        self.address = eth.checksum(address)
-        self._rpc, self._path, self._first, self._depth = rpc, path, first_block, depth
+        self._w3 = eth.connect(rpc)
+        self._contract = eth.Contract(self._w3, address)
+        self.address, self._path, self._first, self._depth = self._contract.address, path, first_block, depth
         self._span, self._most, self._lock = span, span, threading.Lock()
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -71,19 +96,19 @@ class EventIndex:
         May be stopped and killed at any point. Raises EndpointDown, MalformedAnswer, Refused (not even a single
         block's events), WrongChain (begun anew): what was read until then is on file.
         """
-        genesis = eth.block(self._rpc, 0)
-        if genesis is None or self._remember("genesis", genesis.hash) != genesis.hash:
+        genesis = eth.block_hash(self._w3, 0)
+        if genesis is None or self._remember("genesis", genesis) != genesis:
             raise WrongChain(f"the endpoint's chain is not the one that {self._path} was read from: delete that file.")
-        head = eth.head(self._rpc)
+        head = self._w3.eth.get_block("latest")["number"]
         self._roll_back()
         for _ in range(ranges):
             position = self.position
             start = position[0] + 1 if position else self._first
-            if start > head.number:
+            if start > head:
                 return True
             self._read(start, head)
         position = self.position
-        return position is not None and position[0] >= head.number
+        return position is not None and position[0] >= head
 
     def entries(self, name: str, round: int | None = None) -> list[Entry]:
         """Events of a name, of one round or of all, in the chain's order."""
@@ -108,8 +133,7 @@ class EventIndex:
         """Forgets what was read from blocks that the chain no longer has."""
         remembered = self._run("SELECT number, hash FROM blocks ORDER BY number DESC")
         for number, hash_ in remembered:
-            found = eth.block(self._rpc, number)
-            if found is not None and found.hash == hash_:
+            if eth.block_hash(self._w3, number) == hash_:
                 if number < remembered[0][0]:
                     self._forget_after(number)
                 return
@@ -121,42 +145,47 @@ class EventIndex:
             [("DELETE FROM events WHERE block > ?", (number,)), ("DELETE FROM blocks WHERE number > ?", (number,))]
         )
 
-    def _read(self, start: int, head: eth.Head) -> None:
+    def _read(self, start: int, head: int) -> None:
         """One range. The last block has the same hash before and after: so the events in between are of its chain."""
-        last = min(start + self._span - 1, head.number)
-        before = eth.block(self._rpc, last)
+        last = min(start + self._span - 1, head)
+        before = eth.block_hash(self._w3, last)
         if before is None:
             raise MalformedAnswer(f"the chain endpoint has lost block {last}: it may be catching up; try again.")
         try:
-            logs = eth.logs(self._rpc, self.address, start, last)
+            logs = self._contract.logs(start, last)
         except (Refused, AnswerTooLarge):
             if last == start:
                 raise
             self._span = max(1, (last - start + 1) // 2)
             return
-        if eth.block(self._rpc, last) != before:
+        if eth.block_hash(self._w3, last) != before:
             return  # reorganised meanwhile: the next pull sees by its hashes how far
         self._span = min(self._most, self._span * 2)
-        self._keep(logs, before, head)
+        self._keep(logs, last, before, head)
 
-    def _keep(self, logs: list[eth.Log], last: eth.Head, head: eth.Head) -> None:
-        hashes = {log.block: log.block_hash for log in logs} | {last.number: last.hash}
-        if any(hashes[log.block] != log.block_hash for log in logs):
+    def _keep(self, logs: "list[EventData]", last: int, hash_: str, head: int) -> None:
+        hashes = {log["blockNumber"]: log["blockHash"].to_0x_hex() for log in logs} | {last: hash_}
+        if any(hashes[log["blockNumber"]] != log["blockHash"].to_0x_hex() for log in logs):
             raise MalformedAnswer("the chain endpoint answered events of two blocks of the same number.")
         statements: list[tuple[str, tuple]] = []
         for log in logs:
-            if found := abi.decode_event(log.topics, log.data):
-                name, fields = found
-                round_ = next((fields[one] for one in _ROUND_FIELDS if one in fields), None)
-                if round_ is not None:
-                    check_number(f"round in {name}", round_, MAX_ROUND)
-                values = (log.block, log.log_index, log.transaction, name, round_, json.dumps(fields, default=_plain))
-                statements.append(("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?)", values))
+            fields, slot = log["args"], (log["blockNumber"], log["logIndex"])
+            round_ = next((fields[one] for one in _ROUND_FIELDS if one in fields), None)
+            if round_ is not None:
+                check_number(f"round in {log['event']}", round_, MAX_ROUND)
+            values = (
+                *slot,
+                log["transactionHash"].to_0x_hex(),
+                log["event"],
+                round_,
+                json.dumps(fields, default=_plain),
+            )
+            statements.append(("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?)", values))
         recent = sorted(hashes.items())[-self._depth :]
         statements += [("INSERT OR REPLACE INTO blocks VALUES (?, ?)", pair) for pair in recent]
         # of those too deep to change, one stays: what is below it is never read again
         old = "SELECT max(number) FROM blocks WHERE number <= ?"
-        statements.append((f"DELETE FROM blocks WHERE number < ({old})", (head.number - self._depth,)))
+        statements.append((f"DELETE FROM blocks WHERE number < ({old})", (head - self._depth,)))
         self._write(statements)
 
     def _remember(self, name: str, value: str) -> str:

@@ -4,15 +4,17 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from rlswarm_jax.chain.calls import account_of
+from rlswarm_jax.chain.calls import account_of, checksum
 from rlswarm_jax.chain.errors import MalformedAnswer, NoContract
-from rlswarm_jax.chain.eth import checksum, has_code
-from rlswarm_jax.chain.events import Entry, EventIndex
 from rlswarm_jax.chain.rpc import Endpoint, Patient, Rpc
 from rlswarm_jax.identity import peer_id
+
+if TYPE_CHECKING:
+    from rlswarm_jax.chain.events import Entry, EventIndex
 
 PATIENCE = 120.0  # seconds that a call waits for an endpoint that is asked too much
 
@@ -106,13 +108,12 @@ def read_ledger(url: str, contract: str, chain_id: int, index_path: Path, *, fir
     deployment, or any before it; searched for if it is None. Raises ChainError (WrongChain, NoContract, EndpointDown,
     ...), ValueError for an address or URL that is none.
     """
-    from rlswarm_jax.chain.transact import check_chain  # here: reports need none of it, and it takes a second
+    from rlswarm_jax.chain.eth import connect  # here: reports need none of it
 
     endpoint = Endpoint(url)
     try:
         rpc = Patient(endpoint, PATIENCE)
-        check_chain(rpc, chain_id)
-        if not has_code(rpc, checksum(contract)):
+        if not connect(rpc, chain_id).eth.get_code(checksum(contract)):
             raise NoContract(f"there is no contract at {contract} on chain {chain_id}: check the address.")
         if first_block is None and index_path.exists():
             first_block = 0
@@ -124,11 +125,11 @@ def read_ledger(url: str, contract: str, chain_id: int, index_path: Path, *, fir
 
 
 @contextlib.contextmanager
-def events_of(rpc: Rpc, contract: str, path: Path, first_block: int | None = None) -> Iterator[EventIndex]:
+def events_of(rpc: Rpc, contract: str, path: Path, first_block: int | None = None) -> "Iterator[EventIndex]":
     """All events of a coordinator up to now, open while the `with` block lasts. Arguments and errors: `read_ledger`."""
-    if first_block is None:
-        from rlswarm_jax.chain.deployment import first_block as find_first_block
+    from rlswarm_jax.chain.events import EventIndex, find_first_block
 
+    if first_block is None:
         first_block = find_first_block(rpc, contract)
     index = EventIndex(rpc, contract, path, first_block)
     try:
@@ -142,35 +143,24 @@ def events_of(rpc: Rpc, contract: str, path: Path, first_block: int | None = Non
 # --- of an index
 
 
-def peers(index: EventIndex) -> list[Peer]:
+def peers(index: "EventIndex") -> list[Peer]:
     """All registrations in their order. Raises MalformedAnswer for a key that is not the account's."""
-    payouts = {entry.fields["account"]: entry.fields["payout"] for entry in index.entries("PayoutSet")}
-    proven = [
-        Peer(
-            checksum(entry.fields["account"]),
-            _peer_id(entry),
-            "proven",
-            checksum(payouts.get(entry.fields["account"], entry.fields["account"])),
-            entry.hash,
-        )
-        for entry in index.entries("Registered")
+    payouts = {one.fields["account"]: one.fields["payout"] for one in index.entries("PayoutSet")}
+    found = [(one.fields["account"], _peer_id(one), "proven", one.hash) for one in index.entries("Registered")]
+    found += [(one.fields["eoa"], one.fields["peerId"], "claimed", one.hash) for one in index.entries("PeerRegistered")]
+    return [
+        Peer(checksum(account), name, kind, checksum(payouts.get(account, account)), hash_)
+        for account, name, kind, hash_ in found
     ]
-    claimed = [
-        Peer(
-            checksum(entry.fields["eoa"]), entry.fields["peerId"], "claimed", checksum(entry.fields["eoa"]), entry.hash
-        )
-        for entry in index.entries("PeerRegistered")
-    ]
-    return proven + claimed
 
 
-def rounds(index: EventIndex) -> list[Round]:
+def rounds(index: "EventIndex") -> list[Round]:
     """All rounds that anything is on record of; all of it in the chain's order."""
     names = {peer.account: peer.peer_id for peer in peers(index) if peer.kind == "proven"}
     return [_round(index, number, names) for number in index.rounds()]
 
 
-def totals(index: EventIndex) -> dict[str, Total]:
+def totals(index: "EventIndex") -> dict[str, Total]:
     """By account: what it claims, and the votes it received; by peer id, where that is all that is known."""
     accounts = {peer.peer_id: peer.account for peer in peers(index) if peer.kind == "proven"}
     claimed, votes = Counter[str](), Counter[str]()
@@ -182,29 +172,28 @@ def totals(index: EventIndex) -> dict[str, Total]:
     return {account: Total(claimed[account], votes[account]) for account in dict.fromkeys([*claimed, *votes])}
 
 
-def _round(index: EventIndex, number: int, names: dict[str, str]) -> Round:
+def _round(index: "EventIndex", number: int, names: dict[str, str]) -> Round:
     """names: peer ids by account."""
-    beacons, began = (index.entries(name, number) for name in ("BeaconFinalized", "RoundAdvanced"))
-    commitments, rewards, votes = [], [], []
-    for entry in index.entries("Settled", number):
-        account, has = checksum(entry.fields["account"]), entry.fields
-        root, first, last, count, before, after, config = has["commitment"]
-        commitments.append(Commitment(account, root, first, last, count, before, after, config, entry.hash))
-        rewards += [Reward(account, stage, amount, entry.hash) for stage, amount in enumerate(has["claims"]) if amount]
-        if winners := [checksum(winner) for winner in has["winners"]]:
-            votes.append(Vote(account, [names.get(winner, winner) for winner in winners], entry.hash))
-    return Round(
-        number,
-        beacons[-1].fields["beacon"] if beacons else "",
-        began[-1].hash if began else "",
-        commitments,
-        rewards + [_reward(entry) for entry in index.entries("RewardSubmitted", number)],
-        votes + [_vote(entry) for entry in index.entries("WinnerSubmitted", number)],
-        [_weights(entry) for entry in index.entries("WeightsPublished", number)],
-    )
+
+    def said(name: str) -> list[tuple[str, dict, str]]:
+        return [(checksum(one.fields["account"]), one.fields, one.hash) for one in index.entries(name, number)]
+
+    commitments = []
+    rewards = [Reward(who, has["stageNumber"], has["reward"], tx) for who, has, tx in said("RewardSubmitted")]
+    votes = [Vote(who, has["winners"], tx) for who, has, tx in said("WinnerSubmitted")]
+    for who, has, tx in said("Settled"):
+        root, first, last, count, before, after, config = has["commitment"].values()
+        commitments.append(Commitment(who, root, first, last, count, before, after, config, tx))
+        rewards += [Reward(who, stage, amount, tx) for stage, amount in enumerate(has["claims"]) if amount]
+        if has["winners"]:
+            votes.append(Vote(who, [names.get(winner, winner) for winner in has["winners"]], tx))
+    beacons, began = index.entries("BeaconFinalized", number), index.entries("RoundAdvanced", number)
+    beacon, advanced = beacons[-1].fields["beacon"] if beacons else "", began[-1].hash if began else ""
+    weights = [Weights(who, has["weights"], has["uri"], tx) for who, has, tx in said("WeightsPublished")]
+    return Round(number, beacon, advanced, commitments, rewards, votes, weights)
 
 
-def _peer_id(entry: Entry) -> str:
+def _peer_id(entry: "Entry") -> str:
     has = entry.fields
     author = bytes([2 + has["y"] % 2]) + has["x"].to_bytes(32)
     try:
@@ -214,18 +203,3 @@ def _peer_id(entry: Entry) -> str:
     if not proven:
         raise MalformedAnswer(f"the chain endpoint says that {has['account']} was registered by another's key.")
     return peer_id(author)
-
-
-def _reward(entry: Entry) -> Reward:
-    has = entry.fields
-    return Reward(checksum(has["account"]), has["stageNumber"], has["reward"], entry.hash)
-
-
-def _vote(entry: Entry) -> Vote:
-    has = entry.fields
-    return Vote(checksum(has["account"]), list(has["winners"]), entry.hash)
-
-
-def _weights(entry: Entry) -> Weights:
-    has = entry.fields
-    return Weights(checksum(has["account"]), has["weights"], has["uri"], entry.hash)

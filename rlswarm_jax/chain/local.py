@@ -11,17 +11,16 @@ from urllib.parse import urlsplit
 
 from rlswarm_jax import identity
 from rlswarm_jax.chain import anvil, devnet
-from rlswarm_jax.chain.deployment import Rules, deploy
 from rlswarm_jax.chain.devnet import CHAIN_ID, Devnet, DevnetError
 from rlswarm_jax.chain.rpc import Endpoint
-from rlswarm_jax.chain.sender import Settings
+from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.chain.virtual import quorum
 
 CONTRACT_FILE, OWNER_FILE = "coordinator.json", "owner.key"
 MAX_SECONDS = 600  # of a round of the coordinator, should too many nodes be gone to end it
 RESTART = 1.0  # seconds until the network is started again after it died
 # a block is made for each transaction, and none is undone: no node has to wait for others on top
-SETTINGS = Settings(confirmations=0, retry_seconds=0.5, patience=0.5)
+SETTINGS = Settings(confirmations=0, retry_seconds=0.5)
 
 
 class LocalChain:
@@ -96,6 +95,8 @@ class LocalChain:
         devnet.stop(Devnet(self.url, self._process))
 
     def _deploy(self, known: Path) -> None:
+        from rlswarm_jax.chain.deployment import Rules, deploy  # and with it web3
+
         owner = identity.load_or_create(self.directory / OWNER_FILE)
         rules = Rules(min_seconds=0, max_seconds=MAX_SECONDS, quorum=quorum(self._nodes))
         made = deploy(Endpoint(self.url), owner, CHAIN_ID, rules, self._bootnodes)

@@ -10,16 +10,15 @@ from typing import NamedTuple
 
 import coincurve
 import msgspec
-from eth_account.messages import SignableMessage, encode_typed_data
 from eth_utils import keccak
 
-from rlswarm_jax.chain import abi, calls, eth
-from rlswarm_jax.chain.account import Account
-from rlswarm_jax.chain.calls import NOBODY
-from rlswarm_jax.chain.errors import BadRegistration, ExpiredRegistration, NoContract
+from rlswarm_jax.chain import calls, eth
+from rlswarm_jax.chain.calls import NOBODY, checksum
+from rlswarm_jax.chain.errors import BadRegistration, ExpiredRegistration
+from rlswarm_jax.chain.library import messages, web3
 from rlswarm_jax.chain.rpc import Rpc
-from rlswarm_jax.chain.sender import Settings
-from rlswarm_jax.chain.transact import Mined, Payer, check_chain, transact
+from rlswarm_jax.chain.settings import Settings
+from rlswarm_jax.chain.transact import Mined, Payer, transact
 from rlswarm_jax.identity import Identity
 
 _AT_ONCE = 50  # in a transaction: 3 million gas; the contract takes 100
@@ -61,10 +60,12 @@ def sign_registration(
     identity: Identity, chain_id: int, contract: str, payout: str | None, deadline: int
 ) -> SignedRegistration:
     """What a node hands to whoever relays it. deadline: seconds since 1970. Raises ValueError for a wrong address."""
-    contract, payout = eth.checksum(contract), eth.checksum(payout or NOBODY)
+    contract, payout = checksum(contract), checksum(payout or NOBODY)
     _check_number(deadline)
     account, author = calls.account_of(identity.author), "0x" + identity.author.hex()
-    signed = Account.sign_message(_message(chain_id, contract, account, payout, deadline), identity.expose_secret())
+    signed = web3.Account.sign_message(
+        _message(chain_id, contract, account, payout, deadline), identity.expose_secret()
+    )
     return SignedRegistration(chain_id, contract, author, payout, deadline, "0x" + bytes(signed.signature).hex())
 
 
@@ -89,20 +90,22 @@ def relay(
     Before anything is sent, raises BadRegistration for one that is of another swarm or does not hold,
     ExpiredRegistration for one whose deadline is over or within two minutes, and as `transact`.
     """
-    contract = eth.checksum(contract)
-    paying = Payer(rpc, payer, chain_id, settings or Settings(), patience, clock, sleep)
-    check_chain(rpc, chain_id)
-    now = max(eth.head(rpc).timestamp, int(wall_clock()))
+    contract = checksum(contract)
+    w3 = eth.connect(rpc, chain_id)
+    paying, there = (
+        Payer(w3, payer, chain_id, settings or Settings(), patience, clock, sleep),
+        eth.Contract(w3, contract),
+    )
+    now = max(w3.eth.get_block("latest")["timestamp"], int(wall_clock()))
     for one in registrations:
         check_registration(one, chain_id, contract, now)
     by_account = {one.account: one for one in registrations}
-    new = [account for account in by_account if not _registered(rpc, contract, account)]
+    new = [account for account in by_account if not there.view("peerOf", account)[0]]
     sent = []
     for at in range(0, len(new), _AT_ONCE):
         batch = [_argument(by_account[account]) for account in new[at : at + _AT_ONCE]]
         what = f"registering {len(batch)} node{'s' * (len(batch) > 1)}"
-        call = abi.encode_call("registerFor((uint256,uint256,address,uint256,uint8,bytes32,bytes32)[])", (batch,))
-        sent.append(transact(paying, contract, call, what))
+        sent.append(transact(paying, contract, there.encode("registerFor", batch), what))
     return Relayed(new, [account for account in by_account if account not in new], sent)
 
 
@@ -112,7 +115,7 @@ def relay(
 def check_registration(one: SignedRegistration, chain_id: int, contract: str, now: int) -> None:
     """Raises BadRegistration, ExpiredRegistration, each naming whose it is. now: seconds since 1970."""
     try:
-        account, payout = one.account, eth.checksum(one.payout)
+        account, payout = one.account, checksum(one.payout)
     except ValueError:
         raise BadRegistration(f"the registration of {one.author[:80]} has no such key or payout address.") from None
     who = f"the registration of {account}"
@@ -131,15 +134,15 @@ def check_registration(one: SignedRegistration, chain_id: int, contract: str, no
 # --- within
 
 
-def _message(chain_id: int, contract: str, account: str, payout: str, deadline: int) -> SignableMessage:
+def _message(chain_id: int, contract: str, account: str, payout: str, deadline: int) -> messages.SignableMessage:
     """What a node's key signs to be registered (EIP-712)."""
     name = "rlswarm_jax coordinator"
     domain = {"name": name, "version": "2", "chainId": chain_id, "verifyingContract": contract}
     types = {"Register": [{"name": name, "type": type_} for name, type_ in _FIELDS]}
-    return encode_typed_data(domain, types, {"account": account, "payout": payout, "deadline": deadline})
+    return messages.encode_typed_data(domain, types, {"account": account, "payout": payout, "deadline": deadline})
 
 
-def _signer(message: SignableMessage, signature: bytes) -> str | None:
+def _signer(message: messages.SignableMessage, signature: bytes) -> str | None:
     """The account that made a signature r, s, v; None if none did."""
     if len(signature) != 65 or signature[64] not in (27, 28):
         return None
@@ -162,13 +165,6 @@ def _bytes(value: str) -> bytes:
 def _check_number(deadline: int) -> None:
     if not 0 <= deadline < 1 << 63:
         raise ValueError(f"the deadline {deadline} is none: it is in seconds since 1970.")
-
-
-def _registered(rpc: Rpc, contract: str, account: str) -> bool:
-    answer = eth.call(rpc, contract, abi.encode_call("peerOf(address)", (account,)))
-    if not answer:
-        raise NoContract(f"there is no coordinator at {contract} on this chain: check the address.")
-    return abi.decode(calls.PEER, answer)[0]
 
 
 def _argument(one: SignedRegistration) -> tuple:

@@ -9,36 +9,21 @@ it succeeded.
 import logging
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from rlswarm_jax.chain import eth
 from rlswarm_jax.chain.errors import InsufficientFunds, Refused
+from rlswarm_jax.chain.library import web3
 from rlswarm_jax.chain.outbox import Outbox, Transaction, Wish
-from rlswarm_jax.chain.rpc import Rpc
-from rlswarm_jax.chain.signing import GWEI, Price, ask_price, sign
+from rlswarm_jax.chain.settings import Settings
+from rlswarm_jax.chain.signing import Price, ask_price, sign
 from rlswarm_jax.identity import Identity
+
+if TYPE_CHECKING:
+    from web3.types import BlockData, TxReceipt
 
 log = logging.getLogger("rlswarm_jax.chain")
 _FAR = 1024  # nonces, blocks: more than are in flight, and more than a reorganisation takes back
-
-
-class Settings(NamedTuple):
-    """confirmations: blocks on top of one until it counts as settled; 0 on a chain that is never reorganised.
-    bump_blocks: blocks that a transaction, next in line, waits before it is offered at a higher price.
-    max_fee, max_tip: wei per gas, whatever the endpoint suggests: it might be in league with who earns the fees.
-    max_gas: of one transaction. in_flight: transactions at once. retry_seconds: between two tries at the same block.
-    patience: seconds without a block after which a node makes one, where a beacon waits for it.
-    """
-
-    confirmations: int = 6
-    bump_blocks: int = 3
-    max_fee: int = 200 * GWEI
-    max_tip: int = 50 * GWEI
-    max_gas: int = 2_000_000
-    in_flight: int = 16
-    retry_seconds: float = 5.0
-    patience: float = 60.0
-    max_attempts: int = 3
 
 
 class Sender:
@@ -46,7 +31,7 @@ class Sender:
 
     def __init__(
         self,
-        rpc: Rpc,
+        w3: web3.Web3,
         outbox: Outbox,
         identity: Identity,
         account: str,
@@ -54,18 +39,19 @@ class Sender:
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._rpc, self._outbox, self._identity = rpc, outbox, identity
+        self._w3, self._outbox, self._identity = w3, outbox, identity
         self._account, self._chain_id, self._settings, self._clock = account, chain_id, settings, clock
         self._count = 0  # transactions of the account on the chain, as of `settle`
         self._known_price: tuple[str, Price] | None = None  # as of a head
+        self._held = False  # whether the last try to offer more was too dear
         self._tried: dict[str, tuple[str, float]] = {}  # transaction -> head and second of its last try
 
-    def settle(self, head: eth.Head) -> None:
+    def settle(self, head: "BlockData") -> None:
         """Finds out what became of everything in flight, and sends again what is in no block.
 
         Raises EndpointDown, MalformedAnswer; what was found out until then is on file.
         """
-        self._count = eth.nonce(self._rpc, self._account)
+        self._count = self._w3.eth.get_transaction_count(self._account)
         self._outbox.reopen(self._count)
         in_flight = self._outbox.in_flight()
         for wish in in_flight:
@@ -78,7 +64,7 @@ class Sender:
                     self._outbox.unmined(wish)
                 self._offer(wish, head)
                 continue
-            if wish.block is not None and 0 <= head.number - wish.block < self._settings.confirmations:
+            if wish.block is not None and 0 <= head["number"] - wish.block < self._settings.confirmations:
                 continue
             self._look(wish, wish.nonce, head)
         live = {one.hash for wish in in_flight for one in self._outbox.transactions(wish)}
@@ -88,7 +74,7 @@ class Sender:
         """Whether another transaction may be signed now."""
         return len(self._outbox.nonces(self._count)) < self._settings.in_flight
 
-    def submit(self, wish: Wish, target: str, calldata: bytes, head: eth.Head, gas: int | None = None) -> None:
+    def submit(self, wish: Wish, target: str, calldata: bytes, head: "BlockData", gas: int | None = None) -> None:
         """Signs a transaction for a waiting wish, writes it down, sends it; unless `gas` is given, tries it first.
 
         After `settle`.
@@ -96,7 +82,7 @@ class Sender:
         Raises Reverted if it would fail now (nothing is signed), InsufficientFunds, EndpointDown, MalformedAnswer.
         """
         if gas is None:
-            estimate = eth.estimate(self._rpc, target, calldata, self._account)
+            estimate = self._w3.eth.estimate_gas({"from": self._account, "to": target, "data": calldata})
             gas = min(estimate + estimate // 4 + 30_000, self._settings.max_gas)  # another's transaction may come first
         taken = self._outbox.nonces(self._count)
         nonce = next(n for n in range(self._count, self._count + len(taken) + 1) if n not in taken)
@@ -108,9 +94,9 @@ class Sender:
 
     # --- what became of it
 
-    def _look(self, wish: Wish, nonce: int, head: eth.Head) -> None:
+    def _look(self, wish: Wish, nonce: int, head: "BlockData") -> None:
         """Its nonce is used: by whichever of its transactions, or by none."""
-        deep = head.number - self._settings.confirmations
+        deep = head["number"] - self._settings.confirmations
         found = self._find(wish)
         if found is None:
             if wish.state == "mined":
@@ -124,44 +110,44 @@ class Sender:
             self._outbox.release(wish, "its nonce was used by another transaction", failed=False)
             return
         hash_, receipt = found
-        if receipt.ok:
-            self._outbox.mined(wish, hash_, receipt.block, done=receipt.block <= deep)
-        elif receipt.block <= deep:
+        if receipt["status"]:
+            self._outbox.mined(wish, hash_, receipt["blockNumber"], done=receipt["blockNumber"] <= deep)
+        elif receipt["blockNumber"] <= deep:
             self._outbox.release(wish, "failed in its block", failed=True)
             if wish.attempts + 1 >= self._settings.max_attempts:
                 self._outbox.end(wish, "refused", f"failed in a block {wish.attempts + 1} times")
 
-    def _find(self, wish: Wish) -> tuple[str, eth.Receipt] | None:
+    def _find(self, wish: Wish) -> "tuple[str, TxReceipt] | None":
         for one in reversed(self._outbox.transactions(wish)):
-            if found := eth.receipt(self._rpc, one.hash):
+            if found := eth.receipt(self._w3, one.hash):
                 return one.hash, found
         return None
 
     def _settled(self, deep: int) -> int:
         """How many transactions of the account no reorganisation undoes."""
-        return eth.nonce(self._rpc, self._account, deep) if deep >= 0 else 0
+        return self._w3.eth.get_transaction_count(self._account, deep) if deep >= 0 else 0
 
     # --- sending
 
-    def _offer(self, wish: Wish, head: eth.Head) -> None:
+    def _offer(self, wish: Wish, head: "BlockData") -> None:
         newest = self._outbox.transactions(wish)[-1]
         first = newest.nonce == self._count
-        age = head.number - newest.head
+        age = head["number"] - newest.head
         if first and (age >= self._settings.bump_blocks or age < -_FAR):
             newest = self._bump(newest, head) or newest
         block, at = self._tried.get(newest.hash, ("", 0.0))
-        if block == head.hash and self._clock() - at < self._settings.retry_seconds:
+        if block == head["hash"].to_0x_hex() and self._clock() - at < self._settings.retry_seconds:
             return
         if not self._send(newest, head) and first:
             dearer = self._bump(newest, head)
             if dearer:
                 self._send(dearer, head)
 
-    def _send(self, transaction: Transaction, head: eth.Head) -> bool:
+    def _send(self, transaction: Transaction, head: "BlockData") -> bool:
         """Whether the endpoint did not call it too cheap. Everything else that it may say is of no consequence."""
-        self._tried[transaction.hash] = (head.hash, self._clock())
+        self._tried[transaction.hash] = (head["hash"].to_0x_hex(), self._clock())
         try:
-            eth.send(self._rpc, transaction.raw)
+            self._w3.eth.send_raw_transaction(transaction.raw)
         except Refused as error:
             words = error.words.lower()
             if not any(one in words for one in ("known", "imported", "nonce")):
@@ -172,7 +158,7 @@ class Sender:
             )
         return True
 
-    def _bump(self, old: Transaction, head: eth.Head) -> Transaction | None:
+    def _bump(self, old: Transaction, head: "BlockData") -> Transaction | None:
         """The same with the same nonce at a price that replaces it (10 % more, by custom); None if that is too dear."""
         now = self._price(head)
         if now.fee == 0 or (now.tip is None) != (old.tip is None):
@@ -180,31 +166,37 @@ class Sender:
         fee = max(now.fee, old.fee + old.fee // 8 + 1)
         tip = None if old.tip is None else max(now.tip or 0, old.tip + old.tip // 8 + 1)
         if fee > self._settings.max_fee or (tip or 0) > self._settings.max_tip:
-            log.warning("transaction %s stays in line: a higher fee is above this node's limit.", old.hash)
+            self._hold("transaction %s stays in line: a higher fee is above this node's limit.", old.hash)
             return None
         try:
             self._check_funds(old.gas * (fee - old.fee))
         except InsufficientFunds as error:
-            log.warning("transaction %s stays in line: %s", old.hash, error)
+            self._hold("transaction %s stays in line: %s", old.hash, error)
             return None
+        self._held = False
         new = self._sign(old.wish, old.nonce, old.target, old.calldata, old.gas, Price(fee, tip), head)
         self._outbox.sign(new)
         return new
 
+    def _hold(self, *said: object) -> None:
+        """Warns of the first in a row: what is too dear now is so for many blocks."""
+        log.log(logging.DEBUG if self._held else logging.WARNING, *said)
+        self._held = True
+
     def _sign(
-        self, wish: int, nonce: int, target: str, calldata: bytes, gas: int, price: Price, head: eth.Head
+        self, wish: int, nonce: int, target: str, calldata: bytes, gas: int, price: Price, head: "BlockData"
     ) -> Transaction:
         signed = sign(self._identity, self._chain_id, nonce, target, calldata, gas, price)
         return Transaction(
-            signed.hash, wish, nonce, target, calldata, gas, price.fee, price.tip, signed.raw, head.number
+            signed.hash, wish, nonce, target, calldata, gas, price.fee, price.tip, signed.raw, head["number"]
         )
 
     # --- money
 
-    def _price(self, head: eth.Head) -> Price:
-        if self._known_price is None or self._known_price[0] != head.hash:
+    def _price(self, head: "BlockData") -> Price:
+        if self._known_price is None or self._known_price[0] != head["hash"].to_0x_hex():
             limits = (self._settings.max_fee, self._settings.max_tip)
-            self._known_price = (head.hash, ask_price(self._rpc, self._account, head, *limits))
+            self._known_price = (head["hash"].to_0x_hex(), ask_price(self._w3, self._account, head, *limits))
         return self._known_price[1]
 
     def _check_funds(self, wanted: int) -> None:
@@ -213,7 +205,7 @@ class Sender:
             return
         newest = [self._outbox.transactions(wish)[-1] for wish in self._outbox.in_flight()]
         wanted += sum(one.gas * one.fee for one in newest if one.nonce >= self._count)
-        there = eth.balance(self._rpc, self._account)
+        there = self._w3.eth.get_balance(self._account)
         if there < wanted:
             raise InsufficientFunds(
                 f"the account {self._account} has {there / 10**18:.6f} coins, and what it wants to send may take"

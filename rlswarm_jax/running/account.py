@@ -5,15 +5,15 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import ml_collections
 
-from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.errors import ChainError, FileDamaged, NoContract, PayoutFixed, WrongChain
 from rlswarm_jax.chain.local import SETTINGS
 from rlswarm_jax.chain.rpc import Endpoint, Patient
-from rlswarm_jax.chain.sender import Settings
+from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.errors import TransientError, UsageError
 from rlswarm_jax.files import CHAIN_FOLDER
 from rlswarm_jax.identity import Identity
@@ -21,13 +21,18 @@ from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.swarm import addresses
 from rlswarm_jax.swarm.mailbox import Mailbox
 
+if TYPE_CHECKING:
+    from rlswarm_jax.chain.coordinator import Coordinator
+
 log = logging.getLogger("rlswarm_jax.chain")
 MAX_BOOTNODES = 16  # of those a coordinator names
 PATIENCE = 20.0  # seconds that a call waits for an endpoint that is asked too much
-STAGGER = 15.0  # seconds between nodes' turns to end a round: a block of a public chain
+# seconds between nodes' turns to end a round, and without a block until a node makes one; on a chain of a swarm's own,
+# which makes one for each transaction, and on a public one
+LOCAL_PACE, PACE = (0.5, 0.5), (15.0, 60.0)
 
 
-def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> Coordinator | None:
+def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> "Coordinator | None":
     """The client, if the config names a chain. An endpoint that is down, or busy for long, is waited for later.
 
     Raises UsageError for another chain than the config says, no coordinator there, or a payout address that this node
@@ -36,6 +41,8 @@ def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> 
     chain = config.chain
     if chain.endpoint == "none":
         return None
+    from rlswarm_jax.chain.coordinator import Coordinator  # and with it web3
+
     local = chain.confirmations == 0
     settings = SETTINGS if local else Settings(confirmations=chain.confirmations)
     try:
@@ -78,7 +85,7 @@ def shown(endpoint: str) -> str:
     return bare if endpoint.rstrip("/") == bare else "URL"
 
 
-def bootnodes(coordinator: Coordinator | None) -> list[str]:
+def bootnodes(coordinator: "Coordinator | None") -> list[str]:
     """Those that the coordinator names, as far as they are addresses; none if it can't be asked."""
     if coordinator is None:
         return []
@@ -92,16 +99,16 @@ def bootnodes(coordinator: Coordinator | None) -> list[str]:
 
 @contextlib.contextmanager
 def kept(
-    config: ml_collections.ConfigDict, coordinator: Coordinator | None, mailbox: Mailbox
+    config: ml_collections.ConfigDict, coordinator: "Coordinator | None", mailbox: Mailbox
 ) -> Iterator[Keeper | None]:
     """Keeps the account, in a thread of its own, for as long as the `with` block lasts. Raises TransientError."""
     if coordinator is None:
         yield None
         return
-    stagger = SETTINGS.patience if config.chain.confirmations == 0 else STAGGER
-    options = {"payout": config.chain.payout, "stagger": stagger}
+    stagger, patience = LOCAL_PACE if config.chain.confirmations == 0 else PACE
+    parts = coordinator, mailbox.inbox.owner, mailbox.authors
     try:
-        with Keeper(coordinator, mailbox.inbox.owner, mailbox.authors, **options) as keeper:
+        with Keeper(*parts, payout=config.chain.payout, stagger=stagger, patience=patience) as keeper:
             yield keeper
     except FileDamaged as error:  # a full disk, say, in whatever the node does
         raise TransientError(str(error)) from error

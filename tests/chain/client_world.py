@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlswarm_jax import identity
-from rlswarm_jax.chain import abi, calls
+from rlswarm_jax.chain import calls
 from rlswarm_jax.chain.contracts import coordinator
 from rlswarm_jax.chain.coordinator import Coordinator
-from rlswarm_jax.chain.sender import Settings
-from tests.chain.local_chain import CHAIN_ID, LocalChain
+from rlswarm_jax.chain.settings import Settings
+from tests.chain.local_chain import CHAIN_ID, LocalChain, encode_call
 
 ME, OTHER = identity.simulated(0, 0), identity.simulated(0, 1)
 ACCOUNT, OTHER_ACCOUNT = calls.account_of(ME.author), calls.account_of(OTHER.author)
@@ -42,7 +42,7 @@ class World(NamedTuple):
 
     def call(self, key: identity.Identity, signature: str, *arguments: Any) -> None:
         """A transaction of somebody's, in a block at once."""
-        self.chain.transact(key.expose_secret(), self.contract, abi.encode_call(signature, arguments))
+        self.chain.transact(key.expose_secret(), self.contract, encode_call(signature, arguments))
         self.chain.mine()
 
 

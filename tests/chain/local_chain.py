@@ -11,16 +11,25 @@ import rlp
 from eth.abc import BlockAPI
 from eth.exceptions import TransactionNotFound
 from eth.vm.spoof import SpoofTransaction
-from eth_abi import encode
+from eth_abi import decode, encode
+from eth_abi.grammar import parse
 from eth_account import Account
 from eth_tester import PyEVMBackend
 from eth_utils import keccak, to_checksum_address
+from eth_utils.abi import collapse_if_tuple, event_abi_to_log_topic, function_signature_to_4byte_selector
 
-from rlswarm_jax.chain import abi
+from rlswarm_jax.chain.contracts import interface
 from rlswarm_jax.chain.errors import EndpointDown, Refused
 
 CHAIN_ID = 131277322940537  # eth-tester's
 GAS_LIMIT = 3_000_000
+
+
+def encode_call(signature: str, arguments: tuple) -> bytes:
+    """The bytes of a call by a function's full signature, without the client's own code."""
+    inner = signature[signature.index("(") :]
+    types = [one.to_type_str() for one in parse(inner).components] if arguments else []
+    return function_signature_to_4byte_selector(signature) + encode(types, arguments)
 
 
 class LocalChain:
@@ -107,11 +116,18 @@ class LocalChain:
         return found
 
     def events(self, contract: str, name: str) -> list[dict]:
-        """All events of a name in the chain, in order, decoded."""
-        entries = self._logs([{"address": contract, "fromBlock": "0x0", "toBlock": hex(self.height)}])
-        raw = [([bytes.fromhex(t[2:]) for t in e["topics"]], bytes.fromhex(e["data"][2:])) for e in entries]
-        decoded = [abi.decode_event(tuple(topics), data) for topics, data in raw]
-        return [found[1] for found in decoded if found and found[0] == name]
+        """All events of a name in the chain, in order, decoded: structs as tuples, addresses in lower case."""
+        (event,) = [one for one in interface() if one["type"] == "event" and one["name"] == name]
+        indexed, plain = ([one for one in event["inputs"] if one["indexed"] is wanted] for wanted in (True, False))
+        names = [one["name"] for one in (*indexed, *plain)]
+        found = []
+        for entry in self._logs([{"address": [contract], "fromBlock": "0x0", "toBlock": hex(self.height)}]):
+            first, *topics = (bytes.fromhex(topic[2:]) for topic in entry["topics"])
+            if first == event_abi_to_log_topic(event):
+                values = [decode([one["type"]], topic)[0] for one, topic in zip(indexed, topics, strict=True)]
+                values += decode([collapse_if_tuple(one) for one in plain], bytes.fromhex(entry["data"][2:]))
+                found.append(dict(zip(names, values, strict=True)))
+        return found
 
     # --- what an endpoint does
 
@@ -248,7 +264,7 @@ class LocalChain:
                         "data": "0x" + entry.data.hex(),
                     }
                     index += 1
-                    if one["address"] == wanted["address"]:
+                    if one["address"] in wanted["address"]:
                         found.append(one)
         return found
 

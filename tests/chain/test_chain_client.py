@@ -4,17 +4,28 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import coincurve
 import pytest
+from eth_abi import encode
 from eth_account import Account
-from hypothesis import HealthCheck, given, settings
+from eth_utils import keccak
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rlswarm_jax.chain import abi, calls, eth
-from rlswarm_jax.chain.errors import EndpointDown, MalformedAnswer, NoContract, PayoutFixed, Refused, WrongChain
+from rlswarm_jax.chain import calls, eth
+from rlswarm_jax.chain.errors import (
+    EndpointDown,
+    MalformedAnswer,
+    NoContract,
+    PayoutFixed,
+    Refused,
+    Reverted,
+    WrongChain,
+)
 from rlswarm_jax.identity import simulated
 from tests.chain.client_world import (
     ACCOUNT,
@@ -22,13 +33,12 @@ from tests.chain.client_world import (
     COMMITMENT,
     ME,
     OTHER,
-    SETTINGS,
     make_world,
     settle,
     wish_all,
     wish_settlement,
 )
-from tests.chain.local_chain import LocalChain
+from tests.chain.local_chain import LocalChain, encode_call
 
 NEVER = {"min": 10**9, "max": 10**9}  # seconds that a round takes
 
@@ -62,41 +72,10 @@ def test_status_is_asked_for_once_per_block(world, tmp_path):
 def test_a_new_round_has_no_beacon_until_its_block_is_there(world, tmp_path):
     client = world.client(tmp_path)
     world.call(OTHER, "advanceRound()")
-    assert (client.status().round, client.status().beacon) == (world.round + 1, None)
+    assert (client.status().round, client.status().beacon) == (world.round + 1, b"")
     world.chain.mine(3)
     beacon = client.status().beacon
     assert beacon and beacon != world.beacon
-
-
-def test_a_node_makes_the_block_that_a_beacon_waits_for_where_nobody_does(world, tmp_path):
-    """On a chain that makes blocks only for transactions."""
-    now = [0.0]
-    patient = SETTINGS._replace(confirmations=0, patience=10.0)
-    client = world.client(tmp_path, settings=patient, clock=lambda: now[0])
-    world.chain.instant = True
-    world.call(OTHER, "advanceRound()")
-    world.chain.rewind(world.chain.height - 1, keep=False)  # without the empty block that `call` made
-    client.step()
-    now[0] = 4.0
-    client.step()
-    assert client.counts() == {}  # somebody else may yet
-    for _ in range(6):
-        now[0] += 16.0
-        client.step()
-    assert client.status().round == world.round + 1 and client.status().beacon
-    assert {wish.kind for wish in client.wishes()} == {"finalize"} and world.chain.count(ACCOUNT) <= 3
-
-
-def test_a_beacon_whose_block_was_forgotten_is_postponed(world, tmp_path):
-    client = world.client(tmp_path)
-    world.call(OTHER, "advanceRound()")
-    world.chain.mine(258)
-    assert client.status().beacon is None
-    for _ in range(5):
-        client.step()
-        world.chain.mine()
-    assert client.status().beacon
-    assert len(world.chain.events(world.contract, "BeaconPostponed")) == 1
 
 
 # --- how wishes end
@@ -119,11 +98,11 @@ def paid_to(world, client) -> str:
     answer = world.chain.request(
         "eth_call", [{"to": world.contract, "data": "0x" + payout_call(client.account)}, "latest"]
     )
-    return eth.checksum("0x" + answer[-40:])
+    return calls.checksum("0x" + answer[-40:])
 
 
 def payout_call(account: str) -> str:
-    return abi.encode_call("payoutOf(address)", (account,)).hex()
+    return encode_call("payoutOf(address)", (account,)).hex()
 
 
 ONE, TWO = ("0x" + byte * 20 for byte in ("ab", "cd"))
@@ -136,9 +115,9 @@ def test_a_payout_address_that_changes_before_it_was_sent_is_the_one_that_is_sen
         client.close()
     client = world.client(tmp_path)
     settle(client, world)
-    assert paid_to(world, client) == eth.checksum(TWO)
+    assert paid_to(world, client) == calls.checksum(TWO)
     sent = [wish.arguments["payout"] for wish in client.wishes("done") if wish.kind == "payout"]
-    assert sent == [eth.checksum(TWO)]
+    assert sent == [calls.checksum(TWO)]
 
 
 def test_a_payout_address_that_is_in_force_is_changed_by_itself_alone_and_a_node_says_so(world, tmp_path, caplog):
@@ -148,12 +127,12 @@ def test_a_payout_address_that_is_in_force_is_changed_by_itself_alone_and_a_node
     settle(client, world)
     client.check_payout(ONE)
     for other in (TWO, None):  # at the next start
-        with pytest.raises(PayoutFixed, match=f"go to {eth.checksum(ONE)}, which alone"):
+        with pytest.raises(PayoutFixed, match=f"go to {calls.checksum(ONE)}, which alone"):
             client.check_payout(other)
     client.register(payout=TWO)  # of a node whose endpoint was away when it started
     settle(client, world, blocks=6)
     assert client.problems["OnlyPayout"] == 1 and "which alone can name another" in caplog.text
-    assert paid_to(world, client) == eth.checksum(ONE)
+    assert paid_to(world, client) == calls.checksum(ONE)
     client.register(payout=ONE)
     settle(client, world)
     assert client.wishes()[-1].reason == "the chain had it already"
@@ -165,7 +144,7 @@ def test_a_payout_address_is_changed_where_the_account_itself_is_in_force(world,
         client.check_payout(payout)
         client.register(payout=payout)
         settle(client, world)
-    assert paid_to(world, client) == eth.checksum(TWO)
+    assert paid_to(world, client) == calls.checksum(TWO)
 
 
 def test_what_the_chain_has_already_is_done_without_another_transaction(world, tmp_path):
@@ -271,26 +250,6 @@ def test_advancing_waits_until_the_rule_allows_it(tmp_path):
     assert client.status().started - began >= 60 and client.counts() == {"done": 1} and not client.problems
 
 
-def test_a_round_is_ended_by_this_machine_s_clock_where_the_chain_s_stands_still(tmp_path):
-    """Where blocks come only with transactions, an estimate goes by a time that has long gone by."""
-    world = make_world(rounds=0, min=5, max=500)
-    now = [0.0]
-    client = world.client(
-        tmp_path,
-        settings=SETTINGS._replace(patience=10.0),
-        clock=lambda: now[0],
-        wall_clock=lambda: client.status().started + 400 + now[0],
-    )
-    client.advance(0)
-    client.step()
-    now[0] = 90.0
-    client.step()
-    assert not world.chain.pending()  # 490 seconds
-    now[0] = 120.0
-    client.step()
-    assert len(world.chain.pending()) == 1
-
-
 def test_wishes_that_cannot_be_meant_are_errors_at_once(world, tmp_path):
     client = world.client(tmp_path)
     said = (0, world.beacon, COMMITMENT, CLAIMS, [OTHER.peer_id])
@@ -303,6 +262,7 @@ def test_wishes_that_cannot_be_meant_are_errors_at_once(world, tmp_path):
                 (2, COMMITMENT._replace(root=bytes(32))),
                 (2, COMMITMENT._replace(last=b"")),
                 (2, COMMITMENT._replace(count=0)),
+                (2, COMMITMENT._replace(count=1 << 256)),
                 (3, CLAIMS[1:]),
                 (3, (0, 0, 1 << 63)),
                 (4, [ME.peer_id]),
@@ -335,9 +295,12 @@ def test_a_chain_begun_anew(world, tmp_path):
     client.connect()
     client.close()
     anew = LocalChain()
-    anew.answers["eth_getBlockByNumber"] = lambda params: anew._block(params) | {"hash": "0x" + "77" * 32}
-    with pytest.raises(WrongChain, match="begun anew"):
-        world._replace(chain=anew).client(tmp_path).connect()
+    for made_up in ({"hash": "0x" + "77" * 32}, None):
+        anew.answers["eth_getBlockByNumber"] = lambda params, said=made_up: said and anew._block(params) | said
+        client = world._replace(chain=anew).client(tmp_path)
+        with pytest.raises(WrongChain, match="begun anew"):
+            client.connect()
+        client.close()
 
 
 def test_no_contract_or_another_one(world, tmp_path):
@@ -360,6 +323,14 @@ def test_a_node_that_imports_the_client_recurses_no_deeper_than_before():
     imported = "import rlswarm_jax.chain.coordinator, rlswarm_jax.chain.events, rlswarm_jax.chain.ledger"
     script = f"import sys; before = sys.getrecursionlimit(); {imported}; assert 'py_ecc' in sys.modules"
     subprocess.run([sys.executable, "-c", f"{script}; assert sys.getrecursionlimit() == before"], check=True)
+
+
+def test_what_a_node_and_its_launcher_load_at_their_start_leaves_web3_out():
+    """It is loaded where a chain is asked."""
+    early = ("node", "keeper", "launch", "running.node", "running.live", "audit.claims", "audit.evidence")
+    imported = ", ".join(f"rlswarm_jax.{name}" for name in (*early, "reporting.report"))
+    script = f"import sys, {imported}; assert not {{'web3', 'eth_account', 'eth_abi'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 answers = st.recursive(
@@ -401,28 +372,107 @@ def test_no_answer_of_an_endpoint_stops_a_node(tmp_path_factory, answer, at):
     assert len(world.events("Settled")) == 1 or client.wishes()[0].state in ("refused", "dropped")
 
 
+class Saying:
+    """An endpoint of a test's words."""
+
+    answers: dict
+
+    def request(self, method, params):
+        if isinstance(self.answers[method], Exception):
+            raise self.answers[method]
+        return self.answers[method]
+
+
+SAYING, HASH = Saying(), "0x" + "ab" * 32
+CONTRACT = eth.Contract(eth.connect(SAYING), OTHER_ADDRESS)
+
+
+HUGE = b"".join(one.to_bytes(32) for one in (32, 1, 32, 2**255))  # a text of that length
+
+
+@example(HUGE)
+@example((64).to_bytes(32) * 2 + (2**255).to_bytes(32) + bytes(2))
 @given(st.binary(max_size=400))
 def test_bytes_of_any_kind_are_decoded_or_refused(raw):
-    for types in (calls.STATUS, ["string[]"], ["(address,string,uint8,uint256)[]"], ["bool"]):
+    log = {
+        "address": OTHER_ADDRESS,
+        "blockHash": HASH,
+        "transactionHash": HASH,
+        "blockNumber": "0x1",
+        "logIndex": "0x0",
+    }
+    topics = {one.event_name: one.topic for one in CONTRACT._events.values()}
+    said: dict[str, Callable] = {
+        name: lambda name=name, arguments=arguments: CONTRACT.view(name, *arguments)
+        for name, arguments in [("status", ()), ("getBootnodes", ()), ("peerOf", (ACCOUNT,)), ("getEoa", ([],))]
+    }
+    said |= {name: lambda name=name: CONTRACT.logs(0, 2, name) for name in ("Settled", "WinnerSubmitted", "PayoutSet")}
+    for name, ask in said.items():
+        many = [topics.get(name, HASH), *[HASH] * (len(raw) % 4)]
+        data = "0x" + raw.hex()
+        SAYING.answers = {"eth_call": data, "eth_getLogs": [log | {"topics": many, "data": data}]}
         try:
-            abi.decode(types, raw)
-        except MalformedAnswer as error:
+            ask()
+        except (MalformedAnswer, NoContract) as error:
             assert len(str(error)) < 300
 
 
 def test_text_that_is_no_text_is_replaced():
-    raw = abi.encode_call("f(bytes[])", ([b"\xff\xfe", b"good"],))[4:]
-    assert abi.decode(["string[]"], raw) == (("\ufffd\ufffd", "good"),)
+    raw = encode_call("f(bytes[])", ([b"\xff\xfe", b"good"],))[4:]
+    SAYING.answers = {"eth_call": "0x" + raw.hex()}
+    assert CONTRACT.view("getBootnodes") == ["\ufffd\ufffd", "good"]
 
 
 def test_refusals_are_named_in_every_form_in_which_servers_send_them():
     data = bytes.fromhex("42d5d8ac")
-    assert abi.error_name(data)[0] == "unknown error"
-    named = abi.error_name(bytes.fromhex("1614b50c"))  # the reference's selector of InvalidVoterPeerId()
+    assert eth.error_name(data)[0] == "unknown error"
+    named = eth.error_name(bytes.fromhex("1614b50c"))  # the reference's selector of InvalidVoterPeerId()
     assert named == ("InvalidVoterPeerId", "")
-    text = abi.encode_call("Error(string)", ("out of luck",))
-    assert abi.error_name(text) == ("Error", "out of luck")
-    assert abi.error_name(text[:20]) == ("Error", "")  # cut
+    text = encode_call("Error(string)", ("out of luck",))
+    assert eth.error_name(text) == ("Error", "out of luck")
+    for broken in (text[:20], text[:4] + HUGE[:32] + HUGE[96:]):
+        assert eth.error_name(broken) == ("Error", "")
+    assert eth.error_name(text[:4] + encode(["bytes"], [b"\xff"])) == ("Error", "\ufffd")
+
+
+def test_web3_reads_no_refusal_and_fetches_nothing_for_a_contract():
+    """It knows few panics, and of EIP-3668 it would ask the addresses that a contract names."""
+    for call, name in [
+        (encode_call("Panic(uint256)", (0x99,)), "Panic"),
+        (encode_call("Panic(uint256)", (0x11,))[:20], "Panic"),
+        (
+            encode_call(
+                "OffchainLookup(address,string[],bytes,bytes4,bytes)",
+                (OTHER_ADDRESS, ["http://127.0.0.1:1/{data}"], b"", b"1234", b""),
+            ),
+            "unknown error",
+        ),
+    ]:
+        SAYING.answers = {"eth_call": Refused("eth_call", 3, "execution reverted", call)}
+        with pytest.raises(Reverted, match=name):
+            CONTRACT.view("status")
+    SAYING.answers = {"eth_call": Refused("eth_call", -32000, "VM Exception: revert")}
+    with pytest.raises(Reverted, match="no reason given"):
+        CONTRACT.view("status")
+    SAYING.answers = {"eth_call": Refused("eth_call", -32603, "internal error")}
+    with pytest.raises(Refused):
+        CONTRACT.view("status")
+
+
+@pytest.mark.parametrize("length", [eth.MAX_LOG_BYTES, eth.MAX_LOG_BYTES + 32])
+def test_an_event_of_more_than_a_node_has_use_for_is_passed_over(length):
+    """Anybody may make one on an original's contract, and unpacking could fill the memory."""
+    data = encode(["bytes"], [b"x" * (length - 64)])
+    topic = "0x" + keccak(text="PeerRegistered(address,string)").hex()
+    log = {
+        "address": OTHER_ADDRESS,
+        "blockHash": HASH,
+        "transactionHash": HASH,
+        "blockNumber": "0x1",
+        "logIndex": "0x0",
+    }
+    SAYING.answers = {"eth_getLogs": [log | {"topics": [topic, "0x" + bytes(32).hex()], "data": "0x" + data.hex()}]}
+    assert len(CONTRACT.logs(0, 2)) == (length <= eth.MAX_LOG_BYTES)
 
 
 def test_an_estimate_that_fails_for_reasons_of_the_endpoint_ends_nothing(world, tmp_path):
@@ -465,7 +515,7 @@ def test_a_contract_with_the_original_s_interface_gets_what_it_takes(world, tmp_
     client = original.client(tmp_path)
     assert client.connect().name == version and not client.connect().ours
     now = client.status()
-    assert (now.round, now.stage, now.beacon) == (0, 0, None)
+    assert (now.round, now.stage, now.beacon) == (0, 0, b"")
     client.register(payout=OTHER_ADDRESS)
     client.settle(0, b"", None, [-7, 0, 0], ["QmSomebody", OTHER.peer_id])
     client.publish_weights(0, b"w" * 32, "uri")
@@ -521,10 +571,10 @@ def test_a_key_appears_nowhere(world, tmp_path, caplog):
 
 
 def test_an_address_is_checked_for_its_form():
-    assert eth.checksum("0x5fbdb2315678afecb367f032d93f642f64180aa3") == "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+    assert calls.checksum("0x5fbdb2315678afecb367f032d93f642f64180aa3") == "0x5FbDB2315678afecb367f032d93F642f64180aa3"
     for wrong in ("", "0x", "5fbdb2315678afecb367f032d93f642f64180aa3", "0x" + "g" * 40, "0x" + "1" * 41):
         with pytest.raises(ValueError, match="is no address"):
-            eth.checksum(wrong)
+            calls.checksum(wrong)
 
 
 def test_a_client_that_is_down_says_so_to_who_asks(world, tmp_path):

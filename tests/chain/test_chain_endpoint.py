@@ -13,9 +13,20 @@ import tracemalloc
 import zlib
 
 import pytest
+from eth_utils import keccak
 
+from rlswarm_jax.chain import eth
 from rlswarm_jax.chain.answers import MAX_WAITING, parse_answer
-from rlswarm_jax.chain.errors import AnswerTooLarge, Busy, EndpointDown, MalformedAnswer, Refused, WrongStatus
+from rlswarm_jax.chain.errors import (
+    AnswerTooLarge,
+    Busy,
+    EndpointDown,
+    MalformedAnswer,
+    NoContract,
+    Refused,
+    WrongChain,
+    WrongStatus,
+)
 from rlswarm_jax.chain.rpc import MAX_ANSWER_BYTES, Backoff, Endpoint, Patient
 from tests.chain import fake_endpoint
 from tests.chain.client_world import ACCOUNT, make_world
@@ -379,13 +390,108 @@ def test_back_off_doubles_up_to_a_cap_and_begins_again():
     assert delays.failed() <= 1.0
 
 
+# --- what web3 is given
+
+
+class Saying:
+    """An endpoint that answers with a test's words."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def request(self, method, params):
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+HASH, OTHER_HASH = "0x" + "ab" * 32, "0x" + "cd" * 32
+BLOCK = {"number": "0x5", "hash": HASH, "timestamp": "0x6", "baseFeePerGas": "0x7", "miner": ["anything"]}
+RECEIPT = {"transactionHash": HASH, "blockNumber": "0x5", "status": "0x1", "gasUsed": "0x6", "effectiveGasPrice": "0x7"}
+LOG = {
+    "address": ACCOUNT.lower(),
+    "blockNumber": "0x5",
+    "blockHash": HASH,
+    "logIndex": "0x0",
+    "transactionHash": HASH,
+    "topics": [HASH],
+    "data": "0x",
+}
+NO_NUMBERS = [None, True, 5, "5", "0x", "0xg", "-0x1", ["0x1"], {}, "0x" + "0" * 65]
+QUESTIONS = {
+    "chain id": (lambda w3: w3.eth.chain_id, [*NO_NUMBERS, hex(1 << 63)]),
+    "nonce": (lambda w3: w3.eth.get_transaction_count(ACCOUNT), [*NO_NUMBERS, hex(1 << 48)]),
+    "balance": (lambda w3: w3.eth.get_balance(ACCOUNT), NO_NUMBERS),
+    "gas price": (lambda w3: w3.eth.gas_price, [*NO_NUMBERS, hex(1 << 128)]),
+    "tip": (lambda w3: w3.eth.max_priority_fee, [*NO_NUMBERS, hex(1 << 128)]),
+    "estimate": (lambda w3: w3.eth.estimate_gas({"to": ACCOUNT}), [*NO_NUMBERS, hex(1 << 63)]),
+    "code": (lambda w3: w3.eth.get_code(ACCOUNT), [None, 1, "12", "0x1", "0x" + "00" * (eth.MAX_CALL_BYTES + 1)]),
+    "call": (lambda w3: w3.eth.call({"to": ACCOUNT}), [None, "0xzz", "0x" + "00" * (eth.MAX_CALL_BYTES + 1)]),
+    "head": (
+        lambda w3: w3.eth.get_block("latest"),
+        [None, [], {}, *({**BLOCK, name: wrong} for name in ("number", "hash", "timestamp") for wrong in (None, "0x"))],
+    ),
+    "time": (lambda w3: w3.eth.get_block("latest"), [BLOCK | {"timestamp": hex(1 << 40)}]),
+    "base fee": (lambda w3: w3.eth.get_block("latest"), [BLOCK | {"baseFeePerGas": hex(1 << 128)}]),
+    "block": (lambda w3: eth.block_hash(w3, 6), [[], BLOCK, BLOCK | {"number": "0x7"}]),
+    "receipt": (
+        lambda w3: eth.receipt(w3, HASH),
+        [
+            *([], "", RECEIPT | {"transactionHash": OTHER_HASH}, RECEIPT | {"status": "0x2"}),
+            *(RECEIPT | {name: "0x"} for name in RECEIPT),
+            RECEIPT | {"effectiveGasPrice": hex(1 << 128)},
+        ],
+    ),
+    "logs": (
+        lambda w3: eth.Contract(w3, ACCOUNT).logs(5, 6),
+        [None, {}, [None], [LOG, LOG], [LOG | {"removed": True}], [LOG | {"blockNumber": "0x4"}]]
+        + [[LOG | {"blockNumber": "0x7"}], [LOG | {"address": "0x" + "12" * 20}], [LOG | {"topics": [HASH] * 5}]]
+        + [[LOG | {"topics": [HASH[:-2]]}], [LOG | {"data": "0x1"}], [LOG] * (eth.MAX_LOGS + 1)]
+        + [[LOG | {name: wrong}] for name in LOG for wrong in (None, "x")],
+    ),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_what_is_no_answer_to_a_question_never_comes_to_web3(question):
+    ask, wrong = QUESTIONS[question]
+    for answer in wrong:
+        with pytest.raises(MalformedAnswer, match=r"^the chain endpoint .*\.$") as caught:
+            ask(eth.connect(Saying(answer)))
+        assert len(str(caught.value)) < 300
+
+
+def test_what_is_right_comes_to_who_asked():
+    head = eth.connect(Saying(BLOCK)).eth.get_block("latest")
+    assert (head["number"], head["hash"].to_0x_hex(), head["timestamp"], head["baseFeePerGas"]) == (5, HASH, 6, 7)
+    assert "miner" not in head
+    assert "baseFeePerGas" not in eth.connect(Saying(BLOCK | {"baseFeePerGas": None})).eth.get_block("latest")
+    assert eth.block_hash(eth.connect(Saying(BLOCK)), 5) == HASH
+    assert eth.block_hash(eth.connect(Saying(None)), 6) is None
+    mined = eth.receipt(eth.connect(Saying(RECEIPT)), HASH)
+    assert (mined["blockNumber"], mined["status"], mined["gasUsed"], mined["effectiveGasPrice"]) == (5, 1, 6, 7)
+    for pending in (None, RECEIPT | {"blockNumber": None}):
+        assert eth.receipt(eth.connect(Saying(pending)), HASH) is None
+    assert eth.Contract(eth.connect(Saying([LOG])), ACCOUNT).logs(5, 5) == []  # none of ours
+    advanced = LOG | {"topics": ["0x" + keccak(text="RoundAdvanced(uint256)").hex(), HASH]}
+    places = [("0x6", "0x0"), ("0x5", "0x2"), ("0x5", "0x1")]
+    logs = [advanced | {"blockNumber": block, "logIndex": index} for block, index in places]
+    found = eth.Contract(eth.connect(Saying(logs)), ACCOUNT).logs(5, 6)
+    assert [(one["blockNumber"], one["logIndex"]) for one in found] == [(5, 1), (5, 2), (6, 0)]
+    assert {one["args"]["round"] for one in found} == {int(HASH, 16)}
+    with pytest.raises(NoContract, match=f"no coordinator at {ACCOUNT}"):
+        eth.Contract(eth.connect(Saying("0x")), ACCOUNT).view("status")
+    for lie in (None, OTHER_HASH, {"x": 1}):
+        assert eth.connect(Saying(lie)).eth.send_raw_transaction(b"abc") == keccak(b"abc")
+    with pytest.raises(WrongChain, match="serves chain 5, not 6"):
+        eth.connect(Saying("0x5"), 6)
+
+
 NODE = """
 import sys, threading
 from pathlib import Path
 from rlswarm_jax.chain.calls import Commitment
 from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.rpc import Endpoint
-from rlswarm_jax.chain.sender import Settings
+from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.identity import simulated
 
 url, contract, directory, chain_id, last, beacon = sys.argv[1:]

@@ -10,7 +10,7 @@ import pytest
 from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.errors import FileDamaged
 from rlswarm_jax.chain.outbox import Outbox
-from rlswarm_jax.chain.sender import Settings
+from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.identity import simulated
 from tests.chain.client_world import (
     ACCOUNT,
@@ -326,7 +326,7 @@ def fees(world: World) -> list[tuple[int, int]]:
     return [(tx.nonce, tx.max_fee_per_gas) for tx in map(builder.decode, world.chain.pending())]
 
 
-def test_what_waits_too_long_is_offered_at_a_higher_price_with_the_same_nonce(world, tmp_path):
+def test_what_waits_too_long_is_offered_at_a_higher_price_with_the_same_nonce(world, tmp_path, caplog):
     client = world.client(tmp_path, settings=SETTINGS._replace(bump_blocks=2, max_fee=5 * 10**9))
     wish_settlement(client, world)
     offered = []
@@ -341,6 +341,9 @@ def test_what_waits_too_long_is_offered_at_a_higher_price_with_the_same_nonce(wo
     steps = sorted(set(offered))
     assert steps == list(dict.fromkeys(offered)) and len(steps) > 3  # only ever up
     assert all(b * 10 >= a * 11 for a, b in itertools.pairwise(steps)) and steps[-1] <= 5 * 10**9  # up to the limit
+    assert (
+        len([one for one in caplog.records if one.levelname == "WARNING"]) == 1 and "this node's limit" in caplog.text
+    )
     settle(client, world)
     assert len(world.events("Settled")) == 1 and world.chain.count(ACCOUNT) == FIRST + 1
 
@@ -379,12 +382,14 @@ def test_a_chain_without_fees_needs_no_funds(world, tmp_path):
     assert builder.decode(bytes.fromhex(sent[0][2:])).gas_price == 0
 
 
-def test_an_account_without_funds_says_so_and_goes_on_once_it_has_some(tmp_path):
+def test_an_account_without_funds_says_so_and_goes_on_once_it_has_some(tmp_path, caplog):
     world = make_world()
     poor = world.client(tmp_path, identity=simulated(0, 7))
     poor.register()
     for _ in range(3):
         poor.step()
+        world.chain.mine()  # which changes what it would take
+    assert len([one for one in caplog.records if one.levelname == "WARNING"]) == 1
     assert poor.problems == {"InsufficientFunds": 3} and poor.counts() == {"waiting": 1}
     world.chain.fund(poor.account)
     settle(poor, world)

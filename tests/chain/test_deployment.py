@@ -7,14 +7,12 @@ import pytest
 from eth_abi import encode
 from eth_utils import keccak
 
-from rlswarm_jax.chain import abi, anvil, calls, devnet, eth
+from rlswarm_jax.chain import anvil, calls, devnet, eth
+from rlswarm_jax.chain.contracts import coordinator
 from rlswarm_jax.chain.deployment import (
     Rules,
     check_rules,
     deploy,
-    first_block,
-    read_bootnodes,
-    read_rules,
     set_bootnodes,
 )
 from rlswarm_jax.chain.errors import (
@@ -28,8 +26,9 @@ from rlswarm_jax.chain.errors import (
     Reverted,
     WrongChain,
 )
+from rlswarm_jax.chain.events import find_first_block
 from rlswarm_jax.chain.rpc import Endpoint
-from rlswarm_jax.chain.sender import Settings
+from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.chain.signing import ask_price
 from rlswarm_jax.identity import simulated
 from tests.chain.local_chain import CHAIN_ID, LocalChain
@@ -57,12 +56,26 @@ def chain(funded):
 
 
 def beacon(rpc, address, round_=0):
-    return abi.decode(["bytes32"], eth.call(rpc, address, abi.encode_call("beacon(uint256)", (round_,))))[0]
+    return contract_of(rpc, address).view("beacon", round_)
+
+
+def contract_of(rpc, address):
+    return eth.Contract(eth.connect(rpc), address)
+
+
+def bootnodes_of(rpc, address):
+    return contract_of(rpc, address).view("getBootnodes")
+
+
+def balance(rpc):
+    return eth.connect(rpc).eth.get_balance(ACCOUNT)
 
 
 def check(rpc, chain_id, made, bootnodes, block_hash):
     """What was deployed is what was asked for, and the first beacon is the one that the docs describe."""
-    assert read_rules(rpc, made.address) == RULES and read_bootnodes(rpc, made.address) == tuple(bootnodes)
+    assert Rules(*contract_of(rpc, made.address).view("rules")) == RULES and bootnodes_of(rpc, made.address) == list(
+        bootnodes
+    )
     seed = keccak(encode(["string", "uint256", "address"], ["rlswarm_jax beacon 1", chain_id, made.address]))
     assert beacon(rpc, made.address) == keccak(seed + bytes.fromhex(block_hash[2:]))
     with pytest.raises(Reverted, match="InvalidRound"):
@@ -71,11 +84,12 @@ def check(rpc, chain_id, made, bootnodes, block_hash):
 
 @pytest.mark.parametrize("bootnodes", [(), NODES[:2], NODES])
 def test_a_coordinator_is_there_with_its_rules_its_bootnodes_and_a_beacon(chain, bootnodes):
-    before = eth.balance(chain, ACCOUNT)
+    before = balance(chain)
     made = deploy(chain, OWNER, CHAIN_ID, RULES, bootnodes)
     check(chain, CHAIN_ID, made, bootnodes, "0x" + chain.block(made.block + 1).hash.hex())
-    assert before - eth.balance(chain, ACCOUNT) == made.paid > 2_000_000 * 10**9
-    assert eth.receipt(chain, made.hash) == eth.receipt(chain, made.hash)._replace(block=made.block, gas=made.gas)
+    assert before - balance(chain) == made.paid > 2_000_000 * 10**9
+    receipt = eth.receipt(eth.connect(chain), made.hash)
+    assert (receipt["blockNumber"], receipt["gasUsed"]) == (made.block, made.gas)
     assert chain.events(made.address, "OwnerSet") == [{"owner": ACCOUNT.lower()}]
 
 
@@ -168,9 +182,9 @@ def test_what_is_wrong_is_said_before_anything_is_paid(chain):
 def test_rules_are_refused_here_exactly_if_the_contract_would(chain, rules):
     def refused_by_the_contract():
         fields = encode(["address", "(uint32,uint32,uint32,uint32,uint64)"], [ACCOUNT, tuple(rules)])
-        code = bytes.fromhex(abi.coordinator()["bytecode"][2:])
+        code = bytes.fromhex(coordinator()["bytecode"][2:])
         try:
-            eth.estimate(chain, None, code + fields, ACCOUNT)
+            eth.connect(chain).eth.estimate_gas({"from": ACCOUNT, "data": code + fields})
         except Reverted as error:
             assert error.name == "InvalidRules"
             return True
@@ -193,7 +207,7 @@ def test_bootnodes_are_replaced_by_whom_the_contract_lets(chain):
     longest = [f"{index:0256}" for index in range(32)]
     for entries in (NODES[:4], NODES[5:7], longest, []):
         sent = set_bootnodes(chain, OWNER, CHAIN_ID, made.address, entries)
-        assert sent.gas < 8_000_000 and read_bootnodes(chain, made.address) == tuple(entries)
+        assert sent.gas < 8_000_000 and bootnodes_of(chain, made.address) == list(entries)
     before = chain.count(calls.account_of(STRANGER.author))
     with pytest.raises(NotAllowed, match="does not own the coordinator at 0x"):
         set_bootnodes(chain, STRANGER, CHAIN_ID, made.address, NODES)
@@ -202,7 +216,7 @@ def test_bootnodes_are_replaced_by_whom_the_contract_lets(chain):
     for wrong in ([*longest, "one more"], ["u" * 257], [""]):
         with pytest.raises(ValueError, match=r"\.$"):
             set_bootnodes(chain, OWNER, CHAIN_ID, made.address, wrong)
-    assert chain.count(calls.account_of(STRANGER.author)) == before and read_bootnodes(chain, made.address) == ()
+    assert chain.count(calls.account_of(STRANGER.author)) == before and bootnodes_of(chain, made.address) == []
 
 
 def test_the_owner_s_key_is_not_in_the_log(chain, caplog):
@@ -216,7 +230,7 @@ def test_who_has_nothing_offers_nothing_where_the_base_fee_is_zero(chain):
     """The chain's suggested tip is a gwei."""
     poor = calls.account_of(simulated(1, 9).author)
     tips = {
-        (who, base): ask_price(chain, who, eth.Head(1, "", 0, base), 10**12, 10**12)
+        (who, base): ask_price(eth.connect(chain), who, {"baseFeePerGas": base}, 10**12, 10**12)
         for who in (poor, ACCOUNT)
         for base in (0, 7)
     }
@@ -235,10 +249,10 @@ def test_on_a_development_network_nobody_needs_funds(network, tmp_path):
     with anvil.running() if network == "anvil" else devnet.running(tmp_path) as running:
         rpc = Endpoint(running.url)
         made = deploy(rpc, OWNER, devnet.CHAIN_ID, RULES, NODES[:2])
-        check(rpc, devnet.CHAIN_ID, made, NODES[:2], eth.block(rpc, made.block + 1).hash)
+        check(rpc, devnet.CHAIN_ID, made, NODES[:2], eth.block_hash(eth.connect(rpc), made.block + 1))
         assert made.paid == 0
         set_bootnodes(rpc, OWNER, devnet.CHAIN_ID, made.address, NODES[:1])
-        assert read_bootnodes(rpc, made.address) == tuple(NODES[:1])
+        assert bootnodes_of(rpc, made.address) == NODES[:1]
         rpc.close()
 
 
@@ -254,7 +268,7 @@ def test_the_block_of_a_deployment_is_searched_for_on_a_long_chain(made):
             asked.append(params[1])
             return "0x60" if params[1] == "latest" or int(params[1], 16) >= made else "0x"
 
-    assert first_block(Long(), "0x" + "ab" * 20) == made and len(asked) < 30
+    assert find_first_block(Long(), "0x" + "ab" * 20) == made and len(asked) < 30
 
 
 def test_an_endpoint_without_old_state_says_that_it_has_none():
@@ -267,4 +281,4 @@ def test_an_endpoint_without_old_state_says_that_it_has_none():
             return "0x60"
 
     with pytest.raises(Refused, match="missing trie node"):
-        first_block(Pruned(), "0x" + "ab" * 20)
+        find_first_block(Pruned(), "0x" + "ab" * 20)

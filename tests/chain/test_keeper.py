@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from eth_abi import encode
+from eth_abi import decode, encode
 
 from rlswarm_jax.audit import commit as merkle
-from rlswarm_jax.chain import abi, calls
-from rlswarm_jax.chain.coordinator import Coordinator, Status
+from rlswarm_jax.chain import calls
+from rlswarm_jax.chain.calls import Status
+from rlswarm_jax.chain.coordinator import Coordinator
 from rlswarm_jax.chain.errors import ChainError, FileDamaged, MalformedAnswer, Refused
 from rlswarm_jax.game.chain import Moment, Work
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.identity import Identity, simulated
-from rlswarm_jax.keeper import TURNS, Keeper
+from rlswarm_jax.keeper import LAST_BLOCKS, LEAST, MOST, TURNS, Keeper
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
 from tests.chain.client_world import ME, OTHER, World, make_world, settle_by_hand
+from tests.chain.local_chain import encode_call
 from tests.game.hand_driver import make_game, play
 
 STRANGER = simulated(0, 5)
@@ -45,6 +47,12 @@ class Kept(NamedTuple):
             self.world.chain.mine()
             self.now[0] += seconds
 
+    def idle(self, seconds: float) -> None:
+        """A turn without a block."""
+        self.now[0] += seconds
+        self.client.step()
+        self.keeper.look()
+
     @property
     def moment(self) -> Moment:
         return self.keeper.moments()[-1]
@@ -60,9 +68,9 @@ def kept(
     directory.mkdir(exist_ok=True)
     now = [0.0]
     clocks = {"clock": lambda: now[0], "wall_clock": lambda: now[0]}
-    client = world.client(directory, identity=identity, **clocks)
+    client = world.client(directory, identity=identity, clock=clocks["clock"])
     known = [one.author for one in peers if one is not identity]
-    keeper = Keeper(client, identity.author, lambda: known, **clocks, **options)
+    keeper = Keeper(client, identity.author, lambda: known, **clocks, **({"stagger": 1.0} | options))
     client.register()
     yield Kept(keeper, client, world, now)
     client.close()
@@ -234,7 +242,7 @@ def test_its_thread_does_the_same_by_itself_and_ends_when_it_is_told_to(world, t
     world.chain.instant = True
     with Keeper(client, ME.author, lambda: [OTHER.author]) as keeper:
         assert keeper.wait(-1, 30.0, lambda: False) and keeper.moments()[-1] == Moment(world.round, world.beacon)
-        assert keeper.finish(30.0, lambda: False) and not keeper.wait(world.round, 0.1, lambda: False)
+        assert keeper.finish(lambda: False) and not keeper.wait(world.round, 0.1, lambda: False)
         assert not keeper.wait(world.round, 30.0, lambda: True)
     with pytest.raises(Exception, match="outbox"):
         client.counts()  # it is closed
@@ -269,7 +277,9 @@ def test_the_stage_of_an_original_s_contract_is_heard_with_its_round(world, tmp_
 # --- an endpoint that lies
 
 
-STATUS_CALL = abi.encode_call("status()", ())
+STATUS = {name: "uint256" for name in ("round", "started", "settlements", "needed")}
+STATUS |= {"advanceable": "bool", "beacon": "bytes32", "recorded": "bool", "anchor": "uint256", "peers": "uint256"}
+STATUS_CALL = encode_call("status()", ())
 
 
 def lie(world: World, **said) -> None:
@@ -280,8 +290,8 @@ def lie(world: World, **said) -> None:
         raw = honest(params)
         if params[0]["data"] != "0x" + STATUS_CALL.hex():
             return raw
-        values = calls.Now(*abi.decode(calls.STATUS, bytes.fromhex(raw[2:])))._replace(**said)
-        return "0x" + encode(calls.STATUS, values).hex()
+        values = dict(zip(STATUS, decode(list(STATUS.values()), bytes.fromhex(raw[2:])), strict=True)) | said
+        return "0x" + encode(list(STATUS.values()), list(values.values())).hex()
 
     world.chain.answers["eth_call"] = answer
 
@@ -312,7 +322,7 @@ def test_a_far_round_that_is_said_once_is_not_believed(world, tmp_path):
         with kept(world, tmp_path / str(heard)) as one:
             if heard:
                 one.turn()
-            honest, lies = world.chain._handlers()["eth_call"], [abi.encode_call("status()", ()).hex()]
+            honest, lies = world.chain._handlers()["eth_call"], [encode_call("status()", ()).hex()]
             lie(world, round=10**9)
             lying = world.chain.answers["eth_call"]
 
@@ -364,7 +374,65 @@ def test_whatever_kills_the_chain_s_thread_is_counted_and_it_begins_anew(world, 
     assert "ZeroDivisionError" in caplog.text and "begins anew" in caplog.text and "secret" not in caplog.text
 
 
-# --- ending a round
+# --- ending a round, and what a beacon waits for
+
+
+def end_round(world: World) -> None:
+    for one in (ME, OTHER):
+        settle_by_hand(world, one, world.round, world.beacon)
+    world.call(OTHER, "advanceRound()")
+
+
+def test_a_node_makes_the_block_that_a_beacon_waits_for_where_nobody_does(world, tmp_path):
+    """On a chain that makes blocks only for transactions."""
+    with kept(world, tmp_path, patience=10.0) as one:
+        one.turn(4)
+        world.chain.instant = True
+        end_round(world)
+        world.chain.rewind(world.chain.height - 1, keep=False)  # without the empty block that `call` made
+        one.idle(0.0)
+        one.idle(4.0)
+        assert not [name for name in one.states() if "finalize" in name]  # somebody else may yet
+        for _ in range(6):
+            one.idle(16.0)
+        assert one.moment.round == world.round + 1
+        assert {wish.kind for wish in one.client.wishes()} == {"register", "finalize"}
+
+
+def test_a_beacon_whose_block_was_forgotten_is_postponed(world, tmp_path):
+    with kept(world, tmp_path, patience=10**6) as one:
+        end_round(world)
+        world.chain.mine(258)
+        one.turn(6)
+        assert one.moment.round == world.round + 1
+        assert [wish.kind for wish in one.client.wishes()] == ["register", "finalize"]  # one at a time
+    assert len(world.chain.events(world.contract, "BeaconPostponed")) == 1
+
+
+def test_a_round_is_ended_by_this_machine_s_clock_where_the_chain_s_stands_still(tmp_path):
+    """Where blocks come only with transactions, an estimate goes by a time that has long gone by."""
+    world = make_world(rounds=0, min=5, max=500)
+    with kept(world, tmp_path, peers=(), patience=10.0) as one:
+        one.idle(one.client.status().started + 400.0)
+        one.idle(90.0)
+        assert not world.chain.pending()  # 490 seconds
+        one.idle(30.0)
+        one.client.step()
+        assert len(world.chain.pending()) == 1
+
+
+@pytest.mark.parametrize(("block", "seconds"), [(0.5, LEAST), (12.0, 12.0 * LAST_BLOCKS), (1000.0, MOST)])
+def test_what_is_waited_for_at_the_end_goes_by_the_pace_of_blocks(block, seconds):
+    swarm = Swarm(0, HONEST)
+    node = swarm.node(swarm.honest[0])
+    assert node.closing_seconds() == LAST_BLOCKS * 15.0  # a guess
+    for blocks in (2, 3, 2, 25, 2, 3):  # between two looks; once the endpoint was away
+        swarm.now, swarm.block = swarm.now + blocks * block, swarm.block + blocks
+        node.look()
+    assert node.closing_seconds() == pytest.approx(seconds)
+    swarm.block -= 5  # a reorganisation
+    node.look()
+    assert node.closing_seconds() == LAST_BLOCKS * 15.0
 
 
 class Swarm:
@@ -373,7 +441,7 @@ class Swarm:
     def __init__(self, gone: int, committed: frozenset[str], refuse: bool = False):
         self.honest = [simulated(3, node) for node in range(4)]
         self.registered = [one.author for one in self.honest] + [simulated(4, node).author for node in range(gone)]
-        self.committed, self.refuse, self.now, self.over = committed, refuse, 0.0, False
+        self.committed, self.refuse, self.now, self.over, self.block = committed, refuse, 0.0, False, 90
 
     def node(self, identity: Identity) -> Keeper:
         swarm = self
@@ -385,7 +453,7 @@ class Swarm:
                 return calls.Interface("rlswarm_jax", True, min_seconds=30, max_seconds=600, window=4)
 
             def status(self):
-                return Status(7, 0, b"b" * 32, block=90, started=0, settlements=len(swarm.committed), needed=200)
+                return Status(7, beacon=b"b" * 32, block=swarm.block, settlements=len(swarm.committed), needed=200)
 
             def beacon(self, round_):
                 return b"a" * 32
@@ -398,8 +466,8 @@ class Swarm:
                     raise Refused("eth_getLogs", -32601, "no such method")
                 return swarm.committed
 
-            def advance(self, round_):
-                swarm.over = True
+            def advance(self, round_, unasked):
+                swarm.over, swarm.unasked = True, unasked
 
         known = [author for author in self.registered if author != identity.author]
         clocks = {"clock": lambda: self.now, "wall_clock": lambda: self.now}
@@ -436,3 +504,7 @@ def test_of_four_that_are_there_one_ends_a_round_and_one_more_each_turn():
         node.look()
         turns.append(node._may_end[2])
     assert sorted(turns) == [0, 1, 2, 3]
+    assert swarm.over and not swarm.unasked  # an estimate tells whether somebody was first
+    swarm.now += 600.0  # without a block
+    nodes[0].look()
+    assert swarm.unasked

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from rlswarm_jax.chain import anvil
-from rlswarm_jax.chain.deployment import read_bootnodes, read_rules
+from rlswarm_jax.chain import anvil, eth
 from rlswarm_jax.chain.devnet import CHAIN_ID, DevnetError
 from rlswarm_jax.chain.local import LocalChain
 from rlswarm_jax.chain.rpc import Endpoint
@@ -25,6 +24,10 @@ def client(chain: LocalChain, directory) -> Coordinator:
     )
 
 
+def contract_of(chain: LocalChain) -> eth.Contract:
+    return eth.Contract(eth.connect(Endpoint(chain.url)), chain.contract)
+
+
 @pytest.mark.parametrize("kind", ["devnet", "anvil"])
 def test_nodes_find_a_coordinator_that_has_a_beacon(kind, tmp_path):
     if kind == "anvil" and not anvil.find():
@@ -32,8 +35,8 @@ def test_nodes_find_a_coordinator_that_has_a_beacon(kind, tmp_path):
     with LocalChain(kind, tmp_path / "chain", 4, [ADDRESS]) as chain:
         node = client(chain, tmp_path / "node")
         assert node.connect().ours and node.status().beacon and node.bootnodes() == [ADDRESS]
-        rules = read_rules(Endpoint(chain.url), chain.contract)
-        assert (rules.quorum, rules.min_seconds) == (3, 0)  # of four: one may be gone
+        minimum, _, quorum, *_ = contract_of(chain).view("rules")
+        assert (quorum, minimum) == (3, 0)  # of four: one may be gone
         assert chain.tend() is None
         node.close()
     assert oct((tmp_path / "chain" / "owner.key").stat().st_mode)[-3:] == "600"
@@ -49,9 +52,9 @@ def test_it_comes_back_where_it_was_and_goes_on_in_the_next_run(tmp_path):
             time.sleep(0.05)
         assert "ended with code -9" in said[0] and said[1] == "the chain is there again"
         assert (chain.url, chain.contract) == (url, contract)
-        assert list(read_bootnodes(Endpoint(url), contract)) == [ADDRESS]
+        assert contract_of(chain).view("getBootnodes") == [ADDRESS]
     with LocalChain("devnet", tmp_path / "chain", 2, []) as chain:
-        assert chain.contract == contract and list(read_bootnodes(Endpoint(chain.url), contract)) == [ADDRESS]
+        assert chain.contract == contract and contract_of(chain).view("getBootnodes") == [ADDRESS]
 
 
 def test_what_cannot_go_on_is_one_sentence(tmp_path):
@@ -66,7 +69,7 @@ def test_nothing_of_it_lives_on_if_it_cannot_be_set_up(tmp_path, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("a test's doing")
 
-    monkeypatch.setattr("rlswarm_jax.chain.local.deploy", fail)
+    monkeypatch.setattr("rlswarm_jax.chain.deployment.deploy", fail)
     chain = LocalChain("devnet", tmp_path, 2, [])
     with pytest.raises(RuntimeError), chain:
         pass

@@ -8,12 +8,12 @@ from eth_utils import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlswarm_jax.chain import abi, calls
+from rlswarm_jax.chain import calls
 from rlswarm_jax.chain.errors import BadRegistration, ExpiredRegistration, NoContract, WrongChain
 from rlswarm_jax.chain.relay import NOBODY, SignedRegistration, check_registration, relay, sign_registration
 from rlswarm_jax.identity import simulated
 from tests.chain.client_world import ACCOUNT, ME, make_world
-from tests.chain.local_chain import CHAIN_ID
+from tests.chain.local_chain import CHAIN_ID, encode_call
 
 FAR = 2**40
 PAYOUT = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
@@ -125,7 +125,7 @@ def test_what_is_refused_here_the_contract_refuses_too(world):
         changed = [*values[:at], other, *values[at + 1 :]]
         message = {"from": ACCOUNT, "to": world.contract}
         with pytest.raises(Exception, match="execution reverted"):
-            data = "0x" + abi.encode_call(call, ([tuple(changed)],)).hex()
+            data = "0x" + encode_call(call, ([tuple(changed)],)).hex()
             world.chain.request("eth_estimateGas", [message | {"data": data}])
-    data = "0x" + abi.encode_call(call, ([tuple(values)],)).hex()
+    data = "0x" + encode_call(call, ([tuple(values)],)).hex()
     world.chain.request("eth_estimateGas", [message | {"data": data}])

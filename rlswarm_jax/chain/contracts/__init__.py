@@ -19,8 +19,13 @@ def coordinator() -> dict[str, Any]:
 
 
 @cache
-def original() -> list[dict[str, Any]]:
-    """The ABI of what a node calls and reads on the original's SwarmCoordinator: functions of versions 0.4.2 and 0.6.0,
-    events, and errors.
+def interface() -> list[Any]:
+    """The ABI of all that a client may meet: our coordinator's, and where it has nothing of the same signature, what a
+    node needs of the original's SwarmCoordinator, versions 0.4.2 and 0.6.0.
     """
-    return json.loads(resources.files(__package__).joinpath("original.json").read_text("utf-8"))
+    original = json.loads(resources.files(__package__).joinpath("original.json").read_text("utf-8"))
+    return list({_signature(one): one for one in (*original, *coordinator()["abi"])}.values())
+
+
+def _signature(entry: dict[str, Any]) -> tuple:
+    return entry["type"], entry.get("name"), *(one["type"] for one in entry["inputs"])
