@@ -199,6 +199,7 @@ def test_a_node_is_the_same_bits_alone_and_beside_others_it_does_not_hear(world,
     assert sum(alone.metrics(0, "learn/updates")) > 0
 
 
+@tiny.as_users_run
 def test_the_order_of_arrival_does_not_matter(world, paths):
     quick = world.simulation(next(paths), latency=0.01, jitter=0.0).run()
     patient = Timing(deadline=60.0)  # a deadline that is reached makes other sets of records
