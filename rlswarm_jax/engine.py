@@ -6,7 +6,9 @@ executable for all, which agrees to rounding (`benchmarks/simulate.py` measures 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -133,14 +135,30 @@ class Engine:
             self._cast_params.clear()
 
     def compile(self, prompts: Sequence[int]) -> None:
-        """Compiles what a round needs whose stages have so many prompts, ahead of the first one; changes nothing."""
-        nodes = range(self.num_nodes)
-        self.evaluate(list(nodes))
+        """Compiles what a round needs whose stages have so many prompts, ahead of the first one; changes nothing.
+
+        On a CPU two at a time; elsewhere a device's memory may not be enough, or devices must meet in the same order.
+        """
         typical = max(self._held_out_prompts, key=len)
-        for count in [self.config.max_prompts] if self.stacked else dict.fromkeys(prompts):
+
+        def sample(count: int) -> None:
             keys_PGM = np.zeros((count, self.config.group_size, 2), np.uint32)
-            self.sample({node: Sample([typical] * count, keys_PGM) for node in nodes})
-        self._step(self._states[0], [tiles.tile([], shape) for shape in self._shapes], 0.0)
+            self.sample({node: Sample([typical] * count, keys_PGM) for node in range(self.num_nodes)})
+
+        def step(shape: tiles.Shape) -> None:
+            self._step(self._states[0], tiles.tile([], shape), 0.0)
+
+        def evaluate() -> None:
+            _, tile = next(self._held_out_tiles())
+            self._run_tiles(self._evaluate, dict.fromkeys(range(self.num_nodes), tile))
+
+        counts = [self.config.max_prompts] if self.stacked else dict.fromkeys(prompts)
+        work = [evaluate, *(partial(sample, count) for count in counts), *(partial(step, one) for one in self._shapes)]
+        for node in range(1 if self.stacked else self.num_nodes):
+            self._sampling_params(node)  # cast once
+        with ThreadPoolExecutor(2 if jax.default_backend() == "cpu" and self._mesh is None else 1) as pool:
+            list(pool.map(lambda run: run(), work))
+        self._step(self._states[0], 2 * [tiles.tile([], self._shapes[0])], 0.0)  # and the sum over tiles
 
     def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
         """Completions of every node's prompts."""
@@ -193,20 +211,24 @@ class Engine:
 
         If it samples, then with the same noise each time: what differs between nodes and rounds are the weights.
         """
+        answers: dict[int, list[tuple[Problem, str]]] = {node: [] for node in nodes}
+        for part, tile in self._held_out_tiles():
+            for node, out in self._run_tiles(self._evaluate, dict.fromkeys(nodes, tile)).items():
+                for problem, (sampled,) in zip(self._held_out[part], self._by_prompt(out), strict=False):
+                    answers[node].append((problem, self.prompt_format.answer(sampled.text)))
+                self.verifier.begin(answers[node][part.start :])  # while the device goes on
+        return {node: self._accuracy(self.verifier.score(found).scores) for node, found in answers.items()}
+
+    def _held_out_tiles(self) -> Iterator[tuple[slice, sampling.Tile]]:
+        """Of one shape, and which problems are in each."""
         prompts = self._held_out_prompts
         keys_P1M = np.array([[randomness.key_data("eval", "held-out", p)] for p in range(len(prompts))])
         waiting = 1 if self.config.exact else sampling.WAITING
         size = min(len(prompts), self.config.held_out_rows * waiting) * self._shards
         size = size if self.config.exact else min(len(prompts), size)
-        answers: dict[int, list[tuple[Problem, str]]] = {node: [] for node in nodes}
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
-            tile = self._tile(prompts[part], keys_P1M[part], self._slots(prompts), size)
-            for node, out in self._run_tiles(self._evaluate, dict.fromkeys(nodes, tile)).items():
-                for problem, (sampled,) in zip(self._held_out[part], self._by_prompt(out), strict=False):
-                    answers[node].append((problem, self.prompt_format.answer(sampled.text)))
-                self.verifier.begin(answers[node][start:])  # while the device goes on
-        return {node: self._accuracy(self.verifier.score(found).scores) for node, found in answers.items()}
+            yield part, self._tile(prompts[part], keys_P1M[part], self._slots(prompts), size)
 
     def rows(self, groups: Sequence[ScoredGroup]) -> list[tiles.Row]:
         """The completions that are learned from.
