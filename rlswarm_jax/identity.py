@@ -11,8 +11,6 @@ import base58
 import coincurve
 from coincurve import ecdsa
 
-# order of the secp256k1 group; a signature with s above half of it is the same statement malleated
-_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 SIGNATURE_BYTES = 64
 AUTHOR_BYTES = 33
 # a peer id of such a key is the key itself: identity multihash (0x00, length) of the protobuf {Type: Secp256k1, Data}
@@ -59,10 +57,11 @@ class Identity:
 
 
 def verify(author: bytes, signature: bytes, message: bytes) -> bool:
-    """Whether `author` (33-byte compressed public key) made this low-s signature of `message`."""
+    """Whether `author` (33-byte compressed public key) made this signature of `message`.
+
+    One with a high s, the same statement malleated, is none to libsecp256k1.
+    """
     if len(signature) != SIGNATURE_BYTES or len(author) != AUTHOR_BYTES:
-        return False
-    if int.from_bytes(signature[32:]) > _ORDER // 2:
         return False
     try:
         der = ecdsa.cdata_to_der(ecdsa.deserialize_compact(signature))

@@ -122,11 +122,11 @@ class Keeper:
         self._coordinator.settle(at.round, at.beacon, made, claims, winners)
 
     def _eligible(self, authors: list[bytes], at: Moment) -> list[bytes]:
-        """Who was registered before that round, if this node was; all, where the contract does not ask for it."""
+        """Who was registered before that round; all, where the contract does not ask for it."""
         if not at.beacon:
             return authors
         counted = self._registrations.before(at.round)
-        return [author for author in authors if author in counted] if self._author in counted else []
+        return [author for author in authors if author in counted]
 
     def closing_seconds(self) -> float:
         """Seconds that the chain may take for what is left at the end of a run, by the pace of its blocks so far."""

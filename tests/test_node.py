@@ -352,7 +352,7 @@ def test_a_node_that_was_away_joins_the_round_of_the_others_and_leaves_its_own(t
 def test_a_round_is_left_for_the_others_unless_its_last_stage_was_published(tmp_path, stage):
     """Then it is played to the end, without waiting for anybody, and left for theirs."""
     wire = Wire()
-    node = Live(tmp_path / "node", wire, 0, rounds=51, stages=3, deadline=0.0)
+    node = Live(tmp_path / "node", wire, 0, named=(1, 2, 3), rounds=51, stages=3, deadline=0.0)
     for index in (1, 2, 3):
         wire.connect(index, Live(tmp_path / str(index), Wire(), index).mailbox)
     node.player.begin(0.0)
