@@ -120,7 +120,7 @@ class Engine:
         return self._states[node]
 
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
-        self._states = [state if self._mesh is None else parallel.place(state, self._mesh) for state in states]
+        self._states = [parallel.place(one, self._mesh) if self._mesh else _uncommitted(one) for one in states]
         self._nonfinite = [0] * self.num_nodes
         self._cast_params.clear()
 
@@ -330,6 +330,11 @@ def _mean(updates: Sequence[Metrics]) -> Metrics:
         if values:
             found[name] = sum(values) / (1 if name in ("updates", "nonfinite") else len(values))
     return found
+
+
+def _uncommitted(tree: Any) -> Any:
+    """Arrays that are bound to no device, as those are that programs were compiled for: a checkpoint's are."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
 
 def _stack(trees: Sequence[Any]) -> Any:

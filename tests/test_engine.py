@@ -341,6 +341,8 @@ class TestLearn:
                 assert any("Finished XLA compilation" in said for said in compiled)
                 tiny.assert_bit_equal(fresh.state(0), states()[0])
                 compiled.clear()
+                bound = jax.device_put(jax.device_get(states()[0]), jax.devices()[0])  # as a checkpoint's are
+                fresh.set_states([bound])
                 fresh.sample({0: request(0)})
                 fresh.learn({0: to_learn})
                 fresh.evaluate([0])
