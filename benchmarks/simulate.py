@@ -2,10 +2,10 @@
 
     python -m benchmarks.simulate        about three minutes on 2 CPU cores
 
-Batched runs all nodes' weights in one executable; exact runs each node through fixed tiles, so that its bits depend
-on nothing else. Prints one JSON line a row: rounds/s of both, interleaved, and the largest difference of a sampled
-log-prob and the share of differing completions in the first round, where both start from the same weights. (Later
-rounds differ more: Adam's first steps are nearly the gradient's sign, so rounding grows.)
+Batched samples with all nodes' weights in one executable; exact samples for each node through fixed tiles, so that its
+bits depend on nothing else. Both learn node by node. Prints one JSON line a row: rounds/s of both, interleaved, and the
+largest difference of a sampled log-prob and the share of differing completions in the first round, where both start
+from the same weights. (Later rounds differ more: Adam's first steps are nearly the gradient's sign, so rounding grows.)
 """
 
 import json

@@ -385,6 +385,7 @@ class Saying:
 
 SAYING, HASH = Saying(), "0x" + "ab" * 32
 CONTRACT = eth.Contract(eth.connect(SAYING), OTHER_ADDRESS)
+LOG = {"address": OTHER_ADDRESS, "blockHash": HASH, "transactionHash": HASH, "blockNumber": "0x1", "logIndex": "0x0"}
 
 
 HUGE = b"".join(one.to_bytes(32) for one in (32, 1, 32, 2**255))  # a text of that length
@@ -394,13 +395,6 @@ HUGE = b"".join(one.to_bytes(32) for one in (32, 1, 32, 2**255))  # a text of th
 @example((64).to_bytes(32) * 2 + (2**255).to_bytes(32) + bytes(2))
 @given(st.binary(max_size=400))
 def test_bytes_of_any_kind_are_decoded_or_refused(raw):
-    log = {
-        "address": OTHER_ADDRESS,
-        "blockHash": HASH,
-        "transactionHash": HASH,
-        "blockNumber": "0x1",
-        "logIndex": "0x0",
-    }
     topics = {one.event_name: one.topic for one in CONTRACT._events.values()}
     said: dict[str, Callable] = {
         name: lambda name=name, arguments=arguments: CONTRACT.view(name, *arguments)
@@ -410,7 +404,7 @@ def test_bytes_of_any_kind_are_decoded_or_refused(raw):
     for name, ask in said.items():
         many = [topics.get(name, HASH), *[HASH] * (len(raw) % 4)]
         data = "0x" + raw.hex()
-        SAYING.answers = {"eth_call": data, "eth_getLogs": [log | {"topics": many, "data": data}]}
+        SAYING.answers = {"eth_call": data, "eth_getLogs": [LOG | {"topics": many, "data": data}]}
         try:
             ask()
         except (MalformedAnswer, NoContract) as error:
@@ -464,14 +458,7 @@ def test_an_event_of_more_than_a_node_has_use_for_is_passed_over(length):
     """Anybody may make one on an original's contract, and unpacking could fill the memory."""
     data = encode(["bytes"], [b"x" * (length - 64)])
     topic = "0x" + keccak(text="PeerRegistered(address,string)").hex()
-    log = {
-        "address": OTHER_ADDRESS,
-        "blockHash": HASH,
-        "transactionHash": HASH,
-        "blockNumber": "0x1",
-        "logIndex": "0x0",
-    }
-    SAYING.answers = {"eth_getLogs": [log | {"topics": [topic, "0x" + bytes(32).hex()], "data": "0x" + data.hex()}]}
+    SAYING.answers = {"eth_getLogs": [LOG | {"topics": [topic, "0x" + bytes(32).hex()], "data": "0x" + data.hex()}]}
     assert len(CONTRACT.logs(0, 2)) == (length <= eth.MAX_LOG_BYTES)
 
 
