@@ -52,7 +52,7 @@ class World:
                 max_prompt_tokens=16,
                 max_new_tokens=12,
                 group_size=GROUP,
-                max_prompts=LOCAL,
+                stages=[(LOCAL, 0)],
                 temperature=self.temperature,
                 exact=exact,
                 exact_rows=8,

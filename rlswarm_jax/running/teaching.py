@@ -94,9 +94,7 @@ def sample_answers(config, policy: qwen.Policy, problems: Sequence[Problem]) -> 
     """Four answers to each problem, half of them at a higher temperature, in seeded order."""
     found: list[list[str]] = [[] for _ in problems]
     for temperature in (1.0, config.game.hot):
-        sample = sampling.make_sampler(
-            policy.config, max_new_tokens=config.max_new_tokens, temperature=temperature, over_nodes=False
-        )
+        sample = sampling.make_sampler(policy.config, max_new_tokens=config.max_new_tokens, temperature=temperature)
         for start in range(0, len(problems), TILE):
             part = problems[start : start + TILE]
             prompts = [FORMAT.encode(problem, policy.tokenizer) for problem in part]
