@@ -90,10 +90,11 @@ class Engine:
             raise ValueError("the weights of nodes that are stacked are not split: fsdp and tensor must be 1.")
         self._mesh = None if self.stacked or mesh.size == 1 else mesh
         self._shards = parallel.row_shards(self._mesh)
-        on, state = (self._mesh, devices.backend), learner.init_state(policy.params, learner_config, self._mesh)
+        on = self._mesh, devices.backend
+        self._learner = learner.Learner(learner_config, policy.config, *on)
         most = config.max_prompt_tokens + config.max_new_tokens
         self._shapes = tiles.shapes(most, config.max_new_tokens, config.microbatch_rows, self._shards)
-        self._states = [state] * num_nodes
+        self._states = [self._learner.init(policy.params) for _ in range(num_nodes)]
         self._nonfinite = [0] * num_nodes  # updates left out since the last that was made
 
         def make_sampler(temperature, how, rows):
@@ -111,23 +112,31 @@ class Engine:
         self._sample = make_sampler(config.temperature, Draw(), config.rows)
         self._evaluate = make_sampler(config.evaluation_temperature, config.evaluation, config.held_out_rows)
         self._cast_params: dict[int, qwen.Params] = {}  # of the weights that stand
-        self._step = learner.make_train_step(policy.config, learner_config, *on)
-        self._logprobs = learner.make_logprobs(policy.config, learner_config, *on)
         self._held_out = self.mixture.held_out(config.held_out_problems)
         self._held_out_prompts = [prompt_format.encode(p, policy.tokenizer) for p in self._held_out]
 
     def state(self, node: int) -> learner.TrainState:
+        """As it is; its arrays are used up when the node learns."""
         return self._states[node]
 
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
-        self._states = [parallel.place(one, self._mesh) if self._mesh else _uncommitted(one) for one in states]
+        """Goes on from copies of these."""
+        self._states = [self._own(one) for one in states]
         self._nonfinite = [0] * self.num_nodes
         self._cast_params.clear()
+
+    def _own(self, state: learner.TrainState) -> learner.TrainState:
+        """A copy; on one device of arrays that are bound to none, as those are that programs were compiled for."""
+        if self._mesh is None:
+            return jax.tree.map(lambda x: jnp.array(np.asarray(x)), state)
+        return jax.tree.map(jnp.copy, parallel.place(state, self._mesh))
 
     def evaluate_params(self, params: qwen.Params) -> Metrics:
         """What `evaluate` would find for a node with these weights."""
         own = self._states
-        self.set_states([dataclasses.replace(state, params=params) for state in own])
+        params = jax.tree.map(jnp.asarray, params) if self._mesh is None else parallel.place(params, self._mesh)
+        self._states = [dataclasses.replace(state, params=params) for state in own]
+        self._cast_params.clear()
         try:
             return self.evaluate([0])[0]
         finally:
@@ -145,20 +154,17 @@ class Engine:
             keys_PGM = np.zeros((count, self.config.group_size, 2), np.uint32)
             self.sample({node: Sample([typical] * count, keys_PGM) for node in range(self.num_nodes)})
 
-        def step(shape: tiles.Shape) -> None:
-            self._step(self._states[0], tiles.tile([], shape), 0.0)
-
         def evaluate() -> None:
             _, tile = next(self._held_out_tiles())
             self._run_tiles(self._evaluate, dict.fromkeys(range(self.num_nodes), tile))
 
         counts = [self.config.max_prompts] if self.stacked else dict.fromkeys(prompts)
-        work = [evaluate, *(partial(sample, count) for count in counts), *(partial(step, one) for one in self._shapes)]
+        step = self._learner.ahead(self._states[0], [tiles.tile([], shape) for shape in self._shapes])
+        work = [evaluate, *(partial(sample, count) for count in counts), *step]
         for node in range(1 if self.stacked else self.num_nodes):
             self._sampling_params(node)  # cast once
         with ThreadPoolExecutor(2 if jax.default_backend() == "cpu" and self._mesh is None else 1) as pool:
             list(pool.map(lambda run: run(), work))
-        self._step(self._states[0], 2 * [tiles.tile([], self._shapes[0])], 0.0)  # and the sum over tiles
 
     def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
         """Completions of every node's prompts."""
@@ -200,7 +206,7 @@ class Engine:
             parts = [self._with_old_logprobs(node, part) for part in parts]
         rate, found = learner.learning_rate(self._learner_config, request.round), []
         for _ in range(self.config.updates_per_round):
-            self._states[node], metrics = self._step(self._states[node], parts, rate)
+            self._states[node], metrics = self._learner.step(self._states[node], parts, rate)
             found.append({name: float(value) for name, value in jax.device_get(metrics).items()})
             self._watch(node, rows, found[-1])
         external = sum(row.external for row in rows)
@@ -250,7 +256,7 @@ class Engine:
 
     def _with_old_logprobs(self, node: int, batch: learner.Batch) -> learner.Batch:
         """With more than one update a round, "on-policy" means the policy before the first of them."""
-        logprobs_BC = np.asarray(self._logprobs(self._states[node].params, batch))
+        logprobs_BC = np.asarray(self._learner.logprobs(self._states[node].params, batch))
         old_BC = np.where(batch.old_known_B[:, None], batch.old_logprobs_BC, logprobs_BC)
         return dataclasses.replace(batch, old_logprobs_BC=old_BC, old_known_B=np.ones_like(batch.old_known_B))
 
@@ -330,11 +336,6 @@ def _mean(updates: Sequence[Metrics]) -> Metrics:
         if values:
             found[name] = sum(values) / (1 if name in ("updates", "nonfinite") else len(values))
     return found
-
-
-def _uncommitted(tree: Any) -> Any:
-    """Arrays that are bound to no device, as those are that programs were compiled for: a checkpoint's are."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
 
 def _stack(trees: Sequence[Any]) -> Any:
