@@ -4,10 +4,10 @@ A sampler, a learner and an evaluator do the work; here are the weights of each 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from rlswarm_jax.qwen.draw import GREEDY, WHOLE, Draw
 from rlswarm_jax.qwen.sampler import Prepared, Sampler
 from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.tasks.verifier import Verifier
+
+State = TypeVar("State")  # or parameters
 
 LEAST_SLOTS = 96  # of a tile's prompts: below, padding costs less than compiling once more
 NONFINITE_IN_A_ROW = 3  # updates left out, one after the other, after which a node stops
@@ -108,26 +110,32 @@ class Engine:
         self._sampler = sampler(config.temperature, Draw(), config.rows, config.exact_rows, counts)
         greedy = sampler(config.evaluation_temperature, config.evaluation, held_out, held_out, ())
         self._evaluator = Evaluator(greedy, verifier, prompt_format, policy.tokenizer, config.held_out_problems)
-        self._step = learner.make_train_step(policy.config, learner_config, *on)
-        self._logprobs = learner.make_logprobs(policy.config, learner_config, *on)
+        self._learner = learner.Learner(learner_config, policy.config, *on)
         shards, longest = parallel.row_shards(self._mesh), most + config.max_new_tokens
         self._shapes = tiles.shapes(longest, config.max_new_tokens, config.microbatch_rows, shards)
-        self._states = [learner.init_state(policy.params, learner_config, self._mesh)] * num_nodes
+        self._states = [self._learner.init(policy.params) for _ in range(num_nodes)]
         self._prepared = [Prepared() for _ in range(num_nodes)]
         self._nonfinite = [0] * num_nodes  # updates left out since the last that was made
 
     def state(self, node: int) -> learner.TrainState:
+        """As it is; its arrays are used up when the node learns."""
         return self._states[node]
 
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
-        self._states = [parallel.place(one, self._mesh) if self._mesh else _uncommitted(one) for one in states]
+        """Goes on from copies of these."""
+        self._states = [self._own(one) for one in states]
         self._nonfinite = [0] * len(states)
         self._prepared = [Prepared() for _ in states]
 
+    def _own(self, state: State) -> State:
+        """A copy; on one device of arrays that are bound to none, as those are that programs were compiled for."""
+        if self._mesh is None:
+            return jax.tree.map(lambda x: jnp.array(np.asarray(x)), state)
+        return jax.tree.map(jnp.copy, parallel.place(state, self._mesh))
+
     def evaluate_params(self, params: qwen.Params) -> Metrics:
         """What `evaluate` would find for a node with these weights."""
-        placed = parallel.place(params, self._mesh) if self._mesh else _uncommitted(params)
-        return self._evaluator(model.prepare(placed, self.config.dtype, self.config.group_size))
+        return self._evaluator(model.prepare(self._own(params), self.config.dtype, self.config.group_size))
 
     def compile(self) -> None:
         """Compiles what a round needs, ahead of the first one; changes nothing.
@@ -137,15 +145,13 @@ class Engine:
         group, params, longest = self.config.group_size, self._sampling_params(0), self._evaluator.longest
         shapes = {(count, self._sampler.width(longest + more)) for count, more in self.config.stages}
 
-        def step(shape: tiles.Shape) -> None:
-            self._step(self._states[0], tiles.tile([], shape), 0.0)
-
-        work = [partial(self._sampler.compile, params, count, group, width) for count, width in sorted(shapes)]
+        work: list[Callable[[], Any]] = [
+            partial(self._sampler.compile, params, count, group, width) for count, width in sorted(shapes)
+        ]
         work.append(partial(self._evaluator.compile, params))
-        work += [partial(step, shape) for shape in self._shapes]
+        work += self._learner.ahead(self._states[0], [tiles.tile([], shape) for shape in self._shapes])
         with ThreadPoolExecutor(2 if jax.default_backend() == "cpu" and self._mesh is None else 1) as pool:
             list(pool.map(lambda run: run(), work))
-        self._step(self._states[0], 2 * [tiles.tile([], self._shapes[0])], 0.0)  # and the sum over tiles
 
     def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
         """Completions of every node's prompts."""
@@ -181,7 +187,7 @@ class Engine:
             parts = [self._with_old_logprobs(node, part) for part in parts]
         rate, found = learner.learning_rate(self._learner_config, request.round), []
         for _ in range(self.config.updates_per_round):
-            self._states[node], metrics = self._step(self._states[node], parts, rate)
+            self._states[node], metrics = self._learner.step(self._states[node], parts, rate)
             found.append({name: float(value) for name, value in jax.device_get(metrics).items()})
             self._watch(node, rows, found[-1])
         self._prepared[node].forget()
@@ -208,7 +214,7 @@ class Engine:
 
     def _with_old_logprobs(self, node: int, batch: learner.Batch) -> learner.Batch:
         """With more than one update a round, "on-policy" means the policy before the first of them."""
-        logprobs_BC = np.asarray(self._logprobs(self._states[node].params, batch))
+        logprobs_BC = np.asarray(self._learner.logprobs(self._states[node].params, batch))
         old_BC = np.where(batch.old_known_B[:, None], batch.old_logprobs_BC, logprobs_BC)
         return dataclasses.replace(batch, old_logprobs_BC=old_BC, old_known_B=np.ones_like(batch.old_known_B))
 
@@ -247,8 +253,3 @@ def _mean(updates: Sequence[Metrics]) -> Metrics:
         if values:
             found[name] = sum(values) / (1 if name in ("updates", "nonfinite") else len(values))
     return found
-
-
-def _uncommitted(tree: Any) -> Any:
-    """Arrays that are bound to no device, as those are that programs were compiled for: a checkpoint's are."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)

@@ -335,18 +335,19 @@ class TestLearn:
         handler = logging.Handler()
         handler.emit = lambda said: compiled.append(said.getMessage())
         logging.getLogger("jax").addHandler(handler)
+        jax.config.update("jax_log_compiles", True)  # in all threads
         try:
-            with jax.log_compiles():
-                fresh.compile()
-                assert any("Finished XLA compilation" in said for said in compiled)
-                tiny.assert_bit_equal(fresh.state(0), states()[0])
-                compiled.clear()
-                bound = jax.device_put(jax.device_get(states()[0]), jax.devices()[0])  # as a checkpoint's are
-                fresh.set_states([bound])
-                fresh.sample({0: request(0)})
-                fresh.learn({0: to_learn})
-                fresh.evaluate([0])
+            fresh.compile()
+            assert any("Finished XLA compilation" in said for said in compiled)
+            tiny.assert_bit_equal(fresh.state(0), states()[0])
+            compiled.clear()
+            bound = jax.device_put(jax.device_get(states()[0]), jax.devices()[0])  # as a checkpoint's are
+            fresh.set_states([bound])
+            fresh.sample({0: request(0)})
+            fresh.learn({0: to_learn})
+            fresh.evaluate([0])
         finally:
+            jax.config.update("jax_log_compiles", False)
             logging.getLogger("jax").removeHandler(handler)
         assert [said for said in compiled if "Finished XLA compilation" in said] == []
 

@@ -68,7 +68,7 @@ class World:
             made = Engine(self.policy, verifier, FORMATS["compact"], config, self.learner_config, nodes)
             self.engines[nodes, exact] = made
         engine = self.engines[nodes, exact]
-        engine.set_states([learner.init_state(self.policy.params, self.learner_config)] * nodes)
+        engine.set_states([learner.Learner(self.learner_config, self.policy.config).init(self.policy.params)] * nodes)
         return engine
 
     def games(self, nodes: int, seed: int, rounds: int) -> list[Game]:

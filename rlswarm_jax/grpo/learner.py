@@ -1,6 +1,7 @@
 """The train step: a batch of judged completions in, a better policy out."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from rlswarm_jax.qwen.model import Params
 from rlswarm_jax.qwen.weights import digest
 
 Metrics = dict[str, Array]
+Sums = tuple[tuple[Array, Metrics], Params]  # loss, what metrics are made of, and the gradient, over tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,16 +104,6 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
     )
 
 
-def init_state(params: Params, config: LearnerConfig, mesh: Mesh | None = None) -> TrainState:
-    """A state before its first update, laid out over the mesh if there is one."""
-    init, step = make_optimizer(config).init, jnp.zeros((), jnp.int32)
-    if mesh is None:
-        return TrainState(params, init(params), step)
-    params = parallel.place(params, mesh)
-    layout = parallel.shardings(jax.eval_shape(init, params), mesh)
-    return TrainState(params, jax.jit(init, out_shardings=layout)(params), parallel.place(step, mesh))
-
-
 def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig) -> tuple[Array, Metrics]:
     """The negated clipped surrogate *summed* over tokens, and sums of what the metrics are made of."""
     logprobs_BC, entropy_BC = losses.completion_logprobs(
@@ -150,73 +142,142 @@ def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: Le
     return -losses.token_sum(surrogate_BC, mask_BC), sums
 
 
-def make_train_step(
-    model_config: QwenConfig, config: LearnerConfig, mesh: Mesh | None = None, backend: str = "shard_map"
-) -> Callable[[TrainState, Batch | Sequence[Batch], float], tuple[TrainState, Metrics]]:
-    """Returns `step(state, batch, learning_rate) -> (state, metrics)`; metrics are float32 scalars.
+def means(total: Sums) -> Metrics:
+    """What sums over all tokens say of a batch, float32 scalars."""
+    (loss, sums), _ = total
+    tokens = jnp.maximum(sums["tokens"], 1.0)
+    ratio = sums["ratio"] / tokens
+    return {
+        "loss": loss / tokens,
+        "tokens": sums["tokens"],
+        "unlikely_fraction": sums["unlikely"] / jnp.maximum(sums["external"], 1.0),
+        "ratio_mean": ratio,
+        "ess_fraction": ratio**2 / jnp.maximum(sums["ratio_squared"] / tokens, 1e-9),
+        "clip_fraction": sums["clipped"] / tokens,
+        "entropy": sums["entropy"] / tokens,
+        "logprob_gap": sums["logprob_gap"] / jnp.maximum(sums["known"], 1.0),
+    }
 
-    A batch may come in several parts of any shape, one or more: it is one update, and the loss is the mean over all
-    tokens of all parts and devices. A batch without a single token, or with no advantage that is learned from, changes
-    nothing, not even Adam's momentum: `updates` is 0 then. Nor does one whose gradient is not finite, which `nonfinite`
-    counts.
 
-    Args:
-      mesh: split each part over its devices (`parallel.row_shards` divides B); one device without.
-      backend: how, as `parallel.data_parallel` takes it.
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """The train step of a model: sums over any number of tiles, each of any shape, and one update from them.
+
+    mesh: split each tile over its devices (`parallel.row_shards` divides B); one device without. backend: how, as
+    `parallel.data_parallel` takes it.
     """
-    optimizer = make_optimizer(config)
 
-    def summed(params, batch):
-        return parallel.total(jax.value_and_grad(loss_sums, has_aux=True)(params, batch, model_config, config), mesh)
+    config: LearnerConfig
+    model: QwenConfig
+    mesh: Mesh | None = None
+    backend: str = "shard_map"
 
-    def apply(state: TrainState, total: Any, rate: Array) -> tuple[TrainState, Metrics]:
-        (loss, sums), gradients = total
-        tokens = jnp.maximum(sums["tokens"], 1.0)
-        gradients = jax.tree.map(lambda g: g / tokens, gradients)
-        grad_norm = optax.global_norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        updates = jax.tree.map(lambda u: -rate * u, updates)
-        new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        live, finite = sums["live"] > 0, jnp.isfinite(grad_norm)
-        update = live & finite
-        state = jax.tree.map(lambda after, before: jnp.where(update, after, before), new, state)
-        ratio = sums["ratio"] / tokens
-        return parallel.laid_out(state, mesh), {
-            "loss": loss / tokens,
-            "updates": update.astype(jnp.float32),
-            "nonfinite": (live & ~finite).astype(jnp.float32),
-            "tokens": sums["tokens"],
-            "unlikely_fraction": sums["unlikely"] / jnp.maximum(sums["external"], 1.0),
-            "ratio_mean": ratio,
-            "ess_fraction": ratio**2 / jnp.maximum(sums["ratio_squared"] / tokens, 1e-9),
-            "clip_fraction": sums["clipped"] / tokens,
-            "entropy": sums["entropy"] / tokens,
-            "logprob_gap": sums["logprob_gap"] / jnp.maximum(sums["known"], 1.0),
-            "grad_norm": grad_norm,
-        }
+    def init(self, params: Params) -> TrainState:
+        """A state before its first update, laid out over the mesh if there is one; its arrays are its own."""
+        init, step = make_optimizer(self.config).init, jnp.zeros((), jnp.int32)
+        if self.mesh is None:
+            params = jax.tree.map(jnp.array, params)
+            return TrainState(params, init(params), step)
+        params = jax.tree.map(jnp.copy, parallel.place(params, self.mesh))
+        layout = parallel.shardings(jax.eval_shape(init, params), self.mesh)
+        return TrainState(params, jax.jit(init, out_shardings=layout)(params), parallel.place(step, self.mesh))
 
-    sums_of = jax.jit(summed) if mesh is None else parallel.data_parallel(summed, mesh, backend)
-    add = jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0)
-    applied = jax.jit(apply)
+    def sums(self, state: TrainState, tile: Batch) -> Sums:
+        """`((loss, sums), gradients)` of a tile, over its tokens, on all devices."""
+        return self._sums(state.params, tile)
 
-    def step(state: TrainState, batch: Batch | Sequence[Batch], learning_rate: float) -> tuple[TrainState, Metrics]:
-        first, *others = [batch] if isinstance(batch, Batch) else batch
-        total = sums_of(state.params, first)
-        for part in others:
-            total = add(total, sums_of(state.params, part))
-        return applied(state, total, np.float32(learning_rate))
+    def add(self, total: Sums, more: Sums) -> Sums:
+        """Both together. `total` is used up."""
+        return self._add(total, more)
 
-    return step
+    def apply(self, state: TrainState, total: Sums, rate: float) -> tuple[TrainState, Metrics]:
+        """The state after one update, and metrics, which are float32 scalars. The arrays of `state` are used up.
 
+        The loss is the mean over all tokens that were summed. Without a single one, or with no advantage that is
+        learned from, nothing changes, not even Adam's momentum: `updates` is 0 then. Nor does it where the gradient is
+        not finite, which `nonfinite` counts. rate: the learning rate.
+        """
+        return self._apply(state, total, np.float32(rate))
 
-def make_logprobs(
-    model_config: QwenConfig, config: LearnerConfig, mesh: Mesh | None = None, backend: str = "shard_map"
-) -> Callable[[Params, Batch], Array]:
-    """Returns jitted `logprobs(params, batch) -> [B, C]` of the completions under a policy."""
+    def step(self, state: TrainState, tiles: Batch | Sequence[Batch], rate: float) -> tuple[TrainState, Metrics]:
+        """One update from all of these tiles, one or more; see `apply`."""
+        first, *others = [tiles] if isinstance(tiles, Batch) else tiles
+        total = self.sums(state, first)
+        for tile in others:
+            total = self.add(total, self.sums(state, tile))
+        return self.apply(state, total, rate)
 
-    def logprobs(params, batch):
-        return losses.completion_logprobs(
-            params, model_config, batch.tokens_BT, batch.prompt_lengths_B, batch.max_new_tokens, config.temperature
-        )[0]
+    def logprobs(self, params: Params, batch: Batch) -> Array:
+        """Of the completions under a policy, `[B, C]` float32."""
+        return self._logprobs(params, batch)
 
-    return jax.jit(logprobs) if mesh is None else parallel.split(logprobs, mesh, backend)
+    def ahead(self, state: TrainState, tiles: Sequence[Batch]) -> list[Callable[[], Any]]:
+        """What compiles the programs of a step on tiles of these shapes, one each, in any order. Nothing changes.
+
+        On one device nothing is computed either.
+        """
+
+        def sums(tile: Batch) -> Any:
+            return self._sums.lower(state.params, tile).compile() if self.mesh is None else self.sums(state, tile)
+
+        gradient = jax.value_and_grad(loss_sums, has_aux=True)
+        total = jax.eval_shape(lambda params: gradient(params, tiles[0], self.model, self.config), state.params)
+        if self.mesh is not None:
+            layout = parallel.shardings(total, self.mesh)
+            total = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), total, layout)
+        return [
+            *(functools.partial(sums, tile) for tile in tiles),
+            lambda: self._add.lower(total, total).compile(),
+            lambda: self._apply.lower(state, total, np.float32(0)).compile(),
+        ]
+
+    # --- programs
+
+    @functools.cached_property
+    def _sums(self) -> Any:
+        def summed(params, batch):
+            gradient = jax.value_and_grad(loss_sums, has_aux=True)
+            return parallel.total(gradient(params, batch, self.model, self.config), self.mesh)
+
+        return jax.jit(summed) if self.mesh is None else parallel.data_parallel(summed, self.mesh, self.backend)
+
+    @functools.cached_property
+    def _add(self) -> Any:
+        return jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0)
+
+    @functools.cached_property
+    def _apply(self) -> Any:
+        optimizer = make_optimizer(self.config)
+
+        def apply(state: TrainState, total: Sums, rate: Array) -> tuple[TrainState, Metrics]:
+            (_, sums), gradients = total
+            tokens = jnp.maximum(sums["tokens"], 1.0)
+            gradients = jax.tree.map(lambda g: g / tokens, gradients)
+            grad_norm = optax.global_norm(gradients)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates = jax.tree.map(lambda u: -rate * u, updates)
+            new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+            live, finite = sums["live"] > 0, jnp.isfinite(grad_norm)
+            update = live & finite
+            state = jax.tree.map(lambda after, before: jnp.where(update, after, before), new, state)
+            return parallel.laid_out(state, self.mesh), means(total) | {
+                "updates": update.astype(jnp.float32),
+                "nonfinite": (live & ~finite).astype(jnp.float32),
+                "grad_norm": grad_norm,
+            }
+
+        return jax.jit(apply, donate_argnums=0)
+
+    @functools.cached_property
+    def _logprobs(self) -> Any:
+        def logprobs(params, batch):
+            return losses.completion_logprobs(
+                params,
+                self.model,
+                batch.tokens_BT,
+                batch.prompt_lengths_B,
+                batch.max_new_tokens,
+                self.config.temperature,
+            )[0]
+
+        return jax.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)

@@ -1,7 +1,7 @@
 """What is learned from, as arrays of few shapes: rows that teach, those of about one length together.
 
 A tile has so few tokens that its activations stay in a CPU's cache (about twice as fast there as all rows at once), and
-a batch of many tiles is one update all the same: see `learner.make_train_step`.
+a batch of many tiles is one update all the same: see `learner.Learner`.
 """
 
 import dataclasses

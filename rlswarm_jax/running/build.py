@@ -19,7 +19,7 @@ from rlswarm_jax.errors import UsageError
 from rlswarm_jax.game.prompts import PromptFormat, choose_format
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.grpo.learner import LearnerConfig, TrainState, init_state, state_hash
+from rlswarm_jax.grpo.learner import Learner, LearnerConfig, TrainState, state_hash
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
@@ -200,7 +200,7 @@ def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineC
 
 def first_state(config: ml_collections.ConfigDict, policy: qwen.Policy) -> TrainState:
     """What a node of the config begins with, in the form in which checkpoints hold what it has become."""
-    return init_state(policy.params, make_learner_config(config))
+    return Learner(make_learner_config(config), policy.config).init(policy.params)
 
 
 def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None = None) -> Pieces:

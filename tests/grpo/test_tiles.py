@@ -87,9 +87,8 @@ def test_sums_over_tiles_are_those_of_one_padded_batch():
     whole = tile(rows, Shape(16, tiny.PROMPT_SLOTS + tiny.NEW_TOKENS, tiny.NEW_TOKENS))
     parts = tiles(rows, shapes(tiny.PROMPT_SLOTS + tiny.NEW_TOKENS, tiny.NEW_TOKENS, rows=2))
     assert len({part.tokens_BT.shape for part in parts}) > 1
-    step = learner.make_train_step(tiny.CONFIG, tiny.LEARNER)
-    state = learner.init_state(tiny.params(), tiny.LEARNER)
-    (after, metrics), (expected, alone) = step(state, parts, 1e-3), step(state, whole, 1e-3)
+    learns = learner.Learner(tiny.LEARNER, tiny.CONFIG)
+    (after, metrics), (expected, alone) = (learns.step(learns.init(tiny.params()), x, 1e-3) for x in (parts, whole))
     tiny.assert_close(after.opt_state[1].mu, expected.opt_state[1].mu, 1e-6)
     for name, value in alone.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
