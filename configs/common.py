@@ -152,6 +152,9 @@ FIELDS = {
     "learn.external_correction": Field("reencode", one_of("reencode", "behaviour"), "reencode: as if on-policy (SAPO)"),
     "learn.external_min_prob": Field(1e-4, real(0, 0.999), "a peer's token that one says less likely is not learned"),
     "learn.updates_per_round": Field(1, whole(1, 100), "on the same samples"),
+    "learn.optimizer": Field("adamw", one_of("adamw", "adamw_bf16", "adafactor"), "8, 6, or hardly a byte a weight"),
+    "learn.dtype": Field("float32", one_of("float32", "bfloat16"), "of products; weights and their sums are float32"),
+    "learn.remat": Field("auto", one_of("auto", "none", "dots", "layer"), "computed again when gradients are taken"),
     "learn.microbatch_rows": Field(0, whole(0, 65536), "computed at once, on each device; 0: as many as is quick"),
     #
     "evaluation.problems": Field(512, whole(1, 10**6), "held out, common to all nodes"),

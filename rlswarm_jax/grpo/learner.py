@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -17,10 +17,11 @@ from jax.sharding import Mesh
 from rlswarm_jax import parallel
 from rlswarm_jax.grpo import losses
 from rlswarm_jax.qwen.config import QwenConfig
-from rlswarm_jax.qwen.model import Params
+from rlswarm_jax.qwen.model import Forward, Params, Remat
 from rlswarm_jax.qwen.weights import digest
 
 Metrics = dict[str, Array]
+Optimizer = Literal["adamw", "adamw_bf16", "adafactor"]
 Sums = tuple[tuple[Array, Metrics], Params]  # loss, what metrics are made of, and the gradient, over tokens
 
 
@@ -30,7 +31,8 @@ class LearnerConfig:
 
     dual_clip: bound on the ratio of tokens with a negative advantage. external_min_prob: probability below which this
     policy does not learn a peer's token (`losses.likely_tokens`). The learning rate falls linearly from the first
-    of `decay_rounds` rounds to `decay_to` of itself in the last one; with 0 of them it stays as it is.
+    of `decay_rounds` rounds to `decay_to` of itself in the last one; with 0 of them it stays as it is. dtype, remat: as
+    `model.Forward` has them. optimizer: see `make_optimizer`.
     """
 
     learning_rate: float
@@ -44,6 +46,13 @@ class LearnerConfig:
     decay_rounds: int = 0
     decay_to: float = 1.0
     external_min_prob: float = 0.0
+    dtype: str = "float32"
+    remat: Remat = "auto"
+    optimizer: Optimizer = "adamw"
+
+    @property
+    def forward(self) -> Forward:
+        return Forward("" if self.dtype == "float32" else self.dtype, self.remat)
 
 
 @flax.struct.dataclass
@@ -96,18 +105,31 @@ def learning_rate(config: LearnerConfig, round_: int) -> float:
 
 
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
-    """AdamW (arXiv:1711.05101) behind a bound on the gradient's norm, at a learning rate of -1: a step scales it."""
+    """AdamW (arXiv:1711.05101) behind a bound on the gradient's norm, at a learning rate of -1: a step scales it.
+
+    adamw_bf16 keeps the first moment in bfloat16: 6 bytes a weight for 8. adafactor (arXiv:1804.04235, algorithm 4,
+    without its own step sizes) keeps the means of rows and columns of a matrix's second moment, and no first moment.
+    """
+    scale = {
+        "adamw": lambda: optax.scale_by_adam(b2=config.adam_b2),
+        "adamw_bf16": lambda: optax.scale_by_adam(b2=config.adam_b2, mu_dtype=jnp.bfloat16),
+        "adafactor": lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+    }[config.optimizer]()
     return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.scale_by_adam(b2=config.adam_b2),
-        optax.add_decayed_weights(config.weight_decay),
+        optax.clip_by_global_norm(config.max_grad_norm), scale, optax.add_decayed_weights(config.weight_decay)
     )
 
 
 def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig) -> tuple[Array, Metrics]:
     """The negated clipped surrogate *summed* over tokens, and sums of what the metrics are made of."""
     logprobs_BC, entropy_BC = losses.completion_logprobs(
-        params, model_config, batch.tokens_BT, batch.prompt_lengths_B, batch.max_new_tokens, config.temperature
+        params,
+        model_config,
+        batch.tokens_BT,
+        batch.prompt_lengths_B,
+        batch.max_new_tokens,
+        config.temperature,
+        config.forward,
     )
     mask_BC = jnp.arange(batch.max_new_tokens) < batch.completion_lengths_B[:, None]
     external_BC = jnp.zeros_like(mask_BC) if batch.external_B is None else mask_BC & batch.external_B[:, None]
@@ -278,6 +300,7 @@ class Learner:
                 batch.prompt_lengths_B,
                 batch.max_new_tokens,
                 self.config.temperature,
+                self.config.forward,
             )[0]
 
         return jax.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)

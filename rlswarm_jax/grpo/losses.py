@@ -56,13 +56,14 @@ def completion_logprobs(
     prompt_lengths_B: Array,
     max_new_tokens: int,
     temperature: float,
+    how: model.Forward = model.PLAIN,
 ) -> tuple[Array, Array]:
     """Log-prob of every completion token and the entropy it was drawn from, each `[B, max_new_tokens]` float32.
 
     tokens_BT holds prompt and completion back to back, padded on the right. The head and its softmax run in
     chunks, so `[B, T, V]` logits never exist. Values behind a completion's end are meaningless: mask them.
     """
-    states_BTD, _ = model.causal_states(params, config, tokens_BT)
+    states_BTD = model.trained_states(params, config, tokens_BT, how)
     time = tokens_BT.shape[1]
     targets_BC = jnp.minimum(prompt_lengths_B[:, None] + jnp.arange(max_new_tokens), time - 1)
     states_BCD = jnp.take_along_axis(states_BTD, targets_BC[..., None] - 1, axis=1)
@@ -85,9 +86,11 @@ def chunked_logprobs(
     At most `max_logits` logits exist at a time, in the backward pass too (they are recomputed there).
     """
 
+    head = model.head_map(params, states_XD.dtype)
+
     def chunk(args):
         states_CD, tokens_C = args
-        logits_CV = model.head(params, states_CD) / temperature
+        logits_CV = model.product(states_CD, head) / temperature
         logprobs_CV = jax.nn.log_softmax(logits_CV, axis=-1)
         chosen_C = jnp.take_along_axis(logprobs_CV, tokens_C[:, None], axis=-1)[:, 0]
         return chosen_C, -(jnp.exp(logprobs_CV) * logprobs_CV).sum(axis=-1)

@@ -178,13 +178,14 @@ def _wait_for(file: IO[str]) -> None:
 
 
 def make_learner_config(config: ml_collections.ConfigDict) -> LearnerConfig:
-    return made_of(LearnerConfig, (config.learn, config.sampling), decay_rounds=config.rounds)
+    return made_of(LearnerConfig, (config.learn, config.sampling), decay_rounds=config.rounds, dtype=config.learn.dtype)
 
 
 def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineConfig:
     return made_of(
         EngineConfig,
         (config.sampling, config.learn),
+        dtype=config.sampling.dtype,
         max_prompt_tokens=game.max_prompt_tokens,
         max_new_tokens=game.max_new_tokens,
         stages=list(

@@ -1,5 +1,8 @@
 """No slot is wasted that need not be, nothing is lost, and the update is that of the padded batch."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -92,3 +95,27 @@ def test_sums_over_tiles_are_those_of_one_padded_batch():
     tiny.assert_close(after.opt_state[1].mu, expected.opt_state[1].mu, 1e-6)
     for name, value in alone.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_in_float64_they_are_so_to_twelve_digits():
+    """So that the above is rounding and nothing else. Weights are float64 throughout, loss and gradients too."""
+    with jax.enable_x64(True), tiny.optimizations(False):
+        rng = np.random.default_rng(2)
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), tiny.params())
+        rows = [
+            Row(rng.integers(1, 20, n % 5 + 1).tolist(), rng.integers(0, 20, n % 4 + 1).tolist(), w, None, False)
+            for n, w in enumerate(rng.standard_normal(13).tolist())
+        ]
+        slots = tiny.PROMPT_SLOTS + tiny.NEW_TOKENS
+        whole, parts = (
+            tile(rows, Shape(16, slots, tiny.NEW_TOKENS)),
+            tiles(rows, shapes(slots, tiny.NEW_TOKENS, rows=3)),
+        )
+        assert len(parts) > 4 and len({part.tokens_BT.shape for part in parts}) > 1
+        learns = learner.Learner(tiny.LEARNER, tiny.CONFIG)
+        state = learns.init(params)
+        total = functools.reduce(learns.add, [learns.sums(state, part) for part in parts])
+        expected = learns.sums(state, whole)
+        assert {x.dtype for x in jax.tree.leaves((total[1], total[0][0]))} == {np.dtype("float64")}
+        tiny.assert_close(total[1], expected[1], 1e-12)
+        np.testing.assert_allclose(total[0][0], expected[0][0], rtol=1e-12)
