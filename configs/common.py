@@ -152,7 +152,7 @@ FIELDS = {
     "learn.external_correction": Field("reencode", one_of("reencode", "behaviour"), "reencode: as if on-policy (SAPO)"),
     "learn.external_min_prob": Field(1e-4, real(0, 0.999), "a peer's token that one says less likely is not learned"),
     "learn.updates_per_round": Field(1, whole(1, 100), "on the same samples"),
-    "learn.microbatch_rows": Field(0, whole(0, 65536), "computed at once, on each device; 0: as many as is quick"),
+    "learn.microbatch_rows": Field(0, whole(0, 65536), "sequences of texts at once, on each device; 0: as is quick"),
     #
     "evaluation.problems": Field(512, whole(1, 10**6), "held out, common to all nodes"),
     "evaluation.every": Field(20, whole(1), "rounds"),

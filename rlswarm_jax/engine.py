@@ -40,8 +40,8 @@ class EngineConfig:
     """How requests become arrays.
 
     stages: of each, how many prompts a node samples from, and how many tokens of others' are in one at most. rows:
-    completions computed at a time (0: all), on each device of those that hold whole weights. microbatch_rows: the same
-    of those learned from (0: by their tokens).
+    completions computed at a time (0: all), on each device of those that hold whole weights. microbatch_rows: sequences
+    learned from at a time, of one or more texts each (0: by their tokens).
     dtype, kv_dtype: of the weights and of the key/value cache while sampling; weights are cast once for each update.
     held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the distribution there, if the
     temperature is not 0.

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from rlswarm_jax import parallel
 from rlswarm_jax.grpo import losses
+from rlswarm_jax.qwen import model
 from rlswarm_jax.qwen.config import QwenConfig
 from rlswarm_jax.qwen.model import Params
 from rlswarm_jax.qwen.weights import digest
@@ -64,23 +65,30 @@ def state_hash(state: TrainState) -> bytes:
 
 @flax.struct.dataclass
 class Batch:
-    """Completions to learn from; rows with `completion_lengths_B == 0` only fill the shape.
+    """Completions to learn from, packed into X sequences of T slots (`tiles`); B rows, as many in each sequence, in the
+    order of the sequences. Rows with `completion_lengths_B == 0` only fill the shape, as slots of prompt 0 do.
 
-    tokens_BT: `[B, T]` int32, prompt and completion back to back, padded on the right.
-    prompt_lengths_B, completion_lengths_B: `[B]` int32, in tokens, the end of sequence included.
+    tokens_XT, positions_XT: `[X, T]` int32. prompts_XT: which of the sequence's prompts a slot belongs to, from 1.
+    rows_XT: which of its completions, from 1; 0 in a prompt. targets_XT: the token that comes next, in a completion.
+    starts_B: `[B]` int32, a completion's first slot. completion_lengths_B: `[B]` int32, in tokens, the end of sequence
+    included.
     advantages_B: `[B]` float32. old_logprobs_BC: `[B, C]` float32 at the sampling temperature; C tokens are in a
     completion at most.
     old_known_B: `[B]` bool, false where the row is taken to be on-policy (ratio 1, the gradient unweighted).
-    external_B: `[B]` bool, whether a peer has sampled the row; None if no row is a peer's.
+    external_B: `[B]` bool, whether a peer has sampled the row.
     """
 
-    tokens_BT: Array
-    prompt_lengths_B: Array
+    tokens_XT: Array
+    positions_XT: Array
+    prompts_XT: Array
+    rows_XT: Array
+    targets_XT: Array
+    starts_B: Array
     completion_lengths_B: Array
     advantages_B: Array
     old_logprobs_BC: Array
     old_known_B: Array
-    external_B: Array | None = None
+    external_B: Array
 
     @property
     def max_new_tokens(self) -> int:
@@ -104,13 +112,34 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
     )
 
 
+def completion_logprobs(
+    params: Params, batch: Batch, model_config: QwenConfig, temperature: float
+) -> tuple[Array, Array]:
+    """Log-prob of every completion token and the entropy it was drawn from, each `[B, C]` float32.
+
+    Values behind a completion's end are meaningless: mask them.
+    """
+    seen_XTS = batch.prompts_XT[:, :, None] == batch.prompts_XT[:, None]
+    seen_XTS &= (batch.rows_XT[:, None] == 0) | (batch.rows_XT[:, :, None] == batch.rows_XT[:, None])
+    states_XTD, _ = model.causal_states(params, model_config, batch.tokens_XT, batch.positions_XT, seen_XTS)
+    flat = states_XTD.reshape(-1, states_XTD.shape[-1]), batch.targets_XT.reshape(-1)
+    sequences, width = batch.tokens_XT.shape
+    at_XRC = batch.starts_B.reshape(sequences, -1, 1) + jnp.arange(batch.max_new_tokens)
+    at_XX = jnp.minimum(at_XRC, width - 1).reshape(sequences, -1)
+
+    def of_rows(values_X: Array) -> Array:
+        values_XX = jnp.take_along_axis(values_X.reshape(sequences, width), at_XX, axis=1)
+        return values_XX.reshape(-1, batch.max_new_tokens)
+
+    logprobs_X, entropy_X = losses.chunked_logprobs(params, *flat, temperature)
+    return of_rows(logprobs_X), of_rows(entropy_X)
+
+
 def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig) -> tuple[Array, Metrics]:
     """The negated clipped surrogate *summed* over tokens, and sums of what the metrics are made of."""
-    logprobs_BC, entropy_BC = losses.completion_logprobs(
-        params, model_config, batch.tokens_BT, batch.prompt_lengths_B, batch.max_new_tokens, config.temperature
-    )
+    logprobs_BC, entropy_BC = completion_logprobs(params, batch, model_config, config.temperature)
     mask_BC = jnp.arange(batch.max_new_tokens) < batch.completion_lengths_B[:, None]
-    external_BC = jnp.zeros_like(mask_BC) if batch.external_B is None else mask_BC & batch.external_B[:, None]
+    external_BC = mask_BC & batch.external_B[:, None]
     likely_BC = losses.likely_tokens(logprobs_BC, external_BC, config.external_min_prob)
     mask_BC = jnp.where(external_BC, likely_BC, mask_BC)
     known_BC = mask_BC & batch.old_known_B[:, None]
@@ -271,13 +300,6 @@ class Learner:
     @functools.cached_property
     def _logprobs(self) -> Any:
         def logprobs(params, batch):
-            return losses.completion_logprobs(
-                params,
-                self.model,
-                batch.tokens_BT,
-                batch.prompt_lengths_B,
-                batch.max_new_tokens,
-                self.config.temperature,
-            )[0]
+            return completion_logprobs(params, batch, self.model, self.config.temperature)[0]
 
         return jax.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)
