@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import repeat
 from typing import Any, Literal
 
 import jax
@@ -18,8 +19,8 @@ import numpy as np
 from rlswarm_jax import parallel, qwen, randomness
 from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
 from rlswarm_jax.game.prompts import PromptFormat
-from rlswarm_jax.grpo import learner, tiles
-from rlswarm_jax.grpo.advantages import group_advantages
+from rlswarm_jax.grpo import learner, policies, tiles
+from rlswarm_jax.grpo.advantages import judged
 from rlswarm_jax.qwen import model, sampling
 from rlswarm_jax.qwen.draw import GREEDY, WHOLE, Draw
 from rlswarm_jax.records.pool import ScoredGroup
@@ -41,7 +42,9 @@ class EngineConfig:
     max_prompts: the most that a node ever samples from at once. rows: completions computed at a time (0: all), on each
     device of those that hold whole weights. microbatch_rows: the same of those learned from (0: by their tokens).
     dtype, kv_dtype: of the weights and of the key/value cache while sampling; weights are cast once for each update.
-    held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the distribution there, if the
+    advantage, pass_k, overlong_buffer: see `grpo.advantages`. mask_truncated: learn nothing from completions that were
+    cut off. external_min_ess: of peers' groups whose log-probs are used, the least effective sample size over the number
+    of tokens. held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the distribution there, if the
     temperature is not 0.
     """
 
@@ -56,9 +59,13 @@ class EngineConfig:
     held_out_rows: int
     positive_only_external: bool
     positive_only_local: bool
-    external_correction: Literal["reencode", "behaviour"]
-    advantage_scale: Literal["std", "none"]
+    external_correction: Literal["reencode", "behaviour", "mask"]
     updates_per_round: int
+    advantage: str = "std"
+    pass_k: int = 4
+    overlong_buffer: float = 0.0
+    mask_truncated: bool = False
+    external_min_ess: float = 0.0
     rows: int = 0
     microbatch_rows: int = 0
     dtype: str = "float32"
@@ -82,6 +89,7 @@ class Engine:
     ):
         self.verifier, self.mixture = verifier, verifier.mixture
         self.prompt_format, self._tokenizer = prompt_format, policy.tokenizer
+        self._ends = frozenset(policy.config.eos_token_ids)
         self.config, self._learner_config, self.num_nodes = config, learner_config, num_nodes
         self.stacked = num_nodes > 1 and not config.exact
         devices = devices or parallel.DeviceConfig()
@@ -146,7 +154,8 @@ class Engine:
             self.sample({node: Sample([typical] * count, keys_PGM) for node in range(self.num_nodes)})
 
         def step(shape: tiles.Shape) -> None:
-            self._step(self._states[0], tiles.tile([], shape), 0.0)
+            (part,) = self._prepared(0, [tiles.tile([], shape)])
+            self._step(self._states[0], part, 0.0)
 
         def evaluate() -> None:
             _, tile = next(self._held_out_tiles())
@@ -158,7 +167,8 @@ class Engine:
             self._sampling_params(node)  # cast once
         with ThreadPoolExecutor(2 if jax.default_backend() == "cpu" and self._mesh is None else 1) as pool:
             list(pool.map(lambda run: run(), work))
-        self._step(self._states[0], 2 * [tiles.tile([], self._shapes[0])], 0.0)  # and the sum over tiles
+        parts = self._prepared(0, [tiles.tile([], self._shapes[0])])
+        self._step(self._states[0], 2 * parts, 0.0)  # and the sum over tiles
 
     def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
         """Completions of every node's prompts."""
@@ -194,17 +204,19 @@ class Engine:
         return found
 
     def _learn(self, node: int, request: Learn) -> Metrics:
-        rows = self.rows(request.groups)
-        parts = tiles.tiles(rows, self._shapes)
-        if self.config.updates_per_round > 1:
-            parts = [self._with_old_logprobs(node, part) for part in parts]
+        self._states[node] = policies.refreshed(self._states[node], self._learner_config, request.round)
+        groups = self._trusted(node, request.groups)
+        rows = self.rows(groups)
+        parts = self._prepared(node, tiles.tiles(rows, self._shapes))
         rate, found = learner.learning_rate(self._learner_config, request.round), []
         for _ in range(self.config.updates_per_round):
             self._states[node], metrics = self._step(self._states[node], parts, rate)
             found.append({name: float(value) for name, value in jax.device_get(metrics).items()})
             self._watch(node, rows, found[-1])
         external = sum(row.external for row in rows)
-        return _mean(found) | {"rows_external": float(external), "rows_local": float(len(rows) - external)}
+        counts = {"rows_external": external, "rows_local": len(rows) - external}
+        counts["low_ess_groups"] = len(request.groups) - len(groups)
+        return _mean(found) | {name: float(count) for name, count in counts.items()}
 
     def evaluate(self, nodes: Sequence[int]) -> dict[int, Metrics]:
         """Held-out accuracy on problems common to all nodes, by greedy decoding unless the config says otherwise.
@@ -233,26 +245,48 @@ class Engine:
     def rows(self, groups: Sequence[ScoredGroup]) -> list[tiles.Row]:
         """The completions that are learned from.
 
-        Those without a positive advantage are left out where the config says so. A peer's log-probs are used under
-        external_correction="behaviour"; else its samples are taken to be on-policy.
+        Those without a positive advantage are left out where the config says so, and those that were cut off. A peer's
+        log-probs are used unless external_correction="reencode": then its samples are taken to be on-policy.
         """
         config, found = self.config, []
         for group in groups:
-            advantages_1G = group_advantages(np.array([group.rewards], np.float32), scale=config.advantage_scale)
-            advantages_G = np.float32(group.weight) * np.asarray(advantages_1G)[0]
+            advantages_G = np.float32(group.weight) * judged(
+                group.rewards,
+                [len(tokens) for tokens in group.tokens],
+                advantage=config.advantage,
+                pass_k=config.pass_k,
+                overlong_buffer=config.overlong_buffer,
+                max_new_tokens=config.max_new_tokens,
+            )
             positive_only = config.positive_only_external if group.external else config.positive_only_local
-            correct = not group.external or config.external_correction == "behaviour"
+            correct = not group.external or config.external_correction != "reencode"
             known = group.logprobs if correct and group.logprobs is not None else [None] * len(group.tokens)
             for completion, advantage, logprobs in zip(group.tokens, advantages_G.tolist(), known, strict=True):
-                if not (positive_only and advantage <= 0):
+                if not (positive_only and advantage <= 0) and not self._is_cut_off(group, completion):
                     found.append(tiles.Row(group.prompt, completion, advantage, logprobs, group.external))
         return found
 
-    def _with_old_logprobs(self, node: int, batch: learner.Batch) -> learner.Batch:
-        """With more than one update a round, "on-policy" means the policy before the first of them."""
-        logprobs_BC = np.asarray(self._logprobs(self._states[node].params, batch))
-        old_BC = np.where(batch.old_known_B[:, None], batch.old_logprobs_BC, logprobs_BC)
-        return dataclasses.replace(batch, old_logprobs_BC=old_BC, old_known_B=np.ones_like(batch.old_known_B))
+    def _is_cut_off(self, group: ScoredGroup, completion: Sequence[int]) -> bool:
+        """Where that is left out; of a text that was encoded anew the end is not known, only its length."""
+        if not self.config.mask_truncated or completion[-1] in self._ends:
+            return False
+        return group.logprobs is not None or len(completion) >= self.config.max_new_tokens
+
+    def _trusted(self, node: int, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+        """Without those of peers whose policy is too far from this one for weights to make up for it."""
+        least = self.config.external_min_ess if self.config.external_correction != "reencode" else 0.0
+        doubted = [group for group in groups if least and group.external and group.logprobs is not None]
+        rows = [
+            [tiles.Row(g.prompt, *one, g.external) for one in zip(g.tokens, repeat(1.0), g.logprobs or ())]
+            for g in doubted
+        ]
+        shares = policies.effective_shares(rows, self._states[node].params, self._logprobs, self._shapes)
+        left = {group.slot for group, share in zip(doubted, shares, strict=True) if share < least}
+        return [group for group in groups if not (group.external and group.slot in left)]
+
+    def _prepared(self, node: int, parts: Sequence[learner.Batch]) -> list[learner.Batch]:
+        updates = self.config.updates_per_round
+        return policies.prepared(parts, self._states[node], self._logprobs, self._learner_config, updates)
 
     def _slots(self, prompts: Sequence[Sequence[int]]) -> int:
         """Prompt slots of a tile: exact mode has one width, else there are a few, so that short prompts cost less."""

@@ -14,7 +14,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from rlswarm_jax import parallel
-from rlswarm_jax.grpo import losses
+from rlswarm_jax.grpo import losses, objective
+from rlswarm_jax.grpo.objective import Objective
 from rlswarm_jax.qwen.config import QwenConfig
 from rlswarm_jax.qwen.model import Params
 from rlswarm_jax.qwen.weights import digest
@@ -22,42 +23,50 @@ from rlswarm_jax.qwen.weights import digest
 Metrics = dict[str, Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class LearnerConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerConfig(Objective):
     """What the loss and the optimiser need to know. `temperature` is the sampling temperature of the completions.
 
-    dual_clip: bound on the ratio of tokens with a negative advantage. external_min_prob: probability below which this
-    policy does not learn a peer's token (`losses.likely_tokens`). The learning rate falls linearly from the first
-    of `decay_rounds` rounds to `decay_to` of itself in the last one; with 0 of them it stays as it is.
+    The learning rate falls linearly from the first of `decay_rounds` rounds to `decay_to` of itself in the last one;
+    with 0 of them it stays as it is.
     """
 
     learning_rate: float
-    clip_low: float
-    clip_high: float
-    dual_clip: float
     temperature: float
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     adam_b2: float = 0.99
     decay_rounds: int = 0
     decay_to: float = 1.0
-    external_min_prob: float = 0.0
+
+
+@flax.struct.dataclass
+class Reference:
+    """An earlier policy. epoch: int32 scalar, of `reference_every` rounds each, in which it was taken."""
+
+    params: Params
+    epoch: Array
 
 
 @flax.struct.dataclass
 class TrainState:
-    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far."""
+    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far.
+
+    reference: what the loss keeps the policy near to, where it does so; as large as `params`.
+    """
 
     params: Params
     opt_state: Any
     step: Array
+    reference: Reference | None = None
 
 
 def state_hash(state: TrainState) -> bytes:
     """32 bytes that stand for a state: SHA-256 over the digest of its parameters and that of all else, so that the
     parameters can be shown alone.
     """
-    return hashlib.sha256(digest(state.params) + digest((state.opt_state, state.step))).digest()
+    rest = (state.opt_state, state.step) if state.reference is None else state.replace(params=None)
+    return hashlib.sha256(digest(state.params) + digest(rest)).digest()
 
 
 @flax.struct.dataclass
@@ -66,10 +75,15 @@ class Batch:
 
     tokens_BT: `[B, T]` int32, prompt and completion back to back, padded on the right.
     prompt_lengths_B, completion_lengths_B: `[B]` int32, in tokens, the end of sequence included.
-    advantages_B: `[B]` float32. old_logprobs_BC: `[B, C]` float32 at the sampling temperature; C tokens are in a
+    advantages_B: `[B]` float32. Log-probs are `[B, C]` float32, at the sampling temperature; C tokens are in a
     completion at most.
-    old_known_B: `[B]` bool, false where the row is taken to be on-policy (ratio 1, the gradient unweighted).
+    old_logprobs_BC: of the proximal policy, which the ratio is taken to. old_known_B: `[B]` bool, false where that is
+    the current one (ratio 1).
     external_B: `[B]` bool, whether a peer has sampled the row; None if no row is a peer's.
+    behaviour_logprobs_BC: of the policy that sampled. behaviour_known_B: `[B]` bool, false where that is taken to be the
+    proximal one (weight 1), as it is everywhere if there are none.
+    reference_logprobs_BC: of the policy that this one is kept near to, if there is one.
+    entropy_floor_B: `[B]` float32, nats, the same for all: the surrogate is of tokens of at least so much.
     """
 
     tokens_BT: Array
@@ -79,6 +93,10 @@ class Batch:
     old_logprobs_BC: Array
     old_known_B: Array
     external_B: Array | None = None
+    behaviour_logprobs_BC: Array | None = None
+    behaviour_known_B: Array | None = None
+    reference_logprobs_BC: Array | None = None
+    entropy_floor_B: Array | None = None
 
     @property
     def max_new_tokens(self) -> int:
@@ -104,50 +122,22 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
 
 def init_state(params: Params, config: LearnerConfig, mesh: Mesh | None = None) -> TrainState:
     """A state before its first update, laid out over the mesh if there is one."""
-    init, step = make_optimizer(config).init, jnp.zeros((), jnp.int32)
+    init, zero = make_optimizer(config).init, jnp.zeros((), jnp.int32)
     if mesh is None:
-        return TrainState(params, init(params), step)
-    params = parallel.place(params, mesh)
+        reference = Reference(jax.tree.map(jnp.array, params), zero) if config.keeps_reference else None
+        return TrainState(params, init(params), zero, reference)
+    params, zero = parallel.place(params, mesh), parallel.place(zero, mesh)
     layout = parallel.shardings(jax.eval_shape(init, params), mesh)
-    return TrainState(params, jax.jit(init, out_shardings=layout)(params), parallel.place(step, mesh))
+    reference = Reference(jax.tree.map(jnp.copy, params), zero) if config.keeps_reference else None
+    return TrainState(params, jax.jit(init, out_shardings=layout)(params), zero, reference)
 
 
 def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig) -> tuple[Array, Metrics]:
-    """The negated clipped surrogate *summed* over tokens, and sums of what the metrics are made of."""
+    """The loss *summed* over a tile, before it is divided, and sums of what the metrics are made of."""
     logprobs_BC, entropy_BC = losses.completion_logprobs(
         params, model_config, batch.tokens_BT, batch.prompt_lengths_B, batch.max_new_tokens, config.temperature
     )
-    mask_BC = jnp.arange(batch.max_new_tokens) < batch.completion_lengths_B[:, None]
-    external_BC = jnp.zeros_like(mask_BC) if batch.external_B is None else mask_BC & batch.external_B[:, None]
-    likely_BC = losses.likely_tokens(logprobs_BC, external_BC, config.external_min_prob)
-    mask_BC = jnp.where(external_BC, likely_BC, mask_BC)
-    known_BC = mask_BC & batch.old_known_B[:, None]
-    old_BC = jnp.where(known_BC, batch.old_logprobs_BC, jax.lax.stop_gradient(logprobs_BC))
-    log_ratio_BC = losses.log_ratio(logprobs_BC, old_BC)
-    ratio_BC = jnp.exp(log_ratio_BC)
-    surrogate_BC = losses.clipped_surrogate(
-        ratio_BC,
-        batch.advantages_B,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-    )
-    sign_B1 = jnp.sign(batch.advantages_B)[:, None]
-    outside_BC = (ratio_BC < 1 - config.clip_low) | (ratio_BC > config.dual_clip)
-    clipped_BC = jnp.where(sign_B1 > 0, ratio_BC > 1 + config.clip_high, outside_BC)
-    sums = {
-        "tokens": mask_BC.sum().astype(jnp.float32),
-        "live": (mask_BC & (sign_B1 != 0)).sum().astype(jnp.float32),
-        "external": external_BC.sum().astype(jnp.float32),
-        "unlikely": (external_BC & ~likely_BC).sum().astype(jnp.float32),
-        "ratio": losses.token_sum(ratio_BC, mask_BC),
-        "ratio_squared": losses.token_sum(ratio_BC**2, mask_BC),
-        "clipped": losses.token_sum(clipped_BC & (sign_B1 != 0), mask_BC),
-        "entropy": losses.token_sum(entropy_BC, mask_BC),
-        "known": known_BC.sum().astype(jnp.float32),
-        "logprob_gap": losses.token_sum(jnp.abs(log_ratio_BC), known_BC),
-    }
-    return -losses.token_sum(surrogate_BC, mask_BC), sums
+    return objective.loss_sums(logprobs_BC, entropy_BC, batch, config)
 
 
 def make_train_step(
@@ -155,8 +145,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch | Sequence[Batch], float], tuple[TrainState, Metrics]]:
     """Returns `step(state, batch, learning_rate) -> (state, metrics)`; metrics are float32 scalars.
 
-    A batch may come in several parts of any shape, one or more: it is one update, and the loss is the mean over all
-    tokens of all parts and devices. A batch without a single token, or with no advantage that is learned from, changes
+    A batch may come in several parts of any shape, one or more: it is one update, and the loss is divided once, by
+    what all parts and devices say together (`objective.aggregate`). A batch without a single token, or with no advantage that is learned from, changes
     nothing, not even Adam's momentum: `updates` is 0 then. Nor does one whose gradient is not finite, which `nonfinite`
     counts.
 
@@ -171,32 +161,24 @@ def make_train_step(
 
     def apply(state: TrainState, total: Any, rate: Array) -> tuple[TrainState, Metrics]:
         (loss, sums), gradients = total
-        tokens = jnp.maximum(sums["tokens"], 1.0)
-        gradients = jax.tree.map(lambda g: g / tokens, gradients)
+        divisor = jnp.maximum(sums["divisor"], 1.0)
+        gradients = jax.tree.map(lambda g: g / divisor, gradients)
         grad_norm = optax.global_norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: -rate * u, updates)
-        new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        params = optax.apply_updates(state.params, updates)
+        new = state.replace(params=params, opt_state=opt_state, step=state.step + 1)
         live, finite = sums["live"] > 0, jnp.isfinite(grad_norm)
         update = live & finite
         state = jax.tree.map(lambda after, before: jnp.where(update, after, before), new, state)
-        ratio = sums["ratio"] / tokens
-        return parallel.laid_out(state, mesh), {
-            "loss": loss / tokens,
+        return parallel.laid_out(state, mesh), objective.means(loss, sums) | {
             "updates": update.astype(jnp.float32),
             "nonfinite": (live & ~finite).astype(jnp.float32),
-            "tokens": sums["tokens"],
-            "unlikely_fraction": sums["unlikely"] / jnp.maximum(sums["external"], 1.0),
-            "ratio_mean": ratio,
-            "ess_fraction": ratio**2 / jnp.maximum(sums["ratio_squared"] / tokens, 1e-9),
-            "clip_fraction": sums["clipped"] / tokens,
-            "entropy": sums["entropy"] / tokens,
-            "logprob_gap": sums["logprob_gap"] / jnp.maximum(sums["known"], 1.0),
             "grad_norm": grad_norm,
         }
 
     sums_of = jax.jit(summed) if mesh is None else parallel.data_parallel(summed, mesh, backend)
-    add = jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0)
+    add = jax.jit(parallel.add, donate_argnums=0)
     applied = jax.jit(apply)
 
     def step(state: TrainState, batch: Batch | Sequence[Batch], learning_rate: float) -> tuple[TrainState, Metrics]:
@@ -211,12 +193,12 @@ def make_train_step(
 
 def make_logprobs(
     model_config: QwenConfig, config: LearnerConfig, mesh: Mesh | None = None, backend: str = "shard_map"
-) -> Callable[[Params, Batch], Array]:
-    """Returns jitted `logprobs(params, batch) -> [B, C]` of the completions under a policy."""
+) -> Callable[[Params, Batch], tuple[Array, Array]]:
+    """Returns jitted `logprobs(params, batch)`: of the completions under a policy, and entropies, `[B, C]` each."""
 
     def logprobs(params, batch):
         return losses.completion_logprobs(
             params, model_config, batch.tokens_BT, batch.prompt_lengths_B, batch.max_new_tokens, config.temperature
-        )[0]
+        )
 
     return jax.jit(logprobs) if mesh is None else parallel.split(logprobs, mesh, backend)

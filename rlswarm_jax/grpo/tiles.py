@@ -50,7 +50,7 @@ def shapes(width: int, new_tokens: int, rows: int = 0, shards: int = 1) -> list[
 
 def tiles(rows: Sequence[Row], into: Sequence[Shape]) -> list[Batch]:
     """The longest first, each in the narrowest shape that has room; one that teaches nothing if there are no rows."""
-    waiting = sorted(rows, key=lambda row: -len(row.prompt) - len(row.completion))
+    waiting = [rows[at] for at in order(rows)]
     found: list[Batch] = []
     while waiting or not found:
         longest = len(waiting[0].prompt) + len(waiting[0].completion) if waiting else 0
@@ -60,10 +60,15 @@ def tiles(rows: Sequence[Row], into: Sequence[Shape]) -> list[Batch]:
     return found
 
 
+def order(rows: Sequence[Row]) -> list[int]:
+    """In which rows are in their tiles, one after the other."""
+    return sorted(range(len(rows)), key=lambda at: -len(rows[at].prompt) - len(rows[at].completion))
+
+
 def tile(rows: Sequence[Row], shape: Shape) -> Batch:
     """At most `shape.rows` of them; the rest only fill the shape."""
     count, cut = shape.rows, shape.new_tokens
-    tokens_BT, old_BC = np.zeros((count, shape.width), np.int32), np.zeros((count, cut), np.float32)
+    tokens_BT, behaviour_BC = np.zeros((count, shape.width), np.int32), np.zeros((count, cut), np.float32)
     prompt_lengths_B, lengths_B = np.ones(count, np.int32), np.zeros(count, np.int32)
     advantages_B, known_B, external_B = np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, bool)
     for b, row in enumerate(rows):
@@ -72,5 +77,7 @@ def tile(rows: Sequence[Row], shape: Shape) -> Batch:
         prompt_lengths_B[b], lengths_B[b] = len(row.prompt), len(row.completion)
         advantages_B[b], external_B[b] = row.advantage, row.external
         if row.logprobs is not None:
-            old_BC[b, : len(row.completion)], known_B[b] = row.logprobs, True
-    return Batch(tokens_BT, prompt_lengths_B, lengths_B, advantages_B, old_BC, known_B, external_B)
+            behaviour_BC[b, : len(row.completion)], known_B[b] = row.logprobs, True
+    old = np.zeros_like(behaviour_BC), np.zeros_like(known_B)
+    lengths = prompt_lengths_B, lengths_B
+    return Batch(tokens_BT, *lengths, advantages_B, *old, external_B, behaviour_BC, known_B)
