@@ -64,15 +64,21 @@ def shapes(width: int, new_tokens: int, sequences: int = 0, shards: int = 1) -> 
 
 def tiles(rows: Sequence[Row], into: Sequence[Shape]) -> list[Batch]:
     """As wide as the longest text asks for; one that teaches nothing if there are no rows."""
-    longest = max((len(row.prompt) + len(row.completion) - 1 for row in rows), default=0)
-    shape = next(shape for shape in into if shape.width >= longest)
-    packed = pack(rows, shape)
+    packed, shape = packed_into(rows, into)
     starts = range(0, max(1, len(packed)), shape.sequences)
     return [tile(packed[start : start + shape.sequences], shape) for start in starts]
 
 
-def pack(rows: Sequence[Row], shape: Shape) -> list[Sequence_]:
+def order(rows: Sequence[Row], into: Sequence[Shape]) -> list[int]:
+    """In which rows are in their tiles, one after the other."""
+    numbers = {id(row): number for number, row in enumerate(rows)}
+    return [numbers[id(row)] for sequence in packed_into(rows, into)[0] for piece in sequence for row in piece]
+
+
+def packed_into(rows: Sequence[Row], into: Sequence[Shape]) -> tuple[list[Sequence_], Shape]:
     """All rows in few sequences, those of one prompt together as far as they fit: first fit, the longest first."""
+    longest = max((len(row.prompt) + len(row.completion) - 1 for row in rows), default=0)
+    shape = next(shape for shape in into if shape.width >= longest)
     by_prompt: dict[tuple[int, ...], list[Row]] = {}
     for row in rows:
         by_prompt.setdefault(tuple(row.prompt), []).append(row)
@@ -90,7 +96,7 @@ def pack(rows: Sequence[Row], shape: Shape) -> list[Sequence_]:
             packed.append([piece])
         else:
             room.append(piece)
-    return packed
+    return packed, shape
 
 
 def _slots(piece: Piece) -> int:
@@ -107,7 +113,7 @@ def tile(packed: Sequence[Sequence_], shape: Shape) -> Batch:
     tokens_XT, positions_XT, prompts_XT, rows_XT, targets_XT = texts
     of_row = (shape.sequences, shape.rows)
     starts_XR, lengths_XR = np.zeros((2, *of_row), np.int32)
-    advantages_XR, old_XRC = np.zeros(of_row, np.float32), np.zeros((*of_row, shape.new_tokens), np.float32)
+    advantages_XR, behaviour_XRC = np.zeros(of_row, np.float32), np.zeros((*of_row, shape.new_tokens), np.float32)
     known_XR, external_XR = np.zeros((2, *of_row), bool)
     for x, sequence in enumerate(packed):
         at = r = 0
@@ -126,9 +132,8 @@ def tile(packed: Sequence[Sequence_], shape: Shape) -> Batch:
                 starts_XR[x, r], lengths_XR[x, r] = at, length
                 advantages_XR[x, r], external_XR[x, r] = row.advantage, row.external
                 if row.logprobs is not None:
-                    old_XRC[x, r, :length], known_XR[x, r] = row.logprobs, True
+                    behaviour_XRC[x, r, :length], known_XR[x, r] = row.logprobs, True
                 at, r = at + length, r + 1
-    of_rows = (
-        x.reshape(-1, *x.shape[2:]) for x in (starts_XR, lengths_XR, advantages_XR, old_XRC, known_XR, external_XR)
-    )
-    return Batch(tokens_XT, positions_XT, prompts_XT, rows_XT, targets_XT, *of_rows)
+    unknown_XRC, unknown_XR = np.zeros_like(behaviour_XRC), np.zeros_like(known_XR)
+    of_rows = starts_XR, lengths_XR, advantages_XR, unknown_XRC, unknown_XR, external_XR, behaviour_XRC, known_XR
+    return Batch(*texts, *(x.reshape(-1, *x.shape[2:]) for x in of_rows))
