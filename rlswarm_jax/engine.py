@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import repeat
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -17,8 +18,8 @@ from rlswarm_jax import parallel, qwen
 from rlswarm_jax.evaluator import Evaluator
 from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
 from rlswarm_jax.game.prompts import PromptFormat
-from rlswarm_jax.grpo import learner, tiles
-from rlswarm_jax.grpo.advantages import group_advantages
+from rlswarm_jax.grpo import learner, policies, tiles
+from rlswarm_jax.grpo.advantages import judged
 from rlswarm_jax.qwen import model
 from rlswarm_jax.qwen.draw import GREEDY, WHOLE, Draw
 from rlswarm_jax.qwen.sampler import Prepared, Sampler
@@ -40,11 +41,13 @@ class EngineConfig:
     """How requests become arrays.
 
     stages: of each, how many prompts a node samples from, and how many tokens of others' are in one at most. rows:
-    completions computed at a time (0: all), on each device of those that hold whole weights. microbatch_rows: the same
-    of those learned from (0: by their tokens).
+    completions computed at a time (0: all), on each device of those that hold whole weights. microbatch_rows: sequences
+    learned from at a time, of one or more texts each (0: by their tokens).
     dtype, kv_dtype: of the weights and of the key/value cache while sampling; weights are cast once for each update.
-    held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the distribution there, if the
-    temperature is not 0.
+    advantage, pass_k, overlong_buffer: see `grpo.advantages`. mask_truncated: learn nothing from completions that were
+    cut off. external_min_ess: of peers' groups whose log-probs are used, the least effective sample size over the
+    number of tokens. held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the
+    distribution there, if the temperature is not 0.
     """
 
     max_prompt_tokens: int
@@ -58,9 +61,13 @@ class EngineConfig:
     held_out_rows: int
     positive_only_external: bool
     positive_only_local: bool
-    external_correction: Literal["reencode", "behaviour"]
-    advantage_scale: Literal["std", "none"]
+    external_correction: Literal["reencode", "behaviour", "mask"]
     updates_per_round: int
+    advantage: str = "std"
+    pass_k: int = 4
+    overlong_buffer: float = 0.0
+    mask_truncated: bool = False
+    external_min_ess: float = 0.0
     rows: int = 0
     microbatch_rows: int = 0
     dtype: str = "float32"
@@ -86,6 +93,7 @@ class Engine:
     ):
         self.config, self.verifier, self.mixture = config, verifier, verifier.mixture
         self._learner_config, self._tokenizer = learner_config, policy.tokenizer
+        self._ends = frozenset(policy.config.eos_token_ids)
         devices = devices or parallel.DeviceConfig()
         mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)  # of all processes: they are one node
         self._mesh = None if mesh.size == 1 else mesh
@@ -149,7 +157,7 @@ class Engine:
             partial(self._sampler.compile, params, count, group, width) for count, width in sorted(shapes)
         ]
         work.append(partial(self._evaluator.compile, params))
-        work += self._learner.ahead(self._states[0], [tiles.tile([], shape) for shape in self._shapes])
+        work += self._learner.ahead(self._states[0], self._scored(0, [tiles.tile([], shape) for shape in self._shapes]))
         with ThreadPoolExecutor(2 if jax.default_backend() == "cpu" and self._mesh is None else 1) as pool:
             list(pool.map(lambda run: run(), work))
 
@@ -181,10 +189,10 @@ class Engine:
         return {node: self._learn(node, request) for node, request in requests.items()}
 
     def _learn(self, node: int, request: Learn) -> Metrics:
-        rows = self.rows(request.groups)
-        parts = tiles.tiles(rows, self._shapes)
-        if self.config.updates_per_round > 1:
-            parts = [self._with_old_logprobs(node, part) for part in parts]
+        self._states[node] = policies.refreshed(self._states[node], self._learner_config, request.round)
+        groups = self._trusted(node, request.groups)
+        rows = self.rows(groups)
+        parts = self._scored(node, tiles.tiles(rows, self._shapes))
         rate, found = learner.learning_rate(self._learner_config, request.round), []
         for _ in range(self.config.updates_per_round):
             self._states[node], metrics = self._learner.step(self._states[node], parts, rate)
@@ -192,31 +200,56 @@ class Engine:
             self._watch(node, rows, found[-1])
         self._prepared[node].forget()
         external = sum(row.external for row in rows)
-        return _mean(found) | {"rows_external": float(external), "rows_local": float(len(rows) - external)}
+        counts = {"rows_external": external, "rows_local": len(rows) - external}
+        counts["low_ess_groups"] = len(request.groups) - len(groups)
+        return _mean(found) | {name: float(count) for name, count in counts.items()}
 
     def rows(self, groups: Sequence[ScoredGroup]) -> list[tiles.Row]:
         """The completions that are learned from.
 
-        Those without a positive advantage are left out where the config says so. A peer's log-probs are used under
-        external_correction="behaviour"; else its samples are taken to be on-policy.
+        Those without a positive advantage are left out where the config says so, and those that were cut off. A peer's
+        log-probs are used unless external_correction="reencode": then its samples are taken to be on-policy.
         """
         config, found = self.config, []
         for group in groups:
-            advantages_1G = group_advantages(np.array([group.rewards], np.float32), scale=config.advantage_scale)
-            advantages_G = np.float32(group.weight) * np.asarray(advantages_1G)[0]
+            advantages_G = np.float32(group.weight) * judged(
+                group.rewards,
+                [len(tokens) for tokens in group.tokens],
+                advantage=config.advantage,
+                pass_k=config.pass_k,
+                overlong_buffer=config.overlong_buffer,
+                max_new_tokens=config.max_new_tokens,
+            )
             positive_only = config.positive_only_external if group.external else config.positive_only_local
-            correct = not group.external or config.external_correction == "behaviour"
+            correct = not group.external or config.external_correction != "reencode"
             known = group.logprobs if correct and group.logprobs is not None else [None] * len(group.tokens)
             for completion, advantage, logprobs in zip(group.tokens, advantages_G.tolist(), known, strict=True):
-                if not (positive_only and advantage <= 0):
+                if not (positive_only and advantage <= 0) and not self._is_cut_off(group, completion):
                     found.append(tiles.Row(group.prompt, completion, advantage, logprobs, group.external))
         return found
 
-    def _with_old_logprobs(self, node: int, batch: learner.Batch) -> learner.Batch:
-        """With more than one update a round, "on-policy" means the policy before the first of them."""
-        logprobs_BC = np.asarray(self._learner.logprobs(self._states[node].params, batch))
-        old_BC = np.where(batch.old_known_B[:, None], batch.old_logprobs_BC, logprobs_BC)
-        return dataclasses.replace(batch, old_logprobs_BC=old_BC, old_known_B=np.ones_like(batch.old_known_B))
+    def _is_cut_off(self, group: ScoredGroup, completion: Sequence[int]) -> bool:
+        """Where that is left out; of a text that was encoded anew the end is not known, only its length."""
+        if not self.config.mask_truncated or completion[-1] in self._ends:
+            return False
+        return group.logprobs is not None or len(completion) >= self.config.max_new_tokens
+
+    def _trusted(self, node: int, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+        """Without those of peers whose policy is too far from this one for weights to make up for it."""
+        least = self.config.external_min_ess if self.config.external_correction != "reencode" else 0.0
+        doubted = [group for group in groups if least and group.external and group.logprobs is not None]
+        rows = [
+            [tiles.Row(g.prompt, *one, g.external) for one in zip(g.tokens, repeat(1.0), g.logprobs or ())]
+            for g in doubted
+        ]
+        shares = policies.effective_shares(rows, self._states[node].params, self._learner.logprobs, self._shapes)
+        left = {group.slot for group, share in zip(doubted, shares, strict=True) if share < least}
+        return [group for group in groups if not (group.external and group.slot in left)]
+
+    def _scored(self, node: int, parts: Sequence[learner.Batch]) -> list[learner.Batch]:
+        """With what the loss asks of other policies."""
+        score, updates = self._learner.logprobs, self.config.updates_per_round
+        return policies.prepared(parts, self._states[node], score, self._learner_config, updates)
 
     def _sampling_params(self, node: int) -> qwen.Params:
         """A node's weights in the dtype that is sampled with."""

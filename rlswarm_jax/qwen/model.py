@@ -180,14 +180,22 @@ def hidden_states(
     return _rms_norm(x_BTD, params["norm"], config.rms_norm_eps), kept
 
 
-def causal_states(params: Params, config: QwenConfig, tokens_BT: Array) -> tuple[Array, list[KV]]:
+def causal_states(
+    params: Params,
+    config: QwenConfig,
+    tokens_BT: Array,
+    positions_BT: Array | None = None,
+    seen_BTS: Array | None = None,
+) -> tuple[Array, list[KV]]:
     """Final normed states `[B, T, D]` of whole texts, padded on the right at most, and every layer's keys and values.
 
-    What stands behind a token, padding too, does not change its state.
+    What stands behind a token, padding too, does not change its state. positions_BT: int32, 0..T-1 by default.
+    seen_BTS: which of the tokens before it token t attends to, where these are not all.
     """
     batch, time = tokens_BT.shape
-    positions_BT = jnp.broadcast_to(jnp.arange(time), (batch, time))
-    return hidden_states(params, config, tokens_BT, positions_BT, attend_causally)
+    if positions_BT is None:
+        positions_BT = jnp.broadcast_to(jnp.arange(time), (batch, time))
+    return hidden_states(params, config, tokens_BT, positions_BT, functools.partial(attend_causally, seen_BTS=seen_BTS))
 
 
 def remat_of(config: QwenConfig, shape_BTD: tuple[int, ...], dtype: Any, remat: Remat) -> Remat:
@@ -208,18 +216,18 @@ def _checkpointed(run: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     return jax.checkpoint(run, policy=policy)
 
 
-def trained_states(params: Params, config: QwenConfig, tokens_BT: Array, how: Forward) -> Array:
+def trained_states(
+    params: Params, config: QwenConfig, tokens_BT: Array, positions_BT: Array, seen_BTS: Array, how: Forward
+) -> Array:
     """As `causal_states`, to be differentiated: final normed states `[B, T, D]`.
 
     The scores of a text longer than `LONG` tokens never exist all at once, in the backward pass neither.
     """
-    batch, time = tokens_BT.shape
-    positions_BT = jnp.broadcast_to(jnp.arange(time), (batch, time))
 
     def attend(index: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> tuple[Array, None]:
-        if time > LONG and not flash_applies(q_BTNH):
-            return attend_in_blocks(q_BTNH, k_BTKH, v_BTKH), None
-        return attend_causally(index, q_BTNH, k_BTKH, v_BTKH)[0], None
+        if tokens_BT.shape[1] > LONG and not flash_applies(q_BTNH):
+            return attend_in_blocks(q_BTNH, k_BTKH, v_BTKH, seen_BTS), None
+        return attend_causally(index, q_BTNH, k_BTKH, v_BTKH, seen_BTS=seen_BTS)[0], None
 
     return hidden_states(params, config, tokens_BT, positions_BT, attend, how)[0]
 
@@ -243,18 +251,27 @@ def logits(params: Params, config: QwenConfig, tokens_BT: Array) -> Array:
     return head(params, causal_states(params, config, jnp.asarray(tokens_BT))[0])
 
 
-def attend_causally(index: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> tuple[Array, KV]:
-    """Token t attends to tokens 0..t. On a GPU in half precision by cuDNN's flash attention, which has no scores."""
+def attend_causally(
+    index: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, *, seen_BTS: Array | None = None
+) -> tuple[Array, KV]:
+    """Token t attends to tokens 0..t, or to those of them that it sees. On a GPU in half precision by cuDNN's flash
+    attention, which has no scores.
+    """
     del index
     time = q_BTNH.shape[1]
     kept = keys_of(k_BTKH), values_of(v_BTKH)
     if flash_applies(q_BTNH):
-        return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn"), kept
-    part = attend_part(queries_of(q_BTNH, k_BTKH.shape[2]), *kept, jnp.tril(jnp.ones((time, time), bool)))
+        mask_B1TS = None if seen_BTS is None else seen_BTS[:, None]
+        how = {"mask": mask_B1TS, "is_causal": True, "implementation": "cudnn"}
+        return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, **how), kept
+    mask = jnp.tril(jnp.ones((time, time), bool))
+    if seen_BTS is not None:
+        mask = (mask & seen_BTS)[:, None, None]
+    part = attend_part(queries_of(q_BTNH, k_BTKH.shape[2]), *kept, mask)
     return outputs_of(merge([part]), q_BTNH), kept
 
 
-def attend_in_blocks(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
+def attend_in_blocks(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, seen_BTS: Array) -> Array:
     """As `attend_causally`, some queries at a time, each block against the keys that it can see.
 
     The backward pass computes a block's scores again, when it comes to it.
@@ -264,15 +281,16 @@ def attend_in_blocks(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
     q_BKQTH, k_BKHT, v_BKTH = queries_of(q_BTNH, k_BTKH.shape[2]), keys_of(k_BTKH), values_of(v_BTKH)
 
     @jax.checkpoint
-    def block(q_BKQXH: Array, k_BKHS: Array, v_BKSH: Array) -> Array:
+    def block(q_BKQXH: Array, k_BKHS: Array, v_BKSH: Array, seen_BXS: Array) -> Array:
         first = k_BKHS.shape[-1] - q_BKQXH.shape[3]  # of its queries
         mask_XS = jnp.arange(k_BKHS.shape[-1]) <= first + jnp.arange(q_BKQXH.shape[3])[:, None]
-        return merge([attend_part(q_BKQXH, k_BKHS, v_BKSH, mask_XS)])
+        return merge([attend_part(q_BKQXH, k_BKHS, v_BKSH, (mask_XS & seen_BXS)[:, None, None])])
 
     blocks = []
     for start in range(0, time, size):
         end = min(start + size, time)
-        blocks.append(block(q_BKQTH[..., start:end, :], k_BKHT[..., :end], v_BKTH[..., :end, :]))
+        seen = seen_BTS[:, start:end, :end]
+        blocks.append(block(q_BKQTH[..., start:end, :], k_BKHT[..., :end], v_BKTH[..., :end, :], seen))
     return outputs_of(jnp.concatenate(blocks, axis=3), q_BTNH)
 
 

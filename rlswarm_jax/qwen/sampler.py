@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlswarm_jax import parallel
-from rlswarm_jax.qwen import sampling
+from rlswarm_jax.qwen import model, sampling
 from rlswarm_jax.qwen.config import QwenConfig
-from rlswarm_jax.qwen.model import Params, prepare
+from rlswarm_jax.qwen.model import Params
 from rlswarm_jax.qwen.sampling import Completions, bucket
 
 WAITING = 4  # completions in a tile for each of its rows, where rows are limited: few idle rows, and few prompts kept
@@ -30,7 +30,7 @@ class Prepared:
         leaves = jax.tree.leaves(params)
         given = [np.dtype(dtype), rows == 1, *map(id, leaves)]
         if self._given != given:
-            made = prepare(params, dtype, rows)
+            made = model.prepare(params, dtype, rows)
             if made is params:
                 return made
             self._given, self._leaves, self._made = given, leaves, made

@@ -20,6 +20,7 @@ from rlswarm_jax.game.prompts import PromptFormat, choose_format
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo.learner import Learner, LearnerConfig, TrainState, state_hash
+from rlswarm_jax.grpo.objective import resolved
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
@@ -177,14 +178,16 @@ def _wait_for(file: IO[str]) -> None:
         time.sleep(0.1)
 
 
-def make_learner_config(config: ml_collections.ConfigDict) -> LearnerConfig:
-    return made_of(LearnerConfig, (config.learn, config.sampling), decay_rounds=config.rounds, dtype=config.learn.dtype)
+def make_learner_config(config: ml_collections.ConfigDict, max_new_tokens: int = 1) -> LearnerConfig:
+    """max_new_tokens: of a completion; whoever only wants the form of a state need not know."""
+    own = {"decay_rounds": config.rounds, "max_new_tokens": max_new_tokens, "dtype": config.learn.dtype}
+    return made_of(LearnerConfig, (resolved(config.learn), config.sampling), **own)
 
 
 def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineConfig:
     return made_of(
         EngineConfig,
-        (config.sampling, config.learn),
+        (config.sampling, resolved(config.learn)),
         dtype=config.sampling.dtype,
         max_prompt_tokens=game.max_prompt_tokens,
         max_new_tokens=game.max_new_tokens,
@@ -234,7 +237,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         )
     verifier = make_verifier(config, game)
     engine_config = make_engine_config(config, game)
-    learner_config = make_learner_config(config)
+    learner_config = make_learner_config(config, game.max_new_tokens)
     engine = Engine(policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices)
     if config.chain.endpoint != "none":
         game = dataclasses.replace(game, state_hash=state_hash(parallel.fetch(engine.state(0))))
