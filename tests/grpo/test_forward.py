@@ -87,11 +87,9 @@ class TestRemat:
             head_dim=64,
         )
         weights = jax.eval_shape(lambda: model.init_params(half_b, jax.random.key(0)))
-        tokens_BT = jax.ShapeDtypeStruct((8, 1024), jnp.int32)
 
         def kept_of(remat):
-            how = model.Forward("", remat)
-            return size(residuals(lambda p, t: model.trained_states(p, half_b, t, how).sum(), weights, tokens_BT))
+            return size(residuals(*states_of(half_b, model.Forward("", remat), weights, rows=8)))
 
         none, layer = kept_of("none"), kept_of("layer")
         inputs = 4 * 8 * 1024 * 896 * 4
@@ -109,22 +107,16 @@ class TestBlocks:
         def of(attend):
             return jax.jit(jax.value_and_grad(lambda q, k, v: (attend(q, k, v) * weights).sum(), (0, 1, 2)))(q, k, v)
 
-        found = of(model.attend_in_blocks)
-        wanted = of(lambda q, k, v: model.attend_causally(0, q, k, v)[0])
+        seen = rng.random((2, 331, 331)) < 0.7
+        seen |= np.eye(331, dtype=bool)
+        found = of(lambda q, k, v: model.attend_in_blocks(q, k, v, seen))
+        wanted = of(lambda q, k, v: model.attend_causally(0, q, k, v, seen_BTS=seen)[0])
         np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4)
         tiny.assert_close(found[1], wanted[1], 1e-5)
 
     def test_the_scores_of_a_long_text_are_never_kept(self):
-        tokens_BT = jax.ShapeDtypeStruct((2, 1024), jnp.int32)
-        long = dataclasses.replace(DEEP, max_position_embeddings=1024)
-
-        def largest(how):
-            made = residuals(
-                lambda p, t: model.trained_states(p, long, t, how).sum(), jax.eval_shape(params), tokens_BT
-            )
-            return max(x.size for x in made)
-
-        assert largest(model.Forward("", "none")) < 2 * 1024 * 128 < 2 * DEEP.num_heads * 1024 * 1024 / 8
+        made = residuals(*states_of(DEEP, model.PLAIN, jax.eval_shape(params), rows=2))
+        assert max(x.size for x in made if x.dtype != bool) < 2 * 1024 * 128 < 2 * DEEP.num_heads * 1024 * 1024 / 8
 
 
 class TestHalfPrecision:
@@ -156,6 +148,12 @@ class TestHalfPrecision:
         wanted = np.asarray(x, np.float32).T @ np.asarray(g, np.float32)
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
         assert np.abs(wanted.astype(jnp.bfloat16).astype(np.float32) - wanted).max() > 1e-2
+
+
+def states_of(config, how, weights, rows):
+    """A loss of texts of 1,024 tokens, and the shapes of its arguments."""
+    of_text, seen_BTS = jax.ShapeDtypeStruct((rows, 1024), jnp.int32), jax.ShapeDtypeStruct((rows, 1024, 1024), bool)
+    return (lambda p, *batch: model.trained_states(p, config, *batch, how).sum()), weights, of_text, of_text, seen_BTS
 
 
 def equations(jaxpr):
