@@ -47,7 +47,7 @@ class EngineConfig:
     advantage, pass_k, overlong_buffer: see `grpo.advantages`. mask_truncated: learn nothing from completions that were
     cut off. external_min_ess: of peers' groups whose log-probs are used, the least effective sample size over the
     number of tokens. held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the
-    distribution there, if the temperature is not 0.
+    distribution there, if the temperature is not 0. merge: an adapter is sampled with in the weights, not beside them.
     """
 
     max_prompt_tokens: int
@@ -74,6 +74,7 @@ class EngineConfig:
     kv_dtype: str = "float32"
     evaluation_temperature: float = GREEDY
     evaluation: Draw = WHOLE
+    merge: bool = True
 
 
 class Engine:
@@ -118,7 +119,9 @@ class Engine:
         self._sampler = sampler(config.temperature, Draw(), config.rows, config.exact_rows, counts)
         greedy = sampler(config.evaluation_temperature, config.evaluation, held_out, held_out, ())
         self._evaluator = Evaluator(greedy, verifier, prompt_format, policy.tokenizer, config.held_out_problems)
-        self._learner = learner.Learner(learner_config, policy.config, *on)
+        base = None if learner_config.lora is None else policy.params
+        self._learner = learner.Learner(learner_config, policy.config, *on, base)
+        self.base = b"" if base is None else qwen.digest(parallel.fetch(base))  # digest of what is beneath an adapter
         shards, longest = parallel.row_shards(self._mesh), most + config.max_new_tokens
         self._shapes = tiles.shapes(longest, config.max_new_tokens, config.microbatch_rows, shards)
         self._states = [self._learner.init(policy.params) for _ in range(num_nodes)]
@@ -128,6 +131,10 @@ class Engine:
     def state(self, node: int) -> learner.TrainState:
         """As it is; its arrays are used up when the node learns."""
         return self._states[node]
+
+    def weights(self, node: int) -> qwen.Params:
+        """A node's policy as it is: plain parameters, with the adapter in them if there is one."""
+        return self._learner.policy(self._states[node].params)
 
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
         """Goes on from copies of these."""
@@ -254,7 +261,8 @@ class Engine:
     def _sampling_params(self, node: int) -> qwen.Params:
         """A node's weights in the dtype that is sampled with."""
         at_least = self.config.group_size  # rows, so that the layout is one for all
-        return self._prepared[node](self._states[node].params, self.config.dtype, at_least)
+        policy = partial(self._learner.policy, merge=self.config.merge)
+        return self._prepared[node](self._states[node].params, self.config.dtype, at_least, policy)
 
     def _watch(self, node: int, rows: Sequence[tiles.Row], metrics: Metrics) -> None:
         """Raises DivergedError, with what is wrong as far as it can be seen."""

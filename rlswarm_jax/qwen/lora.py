@@ -1,7 +1,7 @@
 """LoRA (arXiv:2106.09685): what is added to a model's linear maps, as a pytree of its own.
 
-An adapter is `{"layers": [{"q": {"a": [in, R], "b": [R, out]}, ...}, ...]}`, float32, with an empty layer where there is
-none. The weights beneath it, its base, never change.
+An adapter is `{"layers": [{"q": {"a": [in, R], "b": [R, out]}, ...}, ...]}`, float32, with an empty layer where there
+is none. The weights beneath it, its base, never change.
 """
 
 import dataclasses
@@ -59,9 +59,7 @@ def shapes(config: QwenConfig, lora: LoraConfig) -> Adapter:
         return {"a": (shape[0], lora.rank), "b": (lora.rank, shape[1])}
 
     layers = param_shapes(config)["layers"]
-    return {
-        "layers": [{name: of(layer[name]) for name in lora.of_layer(index)} for index, layer in enumerate(layers)]
-    }
+    return {"layers": [{name: of(layer[name]) for name in lora.of_layer(index)} for index, layer in enumerate(layers)]}
 
 
 def init(config: QwenConfig, lora: LoraConfig, key: Array) -> Adapter:
@@ -121,10 +119,9 @@ def _sum(weight: Array, a_IR: Array, b_RO: Array, scale: float) -> Array:
     return (weight + more.astype(jnp.promote_types(weight.dtype, more.dtype))).astype(weight.dtype)
 
 
-def fingerprint(base: Params, adapter: Adapter, lora: LoraConfig) -> str:
-    """16 hexadecimal digits that name a base and the adapter that begins on it; arrays are whole here."""
-    about = f"{lora.scale} {lora.dropout}".encode()
-    return hashlib.sha256(digest(base) + digest(adapter) + about).hexdigest()[:16]
+def fingerprint(base: str, adapter: Adapter, lora: LoraConfig) -> str:
+    """16 hexadecimal digits that name the weights of that fingerprint and the adapter that begins on them."""
+    return hashlib.sha256(f"{base} {lora.scale}".encode() + digest(adapter)).hexdigest()[:16]
 
 
 def num_parameters(config: QwenConfig, lora: LoraConfig) -> int:

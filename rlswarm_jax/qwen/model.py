@@ -133,7 +133,8 @@ def prepare(params: Params, dtype: Any, rows: int) -> Params:
     devices', are as fast or faster with `[in, out]`. The arrays themselves where nothing is to be done.
     """
     dtype = jnp.dtype(dtype)
-    turn = jax.default_backend() == "cpu" and (dtype == jnp.bfloat16 or rows == 1)
+    adapted = any(isinstance(x, Adapted) for layer in params["layers"] for x in layer.values())
+    turn = not adapted and jax.default_backend() == "cpu" and (dtype == jnp.bfloat16 or rows == 1)
     if not turn and all(leaf.dtype == dtype for leaf in jax.tree.leaves(params)):
         return params
     return _prepared(params, dtype, turn)
