@@ -78,12 +78,11 @@ def init(config: QwenConfig, lora: LoraConfig, key: Array) -> Adapter:
 
 
 def attached(base: Params, adapter: Adapter, lora: LoraConfig, keys_B: Array | None = None) -> Params:
-    """Parameters that compute with both, and of which only the adapter has a gradient. keys_B: of dropout, if any."""
+    """Parameters that compute with both. keys_B: of dropout, if any."""
 
     def of(weight: Array | Turned, low: Adapter) -> Adapted:
         return Adapted(weight, low["a"], low["b"], keys_B, lora.scale, lora.dropout)
 
-    base = jax.lax.stop_gradient(base)
     layers = [
         layer | {name: of(layer[name], low) for name, low in own.items()}
         for layer, own in zip(base["layers"], adapter["layers"], strict=True)

@@ -160,7 +160,7 @@ def peak(found: list[Part]) -> int:
 
 
 def model_of(config: ml_collections.ConfigDict) -> QwenConfig:
-    """From the model's `config.json`, or by a published size's name where it is not on this machine. Raises UsageError."""
+    """From its `config.json`, or by a published size's name where it is not on this machine. Raises UsageError."""
     path = build.model_path(config)
     known = None if Path(path).is_dir() else sizes.of_name(path)
     try:

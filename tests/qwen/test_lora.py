@@ -11,7 +11,9 @@ import pytest
 import safetensors.numpy
 
 from rlswarm_jax import qwen
+from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.grpo import learner
+from rlswarm_jax.grpo.residuals import size
 from rlswarm_jax.qwen import lora, model, peft
 from rlswarm_jax.qwen.lora import LoraConfig
 from tests.grpo import tiny
@@ -142,6 +144,16 @@ class TestTraining:
         assert not np.array_equal(later[1]["layers"][0]["q"]["a"], one[1]["layers"][0]["q"]["a"])
         parts = [made.sums(state, tiny.rows_of(batch(), part)) for part in (slice(0, 5), slice(5, 12))]
         tiny.assert_close(made.add(*parts)[1], one[1], 1e-5)
+
+    def test_from_a_checkpoint_it_goes_on_bit_for_bit(self, tmp_path):
+        made = learns(dataclasses.replace(SOME, dropout=0.5))
+        state, _ = made.step(made.init(base()), batch(), 1e-3)
+        checkpoints = Checkpoints(tmp_path)
+        checkpoints.save(1, [state], b"")
+        (back,), _ = checkpoints.restore(1, [state])
+        checkpoints.close()
+        assert size(back) < size(base())
+        tiny.assert_bit_equal(made.step(back, batch(), 1e-3), made.step(state, batch(), 1e-3))
 
     def test_dropout_leaves_a_share_and_its_mean(self):
         x_BTI = jnp.ones((4, 50, 64))
