@@ -3,7 +3,7 @@
     python -m experiments.run --config configs/cards.py:16gb --plan --memory 16GB      what takes how much of it
     python -m experiments.run --config configs/cards.py:16gb                           a node that trains so
 
-Variants: 8gb, 12gb, 16gb, 24gb, 80gb. Questions and answers are of 512 tokens at most. The plan is computed from shapes
+Variants: 8gb, 12gb, 16gb (the one without a name), 24gb, 80gb. Questions and answers are of 512 tokens at most. The plan is computed from shapes
 alone (docs/real-models.md has all sizes and cards); on a card itself none of these has been measured yet.
 
 Hardware: one NVIDIA GPU with that much memory, compute capability 8 or more.
@@ -14,7 +14,7 @@ import ml_collections
 from configs import common
 
 
-def get_config(variant: str = "16gb") -> ml_collections.ConfigDict:
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.swarm("cards")
     config.driver = "node"
     config.rounds = 0
@@ -26,8 +26,9 @@ def get_config(variant: str = "16gb") -> ml_collections.ConfigDict:
     config.sampling.dtype = config.learn.dtype = "bfloat16"
     config.evaluation.problems, config.evaluation.rows = 64, 16
     config.learn.learning_rate, config.learn.microbatch_rows = 1e-6, 8
-    known = {f"{size}gb": card for size, card in CARDS.items()}
-    common.apply(config, variant, *(_named(name, card) for name, card in known.items()), common.smoke)
+    if not any(f"{size}gb" in variant.split("-") for size in CARDS):
+        CARDS[16](config)
+    common.apply(config, variant, *(_named(f"{size}gb", card) for size, card in CARDS.items()), common.smoke)
     return config
 
 

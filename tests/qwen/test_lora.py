@@ -149,7 +149,7 @@ class TestTraining:
         made = learns(dataclasses.replace(SOME, dropout=0.5))
         state, _ = made.step(made.init(base()), batch(), 1e-3)
         checkpoints = Checkpoints(tmp_path)
-        checkpoints.save(1, [state], b"")
+        checkpoints.save(1, [state], b"extra")
         (back,), _ = checkpoints.restore(1, [state])
         checkpoints.close()
         assert size(back) < size(base())
