@@ -42,7 +42,7 @@ def wide_params():
 def batches():
     """Eight rows, the last two without a token: of eight devices two have nothing to do."""
     for seed in range(STEPS):
-        batch = tiny.make_batch(seed=seed, rows=8, known="mixed")
+        batch = tiny.make_batch(seed=seed, rows=8, known="mixed", behaviour="mixed")
         batch.completion_lengths_B[-2:] = 0
         yield batch
 
@@ -54,11 +54,12 @@ def wide_batches():
     In this draw no weight's first gradient is of the size of its rounding (1e-7 of the largest one): Adam divides a
     gradient by its size, and would make of such a one a step of a size and sign of its own on every mesh.
     """
-    logprobs, rng = learner.make_logprobs(WIDE, tiny.LEARNER), np.random.default_rng(4)
+    scores, rng = learner.make_logprobs(WIDE, tiny.LEARNER), np.random.default_rng(4)
     return tuple(
         dataclasses.replace(
             batch,
-            old_logprobs_BC=logprobs(wide_params(), batch)
+            behaviour_known_B=np.zeros(8, bool),
+            old_logprobs_BC=scores(wide_params(), batch)[0]
             + rng.uniform(-0.5, 0.5, batch.old_logprobs_BC.shape).astype(np.float32),
         )
         for batch in batches()
@@ -168,7 +169,7 @@ def sharded(sizes):
     out = sample(params, sampling.make_tile([[3], [4, 5], [6, 7, 8], [9]], keys_PGM, prompt_slots=4))
     state = learner.init_state(params, tiny.LEARNER, mesh)
     step = learner.make_train_step(WIDE, tiny.LEARNER, mesh=mesh)
-    logprobs = learner.make_logprobs(WIDE, tiny.LEARNER, mesh=mesh)(params, next(batches()))
+    logprobs = learner.make_logprobs(WIDE, tiny.LEARNER, mesh=mesh)(params, next(batches()))[0]
     after, metrics = train(step, state, wide_batches)
     state, _ = step(state, wide_batches()[0], tiny.LEARNER.learning_rate)
     held = [[shard.data.nbytes for shard in leaf.addressable_shards] for leaf in jax.tree.leaves(state)]

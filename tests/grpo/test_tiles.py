@@ -31,8 +31,8 @@ def read(part):
         if length:
             start = part.prompt_lengths_B[b]
             text, end = part.tokens_BT[b].tolist(), start + length
-            known = part.old_logprobs_BC[b, :length].tolist() if part.old_known_B[b] else None
-            assert not any(text[end:]) and not part.old_logprobs_BC[b, length:].any()
+            known = part.behaviour_logprobs_BC[b, :length].tolist() if part.behaviour_known_B[b] else None
+            assert not any(text[end:]) and not part.behaviour_logprobs_BC[b, length:].any()
             yield Row(text[:start], text[start:end], part.advantages_B[b], known, part.external_B[b])
 
 
