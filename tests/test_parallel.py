@@ -42,7 +42,7 @@ def wide_params():
 def batches():
     """Eight rows, the last two without a token: of eight devices two have nothing to do."""
     for seed in range(STEPS):
-        batch = tiny.make_batch(seed=seed, rows=8, known="mixed")
+        batch = tiny.make_batch(seed=seed, rows=8, known="mixed", behaviour="mixed")
         batch.completion_lengths_B[-2:] = 0
         yield batch
 
@@ -54,11 +54,12 @@ def wide_batches():
     In this draw no weight's first gradient is of the size of its rounding (1e-7 of the largest one): Adam divides a
     gradient by its size, and would make of such a one a step of a size and sign of its own on every mesh.
     """
-    logprobs, rng = learner.Learner(tiny.LEARNER, WIDE).logprobs, np.random.default_rng(4)
+    scores, rng = learner.Learner(tiny.LEARNER, WIDE).logprobs, np.random.default_rng(4)
     return tuple(
         dataclasses.replace(
             batch,
-            old_logprobs_BC=logprobs(wide_params(), batch)
+            behaviour_known_B=np.zeros(8, bool),
+            old_logprobs_BC=scores(wide_params(), batch)[0]
             + rng.uniform(-0.5, 0.5, batch.old_logprobs_BC.shape).astype(np.float32),
         )
         for batch in batches()
@@ -165,7 +166,7 @@ def sharded(sizes):
     keys_PGM = np.arange(32, dtype=np.uint32).reshape(4, 4, 2)
     out = sample(params, sampling.make_tile([[3], [4, 5], [6, 7, 8], [9]], keys_PGM, prompt_slots=4))
     learns = learner.Learner(tiny.LEARNER, WIDE, mesh)
-    logprobs = learns.logprobs(params, next(batches()))
+    logprobs = learns.logprobs(params, next(batches()))[0]
     after, metrics = train(learns, lambda: params, wide_batches)
     state, _ = learns.step(learns.init(params), wide_batches()[0], tiny.LEARNER.learning_rate)
     held = [[shard.data.nbytes for shard in leaf.addressable_shards] for leaf in jax.tree.leaves(state)]
