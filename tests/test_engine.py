@@ -42,7 +42,7 @@ CONFIG = EngineConfig(
     positive_only_external=True,
     positive_only_local=False,
     external_correction="behaviour",
-    advantage_scale="none",
+    advantage="none",
     updates_per_round=1,
 )
 LEARNER = LearnerConfig(
@@ -200,7 +200,7 @@ class TestRows:
         assert [row.external for row in rows] == [False] * 4 + [True] * 4
 
     def test_advantages_are_scaled_and_weighted_as_the_config_says(self):
-        found = [row.advantage for row in self.rows(self.LOCAL, advantage_scale="std")]
+        found = [row.advantage for row in self.rows(self.LOCAL, advantage="std")]
         np.testing.assert_allclose(found, np.array([0.75, -0.25, -0.25, -0.25]) / 0.1875**0.5, rtol=1e-4)
         heavy = msgspec.structs.replace(self.LOCAL, weight=2.0)
         np.testing.assert_allclose([row.advantage for row in self.rows(heavy)], [1.5, -0.5, -0.5, -0.5], atol=1e-6)

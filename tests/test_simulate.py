@@ -61,7 +61,6 @@ class World:
                 positive_only_external=False,
                 positive_only_local=False,
                 external_correction="behaviour",
-                advantage_scale="std",
                 updates_per_round=1,
             )
             verifier = Verifier({}, self.mixture)
