@@ -50,14 +50,20 @@ class Reference:
 
 @flax.struct.dataclass
 class TrainState:
-    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far.
-
-    reference: what the loss keeps the policy near to, where it does so; as large as `params`.
-    """
+    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far."""
 
     params: Params
     opt_state: Any
     step: Array
+    reference = None
+
+
+@flax.struct.dataclass
+class AnchoredState(TrainState):
+    """reference: what the loss keeps the policy near to; as large as `params`. (No field of a state that has none: what
+    checkpoints hold would be another form.)
+    """
+
     reference: Reference | None = None
 
 
@@ -124,12 +130,18 @@ def init_state(params: Params, config: LearnerConfig, mesh: Mesh | None = None) 
     """A state before its first update, laid out over the mesh if there is one."""
     init, zero = make_optimizer(config).init, jnp.zeros((), jnp.int32)
     if mesh is None:
-        reference = Reference(jax.tree.map(jnp.array, params), zero) if config.keeps_reference else None
-        return TrainState(params, init(params), zero, reference)
+        return _anchored(TrainState(params, init(params), zero), config)
     params, zero = parallel.place(params, mesh), parallel.place(zero, mesh)
     layout = parallel.shardings(jax.eval_shape(init, params), mesh)
-    reference = Reference(jax.tree.map(jnp.copy, params), zero) if config.keeps_reference else None
-    return TrainState(params, jax.jit(init, out_shardings=layout)(params), zero, reference)
+    return _anchored(TrainState(params, jax.jit(init, out_shardings=layout)(params), zero), config)
+
+
+def _anchored(state: TrainState, config: LearnerConfig) -> TrainState:
+    """With itself as its reference, if the loss wants one; in arrays of its own."""
+    if not config.keeps_reference:
+        return state
+    reference = Reference(jax.tree.map(jnp.array, state.params), jnp.array(state.step))
+    return AnchoredState(state.params, state.opt_state, state.step, reference)
 
 
 def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig) -> tuple[Array, Metrics]:
