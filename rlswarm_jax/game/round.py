@@ -322,6 +322,7 @@ def _exchange_metrics(
         "groups/local": float(len(local)),
         "groups/external": float(len(drawn)),
         "groups/staleness_mean": float(np.mean([round_ - g.round for g in drawn])) if drawn else 0.0,
+        "groups/staleness_max": float(max((round_ - g.round for g in drawn), default=0)),
     }
     metrics |= {f"groups/unused/{cause}": float(count) for cause, count in sorted(unused.items())}
     speakers = collections.Counter(signed.record.author.hex() for signed in arrived)
