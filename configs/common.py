@@ -94,7 +94,7 @@ def known(table: str) -> Range:
     return such(holds, f"'' (the loss's own) or one of {table} in rlswarm_jax/grpo/objective.py")
 
 
-LOSS = such(lambda name: name == "swarm" or bool(name) and known("PRESETS").holds(name), "a loss of docs/losses.md")
+LOSS = such(lambda name: name == "swarm" or (bool(name) and known("PRESETS").holds(name)), "a loss of docs/losses.md")
 HOST = such(_is_ip, "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them")
 ENDPOINT = matching(
     rf"{'|'.join(LOCAL_CHAINS)}|https?://[^/].*|\$\w+",
@@ -179,7 +179,9 @@ FIELDS = {
     "learn.entropy_bonus": Field(0.0, real(0, 10), "of the entropy in the loss"),
     "learn.entropy_top": Field(1.0, above(0, 1), "share of tokens, of the highest entropy, that are learned from"),
     "learn.mask_truncated": Field(False, yes_no(), "completions that are cut off are not learned from"),
-    "learn.correction": Field("token", one_of("token", "sequence", "none"), "of what the sampler's and the trainer's log-probs differ"),
+    "learn.correction": Field(
+        "token", one_of("token", "sequence", "none"), "of what the sampler's and the trainer's log-probs differ"
+    ),
     "learn.correction_floor": Field(0.0, real(0, 1), "least weight of that"),
     "learn.correction_cap": Field(2.0, real(1, 1000), "and largest"),
     "learn.positive_only_external": Field(True, yes_no(), "of peers' completions only the better ones"),
@@ -188,7 +190,7 @@ FIELDS = {
     "learn.external_min_ess": Field(0.25, real(0, 1), "but for reencode: effective samples of a peer's group, share"),
     "learn.external_min_prob": Field(1e-4, real(0, 0.999), "a peer's token that one says less likely is not learned"),
     "learn.updates_per_round": Field(1, whole(1, 100), "on the same samples"),
-    "learn.microbatch_rows": Field(0, whole(0, 65536), "computed at once, on each device; 0: as many as is quick"),
+    "learn.microbatch_rows": Field(0, whole(0, 65536), "sequences of texts at once, on each device; 0: as is quick"),
     #
     "evaluation.problems": Field(512, whole(1, 10**6), "held out, common to all nodes"),
     "evaluation.every": Field(20, whole(1), "rounds"),

@@ -87,9 +87,9 @@ def of_rounds_by_hand() -> set[str]:
 @functools.cache
 def of_the_learner() -> set[str]:
     """Of a step that is traced, not run."""
-    state = learner.init_state(tiny.params(), tiny.LEARNER)
-    step = learner.make_train_step(tiny.CONFIG, tiny.LEARNER)
-    metrics = jax.eval_shape(lambda state, batch: step(state, batch, 1e-3), state, tiny.make_batch())[1]
+    learns = learner.Learner(tiny.LEARNER, tiny.CONFIG)
+    state = learns.init(tiny.params())
+    metrics = jax.eval_shape(lambda state, batch: learns.step(state, batch, 1e-3), state, tiny.make_batch())[1]
     return {f"learn/{name}" for name in metrics}
 
 
@@ -110,7 +110,17 @@ def test_every_line_says_what_and_in_which_unit():
 
 def test_no_line_is_of_a_metric_that_does_not_exist():
     """Nor of one whose name has changed."""
-    fixed = {"learn/rows_local", "learn/rows_external", "learn/low_ess_groups", "learn/kl", "node", "name", "round", "wall_seconds", "virtual_seconds"}
+    fixed = {
+        "learn/rows_local",
+        "learn/rows_external",
+        "learn/low_ess_groups",
+        "learn/kl",
+        "node",
+        "name",
+        "round",
+        "wall_seconds",
+        "virtual_seconds",
+    }
     fixed |= {"network/dropped/oversized"}  # libp2p's own reason
     known = all_in_code() | of_rounds_by_hand() | of_the_learner() | fixed | {"score/failed/*"}
     known |= {f"{when}/{what}" for when in ("held_out", "final") for what in ("accuracy", "problems", "accuracy/*")}

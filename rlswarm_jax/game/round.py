@@ -179,9 +179,7 @@ def _commit(game: Game, account: Account, round_: int) -> Generator[Effect, Any,
     return account
 
 
-def _redraw(
-    game: Game, sheets: Sheets, played: Sequence[Turn]
-) -> Generator[Effect, Any, tuple[list[Turn], int]]:
+def _redraw(game: Game, sheets: Sheets, played: Sequence[Turn]) -> Generator[Effect, Any, tuple[list[Turn], int]]:
     """With other problems in the place of the node's own whose answers all earn the same, and how many were drawn.
 
     DAPO's dynamic sampling (arXiv:2503.14476 section 3.2), at most `redraws` times.

@@ -139,8 +139,8 @@ def clip(ratio_BT: Array, logprobs_BT: Array, advantages_B1: Array, o: Objective
 
     PPO (arXiv:1707.06347 eq. 7) with the two bounds of DAPO (arXiv:2503.14476 eq. 10), and with that of dual-clip PPO
     (arXiv:1912.09729 eq. 5): PPO bounds what a good token can gain and a bad one can lose, but not what a bad token
-    costs whose ratio is large. Below dual_clip (> 1; 0: no such bound) times a negative advantage the objective falls no
-    further, and such a token has no gradient.
+    costs whose ratio is large. Below dual_clip (> 1; 0: no such bound) times a negative advantage the objective falls
+    no further, and such a token has no gradient.
     """
     clipped_BT = jnp.clip(ratio_BT, 1.0 - o.clip_low, 1.0 + o.clip_high)
     lower_BT = jnp.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
@@ -158,9 +158,7 @@ def cispo(ratio_BT: Array, logprobs_BT: Array, advantages_B1: Array, o: Objectiv
     CISPO (arXiv:2506.13585 eq. 4 and 5).
     """
     weights_BT = jax.lax.stop_gradient(jnp.clip(ratio_BT, 1.0 - o.clip_low, 1.0 + o.clip_high))
-    return Surrogate(
-        weights_BT * advantages_B1 * logprobs_BT, ratio_BT < 1 - o.clip_low, ratio_BT > 1 + o.clip_high
-    )
+    return Surrogate(weights_BT * advantages_B1 * logprobs_BT, ratio_BT < 1 - o.clip_low, ratio_BT > 1 + o.clip_high)
 
 
 def sapo(ratio_BT: Array, logprobs_BT: Array, advantages_B1: Array, o: Objective) -> Surrogate:
@@ -202,9 +200,9 @@ KL: dict[str, Callable[[Array], Array]] = {
 def aggregate(values_BT: Array, mask_BT: Array, how: str, constant: int) -> tuple[Array, Array]:
     """Sum, and its share of the divisor; both are added over tiles, micro-batches and devices before one division.
 
-    "tokens": the mean over all tokens (DAPO, arXiv:2503.14476 eq. 8); "sequences": the mean over completions of the mean
-    over their tokens (GRPO, arXiv:2402.03300 eq. 3); "constant": the sum over a completion's tokens by the same number
-    for each, the most that it may have (Dr. GRPO, arXiv:2503.20783). What is masked may be anything.
+    "tokens": the mean over all tokens (DAPO, arXiv:2503.14476 eq. 8); "sequences": the mean over completions of the
+    mean over their tokens (GRPO, arXiv:2402.03300 eq. 3); "constant": the sum over a completion's tokens by the same
+    number for each, the most that it may have (Dr. GRPO, arXiv:2503.20783). What is masked may be anything.
     """
     counts_B = mask_BT.sum(axis=1).astype(jnp.float32)
     if how == "tokens":

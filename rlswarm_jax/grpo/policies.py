@@ -62,7 +62,7 @@ def refreshed(state: TrainState, config: LearnerConfig, round_: int) -> TrainSta
     if int(np.asarray(state.reference.epoch)) == epoch:
         return state
     params = jax.tree.map(jnp.copy, state.params)
-    return state.replace(reference=Reference(params, jnp.full_like(state.reference.epoch, epoch)))
+    return dataclasses.replace(state, reference=Reference(params, jnp.full_like(state.reference.epoch, epoch)))
 
 
 def effective_shares(
@@ -73,11 +73,11 @@ def effective_shares(
     """
     rows = [row for group in groups for row in group]
     gaps: dict[int, np.ndarray] = {}
-    order = iter(tiles.order(rows))
+    order = iter(tiles.order(rows, shapes))
     for part in tiles.tiles(rows, shapes) if rows else ():
         logprobs_BC = np.asarray(score(params, part)[0])
         for b in np.flatnonzero(part.completion_lengths_B):
             row = next(order)
-            gaps[row] = logprobs_BC[b, : len(rows[row].completion)] - np.float32(rows[row].logprobs)
+            gaps[row] = logprobs_BC[b, : len(rows[row].completion)] - np.array(rows[row].logprobs, np.float32)
     at = iter(range(len(rows)))
     return [effective_share(np.concatenate([gaps[next(at)] for _ in group])) for group in groups]

@@ -81,7 +81,10 @@ def test_every_draw_has_noise_of_its_own():
 
 def test_without_it_a_round_is_what_it_was():
     """No effect more, no metric more, the same record."""
-    with_none, plain = play(make_game(**FIELDS | {"redraws": 0}), {1}), play(make_game(local_groups=LOCAL, shared=1), {1})
+    with_none, plain = (
+        play(make_game(**FIELDS | {"redraws": 0}), {1}),
+        play(make_game(local_groups=LOCAL, shared=1), {1}),
+    )
     assert list(map(type, with_none.effects)) == list(map(type, plain.effects))
     assert with_none.records == plain.records and with_none.metrics == plain.metrics
     assert "sample/redrawn" not in plain.metrics and len(plain.all(Score)) == 1
@@ -131,7 +134,9 @@ class TestPeers:
         """Its record, as its round made it, in another node's round."""
         said = play(make_game(ALICE, **FIELDS), {1, 6, 11}, ALICE).said[ANSWER]
         game = make_game(**FIELDS, external_groups=9)
-        heard = by_hand.play(dataclasses.replace(game, redraws=REDRAWS), NodeState(round=ROUND), [said], by_hand.all_right)
+        heard = by_hand.play(
+            dataclasses.replace(game, redraws=REDRAWS), NodeState(round=ROUND), [said], by_hand.all_right
+        )
         assert sorted(group.index for group in heard.external) == [1, 6, 11] and not heard.unused
 
 
@@ -144,6 +149,13 @@ def test_its_journal_says_what_every_draw_was_scored():
         rows.append(Entry(0, ROUND, step, type(effect).__name__, encode_result(effect, result), 0.0))
     found, scores = read_round(game, ROUND, rows)
     assert [turn.index for turn in found.turns] == [0, 1, 6, 11]
-    wanted = {item: score for turn in found.turns for item in turns.to_score(game, turn) for score in [game.mixture.score(*item)]}
+    wanted = {
+        item: score
+        for turn in found.turns
+        for item in turns.to_score(game, turn)
+        for score in [game.mixture.score(*item)]
+    }
     assert wanted.items() <= scores.items()
-    assert [signed_.hash for signed_ in found.own] == [open_envelope(played.results[played.effects.index(played.one(Publish))]).hash]
+    assert [signed_.hash for signed_ in found.own] == [
+        open_envelope(played.results[played.effects.index(played.one(Publish))]).hash
+    ]

@@ -74,9 +74,7 @@ def theirs(name: str) -> tuple[float, np.ndarray]:
     temperatures = {key: settings.pop(key, 1.0) for key in ("sapo_temperature_pos", "sapo_temperature_neg")}
     trainer = types.SimpleNamespace(
         **settings,
-        args=types.SimpleNamespace(
-            delta=delta, use_bias_correction_kl=False, steps_per_generation=1, **temperatures
-        ),
+        args=types.SimpleNamespace(delta=delta, use_bias_correction_kl=False, steps_per_generation=1, **temperatures),
         accelerator=types.SimpleNamespace(
             num_processes=1,
             gather=lambda x: x,

@@ -1,4 +1,4 @@
-"""The losses written out once more, token by token, from the papers' equations, with their gradients by hand, in float64.
+"""The losses written out once more, token by token, from the papers' equations; gradients by hand, in float64.
 
 Nothing of the code under test is used here, but the names of a config's fields.
 """
@@ -38,7 +38,11 @@ def surrogate(ratio, logprob, advantage, o):
         return 4 / tau * gate * advantage, 4 * gate * (1 - gate) * ratio * advantage, ""
     if o.surrogate == "cispo":
         weight = min(max(ratio, low), high)
-        return weight * advantage * logprob, weight * advantage, "low" if ratio < low else "high" if ratio > high else ""
+        return (
+            weight * advantage * logprob,
+            weight * advantage,
+            "low" if ratio < low else "high" if ratio > high else "",
+        )
     if advantage > 0:  # it gains nothing above the bound
         return (high * advantage, 0.0, "high") if ratio > high else (ratio * advantage, ratio * advantage, "")
     if advantage < 0 and ratio < low:
@@ -49,7 +53,7 @@ def surrogate(ratio, logprob, advantage, o):
 
 
 def weight_of(gaps, t, external, o):
-    """The importance weight of a token, as it is and as it is used. gaps: log (proximal / behaviour), 0 where unknown."""
+    """The importance weight of a token, as it is and as used. gaps: log (proximal / behaviour), 0 where unknown."""
     raw = math.exp(sum(gaps) if o.correction == "sequence" else gaps[t])
     if o.correction == "none":
         return raw, 1.0

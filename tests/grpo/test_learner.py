@@ -1,8 +1,10 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,13 +22,21 @@ def mixed():
 
 
 @functools.cache
-def step_of(config=tiny.LEARNER, **options):
-    step = learner.make_train_step(tiny.CONFIG, config, **options)
-    return lambda state, batch, rate=config.learning_rate: step(state, batch, rate)
+def learns(config=tiny.LEARNER):
+    return learner.Learner(config, tiny.CONFIG)
+
+
+def step_of(config=tiny.LEARNER):
+    """A step that leaves the state as it was."""
+    return lambda state, batch, rate=config.learning_rate: learns(config).step(copy(state), batch, rate)
+
+
+def copy(state):
+    return jax.tree.map(jnp.array, state)
 
 
 def fresh(config=tiny.LEARNER, seed=0):
-    return learner.init_state(tiny.params(seed), config)
+    return learns(config).init(tiny.params(seed))
 
 
 def adam(state):
@@ -277,7 +287,7 @@ class TestStep:
 
     def test_it_makes_the_better_completions_likelier_and_the_worse_less(self):
         batch = tiny.make_batch(seed=5, rows=12, known=False)
-        scores, state = learner.make_logprobs(tiny.CONFIG, tiny.LEARNER), fresh()
+        scores, state = learns().logprobs, fresh()
         before_BC = np.asarray(scores(state.params, batch)[0])
         for row, expected in enumerate(tiny.completion_logprobs(tiny.params(), batch)):
             np.testing.assert_allclose(before_BC[row, : len(expected)], expected, rtol=0, atol=1e-5)
@@ -289,11 +299,42 @@ class TestStep:
         assert decided.sum() == 8
         np.testing.assert_array_equal(np.sign(gain_B[decided]), np.sign(batch.advantages_B[decided]))
 
-    def test_the_state_it_is_given_stays_as_it_was(self):
-        state = fresh()
-        kept = jax.tree.map(np.array, state)
-        step_of()(state, mixed())
-        tiny.assert_bit_equal(state, kept)
+    def test_an_update_needs_no_second_state(self):
+        """It is written where the one before was: the size of what aliases is that of the state."""
+        state, total = jax.eval_shape(fresh), jax.eval_shape(lambda: learns().sums(fresh(), mixed()))
+        memory = learns()._apply.lower(state, total, np.float32(0)).compile().memory_analysis()
+        assert memory.alias_size_in_bytes == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        mine = fresh()
+        pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(mine)]
+        after, _ = learns().step(mine, mixed(), 1e-3)
+        assert all(x.is_deleted() for x in jax.tree.leaves(mine))
+        assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(after)] == pointers
+
+    def test_what_it_began_with_is_nobody_s_but_its_own(self):
+        params = jax.tree.map(jnp.asarray, tiny.params())
+        kept = jax.tree.map(np.array, params)
+        one, other = learns().init(params), learns().init(params)
+        learns().step(one, mixed(), 1e-3)
+        tiny.assert_bit_equal(params, kept)
+        tiny.assert_bit_equal(other.params, kept)
+
+    def test_compiling_ahead_leaves_nothing_to_compile_and_nothing_changed(self):
+        made, state, compiled = learner.Learner(tiny.LEARNER, tiny.CONFIG), fresh(), []
+        handler = logging.Handler()
+        handler.emit = lambda said: compiled.append(said.getMessage())
+        logging.getLogger("jax").addHandler(handler)
+        try:
+            with jax.log_compiles():
+                for compile_ in made.ahead(state, [mixed()]):
+                    compile_()
+                said = "\n".join(compiled)
+                assert all(f"Finished XLA compilation of jit({name})" in said for name in ("summed", "apply"))
+                tiny.assert_bit_equal(state, fresh())
+                compiled.clear()
+                made.step(state, [mixed(), mixed()], 1e-3)
+        finally:
+            logging.getLogger("jax").removeHandler(handler)
+        assert [said for said in compiled if "Finished XLA compilation" in said] == []
 
 
 def test_a_state_s_hash_is_of_two_digests_so_that_the_weights_alone_can_be_shown():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlswarm_jax.grpo import losses
+from rlswarm_jax.grpo import learner, losses
 from tests.grpo import tiny
 
 TEMPERATURE = 0.7
@@ -23,9 +23,7 @@ def test_what_is_masked_does_not_count_not_even_if_it_is_not_a_number():
 
 @jax.jit
 def completion_logprobs(params, batch, temperature=TEMPERATURE):
-    return losses.completion_logprobs(
-        params, tiny.CONFIG, batch.tokens_BT, batch.prompt_lengths_B, tiny.NEW_TOKENS, temperature
-    )
+    return learner.completion_logprobs(params, batch, tiny.CONFIG, temperature)
 
 
 class TestCompletionLogprobs:
@@ -52,7 +50,7 @@ class TestCompletionLogprobs:
             text[:end] = sampled().tokens_BT[row, :end]
         assert (garbage_BT != sampled().tokens_BT).any(axis=1).sum() > 4
         plain = completion_logprobs(tiny.params(), sampled())
-        found = completion_logprobs(tiny.params(), sampled().replace(tokens_BT=garbage_BT))
+        found = completion_logprobs(tiny.params(), sampled().replace(tokens_XT=garbage_BT))
         written_BC = np.arange(tiny.NEW_TOKENS) < sampled().completion_lengths_B[:, None]
         for one, other in zip(found, plain, strict=True):
             np.testing.assert_allclose(one[written_BC], other[written_BC], rtol=0, atol=1e-6)

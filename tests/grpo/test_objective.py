@@ -14,9 +14,8 @@ import pytest
 from configs import common
 from rlswarm_jax import parallel
 from rlswarm_jax.grpo import objective
-from rlswarm_jax.grpo.learner import Batch
 from rlswarm_jax.grpo.objective import OWN, PRESETS, Objective
-from tests.grpo import reference
+from tests.grpo import reference, tiny
 
 B, C = 9, 6
 BASE = Objective(max_new_tokens=C, external_min_prob=1e-3)
@@ -68,7 +67,7 @@ def inputs(seed=0):
     now_BC[5, 1] = np.log(1e-4)  # a peer's, of whose tokens a sixth is unlikely: all of it is left out
     old_BC, reference_BC = (now_BC + rng.uniform(-1.4, 1.4, (B, C)) for _ in range(2))
     behaviour_BC = old_BC + rng.uniform(-1.2, 1.2, (B, C))
-    batch = Batch(
+    batch = tiny.padded(
         tokens_BT=np.zeros((B, C), np.int32),
         prompt_lengths_B=np.ones(B, np.int32),
         completion_lengths_B=lengths_B.astype(np.int32),
@@ -142,7 +141,9 @@ def test_tiles_give_the_loss_and_the_gradient_of_the_whole_batch(name):
     for key, value in found.items():
         np.testing.assert_allclose(value, metrics[key], rtol=1e-12, err_msg=key)
     for (rows, width), (_, (slopes_BC, _)) in zip(tiles, jax.device_get(parts), strict=True):
-        np.testing.assert_allclose(slopes_BC / float(sums[1]["divisor"]), whole_BC[rows, :width], rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(
+            slopes_BC / float(sums[1]["divisor"]), whole_BC[rows, :width], rtol=1e-12, atol=1e-15
+        )
 
 
 def test_where_sampler_and_trainer_agree_the_default_is_bit_for_bit_one_ratio_to_who_sampled():

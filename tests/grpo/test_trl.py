@@ -1,4 +1,4 @@
-"""Losses and their gradients in the log-probs equal TRL's, stored (by `make_golden.py`) and, where it installs, live."""
+"""Losses and their gradients in the log-probs equal TRL's, stored (by `make_golden.py`) and live where it installs."""
 
 import functools
 
@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from rlswarm_jax.grpo import objective
-from rlswarm_jax.grpo.learner import Batch
 from rlswarm_jax.grpo.objective import Objective
-from tests.grpo import make_golden
+from tests.grpo import make_golden, tiny
 from tests.grpo.make_golden import LENGTHS, LOSSES, MOST, B, C
 
 
@@ -22,7 +21,7 @@ def golden():
 def ours(name):
     """Loss and gradient."""
     given, settings = make_golden.given(), LOSSES[name][0]
-    batch = Batch(
+    batch = tiny.padded(
         tokens_BT=np.zeros((B, C), np.int32),
         prompt_lengths_B=np.ones(B, np.int32),
         completion_lengths_B=LENGTHS,
@@ -41,9 +40,9 @@ def ours(name):
         floor = np.quantile(given["entropy_BC"][mask_BC], 0.6)
         batch = batch.replace(entropy_floor_B=np.full(B, floor))
     with jax.enable_x64(True):
-        (loss, sums), gradient_BC = jax.jit(
-            jax.value_and_grad(objective.loss_sums, has_aux=True), static_argnums=3
-        )(given["now_BC"], jnp.asarray(given["entropy_BC"]), batch, o)
+        (loss, sums), gradient_BC = jax.jit(jax.value_and_grad(objective.loss_sums, has_aux=True), static_argnums=3)(
+            given["now_BC"], jnp.asarray(given["entropy_BC"]), batch, o
+        )
         return float(loss / sums["divisor"]), np.asarray(gradient_BC / sums["divisor"])
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import os
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,45 @@ LEARNER = LearnerConfig(
     weight_decay=0.1,
     max_grad_norm=0.05,
 )
+
+
+@flax.struct.dataclass
+class Padded(Batch):
+    """A text in each sequence, and the same once more as whoever walks it wants it: `[B, T]`, padded on the right."""
+
+    tokens_BT: np.ndarray | None = None
+    prompt_lengths_B: np.ndarray | None = None
+
+
+def padded(
+    tokens_BT,
+    prompt_lengths_B,
+    completion_lengths_B,
+    advantages_B,
+    old_logprobs_BC,
+    old_known_B,
+    external_B=None,
+    **others,
+):
+    rows, time = tokens_BT.shape
+    targets_XT = np.concatenate([tokens_BT[:, 1:], np.zeros((rows, 1), np.int32)], axis=1)
+    at_T, starts_B = np.arange(time, dtype=np.int32), prompt_lengths_B - 1
+    return Padded(
+        tokens_XT=tokens_BT,
+        positions_XT=np.broadcast_to(at_T, tokens_BT.shape),
+        prompts_XT=np.ones_like(tokens_BT),
+        rows_XT=(at_T >= starts_B[:, None]).astype(np.int32),
+        targets_XT=targets_XT,
+        starts_B=starts_B,
+        completion_lengths_B=completion_lengths_B,
+        advantages_B=advantages_B,
+        old_logprobs_BC=old_logprobs_BC,
+        old_known_B=old_known_B,
+        external_B=np.zeros(rows, bool) if external_B is None else external_B,
+        tokens_BT=tokens_BT,
+        prompt_lengths_B=prompt_lengths_B,
+        **others,
+    )
 
 
 @functools.cache
@@ -94,7 +134,7 @@ def make_batch(seed=0, rows=6, known=True, shift=0.5, behaviour=False):
             row[prompt + length - 1] = 0
     advantages_B = rng.permutation(np.linspace(-1.5, 1.5, rows)).astype(np.float32)
     known_B = rng.permutation(np.arange(rows) % 2 == 0) if known == "mixed" else np.full(rows, known)
-    batch = Batch(tokens_BT, prompts_B, lengths_B, advantages_B, np.zeros((rows, NEW_TOKENS), np.float32), known_B)
+    batch = padded(tokens_BT, prompts_B, lengths_B, advantages_B, np.zeros((rows, NEW_TOKENS), np.float32), known_B)
     old_BC = rng.uniform(-9, 0, (rows, NEW_TOKENS)).astype(np.float32)  # noise that a mask must hide
     for row, logprobs in enumerate(completion_logprobs(params(), batch)):
         if known_B[row]:
@@ -133,7 +173,7 @@ def grpo(params, batch, config=LEARNER):
 
 
 def gradients(params, batch, config=LEARNER):
-    """Gradient of the loss, for one that entropies have no part in: of each log-prob by hand, then through the model."""
+    """Of a loss that entropies have no part in: of each log-prob by hand, then through the model."""
     weights_BC, *_ = reference.written_out(*now(params, batch, config), batch, config)
     return logprob_gradient(params, batch, weights_BC, config.temperature)
 

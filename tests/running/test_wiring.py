@@ -151,7 +151,9 @@ def expected(config, model_config, params, groups):
         behaviour_known_B=known_B,
         external_B=external_B,
         reference_logprobs_BC=proximal_BC if o.kl_weight else None,  # of the first weights, which these are
-        entropy_floor_B=np.full(len(tokens_BT), np.quantile(entropy_BC, 1 - o.entropy_top)) if o.entropy_top < 1 else None,
+        entropy_floor_B=np.full(len(tokens_BT), np.quantile(entropy_BC, 1 - o.entropy_top))
+        if o.entropy_top < 1
+        else None,
     )
     rate = learn.learning_rate * (1 - (1 - learn.decay_to) * ROUND / (config.rounds - 1))
     weights = jax.tree.map(np.float64, jax.device_get(params))
