@@ -110,12 +110,12 @@ def losses(num_devices):
     mesh, found = parallel.local_mesh(num_devices) if num_devices > 1 else None, {}
     for name, (o, rows) in preset_rows().items():
 
-        def fn(weight, rows, o=o):
-            def loss(weight):
-                now_BC, entropy_BC, batch = rows
-                return objective.loss_sums(weight * now_BC, weight * entropy_BC, batch, o)
+        def loss(weight, rows, o=o):
+            now_BC, entropy_BC, batch = rows
+            return objective.loss_sums(weight * now_BC, weight * entropy_BC, batch, o)
 
-            return parallel.total(jax.value_and_grad(loss, has_aux=True)(weight), mesh)
+        def fn(weight, rows, summed=jax.value_and_grad(loss, has_aux=True)):
+            return parallel.total(summed(weight, rows), mesh)
 
         run = jax.jit(fn) if mesh is None else parallel.data_parallel(fn, mesh)
         (loss, sums), slope = jax.device_get(run(jnp.float32(1.05), rows))
@@ -319,7 +319,7 @@ def test_on_eight_devices_every_preset_is_what_it_is_on_one(found):
         assert metrics["slope"] != 0 and metrics["importance_max"] > 1, name
         assert eight[name].keys() == metrics.keys()
         for key, value in metrics.items():
-            np.testing.assert_allclose(eight[name][key], value, rtol=2e-6, err_msg=f"{name} {key}")
+            np.testing.assert_allclose(eight[name][key], value, rtol=1e-5, atol=1e-6, err_msg=f"{name} {key}")
 
 
 @pytest.mark.slow
