@@ -133,6 +133,7 @@ FIELDS = {
     #
     "game.stages": Field(3, whole(1, len(STAGES)), "1: answer; 2: and criticise each other's; 3: and revise one's own"),
     "game.shared": Field(2, whole(0, MAX_GROUPS), "of a node's problems, those that all have: these are criticised"),
+    "game.redraws": Field(0, whole(0, 64), "of a problem that not all have, while its answers all earn the same"),
     "game.shown": Field(3, whole(1, MAX_GROUPS // 2 - 1), "others' answers that a node is shown of a problem, at most"),
     "game.critics": Field(3, whole(0, MAX_GROUPS // 2), "critiques"),
     "game.show_votes": Field(True, yes_no(), "and for how many critics each answer is the best"),

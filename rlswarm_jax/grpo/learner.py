@@ -53,14 +53,20 @@ class Reference:
 
 @flax.struct.dataclass
 class TrainState:
-    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far.
-
-    reference: what the loss keeps the policy near to, where it does so; as large as `params`.
-    """
+    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far."""
 
     params: Params
     opt_state: Any
     step: Array
+    reference = None
+
+
+@flax.struct.dataclass
+class AnchoredState(TrainState):
+    """reference: what the loss keeps the policy near to; as large as `params`. (No field of a state that has none: what
+    checkpoints hold would be another form.)
+    """
+
     reference: Reference | None = None
 
 
@@ -185,7 +191,7 @@ class Learner:
         state = TrainState(params, opt_state, zero)
         if not self.config.keeps_reference:
             return state
-        return dataclasses.replace(state, reference=Reference(*jax.tree.map(jnp.copy, (params, zero))))
+        return AnchoredState(params, opt_state, zero, Reference(*jax.tree.map(jnp.copy, (params, zero))))
 
     def sums(self, state: TrainState, tile: Batch) -> Sums:
         """`((loss, sums), gradients)` of a tile, over its tokens, on all devices."""
