@@ -20,6 +20,7 @@ from libp2p.pubsub.rpc_queue import PriorityQueue
 
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.swarm import peers
 from rlswarm_jax.swarm.exchange import MAX_ADDRESSES, Request, Store, parse_address
 from rlswarm_jax.swarm.frames import INLINE, MalformedError, take_frame
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
@@ -168,7 +169,8 @@ def test_a_bootnode_that_is_no_address_is_one_sentence():
             gossip.start()
 
 
-def test_an_unreachable_bootnode_is_counted_and_said_once(start, caplog):
+def test_an_unreachable_bootnode_is_counted_and_said_once(start, caplog, monkeypatch):
+    monkeypatch.setattr(peers, "_MAX_WAIT", 1.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
