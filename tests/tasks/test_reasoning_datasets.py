@@ -120,6 +120,7 @@ def test_no_scorer_runs_what_it_is_sent(tmp_path):
     assert found["right"] == []
     assert found["written"] == []  # by the programs that codeio runs
     assert found["memory"] < 1024
+    assert found["slowest"] < 0.5
     assert not marker.exists()
     # and all nodes make the same problems, whatever their hash seed
     for name in every_dataset():

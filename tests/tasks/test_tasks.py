@@ -1,15 +1,10 @@
 import collections
 import functools
-import hashlib
 import importlib
 import importlib.metadata
 import itertools
-import json
 import math
-import os
 import re
-import subprocess
-import sys
 from fractions import Fraction
 
 import pytest
@@ -299,25 +294,6 @@ def test_code_of_reasoning_gym_s_scorers_is_never_reached(reasoning_gym, monkeyp
     for seed in range(100):
         problem = mixture.problem(seed)
         assert mixture.score(problem, problem.answers[0]) == 1.0 and mixture.score(problem, "[1]") == 0.0
-
-
-def test_no_answer_is_ever_executed(tmp_path):
-    """Peers' text is scored: nothing in it may be compiled, opened, imported or run; a foreign process looks on.
-
-    The process has another hash seed, so it also tells whether all nodes make the same problems.
-    """
-    marker = tmp_path / "marker"
-    environment = os.environ | {"PYTHONHASHSEED": "123", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.tasks.hostile", str(marker)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    found = json.loads(done.stdout)
-    assert {"compile", "exec", "open"} <= set(found["control"])  # the hook sees what it is there to see
-    assert found["events"] == []
-    assert found["scored"] == []
-    assert found["slowest"] < 0.5
-    assert not marker.exists()
-    problems = [task(name).problem(seed) for name in OFFERED for seed in range(50)]
-    assert found["problems"] == hashlib.sha256("".join(map(repr, problems)).encode()).hexdigest()
 
 
 # --- mixtures
