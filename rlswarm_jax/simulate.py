@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from rlswarm_jax import parallel
 from rlswarm_jax.audit import commit
 from rlswarm_jax.chain.virtual import VirtualCoordinator
 from rlswarm_jax.checkpoint import Checkpoints
@@ -54,7 +55,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class _Boundary:
-    """A node between two rounds."""
+    """A node between two rounds; its state on the host, as that on the device is used up by the next update."""
 
     train_state: TrainState
     state: NodeState
@@ -276,7 +277,7 @@ class Simulation:
             return
         crossed = range(before // self._every + 1, node.state.round // self._every + 1)
         if crossed:
-            boundary = _Boundary(self._engine.state(node.index), node.state, at)
+            boundary = _Boundary(parallel.fetch(self._engine.state(node.index)), node.state, at)
             node.boundaries |= dict.fromkeys(crossed, boundary)
 
     def _save_if_all_crossed(self) -> None:
