@@ -124,11 +124,6 @@ def test_what_was_verified_is_shown_beside_what_is_claimed(read, tmp_path):
     assert cells(written(run), MINE)[3] == "not verified"
 
 
-def test_names_are_those_that_are_given(read):
-    peers, _ = ledger.ledger_sections(msgspec.convert(read[0], Ledger), {ME.peer_id: "first", OTHER_ACCOUNT: "second"})
-    assert [row[0] for row in peers.table[1:3]] == ["first", "second"]
-
-
 def test_a_run_without_a_ledger_shows_nothing_of_one(tmp_path):
     run = make_run(tmp_path / "run")
     assert results.load_summary(run).ledger is None
@@ -147,7 +142,7 @@ def test_long_runs_and_crowds_are_shown_in_part(read):
     rounds = [msgspec.structs.replace(one.rounds[-1], number=number) for number in range(200)]
     crowd = [msgspec.structs.replace(one.peers[1], peer_id=f"{number}", kind="claimed") for number in range(100)]
     many = msgspec.structs.replace(one, rounds=rounds, peers=[*crowd, *one.peers])
-    peers, by_round = ledger.ledger_sections(many, {})
+    peers, by_round = ledger.ledger_sections(many)
     shown = [row[0] for row in by_round.table]
     assert shown == ["round", "0", "1", "2", "... 185 more", *(str(number) for number in range(188, 200))]
     names = [row[0] for row in peers.table]
