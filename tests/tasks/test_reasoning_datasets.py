@@ -70,7 +70,9 @@ def split_is_disjoint(name, count):
     assert all(split_of(name, other.problem(seed).compact) == "train" for seed in range(count))
 
 
-@pytest.mark.parametrize("name", ["acre", "binary_matrix", "cryptarithm", "rush_hour", "tower_of_hanoi", "word_ladder"])
+@pytest.mark.parametrize(
+    "name", [*COMPACT, "acre", "binary_matrix", "cryptarithm", "rush_hour", "tower_of_hanoi", "word_ladder"]
+)
 def test_held_out_problems_are_no_training_problems(name):
     split_is_disjoint(name, 20)
 
