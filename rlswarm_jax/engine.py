@@ -6,7 +6,7 @@ executable for all, which agrees to rounding (`benchmarks/simulate.py` measures 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal
@@ -79,6 +79,7 @@ class Engine:
         learner_config: learner.LearnerConfig,
         num_nodes: int,
         devices: parallel.DeviceConfig | None = None,
+        jit: Callable[..., Callable] = jax.jit,
     ):
         self.verifier, self.mixture = verifier, verifier.mixture
         self.prompt_format, self._tokenizer = prompt_format, policy.tokenizer
@@ -90,6 +91,7 @@ class Engine:
             raise ValueError("the weights of nodes that are stacked are not split: fsdp and tensor must be 1.")
         self._mesh = None if self.stacked or mesh.size == 1 else mesh
         self._shards = parallel.row_shards(self._mesh)
+        jit = jit if self._mesh is None else jax.jit
         on, state = (self._mesh, devices.backend), learner.init_state(policy.params, learner_config, self._mesh)
         most = config.max_prompt_tokens + config.max_new_tokens
         self._shapes = tiles.shapes(most, config.max_new_tokens, config.microbatch_rows, self._shards)
@@ -105,13 +107,14 @@ class Engine:
                 rows=0 if config.exact else rows,
                 kv_dtype=config.kv_dtype,
                 over_nodes=self.stacked,
+                jit=jit,
             )
             return sample if self._mesh is None else parallel.split(sample, *on)
 
         self._sample = make_sampler(config.temperature, Draw(), config.rows)
         self._evaluate = make_sampler(config.evaluation_temperature, config.evaluation, config.held_out_rows)
         self._cast_params: dict[int, qwen.Params] = {}  # of the weights that stand
-        self._step = learner.make_train_step(policy.config, learner_config, *on)
+        self._step = learner.make_train_step(policy.config, learner_config, *on, jit=jit)
         self._logprobs = learner.make_logprobs(policy.config, learner_config, *on)
         self._held_out = self.mixture.held_out(config.held_out_problems)
         self._held_out_prompts = [prompt_format.encode(p, policy.tokenizer) for p in self._held_out]

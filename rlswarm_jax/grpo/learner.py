@@ -151,7 +151,11 @@ def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: Le
 
 
 def make_train_step(
-    model_config: QwenConfig, config: LearnerConfig, mesh: Mesh | None = None, backend: str = "shard_map"
+    model_config: QwenConfig,
+    config: LearnerConfig,
+    mesh: Mesh | None = None,
+    backend: str = "shard_map",
+    jit: Callable[..., Callable] = jax.jit,
 ) -> Callable[[TrainState, Batch | Sequence[Batch], float], tuple[TrainState, Metrics]]:
     """Returns `step(state, batch, learning_rate) -> (state, metrics)`; metrics are float32 scalars.
 
@@ -163,7 +167,10 @@ def make_train_step(
     Args:
       mesh: split each part over its devices (`parallel.row_shards` divides B); one device without.
       backend: how, as `parallel.data_parallel` takes it.
+      jit: what compiles where there is no mesh, such as `compilation.Programs.jit`.
     """
+    # the rate is an argument: whatever it follows from makes no other program
+    config = dataclasses.replace(config, learning_rate=0.0, decay_rounds=0, decay_to=1.0)
     optimizer = make_optimizer(config)
 
     def summed(params, batch):
@@ -195,9 +202,9 @@ def make_train_step(
             "grad_norm": grad_norm,
         }
 
-    sums_of = jax.jit(summed) if mesh is None else parallel.data_parallel(summed, mesh, backend)
-    add = jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0)
-    applied = jax.jit(apply)
+    sums_of = jit(summed) if mesh is None else parallel.data_parallel(summed, mesh, backend)
+    add = jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0)
+    applied = jit(apply)
 
     def step(state: TrainState, batch: Batch | Sequence[Batch], learning_rate: float) -> tuple[TrainState, Metrics]:
         first, *others = [batch] if isinstance(batch, Batch) else batch

@@ -109,6 +109,7 @@ def make_sampler(
     stop: StopTable | None = None,
     kv_dtype: Any = None,
     over_nodes: bool = False,
+    jit: Callable[..., Callable] = jax.jit,
 ) -> Callable[[model.Params, Tile], Completions]:
     """Returns jitted `sample(params, tile) -> Completions`, which computes in the dtype of `params`.
 
@@ -122,6 +123,7 @@ def make_sampler(
       stop: ends a completion whose text holds one of its strings.
       kv_dtype: of the cache: float32, bfloat16 or int8 (scaled per token and head); that of `params` by default.
       over_nodes: params, tile and completions carry a leading axis W of nodes with weights of their own.
+      jit: what compiles, such as `compilation.Programs.jit`.
     """
     eos = jnp.asarray(config.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids), jnp.int32)
     how = how or Draw()
@@ -250,7 +252,7 @@ def make_sampler(
         _, loop = jax.lax.while_loop(unfinished, advance, start)
         return lift(results, (0, 0))(tile, loop)
 
-    return jax.jit(sample)
+    return jit(sample)
 
 
 def _queue(tile: Tile) -> Array:
