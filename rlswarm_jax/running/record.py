@@ -53,23 +53,29 @@ class Recorder:
         self._before, self._started = earlier_seconds(workdir), started
         self._log: MetricsLog | None = None
         self.view: SwarmView | None = None
+        self._name: str | None = None  # of the wandb run
+        self._mirrored = False
 
     def open(self, keep_bytes: int, done: list[int], name: str | None = None) -> SwarmView:
         """done: rounds by node. name: of the wandb run. Returns the view, to be used as a context."""
-        config, seed = self._config, self._config.seed
-        self._log = MetricsLog(self._file, keep_bytes)
+        self._log, self._name = MetricsLog(self._file, keep_bytes), name
+        self.view = SwarmView(self._console, self._names, self._config.rounds, done)
+        return self.view
+
+    def _start_wandb(self) -> None:
+        """Once there is a row to send: it takes seconds, and nobody waits for the first round because of it."""
+        config, self._mirrored = self._config, True
+        assert self._log is not None
         mode = self._log.start_wandb(
             config.wandb.mode,
             workdir=self._workdir,
             project=config.wandb.project,
-            group=f"{config.name}-{seed}",
-            name=name,
+            group=f"{config.name}-{config.seed}",
+            name=self._name,
             config=config.to_dict(),
         )
         if mode != "disabled":
             self._console.print(f"wandb: {mode}")
-        self.view = SwarmView(self._console, self._names, config.rounds, done)
-        return self.view
 
     @property
     def offset(self) -> int:
@@ -84,6 +90,8 @@ class Recorder:
         row["wall_seconds"] = round(self._before + time.monotonic() - self._started, 3)
         self._log.write(row | found.metrics)
         self.view.update(row | found.metrics)
+        if not self._mirrored:
+            self._start_wandb()
 
     def finish(self, finished: bool) -> None:
         """Writes summary.json. finished: whether all rounds were played."""
