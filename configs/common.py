@@ -188,6 +188,8 @@ FIELDS = {
     "simulation.partitions": Field((), each(PARTITION), "((start, end, ((0, 1), (2, 3))), ...)"),
     #
     "checkpoint_every": Field(20, whole(1), "rounds"),
+    "checkpoints.keep": Field(2, whole(1, 1000), "newest ones"),
+    "checkpoints.best": Field(False, yes_no(), "and the best on held-out problems: export and evaluate take --best"),
     "wandb.mode": Field("auto", one_of("auto", "online", "offline", "disabled"), "auto: online where one is logged in"),
     "wandb.project": Field("rlswarm_jax", PROJECT, "there"),
 }
