@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+import jax
 import msgspec
 
 from rlswarm_jax.checkpoint import Best, Checkpoints
@@ -240,7 +241,8 @@ class Node:
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
-        yield
+        with jax.profiler.TraceAnnotation(name):
+            yield
         self._seconds[name] += time.perf_counter() - began
 
     # --- between rounds

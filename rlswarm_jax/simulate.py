@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import msgspec
 
 from rlswarm_jax.audit import commit
@@ -196,7 +197,8 @@ class Simulation:
 
     def _compute(self, kind: type) -> None:
         waiting, self._waiting[kind] = self._waiting[kind], {}
-        self._results |= self._run(kind, waiting)
+        with jax.profiler.TraceAnnotation(kind.__name__.lower()):
+            self._results |= self._run(kind, waiting)
 
     def _run(self, kind: type, requests: Mapping[int, Any]) -> Mapping[int, Any]:
         if kind is Sample:
