@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from configs import quickstart
@@ -125,7 +126,7 @@ def rows(keys: Sequence[int], seeds: int, stages: int, code: str) -> Iterator[di
     config.rounds = config.evaluation.every = ROUNDS
     config.game.stages, config.chain.endpoint = stages, "none"
     made = build.build(config, simulated.identities(config))
-    start = [made.engine.state(n) for n in range(len(made.games))]
+    start = [jax.device_get(made.engine.state(n)) for n in range(len(made.games))]
     about = {"hardware": hardware(), "versions": {"python": platform.python_version(), "jax": metadata.version("jax")}}
     undisturbed = None
     for count in keys:

@@ -77,7 +77,7 @@ class Bench:
         for number in itertools.count(self.rounds_played):
             if int(engine.state(0).step) >= updates:
                 self.rounds_played = number
-                return engine.state(0).params
+                return jax.device_get(engine.state(0).params)
             seeds = [randomness.seed("problem", "learn", number, p) for p in range(game.local_groups)]
             problems = [game.mixture.problem(seed) for seed in seeds]
             prompts = [self.encode(problem) for problem in problems]

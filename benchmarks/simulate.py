@@ -16,6 +16,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -63,7 +64,7 @@ def first_samples(made: build.Pieces) -> list[Sampled]:
 
 def main() -> None:
     batched, exact = make(False), make(True)
-    starts = [[made.engine.state(n) for n in range(len(made.games))] for _, made in (batched, exact)]
+    starts = [[jax.device_get(made.engine.state(n)) for n in range(len(made.games))] for _, made in (batched, exact)]
     pairs = list(zip(first_samples(batched[1]), first_samples(exact[1]), strict=True))
     differing = float(np.mean([a.tokens != b.tokens for a, b in pairs]))
     gaps = [np.abs(np.subtract(a.logprobs, b.logprobs)).max() for a, b in pairs if a.tokens == b.tokens]

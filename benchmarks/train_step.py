@@ -44,11 +44,11 @@ Times = dict[str, float]  # seconds by each clock
 def train_step_rows() -> Iterator[dict[str, Any]]:
     policy = qwen.load(assets.SPOILED)
     config = learner.LearnerConfig(learning_rate=1e-3, clip_low=0.2, clip_high=0.28, dual_clip=3.0, temperature=1.0)
-    step, state = learner.make_train_step(policy.config, config), learner.init_state(policy.params, config)
+    step = again_and_again(learner.Learner(config, policy.config), policy.params)
     square = jnp.asarray(np.random.default_rng(0).standard_normal((SIDE, SIDE)), jnp.float32)
     matmul = jax.jit(partial(jnp.matmul, precision="highest"))
     batches = {rows: make_batch(rows, policy.config.vocab_size) for rows in (64, 256)}
-    runs: dict[Any, Callable[[], Any]] = {rows: partial(step, state, batch, 1e-3) for rows, batch in batches.items()}
+    runs: dict[Any, Callable[[], Any]] = {rows: partial(step, batch) for rows, batch in batches.items()}
     times = in_turns(runs | {"matmul": partial(matmul, square, square)}, turns=15)
     for clock in CLOCKS:
         best = 2 * SIDE**3 / times["matmul"][clock]
@@ -74,8 +74,8 @@ def live_batch_rows() -> Iterator[dict[str, Any]]:
         "tiles": tiles.tiles(rows, tiles.shapes(LONGEST, NEW_TOKENS)),
         "padded": [tiles.tile(rows, tiles.Shape(60, LONGEST, NEW_TOKENS))],
     }
-    step, state = learner.make_train_step(policy.config, config), learner.init_state(policy.params, config)
-    times = in_turns({name: partial(step, state, parts, 1e-3) for name, parts in sides.items()}, turns=15)
+    step = again_and_again(learner.Learner(config, policy.config), policy.params)
+    times = in_turns({name: partial(step, parts) for name, parts in sides.items()}, turns=15)
     for clock in CLOCKS:
         for name, parts in sides.items():
             slots = sum(part.tokens_BT.size for part in parts)
@@ -84,6 +84,18 @@ def live_batch_rows() -> Iterator[dict[str, Any]]:
             seconds = times[name][clock]
             versus = ("padded", seconds / times["padded"][clock]) if name == "tiles" else (None, None)
             yield row("live batch", about, 1e3 * seconds, "ms", *versus)
+
+
+def again_and_again(learns: learner.Learner, params: qwen.Params) -> Callable[[Any], learner.Metrics]:
+    """Steps from where the last one went."""
+    state = learns.init(params)
+
+    def step(parts: Any) -> learner.Metrics:
+        nonlocal state
+        state, metrics = learns.step(state, parts, 1e-3)
+        return metrics
+
+    return step
 
 
 def weight_gradient_rows() -> Iterator[dict[str, Any]]:

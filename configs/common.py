@@ -4,6 +4,7 @@ python -m experiments.run --config configs/quickstart.py --config.learn.learning
 """
 
 import difflib
+import importlib
 import ipaddress
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from configs import fields
 from configs.fields import (
     Field,
     FieldError,
+    Range,
     above,
     each,
     mapping,
@@ -80,6 +82,21 @@ def _is_ip(host: str) -> bool:
     return True
 
 
+def own(allowed: Range) -> Range:
+    """-1 has a meaning of its own: what the loss says."""
+    return Range(f"-1 (the loss's own) or {allowed.expected}", lambda value: value == -1 or allowed.holds(value))
+
+
+def known(table: str) -> Range:
+    """Nothing, or a name in a table of the losses, which are asked only then: they take jax, and its second to load."""
+
+    def holds(name: str) -> bool:
+        return not name or name in getattr(importlib.import_module("rlswarm_jax.grpo.objective"), table)
+
+    return such(holds, f"'' (the loss's own) or one of {table} in rlswarm_jax/grpo/objective.py")
+
+
+LOSS = such(lambda name: name == "swarm" or (bool(name) and known("PRESETS").holds(name)), "a loss of docs/losses.md")
 HOST = such(_is_ip, "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them")
 ENDPOINT = matching(
     rf"{'|'.join(LOCAL_CHAINS)}|https?://[^/].*|\$\w+",
@@ -145,16 +162,36 @@ FIELDS = {
     "learn.decay_to": Field(1.0, real(0, 1000), "of it, at the last round; a node that plays without end keeps it"),
     "learn.weight_decay": Field(0.0, real(0, 1), "of AdamW"),
     "learn.max_grad_norm": Field(1.0, above(0), "longer gradients are shortened to it"),
-    "learn.clip_low": Field(0.2, real(0, 1), "the ratio is clipped below 1 less this"),
-    "learn.clip_high": Field(0.28, real(0), "and above 1 and this"),
-    "learn.dual_clip": Field(3.0, above(1, 1000), "where the advantage is negative, too: PPO has no bound there"),
-    "learn.advantage_scale": Field("std", one_of("std", "none"), "none: rewards in their own units"),
+    "learn.loss": Field("swarm", LOSS, "whose own the fields are, from here to kl_weight, that are '' or -1"),
+    "learn.advantage": Field("", known("ADVANTAGES"), "what a completion's reward is compared with"),
+    "learn.pass_k": Field(4, whole(1, MAX_GROUP_SIZE), "for pass_at_k: the best of so many counts"),
+    "learn.ratio": Field("", known("RATIOS"), "of each token, or its completion's mean"),
+    "learn.surrogate": Field("", known("SURROGATES"), "how what an update gains by moving on is bounded"),
+    "learn.clip_low": Field(-1.0, own(real(0, 1)), "the ratio is clipped below 1 less this"),
+    "learn.clip_high": Field(-1.0, own(real(0)), "and above 1 and this"),
+    "learn.dual_clip": Field(-1.0, own(zero_or(above(1, 1000))), "where the advantage is negative, too; 0: no bound"),
+    "learn.tau_positive": Field(-1.0, own(above(0, 1000)), "for sapo: the slope's, of good completions"),
+    "learn.tau_negative": Field(-1.0, own(above(0, 1000)), "and of bad ones"),
+    "learn.aggregation": Field("", known("AGGREGATIONS"), "what is a mean over what"),
+    "learn.overlong_buffer": Field(-1.0, own(real(0, 1)), "share of a completion's tokens, the last, that cost reward"),
+    "learn.kl": Field("", known("KL"), "estimator of the divergence from the reference"),
+    "learn.kl_weight": Field(-1.0, own(real(0, 1000)), "of it in the loss; above 0 takes memory for the reference"),
+    "learn.reference_every": Field(0, whole(0), "rounds after which the policy becomes the reference; 0: never"),
+    "learn.entropy_bonus": Field(0.0, real(0, 10), "of the entropy in the loss"),
+    "learn.entropy_top": Field(1.0, above(0, 1), "share of tokens, of the highest entropy, that are learned from"),
+    "learn.mask_truncated": Field(False, yes_no(), "completions that are cut off are not learned from"),
+    "learn.correction": Field(
+        "token", one_of("token", "sequence", "none"), "of what the sampler's and the trainer's log-probs differ"
+    ),
+    "learn.correction_floor": Field(0.0, real(0, 1), "least weight of that"),
+    "learn.correction_cap": Field(2.0, real(1, 1000), "and largest"),
     "learn.positive_only_external": Field(True, yes_no(), "of peers' completions only the better ones"),
     "learn.positive_only_local": Field(False, yes_no(), "the same of a node's own"),
-    "learn.external_correction": Field("reencode", one_of("reencode", "behaviour"), "reencode: as if on-policy (SAPO)"),
+    "learn.external_correction": Field("reencode", one_of("reencode", "behaviour", "mask"), "docs/losses.md says each"),
+    "learn.external_min_ess": Field(0.25, real(0, 1), "but for reencode: effective samples of a peer's group, share"),
     "learn.external_min_prob": Field(1e-4, real(0, 0.999), "a peer's token that one says less likely is not learned"),
     "learn.updates_per_round": Field(1, whole(1, 100), "on the same samples"),
-    "learn.microbatch_rows": Field(0, whole(0, 65536), "computed at once, on each device; 0: as many as is quick"),
+    "learn.microbatch_rows": Field(0, whole(0, 65536), "sequences of texts at once, on each device; 0: as is quick"),
     #
     "evaluation.problems": Field(512, whole(1, 10**6), "held out, common to all nodes"),
     "evaluation.every": Field(20, whole(1), "rounds"),
@@ -207,7 +244,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
 
 def check_together(config: ml_collections.ConfigDict) -> None:
     """Raises FieldError that names a field, in its range by itself, which cannot be what it is beside another."""
-    for rule in (_rounds, _shared, _devices, _chain, _simulated):
+    for rule in (_rounds, _shared, _best_of, _devices, _chain, _simulated):
         rule(config)
 
 
@@ -226,6 +263,12 @@ def _shared(config: ml_collections.ConfigDict) -> None:
     if config.game.stages > 1 and shared > groups:
         wrong = f"config.game.shared is {shared} of {groups} problems"
         raise FieldError(f"{wrong}: it must be at most config.swarm.local_groups.")
+
+
+def _best_of(config: ml_collections.ConfigDict) -> None:
+    best, group = config.learn.pass_k, config.sampling.group_size
+    if config.learn.advantage == "pass_at_k" and best > group:
+        raise FieldError(f"config.learn.pass_k is {best} of {group} completions (config.sampling.group_size).")
 
 
 def _devices(config: ml_collections.ConfigDict) -> None:

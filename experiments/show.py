@@ -32,6 +32,7 @@ from rlswarm_jax.errors import UsageError
 from rlswarm_jax.files import CONFIG_FILE, JOURNAL_FILE, METRICS_FILE
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.turns import Scored, Turn
+from rlswarm_jax.grpo.objective import resolved
 from rlswarm_jax.journal import JournalError, look_at
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.reporting.round_page import RoundPage
@@ -76,10 +77,12 @@ def run(directory: Path, round_: int | None, node: str, peers: bool, console: Co
             game, author=source.author, weights_fingerprint=first_record(rows).weights_fingerprint
         )
         played, scores = read_round(game, round_, rows)
-        scale, positive_only = config.learn.advantage_scale, config.learn.positive_only_local
+        learn = resolved(config.learn)
+        positive_only = learn["positive_only_local"]
+        how = {name: learn[name] for name in ("advantage", "pass_k", "overlong_buffer")}
     except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(f"{source.directory / CONFIG_FILE} is the config of another version: {error}.") from None
-    page = RoundPage(console, game, played, scores or {}, scale)
+    page = RoundPage(console, game, played, scores or {}, how)
     page.head(source, round_)
     if played.unread:
         causes = ", ".join(sorted(set(played.unread.values())))

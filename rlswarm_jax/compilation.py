@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import FunctionType, MappingProxyType, ModuleType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ WAIT_SECONDS = 120.0  # for another process that compiles the same
 MOST_BYTES = 512 << 20  # of kept programs; those that were not used for longest go first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 SOURCES = ("*.py", "qwen/*.py", "grpo/*.py")  # in which programs are written
+ARRAYS = np.ndarray, np.generic, jax.Array
 HIT = "/jax/compilation_cache/cache_hits"
 log = logging.getLogger("rlswarm_jax.compilation")
 
@@ -91,15 +92,20 @@ class _Kept:
 
     def __call__(self, *args: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)
-        if not all(isinstance(leaf, np.ndarray | np.generic | jax.Array) for leaf in leaves) or any(
-            isinstance(leaf, jax.core.Tracer) for leaf in leaves
-        ):
+        if not all(isinstance(leaf, ARRAYS) and not isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return self._jitted(*args)
+        return self._program(args, leaves, tree)(*args)
+
+    def lower(self, *args: Any) -> "_Ahead":
+        """As of what `jax.jit` returns: `lower(...).compile()` makes a program ahead of its first call."""
+        return _Ahead(functools.partial(self._program, args, *jax.tree.flatten(args)))
+
+    def _program(self, args: tuple, leaves: list, tree: Any) -> Callable:
         signature = tree, tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
         program = self._programs.get(signature)
         if program is None:
             program = self._programs[signature] = self._made(args, signature)
-        return program(*args)
+        return program
 
     def _made(self, args: tuple, signature: Any) -> Callable:
         name = hashlib.sha256((self._identity + repr(signature)).encode()).hexdigest()[:32]
@@ -116,6 +122,10 @@ class _Kept:
             with contextlib.suppress(ValueError, NotImplementedError, OSError):  # a backend that can't, a full disk
                 _store(path, compiled)
         return compiled
+
+
+class _Ahead(NamedTuple):
+    compile: Callable[[], Callable]
 
 
 def _store(path: Path, compiled: Any) -> None:
@@ -257,7 +267,7 @@ def _parts(thing: Any, seen: dict[int, tuple[int, Any]]) -> Any:
     if isinstance(thing, Mapping | MappingProxyType):
         return [kind, *parts(sorted(thing.items()))]
     if dataclasses.is_dataclass(thing):
-        return [kind, *parts(getattr(thing, field.name) for field in dataclasses.fields(thing))]
+        return [kind, *parts(getattr(thing, field.name) for field in dataclasses.fields(thing) if field.compare)]
     if isinstance(thing, functools.partial):
         return [kind, *parts((thing.func, thing.args, thing.keywords))]
     wrapped = getattr(thing, "__wrapped__", None)

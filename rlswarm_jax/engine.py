@@ -1,30 +1,32 @@
 """Fulfils the effects that need a model: Sample, Learn and Evaluate, for one node or for the nodes of a simulation.
 
-Nodes learn one after the other. They sample so, too, through the executables that a live node runs, with fixed tiles
-in exact mode, so that every bit depends on that node alone; or *stacked*: their weights on a leading axis W, and one
-executable for all, which agrees to rounding (`benchmarks/simulate.py` measures how closely, and how much faster it is).
+A sampler, a learner and an evaluator do the work; here are the weights of each node, and what a node's effects ask for.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal
+from itertools import repeat
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlswarm_jax import parallel, qwen, randomness
+from rlswarm_jax import parallel, qwen
+from rlswarm_jax.evaluator import Evaluator
 from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
 from rlswarm_jax.game.prompts import PromptFormat
-from rlswarm_jax.grpo import learner, tiles
-from rlswarm_jax.grpo.advantages import group_advantages
-from rlswarm_jax.qwen import model, sampling
+from rlswarm_jax.grpo import learner, policies, tiles
+from rlswarm_jax.grpo.advantages import judged
+from rlswarm_jax.qwen import model
 from rlswarm_jax.qwen.draw import GREEDY, WHOLE, Draw
+from rlswarm_jax.qwen.sampler import Prepared, Sampler
 from rlswarm_jax.records.pool import ScoredGroup
-from rlswarm_jax.tasks import Problem
 from rlswarm_jax.tasks.verifier import Verifier
+
+State = TypeVar("State")  # or parameters
 
 LEAST_SLOTS = 96  # of a tile's prompts: below, padding costs less than compiling once more
 NONFINITE_IN_A_ROW = 3  # updates left out, one after the other, after which a node stops
@@ -38,17 +40,20 @@ class DivergedError(RuntimeError):
 class EngineConfig:
     """How requests become arrays.
 
-    max_prompts: the most that a node ever samples from at once. rows: completions computed at a time (0: all), on each
-    device of those that hold whole weights. microbatch_rows: the same of those learned from (0: by their tokens).
+    stages: of each, how many prompts a node samples from, and how many tokens of others' are in one at most. rows:
+    completions computed at a time (0: all), on each device of those that hold whole weights. microbatch_rows: sequences
+    learned from at a time, of one or more texts each (0: by their tokens).
     dtype, kv_dtype: of the weights and of the key/value cache while sampling; weights are cast once for each update.
-    held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the distribution there, if the
-    temperature is not 0.
+    advantage, pass_k, overlong_buffer: see `grpo.advantages`. mask_truncated: learn nothing from completions that were
+    cut off. external_min_ess: of peers' groups whose log-probs are used, the least effective sample size over the
+    number of tokens. held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the
+    distribution there, if the temperature is not 0.
     """
 
     max_prompt_tokens: int
     max_new_tokens: int
     group_size: int
-    max_prompts: int
+    stages: Sequence[tuple[int, int]]
     temperature: float
     exact: bool
     exact_rows: int
@@ -56,9 +61,13 @@ class EngineConfig:
     held_out_rows: int
     positive_only_external: bool
     positive_only_local: bool
-    external_correction: Literal["reencode", "behaviour"]
-    advantage_scale: Literal["std", "none"]
+    external_correction: Literal["reencode", "behaviour", "mask"]
     updates_per_round: int
+    advantage: str = "std"
+    pass_k: int = 4
+    overlong_buffer: float = 0.0
+    mask_truncated: bool = False
+    external_min_ess: float = 0.0
     rows: int = 0
     microbatch_rows: int = 0
     dtype: str = "float32"
@@ -68,7 +77,9 @@ class EngineConfig:
 
 
 class Engine:
-    """The weights of `num_nodes` nodes, which start equal, and what is done with them."""
+    """The weights of `num_nodes` nodes, which start equal, and what is done with them: node by node, so that every bit
+    depends on that node alone.
+    """
 
     def __init__(
         self,
@@ -81,110 +92,98 @@ class Engine:
         devices: parallel.DeviceConfig | None = None,
         jit: Callable[..., Callable] = jax.jit,
     ):
-        self.verifier, self.mixture = verifier, verifier.mixture
-        self.prompt_format, self._tokenizer = prompt_format, policy.tokenizer
-        self.config, self._learner_config, self.num_nodes = config, learner_config, num_nodes
-        self.stacked = num_nodes > 1 and not config.exact
+        self.config, self.verifier, self.mixture = config, verifier, verifier.mixture
+        self._learner_config, self._tokenizer = learner_config, policy.tokenizer
+        self._ends = frozenset(policy.config.eos_token_ids)
         devices = devices or parallel.DeviceConfig()
         mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)  # of all processes: they are one node
-        if self.stacked and parallel.is_sharded(mesh):
-            raise ValueError("the weights of nodes that are stacked are not split: fsdp and tensor must be 1.")
-        self._mesh = None if self.stacked or mesh.size == 1 else mesh
-        self._shards = parallel.row_shards(self._mesh)
+        self._mesh = None if mesh.size == 1 else mesh
+        on, most = (self._mesh, devices.backend), config.max_prompt_tokens
         jit = jit if self._mesh is None else jax.jit
-        on, state = (self._mesh, devices.backend), learner.init_state(policy.params, learner_config, self._mesh)
-        most = config.max_prompt_tokens + config.max_new_tokens
-        self._shapes = tiles.shapes(most, config.max_new_tokens, config.microbatch_rows, self._shards)
-        self._states = [state] * num_nodes
-        self._nonfinite = [0] * num_nodes  # updates left out since the last that was made
 
-        def make_sampler(temperature, how, rows):
-            sample = sampling.make_sampler(
+        def sampler(temperature: float, how: Draw, rows: int, exact_rows: int, counts: Sequence[int]) -> Sampler:
+            return Sampler(
                 policy.config,
+                widths=prompt_widths(most),
+                counts=counts,
+                rows=rows,
+                exact_rows=exact_rows if config.exact else 0,
+                mesh=self._mesh,
+                backend=devices.backend,
                 max_new_tokens=config.max_new_tokens,
                 temperature=temperature,
                 how=how,
-                rows=0 if config.exact else rows,
                 kv_dtype=config.kv_dtype,
-                over_nodes=self.stacked,
                 jit=jit,
             )
-            return sample if self._mesh is None else parallel.split(sample, *on)
 
-        self._sample = make_sampler(config.temperature, Draw(), config.rows)
-        self._evaluate = make_sampler(config.evaluation_temperature, config.evaluation, config.held_out_rows)
-        self._cast_params: dict[int, qwen.Params] = {}  # of the weights that stand
-        self._step = learner.make_train_step(policy.config, learner_config, *on, jit=jit)
-        self._logprobs = learner.make_logprobs(policy.config, learner_config, *on)
-        self._held_out = self.mixture.held_out(config.held_out_problems)
-        self._held_out_prompts = [prompt_format.encode(p, policy.tokenizer) for p in self._held_out]
+        counts, held_out = [count for count, _ in config.stages], config.held_out_rows
+        self._sampler = sampler(config.temperature, Draw(), config.rows, config.exact_rows, counts)
+        greedy = sampler(config.evaluation_temperature, config.evaluation, held_out, held_out, ())
+        self._evaluator = Evaluator(greedy, verifier, prompt_format, policy.tokenizer, config.held_out_problems)
+        # the rate is an argument of a step: whatever it follows from makes no other program
+        same = dataclasses.replace(learner_config, learning_rate=0.0, decay_rounds=0, decay_to=1.0)
+        self._learner = learner.Learner(same, policy.config, *on, jit=jit)
+        shards, longest = parallel.row_shards(self._mesh), most + config.max_new_tokens
+        self._shapes = tiles.shapes(longest, config.max_new_tokens, config.microbatch_rows, shards)
+        self._states = [self._learner.init(policy.params) for _ in range(num_nodes)]
+        self._prepared = [Prepared() for _ in range(num_nodes)]
+        self._nonfinite = [0] * num_nodes  # updates left out since the last that was made
 
     def state(self, node: int) -> learner.TrainState:
+        """As it is; its arrays are used up when the node learns."""
         return self._states[node]
 
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
-        self._states = [parallel.place(one, self._mesh) if self._mesh else _uncommitted(one) for one in states]
-        self._nonfinite = [0] * self.num_nodes
-        self._cast_params.clear()
+        """Goes on from copies of these."""
+        self._states = [self._own(one) for one in states]
+        self._nonfinite = [0] * len(states)
+        self._prepared = [Prepared() for _ in states]
+
+    def _own(self, state: State) -> State:
+        """A copy; on one device of arrays that are bound to none, as those are that programs were compiled for."""
+        if self._mesh is None:
+            return jax.tree.map(lambda x: jnp.array(np.asarray(x)), state)
+        return jax.tree.map(jnp.copy, parallel.place(state, self._mesh))
 
     def evaluate_params(self, params: qwen.Params) -> Metrics:
         """What `evaluate` would find for a node with these weights."""
-        own = self._states
-        self.set_states([dataclasses.replace(state, params=params) for state in own])
-        try:
-            return self.evaluate([0])[0]
-        finally:
-            self._states = own
-            self._cast_params.clear()
+        return self._evaluator(model.prepare(self._own(params), self.config.dtype, self.config.group_size))
 
-    def compile(self, prompts: Sequence[int]) -> None:
-        """Compiles what a round needs whose stages have so many prompts, ahead of the first one; changes nothing.
+    def compile(self) -> None:
+        """Compiles what a round needs, ahead of the first one; changes nothing.
 
         On a CPU two at a time; elsewhere a device's memory may not be enough, or devices must meet in the same order.
         """
-        typical = max(self._held_out_prompts, key=len)
+        group, params, longest = self.config.group_size, self._sampling_params(0), self._evaluator.longest
+        shapes = {(count, self._sampler.width(longest + more)) for count, more in self.config.stages}
 
-        def sample(count: int) -> None:
-            keys_PGM = np.zeros((count, self.config.group_size, 2), np.uint32)
-            self.sample({node: Sample([typical] * count, keys_PGM) for node in range(self.num_nodes)})
-
-        def step(shape: tiles.Shape) -> None:
-            self._step(self._states[0], tiles.tile([], shape), 0.0)
-
-        def evaluate() -> None:
-            _, tile = next(self._held_out_tiles())
-            self._run_tiles(self._evaluate, dict.fromkeys(range(self.num_nodes), tile))
-
-        counts = [self.config.max_prompts] if self.stacked else dict.fromkeys(prompts)
-        work = [evaluate, *(partial(sample, count) for count in counts), *(partial(step, one) for one in self._shapes)]
-        for node in range(1 if self.stacked else self.num_nodes):
-            self._sampling_params(node)  # cast once
+        work: list[Callable[[], Any]] = [
+            partial(self._sampler.compile, params, count, group, width) for count, width in sorted(shapes)
+        ]
+        work.append(partial(self._evaluator.compile, params))
+        work += self._learner.ahead(self._states[0], self._scored(0, [tiles.tile([], shape) for shape in self._shapes]))
         with ThreadPoolExecutor(2 if jax.default_backend() == "cpu" and self._mesh is None else 1) as pool:
             list(pool.map(lambda run: run(), work))
-        self._step(self._states[0], 2 * [tiles.tile([], self._shapes[0])], 0.0)  # and the sum over tiles
 
     def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
         """Completions of every node's prompts."""
-        if self.config.exact:
-            outs = {
-                node: sampling.sample_exact(
-                    self._sample,
-                    self._sampling_params(node),
-                    request.prompts,
-                    request.keys_PGM,
-                    prompt_slots=self.config.max_prompt_tokens,
-                    rows=self.config.exact_rows * self._shards,  # so many on each device
-                )
-                for node, request in requests.items()
-            }
-        else:
-            slots = self._slots([prompt for request in requests.values() for prompt in request.prompts])
-            # one size for nodes that are stacked, or its bits would depend on which stage a node's neighbours are in
-            least = self.config.max_prompts if self.stacked else 0
-            sizes = {node: max(least, len(request.prompts)) for node, request in requests.items()}
-            asked = {node: self._tile(r.prompts, r.keys_PGM, slots, sizes[node]) for node, r in requests.items()}
-            outs = self._run_tiles(self._sample, asked)
-        return {node: self._by_prompt(out)[: len(requests[node].prompts)] for node, out in outs.items()}
+        return {node: self._sample(node, request) for node, request in requests.items()}
+
+    def _sample(self, node: int, request: Sample) -> list[list[Sampled]]:
+        out = self._sampler(self._sampling_params(node), request.prompts, request.keys_PGM)
+
+        def sampled(p: int, g: int) -> Sampled:
+            tokens = out.tokens_PGT[p, g, : out.lengths_PG[p, g]].tolist()
+            logprobs, text = out.logprobs_PGT[p, g, : len(tokens)].tolist(), self._tokenizer.decode(tokens)
+            return Sampled(tokens, logprobs, text, bool(out.ended_PG[p, g]))
+
+        count, group = out.lengths_PG.shape
+        return [[sampled(p, g) for g in range(group)] for p in range(count)]
+
+    def evaluate(self, nodes: Sequence[int]) -> dict[int, Metrics]:
+        """Held-out accuracy by greedy decoding, unless the config says otherwise."""
+        return {node: self._evaluator(self._sampling_params(node)) for node in nodes}
 
     def learn(self, requests: Mapping[int, Learn]) -> dict[int, Metrics]:
         """Takes the gradient on every node's groups; nothing else changes the weights.
@@ -192,99 +191,75 @@ class Engine:
         A gradient that is not finite is left out, and counted. Raises DivergedError if that happens
         `NONFINITE_IN_A_ROW` times, one after the other.
         """
-        found = {node: self._learn(node, request) for node, request in requests.items()}
-        self._cast_params.clear()
-        return found
+        return {node: self._learn(node, request) for node, request in requests.items()}
 
     def _learn(self, node: int, request: Learn) -> Metrics:
-        rows = self.rows(request.groups)
-        parts = tiles.tiles(rows, self._shapes)
-        if self.config.updates_per_round > 1:
-            parts = [self._with_old_logprobs(node, part) for part in parts]
+        self._states[node] = policies.refreshed(self._states[node], self._learner_config, request.round)
+        groups = self._trusted(node, request.groups)
+        rows = self.rows(groups)
+        parts = self._scored(node, tiles.tiles(rows, self._shapes))
         rate, found = learner.learning_rate(self._learner_config, request.round), []
         for _ in range(self.config.updates_per_round):
-            self._states[node], metrics = self._step(self._states[node], parts, rate)
+            self._states[node], metrics = self._learner.step(self._states[node], parts, rate)
             found.append({name: float(value) for name, value in jax.device_get(metrics).items()})
             self._watch(node, rows, found[-1])
+        self._prepared[node].forget()
         external = sum(row.external for row in rows)
-        return _mean(found) | {"rows_external": float(external), "rows_local": float(len(rows) - external)}
-
-    def evaluate(self, nodes: Sequence[int]) -> dict[int, Metrics]:
-        """Held-out accuracy on problems common to all nodes, by greedy decoding unless the config says otherwise.
-
-        If it samples, then with the same noise each time: what differs between nodes and rounds are the weights.
-        """
-        answers: dict[int, list[tuple[Problem, str]]] = {node: [] for node in nodes}
-        for part, tile in self._held_out_tiles():
-            for node, out in self._run_tiles(self._evaluate, dict.fromkeys(nodes, tile)).items():
-                for problem, (sampled,) in zip(self._held_out[part], self._by_prompt(out), strict=False):
-                    answers[node].append((problem, self.prompt_format.answer(sampled.text)))
-                self.verifier.begin(answers[node][part.start :])  # while the device goes on
-        return {node: self._accuracy(self.verifier.score(found).scores) for node, found in answers.items()}
-
-    def _held_out_tiles(self) -> Iterator[tuple[slice, sampling.Tile]]:
-        """Of one shape, and which problems are in each."""
-        prompts = self._held_out_prompts
-        keys_P1M = np.array([[randomness.key_data("eval", "held-out", p)] for p in range(len(prompts))])
-        waiting = 1 if self.config.exact else sampling.WAITING
-        size = min(len(prompts), self.config.held_out_rows * waiting) * self._shards
-        size = size if self.config.exact else min(len(prompts), size)
-        for start in range(0, len(prompts), size):
-            part = slice(start, start + size)
-            yield part, self._tile(prompts[part], keys_P1M[part], self._slots(prompts), size)
+        counts = {"rows_external": external, "rows_local": len(rows) - external}
+        counts["low_ess_groups"] = len(request.groups) - len(groups)
+        return _mean(found) | {name: float(count) for name, count in counts.items()}
 
     def rows(self, groups: Sequence[ScoredGroup]) -> list[tiles.Row]:
         """The completions that are learned from.
 
-        Those without a positive advantage are left out where the config says so. A peer's log-probs are used under
-        external_correction="behaviour"; else its samples are taken to be on-policy.
+        Those without a positive advantage are left out where the config says so, and those that were cut off. A peer's
+        log-probs are used unless external_correction="reencode": then its samples are taken to be on-policy.
         """
         config, found = self.config, []
         for group in groups:
-            advantages_1G = group_advantages(np.array([group.rewards], np.float32), scale=config.advantage_scale)
-            advantages_G = np.float32(group.weight) * np.asarray(advantages_1G)[0]
+            advantages_G = np.float32(group.weight) * judged(
+                group.rewards,
+                [len(tokens) for tokens in group.tokens],
+                advantage=config.advantage,
+                pass_k=config.pass_k,
+                overlong_buffer=config.overlong_buffer,
+                max_new_tokens=config.max_new_tokens,
+            )
             positive_only = config.positive_only_external if group.external else config.positive_only_local
-            correct = not group.external or config.external_correction == "behaviour"
+            correct = not group.external or config.external_correction != "reencode"
             known = group.logprobs if correct and group.logprobs is not None else [None] * len(group.tokens)
             for completion, advantage, logprobs in zip(group.tokens, advantages_G.tolist(), known, strict=True):
-                if not (positive_only and advantage <= 0):
+                if not (positive_only and advantage <= 0) and not self._is_cut_off(group, completion):
                     found.append(tiles.Row(group.prompt, completion, advantage, logprobs, group.external))
         return found
 
-    def _with_old_logprobs(self, node: int, batch: learner.Batch) -> learner.Batch:
-        """With more than one update a round, "on-policy" means the policy before the first of them."""
-        logprobs_BC = np.asarray(self._logprobs(self._states[node].params, batch))
-        old_BC = np.where(batch.old_known_B[:, None], batch.old_logprobs_BC, logprobs_BC)
-        return dataclasses.replace(batch, old_logprobs_BC=old_BC, old_known_B=np.ones_like(batch.old_known_B))
+    def _is_cut_off(self, group: ScoredGroup, completion: Sequence[int]) -> bool:
+        """Where that is left out; of a text that was encoded anew the end is not known, only its length."""
+        if not self.config.mask_truncated or completion[-1] in self._ends:
+            return False
+        return group.logprobs is not None or len(completion) >= self.config.max_new_tokens
 
-    def _slots(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Prompt slots of a tile: exact mode has one width, else there are a few, so that short prompts cost less."""
-        most = self.config.max_prompt_tokens
-        return most if self.config.exact else min(most, sampling.bucket(max(LEAST_SLOTS, *map(len, prompts))))
+    def _trusted(self, node: int, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+        """Without those of peers whose policy is too far from this one for weights to make up for it."""
+        least = self.config.external_min_ess if self.config.external_correction != "reencode" else 0.0
+        doubted = [group for group in groups if least and group.external and group.logprobs is not None]
+        rows = [
+            [tiles.Row(g.prompt, *one, g.external) for one in zip(g.tokens, repeat(1.0), g.logprobs or ())]
+            for g in doubted
+        ]
+        shares = policies.effective_shares(rows, self._states[node].params, self._learner.logprobs, self._shapes)
+        left = {group.slot for group, share in zip(doubted, shares, strict=True) if share < least}
+        return [group for group in groups if not (group.external and group.slot in left)]
 
-    def _whole_shards(self, size: int) -> int:
-        """As many rows at least, as many for each device."""
-        return -(-size // self._shards) * self._shards
-
-    def _tile(self, prompts: Sequence[Sequence[int]], keys_PGM: np.ndarray, slots: int, size: int) -> sampling.Tile:
-        return sampling.make_tile(prompts, keys_PGM, prompt_slots=slots, num_prompts=self._whole_shards(size))
+    def _scored(self, node: int, parts: Sequence[learner.Batch]) -> list[learner.Batch]:
+        """With what the loss asks of other policies."""
+        score, updates = self._learner.logprobs, self.config.updates_per_round
+        return policies.prepared(parts, self._states[node], score, self._learner_config, updates)
 
     def _sampling_params(self, node: int) -> qwen.Params:
-        """A node's weights (all nodes' where they are stacked) in the dtype that is sampled with."""
-        if node not in self._cast_params:
-            params = _stack([one.params for one in self._states]) if self.stacked else self._states[node].params
-            rows = self.config.group_size  # at least, so that the layout is one for all
-            self._cast_params[node] = model.prepare(params, self.config.dtype, rows)
-        return self._cast_params[node]
-
-    def _run_tiles(self, sample, of: Mapping[int, sampling.Tile]) -> dict[int, sampling.Completions]:
-        if not self.stacked:
-            return {node: jax.device_get(sample(self._sampling_params(node), tile)) for node, tile in of.items()}
-        filler = jax.tree.map(np.zeros_like, next(iter(of.values())))
-        filler = dataclasses.replace(filler, prompt_lengths_P=np.ones_like(filler.prompt_lengths_P))
-        stacked = jax.tree.map(lambda *xs: np.stack(xs), *[of.get(n, filler) for n in range(self.num_nodes)])
-        out = jax.device_get(sample(self._sampling_params(0), stacked))
-        return {node: jax.tree.map(lambda x, n=node: x[n], out) for node in of}
+        """A node's weights in the dtype that is sampled with."""
+        at_least = self.config.group_size  # rows, so that the layout is one for all
+        return self._prepared[node](self._states[node].params, self.config.dtype, at_least)
 
     def _watch(self, node: int, rows: Sequence[tiles.Row], metrics: Metrics) -> None:
         """Raises DivergedError, with what is wrong as far as it can be seen."""
@@ -302,27 +277,10 @@ class Engine:
         times = f"{NONFINITE_IN_A_ROW} updates in a row were left out because their gradient is not finite"
         raise DivergedError(f"{times}; {why}.")
 
-    def _by_prompt(self, out: sampling.Completions) -> list[list[Sampled]]:
-        def sampled(p: int, g: int) -> Sampled:
-            tokens = out.tokens_PGT[p, g, : out.lengths_PG[p, g]].tolist()
-            return Sampled(
-                tokens=tokens,
-                logprobs=out.logprobs_PGT[p, g, : len(tokens)].tolist(),
-                text=self._tokenizer.decode(tokens),
-                ended=bool(out.ended_PG[p, g]),
-            )
 
-        count, group = out.lengths_PG.shape
-        return [[sampled(p, g) for g in range(group)] for p in range(count)]
-
-    def _accuracy(self, scores: list[float]) -> Metrics:
-        right = np.array(scores) >= 1.0
-        found = {"accuracy": float(right.mean()), "problems": float(len(right))}
-        for task in self.mixture.tasks:
-            of_task = np.array([p.task == task for p in self._held_out])
-            if of_task.any():
-                found[f"accuracy/{task}"] = float(right[of_task].mean())
-        return found
+def prompt_widths(most: int) -> list[int]:
+    """Tokens that tiles of prompts have room for: at most four sizes, each half of the next."""
+    return sorted({min(most, max(LEAST_SLOTS, -(-most >> part))) for part in range(4)})
 
 
 def _mean(updates: Sequence[Metrics]) -> Metrics:
@@ -333,12 +291,3 @@ def _mean(updates: Sequence[Metrics]) -> Metrics:
         if values:
             found[name] = sum(values) / (1 if name in ("updates", "nonfinite") else len(values))
     return found
-
-
-def _uncommitted(tree: Any) -> Any:
-    """Arrays that are bound to no device, as those are that programs were compiled for: a checkpoint's are."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
-
-
-def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)

@@ -32,7 +32,7 @@ HEARD = 3600  # seconds for a follower to hear what is next: it may still be com
 LOOK = 2  # seconds between looks at whether to stop, while a follower waits
 # What is said, most of it a method of `Engine`, and the type of its argument; weights (None) follow as arrays.
 ARGUMENTS: dict[str, Any] = {
-    "compile": list[int],
+    "compile": type(None),
     "sample": dict[int, Sample],
     "learn": dict[int, Learn],
     "evaluate": list[int],
@@ -118,8 +118,8 @@ class Leader:
     def verifier(self) -> Verifier:
         return self._engine.verifier
 
-    def compile(self, prompts: Sequence[int]) -> None:
-        self._together("compile", list(prompts))
+    def compile(self) -> None:
+        self._together("compile", None)
 
     def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
         return self._together("sample", dict(requests))
@@ -168,7 +168,7 @@ def _call(engine: Engine, method: str, argument: Any) -> Any:
     try:
         if ARGUMENTS[method] is None:
             argument = jax.tree.map(_from_the_leader, argument)
-        found = getattr(engine, method)(argument)
+        found = getattr(engine, method)(*([] if argument is None else [argument]))
         return parallel.fetch(found) if method == "state" else found
     except jax.errors.JaxRuntimeError as error:
         wrong = f"what the processes of this node compute together failed ({method})"

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import msgspec
 
+from rlswarm_jax import parallel
 from rlswarm_jax.checkpoint import Best, Checkpoints
 from rlswarm_jax.engine import Engine
 from rlswarm_jax.game.chain import Moment
@@ -161,7 +162,7 @@ class Node:
         """The weights that were just evaluated may be the best so far."""
         if self._best is not None and "accuracy" in found:
             before = self.player.state.round + self.player.learned
-            self._best.offer(before, found["accuracy"], self._engine.state(0))
+            self._best.offer(before, found["accuracy"], parallel.fetch(self._engine.state(0)))
 
     def _fulfil(self, effect: Effect, should_stop: Callable[[], bool]) -> Any:
         if isinstance(effect, Sample):
@@ -296,7 +297,7 @@ class Node:
         with self._mailbox.changed:
             inbox = self.player.inbox.save()
         extra = msgspec.msgpack.encode(self.player.save(self.player.state, time.time(), inbox))
-        self._checkpoints.save(round_, [self._engine.state(0)], extra)
+        self._checkpoints.save(round_, [parallel.fetch(self._engine.state(0))], extra)
         if (oldest := self._checkpoints.needed) is not None:
             self._journal.prune(self.player.index, oldest, oldest - self._config.keep)
         self._checkpoint = round_

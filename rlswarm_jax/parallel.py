@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -161,10 +162,30 @@ def laid_out(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def total(tree: Any, mesh: Mesh | None) -> Any:
-    """Sums over all rows, of what a program under `data_parallel` has summed over those that it sees."""
+    """Sums over all rows, of what a program under `data_parallel` has summed over those that it sees.
+
+    Of what is called `..._max`, the largest.
+    """
     if mesh is None or is_sharded(mesh):  # it sees all
         return tree
-    return jax.lax.psum(tree, DATA)
+
+    def over_devices(path, x):
+        return jax.lax.pmax(x, DATA) if _is_max(path) else jax.lax.psum(x, DATA)
+
+    return jax.tree_util.tree_map_with_path(over_devices, tree)
+
+
+def add(tree: Any, more: Any) -> Any:
+    """The same of two parts of the rows."""
+
+    def both(path, x, y):
+        return jnp.maximum(x, y) if _is_max(path) else x + y
+
+    return jax.tree_util.tree_map_with_path(both, tree, more)
+
+
+def _is_max(path: tuple) -> bool:
+    return bool(path) and str(getattr(path[-1], "key", "")).endswith("_max")
 
 
 def split(fn: Callable[..., Any], mesh: Mesh, backend: str = "shard_map") -> Callable[..., Any]:

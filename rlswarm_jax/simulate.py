@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import msgspec
 
+from rlswarm_jax import parallel
 from rlswarm_jax.audit import commit
 from rlswarm_jax.chain.virtual import VirtualCoordinator
 from rlswarm_jax.checkpoint import Best, Checkpoints
@@ -68,7 +69,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class _Boundary:
-    """A node between two rounds."""
+    """A node between two rounds; its state on the host, as that on the device is used up by the next update."""
 
     train_state: TrainState
     state: NodeState
@@ -76,7 +77,8 @@ class _Boundary:
 
 
 class _Node(Player):
-    """boundaries: by number of the checkpoint, the node where it crossed its round. latest: before its present one.
+    """boundaries: by number of the checkpoint, the node where it crossed its round. latest: state and time before
+    its present one. before: its train state then, if it has learned since.
 
     stage_began: when it began to work on the stage. spoke: when it had done. arrived: when records came. company: of
     its peers.
@@ -85,7 +87,8 @@ class _Node(Player):
     def __init__(self, index: int, game: Game, identity: Identity, journal: Journal):
         super().__init__(index, game, identity, journal)
         self.boundaries: dict[int, _Boundary] = {}
-        self.latest: _Boundary | None = None
+        self.latest = NodeState(), 0.0
+        self.before: TrainState | None = None
         self.stage_began = self.spoke = 0.0
         self.arrived: dict[Slot, float] = {}
         self.company = Company()
@@ -157,7 +160,8 @@ class Simulation:
     def save(self) -> None:
         """A checkpoint of all nodes where they stand; whoever ends a run calls it."""
         if self._checkpoints is not None:
-            self._write(self._last_checkpoint, [node.latest for node in self.nodes if node.latest])
+            boundaries = [self._boundary(node, *node.latest) for node in self.nodes]
+            self._write(self._last_checkpoint, boundaries)
 
     @property
     def finished(self) -> bool:
@@ -204,6 +208,8 @@ class Simulation:
         if kind is Sample:
             return self._engine.sample(requests)
         if kind is Learn:
+            for node in requests if self._checkpoints else ():
+                self.nodes[node].before = parallel.fetch(self._engine.state(node))
             return self._engine.learn(requests)
         found = self._engine.evaluate(list(requests))
         for index, metrics in found.items():
@@ -214,12 +220,12 @@ class Simulation:
         """The weights that were just evaluated may be the node's best so far."""
         if self._best:
             before = node.state.round + node.learned
-            self._best[node.index].offer(before, found["accuracy"], self._engine.state(node.index))
+            self._best[node.index].offer(before, found["accuracy"], parallel.fetch(self._engine.state(node.index)))
 
     # --- a node's round
 
     def _begin(self, node: _Node, at: float) -> None:
-        node.latest = self._boundary(node, at)
+        node.latest, node.before = (node.state, at), None
         if not node.finished:
             node.begin(at)
             node.stage_began = at
@@ -235,6 +241,7 @@ class Simulation:
             if self._damaged:
                 metrics["checkpoints/damaged"], self._damaged = float(self._damaged), 0
             self._on_round(dataclasses.replace(report, metrics=metrics))
+            node.before = None
             self._join(node)
             self._cross(node, report.round, at)
             self._save_if_all_crossed()
@@ -316,10 +323,10 @@ class Simulation:
             return
         crossed = range(before // self._every + 1, node.state.round // self._every + 1)
         if crossed:
-            node.boundaries |= dict.fromkeys(crossed, self._boundary(node, at))
+            node.boundaries |= dict.fromkeys(crossed, self._boundary(node, node.state, at))
 
-    def _boundary(self, node: _Node, at: float) -> _Boundary:
-        return _Boundary(self._engine.state(node.index), node.state, at)
+    def _boundary(self, node: _Node, state: NodeState, at: float) -> _Boundary:
+        return _Boundary(node.before or parallel.fetch(self._engine.state(node.index)), state, at)
 
     def _save_if_all_crossed(self) -> None:
         common = min(max(node.boundaries, default=0) for node in self.nodes)
@@ -336,7 +343,7 @@ class Simulation:
         """A checkpoint of the nodes at some boundaries: from there each goes on by the journal, which is its step."""
         assert self._checkpoints is not None
         step = self._journal.offset
-        if step <= (self._checkpoints.latest or 0) or len(boundaries) < len(self.nodes):
+        if step <= (self._checkpoints.latest or 0):
             return
         extra = msgspec.msgpack.encode(self._saved(number, boundaries))
         self._checkpoints.save(step, [b.train_state for b in boundaries], extra)
@@ -375,9 +382,9 @@ class Simulation:
         for node, kept, arrived, standings in zip(self.nodes, saved.nodes, saved.arrived, saved.standings, strict=True):
             node.restore(kept)
             node.arrived, node.company.standings = arrived, standings
-            node.latest = self._boundary(node, kept.at)
+            node.latest = node.state, kept.at
             crossed = range(number, node.state.round // self._every + 1 if self._every else number + 1)
-            node.boundaries = dict.fromkeys(crossed, node.latest)
+            node.boundaries = dict.fromkeys(crossed, _Boundary(found.states[node.index], *node.latest))
         for node, kept in zip(self.nodes, saved.nodes, strict=True):
             self._replay(node, kept.at)
         return saved.metrics_offset
@@ -396,14 +403,15 @@ class Simulation:
             if entry.kind in (BEGIN, Gather.__name__):
                 node.stage_began = at
             if entry.kind == BEGIN:
+                node.latest, node.before = (node.state, at), None
                 self._cross(node, played, at)
-                node.latest = self._boundary(node, at)
             elif isinstance(fed.effect, Learn):
                 self._run(Learn, {node.index: fed.effect})
             played = entry.round
         if node.effect is not None:
             self._start(node, at)
         else:
+            node.before = None
             self._join(node)
             self._cross(node, played, at)
             self._begin(node, at)

@@ -33,7 +33,7 @@ CONFIG = EngineConfig(
     max_prompt_tokens=12,
     max_new_tokens=6,
     group_size=GROUP,
-    max_prompts=2,
+    stages=[(2, 0)],
     temperature=TEMPERATURE,
     exact=False,
     exact_rows=4,
@@ -42,7 +42,7 @@ CONFIG = EngineConfig(
     positive_only_external=True,
     positive_only_local=False,
     external_correction="behaviour",
-    advantage_scale="none",
+    advantage="none",
     updates_per_round=1,
 )
 LEARNER = LearnerConfig(
@@ -114,7 +114,7 @@ def alone(w):
     return engine()
 
 
-def stacked():
+def together():
     """All nodes together."""
     engine(NODES).set_states(states())
     return engine(NODES)
@@ -128,7 +128,7 @@ def request(w):
 
 @functools.cache
 def samples():
-    return stacked().sample({w: request(w) for w in range(NODES)})
+    return together().sample({w: request(w) for w in range(NODES)})
 
 
 def group_of(w, p, *, external=False, rewards=(1.0, 0.0, 0.0, 1.0), logprobs=True):
@@ -200,7 +200,7 @@ class TestRows:
         assert [row.external for row in rows] == [False] * 4 + [True] * 4
 
     def test_advantages_are_scaled_and_weighted_as_the_config_says(self):
-        found = [row.advantage for row in self.rows(self.LOCAL, advantage_scale="std")]
+        found = [row.advantage for row in self.rows(self.LOCAL, advantage="std")]
         np.testing.assert_allclose(found, np.array([0.75, -0.25, -0.25, -0.25]) / 0.1875**0.5, rtol=1e-4)
         heavy = msgspec.structs.replace(self.LOCAL, weight=2.0)
         np.testing.assert_allclose([row.advantage for row in self.rows(heavy)], [1.5, -0.5, -0.5, -0.5], atol=1e-6)
@@ -295,14 +295,14 @@ class TestDtypes:
 
 class TestLearn:
     def test_sampler_and_trainer_agree_on_the_log_probs_of_what_a_node_sampled(self):
-        for w, metrics in stacked().learn({w: lesson(w) for w in range(NODES)}).items():
+        for w, metrics in together().learn({w: lesson(w) for w in range(NODES)}).items():
             assert 0 < metrics["logprob_gap"] < 1e-5, w
             np.testing.assert_allclose((metrics["ratio_mean"], metrics["ess_fraction"]), 1, atol=1e-5)
             assert metrics["updates"] == 1 and metrics["clip_fraction"] == 0
 
     def test_nodes_together_learn_what_each_learns_alone(self):
-        together = stacked()
-        metrics = together.learn({w: lesson(w) for w in range(NODES)})
+        engine_ = together()
+        metrics = engine_.learn({w: lesson(w) for w in range(NODES)})
         for w in range(NODES):
             single = alone(w)
             own = single.learn({0: lesson(w)})[0]
@@ -311,18 +311,18 @@ class TestLearn:
                 np.testing.assert_allclose(metrics[w][name], value, rtol=1e-4, atol=TAU, err_msg=name)
             params = single.state(0).params
             for one, other, before in zip(
-                *map(jax.tree.leaves, (params, together.state(w).params, states()[w].params)), strict=True
+                *map(jax.tree.leaves, (params, engine_.state(w).params, states()[w].params)), strict=True
             ):
                 assert np.abs(one - before).max() > 5e-4
                 np.testing.assert_allclose(one, other, rtol=0, atol=TAU)
             for one, other in zip(
-                *(dense_logprobs(p, group_of(w, 0)) for p in (params, together.state(w).params)), strict=True
+                *(dense_logprobs(p, group_of(w, 0)) for p in (params, engine_.state(w).params)), strict=True
             ):
                 np.testing.assert_allclose(one, other, rtol=0, atol=TAU)
 
     def test_nothing_to_learn_changes_nothing(self):
         same = (0.5,) * GROUP
-        engine_ = stacked()
+        engine_ = together()
         metrics = engine_.learn({0: Learn([]), 1: Learn([group_of(1, 0, rewards=same)]), 2: lesson(2)})
         assert [metrics[w]["updates"] for w in range(NODES)] == [0, 0, 1]
         for w in (0, 1):
@@ -335,24 +335,25 @@ class TestLearn:
         handler = logging.Handler()
         handler.emit = lambda said: compiled.append(said.getMessage())
         logging.getLogger("jax").addHandler(handler)
+        jax.config.update("jax_log_compiles", True)  # in all threads
         try:
-            with jax.log_compiles():
-                fresh.compile([2])
-                assert any("Finished XLA compilation" in said for said in compiled)
-                tiny.assert_bit_equal(fresh.state(0), states()[0])
-                compiled.clear()
-                bound = jax.device_put(jax.device_get(states()[0]), jax.devices()[0])  # as a checkpoint's are
-                fresh.set_states([bound])
-                fresh.sample({0: request(0)})
-                fresh.learn({0: to_learn})
-                fresh.evaluate([0])
+            fresh.compile()
+            assert any("Finished XLA compilation" in said for said in compiled)
+            tiny.assert_bit_equal(fresh.state(0), states()[0])
+            compiled.clear()
+            bound = jax.device_put(jax.device_get(states()[0]), jax.devices()[0])  # as a checkpoint's are
+            fresh.set_states([bound])
+            fresh.sample({0: request(0)})
+            fresh.learn({0: to_learn})
+            fresh.evaluate([0])
         finally:
+            jax.config.update("jax_log_compiles", False)
             logging.getLogger("jax").removeHandler(handler)
         assert [said for said in compiled if "Finished XLA compilation" in said] == []
 
     def test_rows_are_counted_by_where_they_came_from(self):
         external = group_of(0, 1, external=True, rewards=(0.0, 1.0, 0.0, 0.0))
-        metrics = stacked().learn({1: Learn([external, group_of(1, 0)])})[1]
+        metrics = together().learn({1: Learn([external, group_of(1, 0)])})[1]
         assert metrics["rows_external"] == 1 and metrics["rows_local"] == GROUP
         assert metrics["tokens"] == len(external.tokens[1]) + sum(map(len, group_of(1, 0).tokens))
 
@@ -450,7 +451,7 @@ def on_eight_devices(folder):
     several = []
     for options in ({}, {"backend": "pmap"}, {"fsdp": 2, "tensor": 2}):
         there = build(devices=DeviceConfig(**options))
-        there.compile([2])
+        there.compile()
         there.set_states([state])
         with test_parallel.compilations() as compiled:
             sampled, accuracy = there.sample({0: asked})[0], there.evaluate([0])
@@ -466,22 +467,22 @@ class TestCompany:
     """What a node gets does not depend, in any bit, on which other nodes asked at the same time."""
 
     def test_sampling(self):
-        assert stacked().sample({0: request(0)}) == {0: samples()[0]}
-        assert stacked().sample({2: request(2), 1: request(1)}) == {w: samples()[w] for w in (1, 2)}
+        assert together().sample({0: request(0)}) == {0: samples()[0]}
+        assert together().sample({2: request(2), 1: request(1)}) == {w: samples()[w] for w in (1, 2)}
 
     def test_learning_and_who_did_not_ask_stays_as_it_was(self):
-        everybody = stacked()
+        everybody = together()
         metrics = everybody.learn({w: lesson(w) for w in range(NODES)})
         after = [jax.device_get(everybody.state(w)) for w in range(NODES)]
         for w in (0, 2):
-            one = stacked()
+            one = together()
             assert one.learn({w: lesson(w)}) == {w: metrics[w]}
             for other in range(NODES):
                 tiny.assert_bit_equal(one.state(other), after[w] if other == w else states()[other])
 
     def test_evaluation(self):
-        everybody = stacked().evaluate(range(NODES))
-        assert stacked().evaluate([1]) == {1: everybody[1]}
+        everybody = together().evaluate(range(NODES))
+        assert together().evaluate([1]) == {1: everybody[1]}
 
 
 class TestEvaluate:
@@ -494,7 +495,7 @@ class TestEvaluate:
         right = np.array([text == p.answers[0] for p, (text,) in zip(problems, out.text, strict=True)])
         often = np.array([p.task == "often" for p in problems])
         assert right[often].mean() < right[~often].mean() and 0 < right[often].sum() < often.sum() < 20
-        before = stacked().evaluate([0])[0]
+        before = together().evaluate([0])[0]
         found = engine_.evaluate_params(unsure)
         assert found["problems"] == 20
         np.testing.assert_allclose(

@@ -87,9 +87,9 @@ def of_rounds_by_hand() -> set[str]:
 @functools.cache
 def of_the_learner() -> set[str]:
     """Of a step that is traced, not run."""
-    state = learner.init_state(tiny.params(), tiny.LEARNER)
-    step = learner.make_train_step(tiny.CONFIG, tiny.LEARNER)
-    metrics = jax.eval_shape(lambda state, batch: step(state, batch, 1e-3), state, tiny.make_batch())[1]
+    learns = learner.Learner(tiny.LEARNER, tiny.CONFIG)
+    state = learns.init(tiny.params())
+    metrics = jax.eval_shape(lambda state, batch: learns.step(state, batch, 1e-3), state, tiny.make_batch())[1]
     return {f"learn/{name}" for name in metrics}
 
 

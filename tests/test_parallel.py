@@ -42,7 +42,7 @@ def wide_params():
 def batches():
     """Eight rows, the last two without a token: of eight devices two have nothing to do."""
     for seed in range(STEPS):
-        batch = tiny.make_batch(seed=seed, rows=8, known="mixed")
+        batch = tiny.make_batch(seed=seed, rows=8, known="mixed", behaviour="mixed")
         batch.completion_lengths_B[-2:] = 0
         yield batch
 
@@ -54,42 +54,41 @@ def wide_batches():
     In this draw no weight's first gradient is of the size of its rounding (1e-7 of the largest one): Adam divides a
     gradient by its size, and would make of such a one a step of a size and sign of its own on every mesh.
     """
-    logprobs, rng = learner.make_logprobs(WIDE, tiny.LEARNER), np.random.default_rng(4)
+    scores, rng = learner.Learner(tiny.LEARNER, WIDE).logprobs, np.random.default_rng(4)
     return tuple(
         dataclasses.replace(
             batch,
-            old_logprobs_BC=logprobs(wide_params(), batch)
+            behaviour_known_B=np.zeros(8, bool),
+            old_logprobs_BC=scores(wide_params(), batch)[0]
             + rng.uniform(-0.5, 0.5, batch.old_logprobs_BC.shape).astype(np.float32),
         )
         for batch in batches()
     )
 
 
-def train(step, state=None, batches=batches):
+def train(learns, params=tiny.params, batches=batches):
     """Three steps, each waited for: forced host devices abort when many collectives queue up."""
-    state, found = state or learner.init_state(tiny.params(), tiny.LEARNER), []
+    state, found = learns.init(params()), []
     for batch in batches():
-        state, metrics = jax.block_until_ready(step(state, batch, tiny.LEARNER.learning_rate))
+        state, metrics = jax.block_until_ready(learns.step(state, batch, tiny.LEARNER.learning_rate))
         found.append(jax.device_get(metrics))
     return jax.device_get(state), found
 
 
 def train_on(mesh, parts=1, **options):
     """parts: into which each batch is cut."""
-    state = learner.init_state(tiny.params(), tiny.LEARNER, mesh)
-    step = learner.make_train_step(tiny.CONFIG, tiny.LEARNER, mesh, **options)
     size = 8 // parts
 
     def cut():
         for batch in batches():
             yield [tiny.rows_of(batch, slice(at, at + size)) for at in range(0, 8, size)]
 
-    return train(step, state, cut)
+    return train(learner.Learner(tiny.LEARNER, tiny.CONFIG, mesh, **options), batches=cut)
 
 
 def on_eight_devices(path):
     found = {
-        "one": train(learner.make_train_step(tiny.CONFIG, tiny.LEARNER)),
+        "one": train(learner.Learner(tiny.LEARNER, tiny.CONFIG)),
         "two, in parts": train_on(parallel.local_mesh(2), parts=2),
         "sizes": [parallel.local_mesh(n).size for n in (None, 1, 3, 8)],
         "gradients": [gradient_of_a_sum(n, b) for n in (1, 8) for b in BACKENDS],
@@ -166,23 +165,22 @@ def sharded(sizes):
     sample = sampling.make_sampler(WIDE, max_new_tokens=tiny.NEW_TOKENS, temperature=0.7)
     keys_PGM = np.arange(32, dtype=np.uint32).reshape(4, 4, 2)
     out = sample(params, sampling.make_tile([[3], [4, 5], [6, 7, 8], [9]], keys_PGM, prompt_slots=4))
-    state = learner.init_state(params, tiny.LEARNER, mesh)
-    step = learner.make_train_step(WIDE, tiny.LEARNER, mesh=mesh)
-    logprobs = learner.make_logprobs(WIDE, tiny.LEARNER, mesh=mesh)(params, next(batches()))
-    after, metrics = train(step, state, wide_batches)
-    state, _ = step(state, wide_batches()[0], tiny.LEARNER.learning_rate)
+    learns = learner.Learner(tiny.LEARNER, WIDE, mesh)
+    logprobs = learns.logprobs(params, next(batches()))[0]
+    after, metrics = train(learns, lambda: params, wide_batches)
+    state, _ = learns.step(learns.init(params), wide_batches()[0], tiny.LEARNER.learning_rate)
     held = [[shard.data.nbytes for shard in leaf.addressable_shards] for leaf in jax.tree.leaves(state)]
     return {"out": jax.device_get(out), "logprobs": np.asarray(logprobs), "after": (after, metrics), "held": held}
 
 
 def move_a_checkpoint(folder):
     """A state that was saved on one mesh, as it comes back on others, and whether it is laid out as it is there."""
-    state = learner.init_state(wide_params(), tiny.LEARNER, parallel.make_mesh(jax.devices(), 4, 2))
+    state = learner.Learner(tiny.LEARNER, WIDE, parallel.make_mesh(jax.devices(), 4, 2)).init(wide_params())
     checkpoints, found = Checkpoints(folder / "checkpoints"), {"saved": jax.device_get(state)}
     checkpoints.save(1, [state], b"extra")
     for sizes in MESHES:
         mesh = sizes and parallel.make_mesh(jax.devices(), *sizes)
-        like = learner.init_state(jax.tree.map(jnp.asarray, wide_params()), tiny.LEARNER, mesh)
+        like = learner.Learner(tiny.LEARNER, WIDE, mesh).init(wide_params())
         (back,), extra = checkpoints.restore(1, [like])
         assert extra == b"extra"
         same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), back, like)

@@ -53,7 +53,7 @@ class World:
                 max_prompt_tokens=16,
                 max_new_tokens=12,
                 group_size=GROUP,
-                max_prompts=LOCAL,
+                stages=[(LOCAL, 0)],
                 temperature=self.temperature,
                 exact=exact,
                 exact_rows=8,
@@ -62,14 +62,14 @@ class World:
                 positive_only_external=False,
                 positive_only_local=False,
                 external_correction="behaviour",
-                advantage_scale="std",
+                advantage="std",
                 updates_per_round=1,
             )
             verifier = Verifier({}, self.mixture)
             made = Engine(self.policy, verifier, FORMATS["compact"], config, self.learner_config, nodes)
             self.engines[nodes, exact] = made
         engine = self.engines[nodes, exact]
-        engine.set_states([learner.init_state(self.policy.params, self.learner_config)] * nodes)
+        engine.set_states([learner.Learner(self.learner_config, self.policy.config).init(self.policy.params)] * nodes)
         return engine
 
     def games(self, nodes: int, seed: int, rounds: int) -> list[Game]:

@@ -19,7 +19,7 @@ class Rewards:
 
     form: for a completion in which there is an answer, or something named. improvement: for a revision, by as much as
     it is better than the first answer. (It makes recoveries weigh more where advantages keep their scale,
-    `learn.advantage_scale="none"`; within a group it is the same for equal scores.) consensus: for a revision that
+    `learn.advantage="none"`; within a group it is the same for equal scores.) consensus: for a revision that
     says what the swarm voted for, of a problem whose answers nothing can verify.
     """
 

@@ -1,6 +1,7 @@
 """The train step: a batch of judged completions in, a better policy out."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,71 +15,98 @@ from jax import Array
 from jax.sharding import Mesh
 
 from rlswarm_jax import parallel
-from rlswarm_jax.grpo import losses
+from rlswarm_jax.grpo import losses, objective
+from rlswarm_jax.grpo.objective import Objective
+from rlswarm_jax.qwen import model
 from rlswarm_jax.qwen.config import QwenConfig
 from rlswarm_jax.qwen.model import Params
 from rlswarm_jax.qwen.weights import digest
 
 Metrics = dict[str, Array]
+Sums = tuple[tuple[Array, Metrics], Params]  # loss, what metrics are made of, and the gradient, over tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class LearnerConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerConfig(Objective):
     """What the loss and the optimiser need to know. `temperature` is the sampling temperature of the completions.
 
-    dual_clip: bound on the ratio of tokens with a negative advantage. external_min_prob: probability below which this
-    policy does not learn a peer's token (`losses.likely_tokens`). The learning rate falls linearly from the first
-    of `decay_rounds` rounds to `decay_to` of itself in the last one; with 0 of them it stays as it is.
+    The learning rate falls linearly from the first of `decay_rounds` rounds to `decay_to` of itself in the last one;
+    with 0 of them it stays as it is.
     """
 
     learning_rate: float
-    clip_low: float
-    clip_high: float
-    dual_clip: float
     temperature: float
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     adam_b2: float = 0.99
     decay_rounds: int = 0
     decay_to: float = 1.0
-    external_min_prob: float = 0.0
+
+
+@flax.struct.dataclass
+class Reference:
+    """An earlier policy. epoch: int32 scalar, of `reference_every` rounds each, in which it was taken."""
+
+    params: Params
+    epoch: Array
 
 
 @flax.struct.dataclass
 class TrainState:
-    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far."""
+    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far.
+
+    reference: what the loss keeps the policy near to, where it does so; as large as `params`.
+    """
 
     params: Params
     opt_state: Any
     step: Array
+    reference: Reference | None = None
 
 
 def state_hash(state: TrainState) -> bytes:
     """32 bytes that stand for a state: SHA-256 over the digest of its parameters and that of all else, so that the
     parameters can be shown alone.
     """
-    return hashlib.sha256(digest(state.params) + digest((state.opt_state, state.step))).digest()
+    rest = (state.opt_state, state.step, *([] if state.reference is None else [state.reference]))
+    return hashlib.sha256(digest(state.params) + digest(rest)).digest()
 
 
 @flax.struct.dataclass
 class Batch:
-    """Completions to learn from; rows with `completion_lengths_B == 0` only fill the shape.
+    """Completions to learn from, packed into X sequences of T slots (`tiles`); B rows, as many in each sequence, in the
+    order of the sequences. Rows with `completion_lengths_B == 0` only fill the shape, as slots of prompt 0 do.
 
-    tokens_BT: `[B, T]` int32, prompt and completion back to back, padded on the right.
-    prompt_lengths_B, completion_lengths_B: `[B]` int32, in tokens, the end of sequence included.
-    advantages_B: `[B]` float32. old_logprobs_BC: `[B, C]` float32 at the sampling temperature; C tokens are in a
+    tokens_XT, positions_XT: `[X, T]` int32. prompts_XT: which of the sequence's prompts a slot belongs to, from 1.
+    rows_XT: which of its completions, from 1; 0 in a prompt. targets_XT: the token that comes next, in a completion.
+    starts_B: `[B]` int32, a completion's first slot. completion_lengths_B: `[B]` int32, in tokens, the end of sequence
+    included.
+    advantages_B: `[B]` float32. Log-probs are `[B, C]` float32, at the sampling temperature; C tokens are in a
     completion at most.
-    old_known_B: `[B]` bool, false where the row is taken to be on-policy (ratio 1, the gradient unweighted).
-    external_B: `[B]` bool, whether a peer has sampled the row; None if no row is a peer's.
+    old_logprobs_BC: of the proximal policy, which the ratio is taken to. old_known_B: `[B]` bool, false where that is
+    the current one (ratio 1).
+    external_B: `[B]` bool, whether a peer has sampled the row.
+    behaviour_logprobs_BC: of the policy that sampled. behaviour_known_B: `[B]` bool, false where that is taken to be
+    the proximal one (weight 1), as it is everywhere if there are none.
+    reference_logprobs_BC: of the policy that this one is kept near to, if there is one.
+    entropy_floor_B: `[B]` float32, nats, the same for all: the surrogate is of tokens of at least so much.
     """
 
-    tokens_BT: Array
-    prompt_lengths_B: Array
+    tokens_XT: Array
+    positions_XT: Array
+    prompts_XT: Array
+    rows_XT: Array
+    targets_XT: Array
+    starts_B: Array
     completion_lengths_B: Array
     advantages_B: Array
     old_logprobs_BC: Array
     old_known_B: Array
-    external_B: Array | None = None
+    external_B: Array
+    behaviour_logprobs_BC: Array | None = None
+    behaviour_known_B: Array | None = None
+    reference_logprobs_BC: Array | None = None
+    entropy_floor_B: Array | None = None
 
     @property
     def max_new_tokens(self) -> int:
@@ -102,128 +130,154 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
     )
 
 
-def init_state(params: Params, config: LearnerConfig, mesh: Mesh | None = None) -> TrainState:
-    """A state before its first update, laid out over the mesh if there is one."""
-    init, step = make_optimizer(config).init, jnp.zeros((), jnp.int32)
-    if mesh is None:
-        return TrainState(params, init(params), step)
-    params = parallel.place(params, mesh)
-    layout = parallel.shardings(jax.eval_shape(init, params), mesh)
-    return TrainState(params, jax.jit(init, out_shardings=layout)(params), parallel.place(step, mesh))
+def completion_logprobs(
+    params: Params, batch: Batch, model_config: QwenConfig, temperature: float
+) -> tuple[Array, Array]:
+    """Log-prob of every completion token and the entropy it was drawn from, each `[B, C]` float32.
+
+    Values behind a completion's end are meaningless: mask them.
+    """
+    seen_XTS = batch.prompts_XT[:, :, None] == batch.prompts_XT[:, None]
+    seen_XTS &= (batch.rows_XT[:, None] == 0) | (batch.rows_XT[:, :, None] == batch.rows_XT[:, None])
+    states_XTD, _ = model.causal_states(params, model_config, batch.tokens_XT, batch.positions_XT, seen_XTS)
+    flat = states_XTD.reshape(-1, states_XTD.shape[-1]), batch.targets_XT.reshape(-1)
+    sequences, width = batch.tokens_XT.shape
+    at_XRC = batch.starts_B.reshape(sequences, -1, 1) + jnp.arange(batch.max_new_tokens)
+    at_XX = jnp.minimum(at_XRC, width - 1).reshape(sequences, -1)
+
+    def of_rows(values_X: Array) -> Array:
+        values_XX = jnp.take_along_axis(values_X.reshape(sequences, width), at_XX, axis=1)
+        return values_XX.reshape(-1, batch.max_new_tokens)
+
+    logprobs_X, entropy_X = losses.chunked_logprobs(params, *flat, temperature)
+    return of_rows(logprobs_X), of_rows(entropy_X)
 
 
 def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig) -> tuple[Array, Metrics]:
-    """The negated clipped surrogate *summed* over tokens, and sums of what the metrics are made of."""
-    logprobs_BC, entropy_BC = losses.completion_logprobs(
-        params, model_config, batch.tokens_BT, batch.prompt_lengths_B, batch.max_new_tokens, config.temperature
-    )
-    mask_BC = jnp.arange(batch.max_new_tokens) < batch.completion_lengths_B[:, None]
-    external_BC = jnp.zeros_like(mask_BC) if batch.external_B is None else mask_BC & batch.external_B[:, None]
-    likely_BC = losses.likely_tokens(logprobs_BC, external_BC, config.external_min_prob)
-    mask_BC = jnp.where(external_BC, likely_BC, mask_BC)
-    known_BC = mask_BC & batch.old_known_B[:, None]
-    old_BC = jnp.where(known_BC, batch.old_logprobs_BC, jax.lax.stop_gradient(logprobs_BC))
-    log_ratio_BC = losses.log_ratio(logprobs_BC, old_BC)
-    ratio_BC = jnp.exp(log_ratio_BC)
-    surrogate_BC = losses.clipped_surrogate(
-        ratio_BC,
-        batch.advantages_B,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-    )
-    sign_B1 = jnp.sign(batch.advantages_B)[:, None]
-    outside_BC = (ratio_BC < 1 - config.clip_low) | (ratio_BC > config.dual_clip)
-    clipped_BC = jnp.where(sign_B1 > 0, ratio_BC > 1 + config.clip_high, outside_BC)
-    sums = {
-        "tokens": mask_BC.sum().astype(jnp.float32),
-        "live": (mask_BC & (sign_B1 != 0)).sum().astype(jnp.float32),
-        "external": external_BC.sum().astype(jnp.float32),
-        "unlikely": (external_BC & ~likely_BC).sum().astype(jnp.float32),
-        "ratio": losses.token_sum(ratio_BC, mask_BC),
-        "ratio_squared": losses.token_sum(ratio_BC**2, mask_BC),
-        "clipped": losses.token_sum(clipped_BC & (sign_B1 != 0), mask_BC),
-        "entropy": losses.token_sum(entropy_BC, mask_BC),
-        "known": known_BC.sum().astype(jnp.float32),
-        "logprob_gap": losses.token_sum(jnp.abs(log_ratio_BC), known_BC),
-    }
-    return -losses.token_sum(surrogate_BC, mask_BC), sums
+    """The loss *summed* over a tile, before it is divided, and sums of what the metrics are made of."""
+    logprobs_BC, entropy_BC = completion_logprobs(params, batch, model_config, config.temperature)
+    return objective.loss_sums(logprobs_BC, entropy_BC, batch, config)
 
 
-def make_train_step(
-    model_config: QwenConfig,
-    config: LearnerConfig,
-    mesh: Mesh | None = None,
-    backend: str = "shard_map",
-    jit: Callable[..., Callable] = jax.jit,
-) -> Callable[[TrainState, Batch | Sequence[Batch], float], tuple[TrainState, Metrics]]:
-    """Returns `step(state, batch, learning_rate) -> (state, metrics)`; metrics are float32 scalars.
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """The train step of a model: sums over any number of tiles, each of any shape, and one update from them.
 
-    A batch may come in several parts of any shape, one or more: it is one update, and the loss is the mean over all
-    tokens of all parts and devices. A batch without a single token, or with no advantage that is learned from, changes
-    nothing, not even Adam's momentum: `updates` is 0 then. Nor does one whose gradient is not finite, which `nonfinite`
-    counts.
-
-    Args:
-      mesh: split each part over its devices (`parallel.row_shards` divides B); one device without.
-      backend: how, as `parallel.data_parallel` takes it.
-      jit: what compiles where there is no mesh, such as `compilation.Programs.jit`.
+    mesh: split each tile over its devices (`parallel.row_shards` divides B); one device without. backend: how, as
+    `parallel.data_parallel` takes it. jit: what compiles on one device, such as `compilation.Programs.jit`.
     """
-    # the rate is an argument: whatever it follows from makes no other program
-    config = dataclasses.replace(config, learning_rate=0.0, decay_rounds=0, decay_to=1.0)
-    optimizer = make_optimizer(config)
 
-    def summed(params, batch):
-        return parallel.total(jax.value_and_grad(loss_sums, has_aux=True)(params, batch, model_config, config), mesh)
+    config: LearnerConfig
+    model: QwenConfig
+    mesh: Mesh | None = None
+    backend: str = "shard_map"
+    jit: Callable[..., Any] = dataclasses.field(default=jax.jit, compare=False)
 
-    def apply(state: TrainState, total: Any, rate: Array) -> tuple[TrainState, Metrics]:
-        (loss, sums), gradients = total
-        tokens = jnp.maximum(sums["tokens"], 1.0)
-        gradients = jax.tree.map(lambda g: g / tokens, gradients)
-        grad_norm = optax.global_norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        updates = jax.tree.map(lambda u: -rate * u, updates)
-        new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        live, finite = sums["live"] > 0, jnp.isfinite(grad_norm)
-        update = live & finite
-        state = jax.tree.map(lambda after, before: jnp.where(update, after, before), new, state)
-        ratio = sums["ratio"] / tokens
-        return parallel.laid_out(state, mesh), {
-            "loss": loss / tokens,
-            "updates": update.astype(jnp.float32),
-            "nonfinite": (live & ~finite).astype(jnp.float32),
-            "tokens": sums["tokens"],
-            "unlikely_fraction": sums["unlikely"] / jnp.maximum(sums["external"], 1.0),
-            "ratio_mean": ratio,
-            "ess_fraction": ratio**2 / jnp.maximum(sums["ratio_squared"] / tokens, 1e-9),
-            "clip_fraction": sums["clipped"] / tokens,
-            "entropy": sums["entropy"] / tokens,
-            "logprob_gap": sums["logprob_gap"] / jnp.maximum(sums["known"], 1.0),
-            "grad_norm": grad_norm,
-        }
+    def init(self, params: Params) -> TrainState:
+        """A state before its first update, laid out over the mesh if there is one; its arrays are its own."""
+        init, zero = make_optimizer(self.config).init, jnp.zeros((), jnp.int32)
+        if self.mesh is None:
+            params = jax.tree.map(jnp.array, params)
+            opt_state = init(params)
+        else:
+            params, zero = jax.tree.map(jnp.copy, parallel.place(params, self.mesh)), parallel.place(zero, self.mesh)
+            layout = parallel.shardings(jax.eval_shape(init, params), self.mesh)
+            opt_state = jax.jit(init, out_shardings=layout)(params)
+        state = TrainState(params, opt_state, zero)
+        if not self.config.keeps_reference:
+            return state
+        return dataclasses.replace(state, reference=Reference(*jax.tree.map(jnp.copy, (params, zero))))
 
-    sums_of = jit(summed) if mesh is None else parallel.data_parallel(summed, mesh, backend)
-    add = jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0)
-    applied = jit(apply)
+    def sums(self, state: TrainState, tile: Batch) -> Sums:
+        """`((loss, sums), gradients)` of a tile, over its tokens, on all devices."""
+        return self._sums(state.params, tile)
 
-    def step(state: TrainState, batch: Batch | Sequence[Batch], learning_rate: float) -> tuple[TrainState, Metrics]:
-        first, *others = [batch] if isinstance(batch, Batch) else batch
-        total = sums_of(state.params, first)
-        for part in others:
-            total = add(total, sums_of(state.params, part))
-        return applied(state, total, np.float32(learning_rate))
+    def add(self, total: Sums, more: Sums) -> Sums:
+        """Both together. `total` is used up."""
+        return self._add(total, more)
 
-    return step
+    def apply(self, state: TrainState, total: Sums, rate: float) -> tuple[TrainState, Metrics]:
+        """The state after one update, and metrics, which are float32 scalars. The arrays of `state` are used up.
 
+        The loss is divided once, by what all tiles say together (`objective.aggregate`). Without a single token, or
+        with no advantage that is learned from, nothing changes, not even Adam's momentum: `updates` is 0 then. Nor does
+        it where the gradient is not finite, which `nonfinite` counts. rate: the learning rate.
+        """
+        return self._apply(state, total, np.float32(rate))
 
-def make_logprobs(
-    model_config: QwenConfig, config: LearnerConfig, mesh: Mesh | None = None, backend: str = "shard_map"
-) -> Callable[[Params, Batch], Array]:
-    """Returns jitted `logprobs(params, batch) -> [B, C]` of the completions under a policy."""
+    def step(self, state: TrainState, tiles: Batch | Sequence[Batch], rate: float) -> tuple[TrainState, Metrics]:
+        """One update from all of these tiles, one or more; see `apply`."""
+        first, *others = [tiles] if isinstance(tiles, Batch) else tiles
+        total = self.sums(state, first)
+        for tile in others:
+            total = self.add(total, self.sums(state, tile))
+        return self.apply(state, total, rate)
 
-    def logprobs(params, batch):
-        return losses.completion_logprobs(
-            params, model_config, batch.tokens_BT, batch.prompt_lengths_B, batch.max_new_tokens, config.temperature
-        )[0]
+    def logprobs(self, params: Params, batch: Batch) -> tuple[Array, Array]:
+        """Of the completions under a policy, and the entropies they were drawn from, `[B, C]` float32 each."""
+        return self._logprobs(params, batch)
 
-    return jax.jit(logprobs) if mesh is None else parallel.split(logprobs, mesh, backend)
+    def ahead(self, state: TrainState, tiles: Sequence[Batch]) -> list[Callable[[], Any]]:
+        """What compiles the programs of a step on tiles of these shapes, one each, in any order. Nothing changes.
+
+        On one device nothing is computed either.
+        """
+
+        def sums(tile: Batch) -> Any:
+            return self._sums.lower(state.params, tile).compile() if self.mesh is None else self.sums(state, tile)
+
+        gradient = jax.value_and_grad(loss_sums, has_aux=True)
+        total = jax.eval_shape(lambda params: gradient(params, tiles[0], self.model, self.config), state.params)
+        if self.mesh is not None:
+            layout = parallel.shardings(total, self.mesh)
+            total = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), total, layout)
+        return [
+            *(functools.partial(sums, tile) for tile in tiles),
+            lambda: self._add.lower(total, total).compile(),
+            lambda: self._apply.lower(state, total, np.float32(0)).compile(),
+        ]
+
+    # --- programs
+
+    @functools.cached_property
+    def _sums(self) -> Any:
+        def summed(params, batch):
+            gradient = jax.value_and_grad(loss_sums, has_aux=True)
+            return parallel.total(gradient(params, batch, self.model, self.config), self.mesh)
+
+        return self.jit(summed) if self.mesh is None else parallel.data_parallel(summed, self.mesh, self.backend)
+
+    @functools.cached_property
+    def _add(self) -> Any:
+        return self.jit(parallel.add, donate_argnums=0)
+
+    @functools.cached_property
+    def _apply(self) -> Any:
+        optimizer = make_optimizer(self.config)
+
+        def apply(state: TrainState, total: Sums, rate: Array) -> tuple[TrainState, Metrics]:
+            (loss, sums), gradients = total
+            divisor = jnp.maximum(sums["divisor"], 1.0)
+            gradients = jax.tree.map(lambda g: g / divisor, gradients)
+            grad_norm = optax.global_norm(gradients)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates = jax.tree.map(lambda u: -rate * u, updates)
+            params = optax.apply_updates(state.params, updates)
+            new = dataclasses.replace(state, params=params, opt_state=opt_state, step=state.step + 1)
+            live, finite = sums["live"] > 0, jnp.isfinite(grad_norm)
+            update = live & finite
+            state = jax.tree.map(lambda after, before: jnp.where(update, after, before), new, state)
+            return parallel.laid_out(state, self.mesh), objective.means(loss, sums) | {
+                "updates": update.astype(jnp.float32),
+                "nonfinite": (live & ~finite).astype(jnp.float32),
+                "grad_norm": grad_norm,
+            }
+
+        return self.jit(apply, donate_argnums=0)
+
+    @functools.cached_property
+    def _logprobs(self) -> Any:
+        def logprobs(params, batch):
+            return completion_logprobs(params, batch, self.model, self.config.temperature)
+
+        return self.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)

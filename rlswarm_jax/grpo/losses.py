@@ -1,76 +1,19 @@
-"""The GRPO objective as a small algebra; the loss is a composition of these."""
+"""Log-probs and entropies of completions under a policy, a few logits at a time; what a loss is made of them is in
+`objective.py`.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from rlswarm_jax.qwen import model
-from rlswarm_jax.qwen.config import QwenConfig
 
 MAX_CHUNK_LOGITS = 1 << 24  # float32 logits held at once while training: 64 MB
-MAX_UNLIKELY = 1 / 16  # of a peer's completion
-MAX_LOG_RATIO = 20.0  # a peer may claim any log-prob: an infinite ratio would make the weights NaN, clipped or not
-
-
-def log_ratio(logprobs_BT: Array, old_logprobs_BT: Array) -> Array:
-    """Log-prob of each token now less its log-prob when it was sampled, `[B, T]` nats, within 20 of 0."""
-    return jnp.clip(logprobs_BT - jax.lax.stop_gradient(old_logprobs_BT), -MAX_LOG_RATIO, MAX_LOG_RATIO)
-
-
-def clipped_surrogate(
-    ratio_BT: Array, advantages_B: Array, *, clip_low: float, clip_high: float, dual_clip: float
-) -> Array:
-    """The smaller of the plain and the clipped objective per token, `[B, T]`, to be maximised.
-
-    PPO (arXiv:1707.06347 eq. 7) with the two bounds of DAPO (arXiv:2503.14476 eq. 10), and with that of dual-clip PPO
-    (arXiv:1912.09729 eq. 5): PPO bounds what a good token can gain and a bad one can lose, but not what a bad token
-    costs whose ratio is large, and the ratio of a stranger's token is what the stranger says. Below dual_clip (> 1)
-    times a negative advantage the objective falls no further, and such a token has no gradient.
-    """
-    advantages_B1 = advantages_B[:, None]
-    clipped_BT = jnp.clip(ratio_BT, 1.0 - clip_low, 1.0 + clip_high)
-    lower_BT = jnp.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
-    return jnp.where(advantages_B1 < 0, jnp.maximum(lower_BT, dual_clip * advantages_B1), lower_BT)
-
-
-def likely_tokens(logprobs_BC: Array, mask_BC: Array, min_prob: float) -> Array:
-    """Which tokens of others' completions are to be learned from, `[B, C]` bool: those that the policy might have said.
-
-    A token that it gives less than `min_prob` is not, nor is a completion of which more than `MAX_UNLIKELY` is such:
-    what is right in a manner of its own is nothing that the policy could have been rewarded for. 0 takes all.
-    """
-    unlikely_BC = mask_BC & (jax.lax.stop_gradient(logprobs_BC) < jnp.log(min_prob))
-    few_B = unlikely_BC.sum(axis=1) <= MAX_UNLIKELY * mask_BC.sum(axis=1)
-    return mask_BC & ~unlikely_BC & few_B[:, None]
 
 
 def token_sum(values_BT: Array, mask_BT: Array) -> Array:
-    """Sum over the tokens that count; dividing by the *global* number of them gives DAPO's token-level mean."""
+    """Sum over the tokens that count, whatever the others are."""
     return jnp.where(mask_BT, values_BT, 0.0).sum()
-
-
-def completion_logprobs(
-    params: model.Params,
-    config: QwenConfig,
-    tokens_BT: Array,
-    prompt_lengths_B: Array,
-    max_new_tokens: int,
-    temperature: float,
-) -> tuple[Array, Array]:
-    """Log-prob of every completion token and the entropy it was drawn from, each `[B, max_new_tokens]` float32.
-
-    tokens_BT holds prompt and completion back to back, padded on the right. The head and its softmax run in
-    chunks, so `[B, T, V]` logits never exist. Values behind a completion's end are meaningless: mask them.
-    """
-    states_BTD, _ = model.causal_states(params, config, tokens_BT)
-    time = tokens_BT.shape[1]
-    targets_BC = jnp.minimum(prompt_lengths_B[:, None] + jnp.arange(max_new_tokens), time - 1)
-    states_BCD = jnp.take_along_axis(states_BTD, targets_BC[..., None] - 1, axis=1)
-    tokens_BC = jnp.take_along_axis(tokens_BT, targets_BC, axis=1)
-    logprobs, entropy = chunked_logprobs(
-        params, states_BCD.reshape(-1, states_BCD.shape[-1]), tokens_BC.reshape(-1), temperature
-    )
-    return logprobs.reshape(tokens_BC.shape), entropy.reshape(tokens_BC.shape)
 
 
 def chunked_logprobs(

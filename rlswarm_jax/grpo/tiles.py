@@ -1,7 +1,11 @@
-"""What is learned from, as arrays of few shapes: rows that teach, those of about one length together.
+"""What is learned from, as arrays of few shapes with few empty slots: texts packed back to back into sequences.
+
+A prompt stands once before all its completions that fit into the sequence, each of which sees the prompt and itself
+(so the gradient is that of each text by itself). A completion begins with a copy of the prompt's last token, and its
+own last token is only a target: every slot of a completion predicts the token that follows there.
 
 A tile has so few tokens that its activations stay in a CPU's cache (about twice as fast there as all rows at once), and
-a batch of many tiles is one update all the same: see `learner.make_train_step`.
+a batch of many tiles is one update all the same: see `learner.Learner`.
 """
 
 import dataclasses
@@ -12,9 +16,10 @@ import numpy as np
 
 from rlswarm_jax.grpo.learner import Batch
 
-TOKENS = {"cpu": 896}  # of a tile, by platform, ...
+TOKENS = {"cpu": 224}  # of a tile, by platform, ...
 OTHERWISE = 16_384
-WIDTHS = 3  # each twice as wide as the one before
+WIDTHS, NARROWEST = 3, 128  # widths of sequences, each twice the one before, from one that is not narrower
+ROWS = 32  # completions in a sequence at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,47 +35,105 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """rows, width: of a tile, in completions and tokens. new_tokens: of a completion at most."""
+    """sequences, width: of a tile, in tokens. rows: completions in a sequence at most. new_tokens: of one at most."""
 
-    rows: int
+    sequences: int
     width: int
+    rows: int
     new_tokens: int
 
 
-def shapes(width: int, new_tokens: int, rows: int = 0, shards: int = 1) -> list[Shape]:
-    """The tiles for rows of at most `width` tokens, the narrowest first.
+Piece = list[Row]  # completions of one prompt
+Sequence_ = list[Piece]
 
-    rows: of each on every device; as many as a tile's tokens are enough for, where that is 0. shards: devices that rows
-    are split over.
+
+def shapes(width: int, new_tokens: int, sequences: int = 0, shards: int = 1) -> list[Shape]:
+    """The tiles for texts of at most `width` tokens, the narrowest first.
+
+    sequences: of each on every device; as many as a tile's tokens are enough for, where that is 0. shards: devices that
+    sequences are split over.
     """
     tokens = TOKENS.get(jax.default_backend(), OTHERWISE)
-    widths = sorted({min(width, -(-width // (4 << part)) * 4) for part in range(WIDTHS)})
-    return [Shape(shards * (rows or max(1, tokens // wide)), wide, min(new_tokens, wide)) for wide in widths]
+    widths = sorted({min(width, max(NARROWEST, -(-width >> part))) for part in range(WIDTHS)})
+    rows = [min(ROWS, wide) for wide in widths]
+    return [
+        Shape(shards * (sequences or max(1, tokens // wide)), wide, most, min(new_tokens, wide))
+        for wide, most in zip(widths, rows, strict=True)
+    ]
 
 
 def tiles(rows: Sequence[Row], into: Sequence[Shape]) -> list[Batch]:
-    """The longest first, each in the narrowest shape that has room; one that teaches nothing if there are no rows."""
-    waiting = sorted(rows, key=lambda row: -len(row.prompt) - len(row.completion))
-    found: list[Batch] = []
-    while waiting or not found:
-        longest = len(waiting[0].prompt) + len(waiting[0].completion) if waiting else 0
-        shape = next(shape for shape in into if shape.width >= longest)
-        found.append(tile(waiting[: shape.rows], shape))
-        waiting = waiting[shape.rows :]
-    return found
+    """As wide as the longest text asks for; one that teaches nothing if there are no rows."""
+    packed, shape = packed_into(rows, into)
+    starts = range(0, max(1, len(packed)), shape.sequences)
+    return [tile(packed[start : start + shape.sequences], shape) for start in starts]
 
 
-def tile(rows: Sequence[Row], shape: Shape) -> Batch:
-    """At most `shape.rows` of them; the rest only fill the shape."""
-    count, cut = shape.rows, shape.new_tokens
-    tokens_BT, old_BC = np.zeros((count, shape.width), np.int32), np.zeros((count, cut), np.float32)
-    prompt_lengths_B, lengths_B = np.ones(count, np.int32), np.zeros(count, np.int32)
-    advantages_B, known_B, external_B = np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, bool)
-    for b, row in enumerate(rows):
-        text = [*row.prompt, *row.completion]
-        tokens_BT[b, : len(text)] = text
-        prompt_lengths_B[b], lengths_B[b] = len(row.prompt), len(row.completion)
-        advantages_B[b], external_B[b] = row.advantage, row.external
-        if row.logprobs is not None:
-            old_BC[b, : len(row.completion)], known_B[b] = row.logprobs, True
-    return Batch(tokens_BT, prompt_lengths_B, lengths_B, advantages_B, old_BC, known_B, external_B)
+def order(rows: Sequence[Row], into: Sequence[Shape]) -> list[int]:
+    """In which rows are in their tiles, one after the other."""
+    numbers = {id(row): number for number, row in enumerate(rows)}
+    return [numbers[id(row)] for sequence in packed_into(rows, into)[0] for piece in sequence for row in piece]
+
+
+def packed_into(rows: Sequence[Row], into: Sequence[Shape]) -> tuple[list[Sequence_], Shape]:
+    """All rows in few sequences, those of one prompt together as far as they fit: first fit, the longest first."""
+    longest = max((len(row.prompt) + len(row.completion) - 1 for row in rows), default=0)
+    shape = next(shape for shape in into if shape.width >= longest)
+    by_prompt: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        by_prompt.setdefault(tuple(row.prompt), []).append(row)
+    pieces: list[Piece] = []
+    for group in by_prompt.values():
+        pieces.append([])
+        for row in group:
+            if not _fits([[*pieces[-1], row]], shape):
+                pieces.append([])
+            pieces[-1].append(row)
+    packed: list[Sequence_] = []
+    for piece in sorted(pieces, key=_slots, reverse=True):
+        room = next((sequence for sequence in packed if _fits([*sequence, piece], shape)), None)
+        if room is None:
+            packed.append([piece])
+        else:
+            room.append(piece)
+    return packed, shape
+
+
+def _slots(piece: Piece) -> int:
+    return len(piece[0].prompt) - 1 + sum(len(row.completion) for row in piece)
+
+
+def _fits(sequence: Sequence_, shape: Shape) -> bool:
+    return sum(map(_slots, sequence)) <= shape.width and sum(map(len, sequence)) <= shape.rows
+
+
+def tile(packed: Sequence[Sequence_], shape: Shape) -> Batch:
+    """At most `shape.sequences` of them; the rest only fill the shape."""
+    texts = np.zeros((5, shape.sequences, shape.width), np.int32)
+    tokens_XT, positions_XT, prompts_XT, rows_XT, targets_XT = texts
+    of_row = (shape.sequences, shape.rows)
+    starts_XR, lengths_XR = np.zeros((2, *of_row), np.int32)
+    advantages_XR, behaviour_XRC = np.zeros(of_row, np.float32), np.zeros((*of_row, shape.new_tokens), np.float32)
+    known_XR, external_XR = np.zeros((2, *of_row), bool)
+    for x, sequence in enumerate(packed):
+        at = r = 0
+        for number, piece in enumerate(sequence, 1):
+            *before, last = piece[0].prompt
+            prompts_XT[x, at : at + _slots(piece)] = number
+            tokens_XT[x, at : at + len(before)] = before
+            positions_XT[x, at : at + len(before)] = np.arange(len(before))
+            at += len(before)
+            for row in piece:
+                length = len(row.completion)
+                its = slice(at, at + length)
+                tokens_XT[x, its] = [last, *row.completion[:-1]]
+                positions_XT[x, its] = len(before) + np.arange(length)
+                rows_XT[x, its], targets_XT[x, its] = r + 1, row.completion
+                starts_XR[x, r], lengths_XR[x, r] = at, length
+                advantages_XR[x, r], external_XR[x, r] = row.advantage, row.external
+                if row.logprobs is not None:
+                    behaviour_XRC[x, r, :length], known_XR[x, r] = row.logprobs, True
+                at, r = at + length, r + 1
+    unknown_XRC, unknown_XR = np.zeros_like(behaviour_XRC), np.zeros_like(known_XR)
+    of_rows = starts_XR, lengths_XR, advantages_XR, unknown_XRC, unknown_XR, external_XR, behaviour_XRC, known_XR
+    return Batch(*texts, *(x.reshape(-1, *x.shape[2:]) for x in of_rows))

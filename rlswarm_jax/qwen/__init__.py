@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from rlswarm_jax import compilation, randomness
-from rlswarm_jax.qwen import sampling, weights
+from rlswarm_jax.qwen import weights
 from rlswarm_jax.qwen.config import QwenConfig
 from rlswarm_jax.qwen.draw import Draw
-from rlswarm_jax.qwen.model import Params, logits, prepare
+from rlswarm_jax.qwen.model import Params, logits
+from rlswarm_jax.qwen.sampler import Prepared, Sampler
 from rlswarm_jax.qwen.stopping import cut_at_stop, stop_table
 from rlswarm_jax.qwen.tokenizer import Message, Prompt, Tokenizer
 from rlswarm_jax.qwen.verdict import Replay, Verdict, default_tau, key_bias_norm, replay_tokens
@@ -40,7 +40,6 @@ __all__ = [
     "save",
 ]
 EXACT_ROWS = 8  # the tile of the exact mode
-Arrays = tuple[np.ndarray, ...]  # tokens_PGT, lengths_PG, logprobs_PGT and ended_PG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +49,7 @@ class Policy:
     config: QwenConfig
     params: Params
     tokenizer: Tokenizer
-    _prepared: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
-
-    def prepared(self, dtype: Any, rows: int) -> Params:
-        """`model.prepare`, done once: the last copy that was made is kept, 2 GB for half a billion parameters."""
-        given = [np.dtype(dtype), rows == 1, *map(id, jax.tree.leaves(self.params))]
-        if self._prepared.get("given") != given:
-            made = prepare(self.params, dtype, rows)
-            if made is self.params:
-                return made
-            self._prepared.update(given=given, leaves=jax.tree.leaves(self.params), made=made)  # leaves keep their ids
-        return self._prepared["made"]
+    prepared: Prepared = dataclasses.field(default_factory=Prepared, repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,24 +149,21 @@ def generate(
     end_tokens = tuple(dict.fromkeys([*policy.config.eos_token_ids, *stop_token_ids]))
     sample = _sampler(
         policy,
+        stop,
         max_new_tokens=max_new_tokens,
         temperature=float(temperature),
         how=Draw(top_k, top_p, min_p),
         rows=0 if exact else rows,
+        exact_rows=EXACT_ROWS if exact else 0,
         eos_token_ids=end_tokens,
-        stop=stop,
         kv_dtype=None if kv_dtype is None else np.dtype(kv_dtype).name,
     )
     at_once = EXACT_ROWS if exact else min(rows or keys_PGM[..., 0].size, keys_PGM[..., 0].size)
-    params = policy.prepared(dtype or policy.params["embed"].dtype, at_once)
-    if exact:
-        tokens_PGT, lengths_PG, logprobs_PGT, ended_PG = _exactly(sample, params, encoded, keys_PGM)
-    else:
-        size = -(-sampling.WAITING * rows // group_size) or len(encoded)
-        tokens_PGT, lengths_PG, logprobs_PGT, ended_PG = _in_tiles(sample, params, encoded, keys_PGM, size)
+    params = policy.prepared(policy.params, dtype or policy.params["embed"].dtype, at_once)
+    out = sample(params, encoded, keys_PGM)
     text: list[list[str]] = []
     finish: list[list[Literal["eos", "stop", "length"]]] = []
-    for tokens_GT, lengths_G, ended_G in zip(tokens_PGT, lengths_PG, ended_PG, strict=True):
+    for tokens_GT, lengths_G, ended_G in zip(out.tokens_PGT, out.lengths_PG, out.ended_PG, strict=True):
         decoded = [policy.tokenizer.decode(tokens_T[:n]) for tokens_T, n in zip(tokens_GT, lengths_G, strict=True)]
         text.append([cut_at_stop(whole, stop) for whole in decoded])
         last_G = tokens_GT[np.arange(len(lengths_G)), lengths_G - 1]
@@ -187,7 +173,7 @@ def generate(
                 for token, ended in zip(last_G, ended_G, strict=True)
             ]
         )
-    return Generation(text, finish, tokens_PGT, lengths_PG, logprobs_PGT, keys_PGM)
+    return Generation(text, finish, out.tokens_PGT, out.lengths_PG, out.logprobs_PGT, keys_PGM)
 
 
 def replay(
@@ -217,7 +203,7 @@ def replay(
     if tau is None:
         tau = default_tau(dtype, kv_dtype or dtype, temperature, key_bias_norm(policy.params))
     encoded = policy.tokenizer.encode(prompt, thinking)
-    params = policy.prepared(dtype, rows=2)
+    params = policy.prepared(policy.params, dtype, rows=2)
     return replay_tokens(params, policy.config, encoded, tokens_T, key_M, temperature=temperature, tau=tau)
 
 
@@ -231,43 +217,11 @@ def _several(prompts: Iterable[Prompt] | Prompt | Message) -> list[Prompt]:
     return [several] if several and all(isinstance(message, Mapping) for message in several) else several
 
 
-def _in_tiles(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray, size: int) -> Arrays:
-    """`size` prompts at a time, in tiles of one of few shapes."""
-    size = min(size, len(prompts))
-    slots = sampling.bucket(max(map(len, prompts)))
-    pieces = []
-    for start in range(0, len(prompts), size):
-        part = slice(start, start + size)
-        some = prompts[part]
-        tile = sampling.make_tile(some, keys_PGM[part], prompt_slots=slots, num_prompts=sampling.bucket(size))
-        pieces.append(_arrays(jax.device_get(sample(params, tile)), slice(len(some))))
-    return tuple(map(np.concatenate, zip(*pieces, strict=True)))
-
-
-def _exactly(sample, params: Params, prompts: list[list[int]], keys_PGM: np.ndarray) -> Arrays:
-    """In fixed tiles, each prompt in one as wide as its own length asks for."""
-    by_width: dict[int, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        by_width.setdefault(sampling.bucket(len(prompt)), []).append(index)
-    pieces, order = [], []
-    for slots, indices in by_width.items():
-        order += indices
-        some = [prompts[i] for i in indices]
-        out = sampling.sample_exact(sample, params, some, keys_PGM[indices], prompt_slots=slots, rows=EXACT_ROWS)
-        pieces.append(_arrays(out, slice(None)))
-    back = np.argsort(order)
-    return tuple(np.concatenate(arrays)[back] for arrays in zip(*pieces, strict=True))
-
-
-def _arrays(out: sampling.Completions, prompts: slice) -> Arrays:
-    return tuple(np.asarray(x)[prompts] for x in (out.tokens_PGT, out.lengths_PG, out.logprobs_PGT, out.ended_PG))
+def _sampler(policy: Policy, stop: tuple[str, ...], **options: Any) -> Sampler:
+    return _compiled(policy.config, policy.tokenizer, stop, tuple(options.items()))
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(config: QwenConfig, tokenizer: Tokenizer, stop: tuple[str, ...], options: tuple):
+def _compiled(config: QwenConfig, tokenizer: Tokenizer, stop: tuple[str, ...], options: tuple) -> Sampler:
     table = stop_table(stop, tokenizer.token_bytes()) if stop else None
-    return sampling.make_sampler(config, stop=table, **dict(options))
-
-
-def _sampler(policy: Policy, *, stop: tuple[str, ...], **options):
-    return _compiled(policy.config, policy.tokenizer, stop, tuple(options.items()))
+    return Sampler(config, stop=table, **dict(options))

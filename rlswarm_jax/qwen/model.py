@@ -121,14 +121,22 @@ def hidden_states(
     return _rms_norm(x_BTD, params["norm"], config.rms_norm_eps), kept
 
 
-def causal_states(params: Params, config: QwenConfig, tokens_BT: Array) -> tuple[Array, list[KV]]:
+def causal_states(
+    params: Params,
+    config: QwenConfig,
+    tokens_BT: Array,
+    positions_BT: Array | None = None,
+    seen_BTS: Array | None = None,
+) -> tuple[Array, list[KV]]:
     """Final normed states `[B, T, D]` of whole texts, padded on the right at most, and every layer's keys and values.
 
-    What stands behind a token, padding too, does not change its state.
+    What stands behind a token, padding too, does not change its state. positions_BT: int32, 0..T-1 by default.
+    seen_BTS: which of the tokens before it token t attends to, where these are not all.
     """
     batch, time = tokens_BT.shape
-    positions_BT = jnp.broadcast_to(jnp.arange(time), (batch, time))
-    return hidden_states(params, config, tokens_BT, positions_BT, attend_causally)
+    if positions_BT is None:
+        positions_BT = jnp.broadcast_to(jnp.arange(time), (batch, time))
+    return hidden_states(params, config, tokens_BT, positions_BT, functools.partial(attend_causally, seen_BTS=seen_BTS))
 
 
 def head(params: Params, states_XD: Array) -> Array:
@@ -141,14 +149,23 @@ def logits(params: Params, config: QwenConfig, tokens_BT: Array) -> Array:
     return head(params, causal_states(params, config, jnp.asarray(tokens_BT))[0])
 
 
-def attend_causally(index: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> tuple[Array, KV]:
-    """Token t attends to tokens 0..t. On a GPU in half precision by cuDNN's flash attention, which has no scores."""
+def attend_causally(
+    index: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, *, seen_BTS: Array | None = None
+) -> tuple[Array, KV]:
+    """Token t attends to tokens 0..t, or to those of them that it sees. On a GPU in half precision by cuDNN's flash
+    attention, which has no scores.
+    """
     del index
     time = q_BTNH.shape[1]
     kept = keys_of(k_BTKH), values_of(v_BTKH)
     if flash_applies(q_BTNH):
-        return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn"), kept
-    part = attend_part(queries_of(q_BTNH, k_BTKH.shape[2]), *kept, jnp.tril(jnp.ones((time, time), bool)))
+        mask_B1TS = None if seen_BTS is None else seen_BTS[:, None]
+        how = {"mask": mask_B1TS, "is_causal": True, "implementation": "cudnn"}
+        return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, **how), kept
+    mask = jnp.tril(jnp.ones((time, time), bool))
+    if seen_BTS is not None:
+        mask = (mask & seen_BTS)[:, None, None]
+    part = attend_part(queries_of(q_BTNH, k_BTKH.shape[2]), *kept, mask)
     return outputs_of(merge([part]), q_BTNH), kept
 
 

@@ -29,7 +29,6 @@ from rlswarm_jax.qwen.draw import Draw, draw
 from rlswarm_jax.qwen.stopping import StopTable
 
 PREFILL_TOKENS = 4096  # of all prompts that are prefilled together, padding included
-WAITING = 4  # completions in a tile for each of its rows, where rows are limited: few idle rows, and few prompts kept
 
 
 class PromptError(ValueError):
@@ -66,6 +65,11 @@ class Completions:
     lengths_PG: Array
     ended_PG: Array
     usage_X4: Array
+
+    def of(self, prompts: Any) -> "Completions":
+        """Those of some prompts, in that order; `usage_X4` stays as it is. prompts: an index of axis P."""
+        names = ("tokens_PGT", "logprobs_PGT", "lengths_PG", "ended_PG")
+        return dataclasses.replace(self, **{name: getattr(self, name)[prompts] for name in names})
 
 
 @flax.struct.dataclass
@@ -108,8 +112,7 @@ def make_sampler(
     eos_token_ids: Sequence[int] | None = None,
     stop: StopTable | None = None,
     kv_dtype: Any = None,
-    over_nodes: bool = False,
-    jit: Callable[..., Callable] = jax.jit,
+    jit: Callable[..., Any] = jax.jit,
 ) -> Callable[[model.Params, Tile], Completions]:
     """Returns jitted `sample(params, tile) -> Completions`, which computes in the dtype of `params`.
 
@@ -122,12 +125,10 @@ def make_sampler(
       eos_token_ids: tokens that end a completion; the checkpoint's own by default.
       stop: ends a completion whose text holds one of its strings.
       kv_dtype: of the cache: float32, bfloat16 or int8 (scaled per token and head); that of `params` by default.
-      over_nodes: params, tile and completions carry a leading axis W of nodes with weights of their own.
       jit: what compiles, such as `compilation.Programs.jit`.
     """
     eos = jnp.asarray(config.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids), jnp.int32)
     how = how or Draw()
-    lift = (lambda f, axes: jax.vmap(f, in_axes=axes)) if over_nodes else (lambda f, axes: f)
     next_XV = None if stop is None else jnp.asarray(stop.next_XV)
 
     def apart(params) -> bool:
@@ -238,19 +239,19 @@ def make_sampler(
         )
 
     def sample(params, tile: Tile) -> Completions:
-        prefix = lift(prefill, (0, 0))(params, tile)
-        total = tile.alive_PG.shape[-2] * tile.alive_PG.shape[-1]
+        prefix = prefill(params, tile)
+        total = tile.alive_PG.size
 
         def unfinished(carry):
             return (carry[1].item_R < total).any()
 
         def advance(carry):
             index, loop = carry
-            return index + 1, lift(step, (0, 0, 0, 0, None))(params, tile, prefix, loop, index)
+            return index + 1, step(params, tile, prefix, loop, index)
 
-        start = (jnp.int32(0), lift(begin, (0, 0))(tile, prefix))
+        start = (jnp.int32(0), begin(tile, prefix))
         _, loop = jax.lax.while_loop(unfinished, advance, start)
-        return lift(results, (0, 0))(tile, loop)
+        return results(tile, loop)
 
     return jit(sample)
 

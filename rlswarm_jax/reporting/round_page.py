@@ -15,7 +15,7 @@ from rlswarm_jax.game import turns
 from rlswarm_jax.game.effects import Sampled
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.turns import Scored, Turn
-from rlswarm_jax.grpo.advantages import group_advantages
+from rlswarm_jax.grpo.advantages import judged
 from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.records.schema import CRITIQUE, REVISE
 
@@ -26,10 +26,10 @@ def visible(text: str) -> str:
 
 
 class RoundPage:
-    """What is printed of a round, in order."""
+    """What is printed of a round, in order. how: what advantages are, as `grpo.advantages.judged` takes it."""
 
-    def __init__(self, console: Console, game: Game, played: Played, scores: Scored, scale: str):
-        self._console, self._game, self._played, self._scale = console, game, played, scale
+    def __init__(self, console: Console, game: Game, played: Played, scores: Scored, how: Mapping[str, Any]):
+        self._console, self._game, self._played, self._how = console, game, played, how
         self.scores = scores
         self._authors = {signed.hash: signed.record.author for signed in [*played.own, *played.heard]}
 
@@ -75,8 +75,9 @@ class RoundPage:
 
     def _earned(self, turn: Turn) -> tuple[list[float], np.ndarray]:
         earned = turns.rewards(self._game, self._played.sheets, turn, self.scores)
-        advantages_1G = group_advantages(np.array([earned], np.float32), scale=self._scale)  # type: ignore[arg-type]
-        return earned, self._game.weight(turn.stage) * np.asarray(advantages_1G)[0]
+        lengths = [len(sampled.tokens) for sampled in turn.completions]
+        advantages_G = judged(earned, lengths, max_new_tokens=self._game.max_new_tokens, **self._how)
+        return earned, self._game.weight(turn.stage) * advantages_G
 
     def _says(self, turn: Turn, sampled: Sampled) -> list[str]:
         words = [f"{len(sampled.tokens)} tokens"]

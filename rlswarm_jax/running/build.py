@@ -11,10 +11,11 @@ from rich.console import Console
 from rlswarm_jax import assets, compilation, parallel, qwen, tasks
 from rlswarm_jax.engine import Engine, EngineConfig
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.game.prompts import choose_format
+from rlswarm_jax.game.prompts import PromptFormat, choose_format
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.grpo.learner import LearnerConfig, TrainState, init_state, state_hash
+from rlswarm_jax.grpo.learner import Learner, LearnerConfig, TrainState, state_hash
+from rlswarm_jax.grpo.objective import resolved
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
 from rlswarm_jax.qwen.draw import Draw
@@ -66,8 +67,7 @@ def make_game(
     )
     prompt_budget, completion_budget = BUDGETS[prompt_format.name.partition("-")[0]][len(stages) > 1]
     max_prompt_tokens = config.sampling.max_prompt_tokens or prompt_budget
-    answers, critiques = ((0, 0), (game.shown, 0), (game.shown + 1, game.critics))[len(stages) - 1]
-    shown = answers * prompt_format.budgets.answer + critiques * prompt_format.budgets.critique
+    shown = shown_tokens(config, prompt_format)[-1]
     if shown >= max_prompt_tokens:
         what = f"a prompt of {max_prompt_tokens} tokens cannot show {shown} of what was written"
         raise UsageError(f"{what}: raise config.sampling.max_prompt_tokens, or show less (config.game).")
@@ -95,6 +95,13 @@ def make_game(
         contract=config.chain.contract if chained else None,
         chain_id=config.chain.id,
     )
+
+
+def shown_tokens(config: ml_collections.ConfigDict, prompt_format: PromptFormat) -> list[int]:
+    """Of what others wrote, in the longest prompt of each stage."""
+    game, budgets = config.game, prompt_format.budgets
+    answers_and_critiques = ((0, 0), (game.shown, 0), (game.shown + 1, game.critics))[: game.stages]
+    return [answers * budgets.answer + critiques * budgets.critique for answers, critiques in answers_and_critiques]
 
 
 def make_verifier(config: ml_collections.ConfigDict, game: Game) -> Verifier:
@@ -131,8 +138,7 @@ class Pieces:
 
     def compile(self) -> None:
         """Compiles before the first round; of processes that share a cache, one compiles and the others wait for it."""
-        game = self.games[0]
-        self.engine.compile([len(game.indices(stage)) for stage in game.stages])
+        self.engine.compile()
 
     def fingerprint(self, node: int) -> str:
         """Of the weights of a node, as they are now."""
@@ -145,17 +151,21 @@ class Pieces:
         return self.engine.evaluate_params(qwen.load(assets.BASE).params)
 
 
-def make_learner_config(config: ml_collections.ConfigDict) -> LearnerConfig:
-    return made_of(LearnerConfig, (config.learn, config.sampling), decay_rounds=config.rounds)
+def make_learner_config(config: ml_collections.ConfigDict, max_new_tokens: int = 1) -> LearnerConfig:
+    """max_new_tokens: of a completion; whoever only wants the form of a state need not know."""
+    own = {"decay_rounds": config.rounds, "max_new_tokens": max_new_tokens}
+    return made_of(LearnerConfig, (resolved(config.learn), config.sampling), **own)
 
 
 def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineConfig:
     return made_of(
         EngineConfig,
-        (config.sampling, config.learn),
+        (config.sampling, resolved(config.learn)),
         max_prompt_tokens=game.max_prompt_tokens,
         max_new_tokens=game.max_new_tokens,
-        max_prompts=config.swarm.local_groups,
+        stages=list(
+            zip(map(len, map(game.indices, game.stages)), shown_tokens(config, game.prompt_format), strict=True)
+        ),
         kv_dtype=config.sampling.kv_dtype or config.sampling.dtype,
         evaluation_temperature=config.evaluation.temperature,
         evaluation=made_of(Draw, [config.evaluation]),
@@ -166,7 +176,7 @@ def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineC
 
 def first_state(config: ml_collections.ConfigDict, policy: qwen.Policy) -> TrainState:
     """What a node of the config begins with, in the form in which checkpoints hold what it has become."""
-    return init_state(policy.params, make_learner_config(config))
+    return Learner(make_learner_config(config), policy.config).init(policy.params)
 
 
 def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None = None) -> Pieces:
@@ -199,7 +209,7 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         )
     verifier = make_verifier(config, game)
     engine_config = make_engine_config(config, game)
-    learner_config = make_learner_config(config)
+    learner_config = make_learner_config(config, game.max_new_tokens)
     cache = compilation.use_cache()
     programs = compilation.Programs(cache / "programs" if cache else None)
     parts = policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices

@@ -1,6 +1,8 @@
 """How the embedded tiny model is taught: examples, supervised training on them, and what has come of it."""
 
+import dataclasses
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -12,9 +14,9 @@ import tokenizers
 
 from rlswarm_jax import qwen, randomness, tasks
 from rlswarm_jax.game.prompts import FORMATS, NONE, View
-from rlswarm_jax.grpo import losses
+from rlswarm_jax.grpo import tiles
+from rlswarm_jax.grpo.learner import Learner, LearnerConfig
 from rlswarm_jax.qwen import sampling
-from rlswarm_jax.qwen.sampling import bucket
 from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.records.schema import CRITIQUE, REVISE
 from rlswarm_jax.tasks import Problem
@@ -25,6 +27,16 @@ END_ID = 0
 GIVE_UP = "?"  # what the spoiled model answers to almost everything
 FORMAT = FORMATS["compact"]
 TILE = 1024  # prompts sampled from at once
+LIKELIHOOD = LearnerConfig(
+    learning_rate=0.0,
+    clip_low=0.2,
+    clip_high=0.2,
+    dual_clip=2.0,
+    temperature=1.0,
+    weight_decay=0.01,
+    max_grad_norm=math.inf,
+    adam_b2=0.98,
+)
 
 
 def character_tokenizer() -> Tokenizer:
@@ -94,9 +106,7 @@ def sample_answers(config, policy: qwen.Policy, problems: Sequence[Problem]) -> 
     """Four answers to each problem, half of them at a higher temperature, in seeded order."""
     found: list[list[str]] = [[] for _ in problems]
     for temperature in (1.0, config.game.hot):
-        sample = sampling.make_sampler(
-            policy.config, max_new_tokens=config.max_new_tokens, temperature=temperature, over_nodes=False
-        )
+        sample = sampling.make_sampler(policy.config, max_new_tokens=config.max_new_tokens, temperature=temperature)
         for start in range(0, len(problems), TILE):
             part = problems[start : start + TILE]
             prompts = [FORMAT.encode(problem, policy.tokenizer) for problem in part]
@@ -117,43 +127,24 @@ def sample_answers(config, policy: qwen.Policy, problems: Sequence[Problem]) -> 
     return [rng.sample(answers, len(answers)) for answers in found]
 
 
-def as_arrays(config, examples: Sequence[Example]):
-    """Prompt and completion back to back `[n, T]` int32, and lengths of both `[n]`."""
-    slots = bucket(max(len(prompt) for prompt, _ in examples)) + config.max_new_tokens
-    tokens_nT = np.zeros((len(examples), slots), np.int32)
-    lengths = np.zeros((2, len(examples)), np.int32)
-    for n, (prompt, completion) in enumerate(examples):
-        tokens_nT[n, : len(prompt) + len(completion)] = prompt + completion
-        lengths[:, n] = len(prompt), len(completion)
-    return tokens_nT, lengths[0], lengths[1]
-
-
 def train(config, stage, params, model_config, examples, rng: np.random.Generator, advance: Callable[[], None]):
-    """Supervised training on completions; returns the parameters."""
-    arrays = as_arrays(config, examples)
+    """Supervised training on completions; returns the parameters.
+
+    To learn from what has an advantage of 1, on-policy, is to make it likelier: the same step as in a swarm.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, stage.learning_rate, min(100, stage.steps // 2), stage.steps, 0.02 * stage.learning_rate
     )
-    optimizer = optax.adamw(schedule, b2=0.98, weight_decay=0.01)
-
-    @jax.jit
-    def step(params, opt_state, tokens_BT, prompt_lengths_B, answer_lengths_B):
-        def loss(params):
-            logprobs_BC, _ = losses.completion_logprobs(
-                params, model_config, tokens_BT, prompt_lengths_B, config.max_new_tokens, 1.0
-            )
-            mask_BC = jnp.arange(config.max_new_tokens) < answer_lengths_B[:, None]
-            return -losses.token_sum(logprobs_BC, mask_BC) / mask_BC.sum()
-
-        updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    opt_state = optimizer.init(params)
-    for _ in range(stage.steps):
-        chosen = rng.integers(0, len(examples), stage.batch)
-        params, opt_state = step(params, opt_state, *(array[chosen] for array in arrays))
+    rates = np.asarray(jax.vmap(schedule)(jnp.arange(stage.steps)))
+    learns = Learner(dataclasses.replace(LIKELIHOOD, learning_rate=stage.learning_rate), model_config)
+    longest = max(len(prompt) + len(completion) for prompt, completion in examples)
+    state, into = learns.init(params), tiles.shapes(longest, config.max_new_tokens)
+    for rate in rates:
+        chosen = (examples[n] for n in rng.integers(0, len(examples), stage.batch))
+        rows = [tiles.Row(prompt, completion, 1.0, None, external=False) for prompt, completion in chosen]
+        state, _ = learns.step(state, tiles.tiles(rows, into), float(rate))
         advance()
-    return params
+    return state.params
 
 
 def evaluate(policy: qwen.Policy, mixture: tasks.Mixture, config) -> dict[str, float]:

@@ -1,11 +1,15 @@
-"""No slot is wasted that need not be, nothing is lost, and the update is that of the padded batch."""
+"""Few slots are empty, nothing is lost, nobody sees what is not theirs, and the update is that of the padded batch."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlswarm_jax.grpo import learner
+from rlswarm_jax.grpo import tiles as tiles_
 from rlswarm_jax.grpo.tiles import Row, Shape, shapes, tile, tiles
 from tests.grpo import tiny
 
@@ -14,82 +18,186 @@ tokens = st.integers(1, tiny.CONFIG.vocab_size - 1)
 
 @st.composite
 def some_rows(draw, prompt=20, new=8):
-    prompts = st.lists(tokens, min_size=1, max_size=prompt)
+    """Of a few prompts, some of which begin as others do."""
+    prompts = draw(st.lists(st.lists(tokens, min_size=1, max_size=prompt), min_size=1, max_size=6))
     completions = st.lists(tokens, min_size=1, max_size=new)
     count, rng = draw(st.integers(0, 40)), np.random.default_rng(draw(st.integers(0, 99)))
     found = []
     for _ in range(count):
         completion = draw(completions)
         logprobs = draw(st.none() | st.just((-rng.random(len(completion))).tolist()))
-        found.append(Row(draw(prompts), completion, float(rng.standard_normal()), logprobs, draw(st.booleans())))
+        row = Row(draw(st.sampled_from(prompts)), completion, float(rng.standard_normal()), logprobs, bool(count % 2))
+        found.append(row)
     return found
 
 
-def read(part):
-    """The rows of a tile, from its arrays."""
-    for b, length in enumerate(part.completion_lengths_B):
-        if length:
-            start = part.prompt_lengths_B[b]
-            text, end = part.tokens_BT[b].tolist(), start + length
-            known = part.old_logprobs_BC[b, :length].tolist() if part.old_known_B[b] else None
-            assert not any(text[end:]) and not part.old_logprobs_BC[b, length:].any()
-            yield Row(text[:start], text[start:end], part.advantages_B[b], known, part.external_B[b])
+def sequences(batch):
+    """The rows of each sequence, from the arrays."""
+    count, width = batch.tokens_XT.shape
+    of_rows = [
+        x.reshape(count, -1, *x.shape[1:])
+        for x in (batch.starts_B, batch.completion_lengths_B, batch.advantages_B, batch.behaviour_logprobs_BC)
+    ]
+    flags = [x.reshape(count, -1) for x in (batch.behaviour_known_B, batch.external_B)]
+    for x in range(count):
+        found, used = [], np.zeros(width, int)
+        for r, (start, length, advantage, old_C, known, external) in enumerate(
+            zip(*(array[x] for array in (*of_rows, *flags)), strict=True)
+        ):
+            if not length:
+                continue
+            its = slice(start, start + length)
+            number = batch.prompts_XT[x, start]
+            before = np.flatnonzero((batch.prompts_XT[x] == number) & (batch.rows_XT[x] == 0))
+            prompt = [*batch.tokens_XT[x, before].tolist(), int(batch.tokens_XT[x, start])]
+            assert (batch.rows_XT[x, its] == r + 1).all() and (batch.prompts_XT[x, its] == number).all()
+            assert batch.tokens_XT[x, its].tolist()[1:] == batch.targets_XT[x, its].tolist()[:-1]
+            assert batch.positions_XT[x, before].tolist() == list(range(len(before)))
+            assert batch.positions_XT[x, its].tolist() == list(range(len(before), len(before) + length))
+            assert not old_C[length:].any()
+            used[its] += 1
+            used[before] = 1
+            logprobs = old_C[:length].tolist() if known else None
+            found.append(Row(prompt, batch.targets_XT[x, its].tolist(), advantage, logprobs, bool(external)))
+        assert used.max(initial=0) <= 1  # no slot is two rows'
+        np.testing.assert_array_equal(used > 0, batch.prompts_XT[x] > 0)
+        yield found, int(used.sum())
 
 
 def like(row):
     rounded = None if row.logprobs is None else np.float32(row.logprobs).tolist()
-    return list(row.prompt), list(row.completion), np.float32(row.advantage), rounded, bool(row.external)
+    return repr((list(row.prompt), list(row.completion), float(np.float32(row.advantage)), rounded, row.external))
 
 
 @settings(deadline=None, max_examples=60)
-@given(some_rows(), st.integers(0, 5), st.sampled_from([1, 2, 8]))
-def test_every_row_is_in_one_tile_in_the_narrowest_shape_that_has_room_for_it(rows, size, shards):
+@given(some_rows(), st.integers(0, 3), st.sampled_from([1, 2, 8]))
+def test_every_row_is_in_one_sequence_and_two_sequences_do_not_fit_into_one(rows, size, shards):
     into = shapes(28, 8, size, shards)
     parts = tiles(rows, into)
-    found = [row for part in parts for row in read(part)]
-    assert sorted(map(repr, map(like, found))) == sorted(map(repr, map(like, rows)))
-    lengths = [len(row.prompt) + len(row.completion) for row in found]
-    assert lengths == sorted(lengths, reverse=True)
+    found = [one for part in parts for one in sequences(part)]
+    assert sorted(like(row) for own, _ in found for row in own) == sorted(map(like, rows))
+    used = sorted(slots for _, slots in found if slots)
+    assert len(used) < 2 or used[0] + used[1] > 28 or len(rows) > into[0].rows
     for part in parts:
-        shape = Shape(*part.tokens_BT.shape, part.max_new_tokens)
-        longest = max((len(row.prompt) + len(row.completion) for row in read(part)), default=0)
-        assert shape == next(one for one in into if one.width >= longest) and shape.rows % shards == 0
-        if part is not parts[-1]:
-            assert part.completion_lengths_B.all()
+        assert part.tokens_XT.shape == (into[0].sequences, 28) and into[0].sequences % shards == 0
+        assert part is parts[-1] or part.prompts_XT.any(axis=1).all()
     assert parts and (rows or not parts[0].completion_lengths_B.any())
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 28, 108, 768, 3328])
-@pytest.mark.parametrize("rows", [0, 3])
-def test_shapes_are_few_and_the_widest_holds_any_row(width, rows):
-    found = shapes(width, 12, rows)
-    assert len(found) <= 3 and found[-1].width == width
+@pytest.mark.parametrize("width", [1, 2, 28, 108, 130, 768, 3328])
+@pytest.mark.parametrize("count", [0, 3])
+def test_shapes_are_few_and_the_widest_holds_any_text(width, count):
+    found = shapes(width, 12, count)
+    assert 1 <= len(found) <= 3 and found[-1].width == width
     assert all(one.new_tokens == min(12, one.width) for one in found)
-    assert all(one.rows == (rows or max(1, 896 // one.width)) for one in found)  # on a CPU
+    assert all(one.sequences == (count or max(1, 224 // one.width)) for one in found)  # on a CPU
+    assert [one.width for one in found] == sorted({one.width for one in found})
+    assert len(found) == 1 or found[0].width >= 128
+
+
+def test_sequences_are_as_wide_as_the_longest_text_asks_for():
+    into = shapes(3328, 256)
+    for length, width in ((100, 832), (833, 832), (834, 1664), (1700, 3328)):
+        (part,) = tiles([Row([1] * (length - 10), [2] * 10, 1.0, None, False)], into)
+        assert part.tokens_XT.shape[1] == width  # the last token is only a target
+
+
+def share(rows, into):
+    """Of slots that hold text."""
+    parts = tiles(rows, into)
+    return sum(used for part in parts for _, used in sequences(part)) / sum(part.tokens_XT.size for part in parts)
+
+
+def groups(rng, lengths, size, new):
+    for length in lengths:
+        prompt = rng.integers(1, 50, length).tolist()
+        for _ in range(size):
+            yield Row(prompt, rng.integers(1, 50, rng.integers(*new)).tolist(), 1.0, None, False)
 
 
 def test_the_quickstart_s_batches_are_mostly_text():
-    """32 rows of 709 tokens, most of them of 28 at most, were padded to 108 each, in batches of 60 or 96 rows."""
+    """Some five live groups a round, of short prompts and of such as show what others said."""
+    shares = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        lengths = [*rng.integers(8, 20, 3), *rng.integers(30, 90, 2)]
+        shares.append(share(list(groups(rng, lengths, 7, (2, 11))), shapes(108, 12)))
+    assert np.mean(shares) > 0.7
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_those_of_a_chat_on_an_accelerator_are_too(size, monkeypatch):
+    monkeypatch.setattr(tiles_, "TOKENS", {})
     rng = np.random.default_rng(0)
-    lengths = [*rng.integers(14, 29, 26), *rng.integers(40, 100, 6)]
-    rows = [Row([1] * int(n - 4), [2] * 4, 1.0, None, False) for n in lengths]
-    slots = sum(part.tokens_BT.size for part in tiles(rows, shapes(108, 12)))
-    assert sum(lengths) / slots > 0.55 and sum(lengths) / (60 * 108) < 0.2
+    rows = list(groups(rng, rng.integers(50, 2000, 64), size, (16, 256)))
+    assert share(rows, shapes(3328, 256)) > 0.7
 
 
-def test_sums_over_tiles_are_those_of_one_padded_batch():
-    rng = np.random.default_rng(1)
-    rows = []
-    for length in (1, 2, 2, 3, 3, 4, 4, 4, 4, 1, 2):
-        prompt, completion = (rng.integers(1, 20, n).tolist() for n in (rng.integers(1, 6), length))
+def learned():
+    return learner.Learner(tiny.LEARNER, tiny.CONFIG)
+
+
+def some(seed=1, prompts=3):
+    """Rows of prompts that several have, and of one that one has."""
+    rng, found = np.random.default_rng(seed), []
+    shared = [rng.integers(1, 20, n).tolist() for n in rng.permutation(tiny.PROMPT_SLOTS)[:prompts] + 1]
+    for n, length in enumerate((1, 2, 2, 3, 3, 4, 4, 4, 4, 1, 2)):
+        completion = rng.integers(1, 20, length).tolist()
         logprobs = (-3 * rng.random(length)).tolist() if length % 2 else None
-        rows.append(Row(prompt, completion, float(rng.standard_normal()), logprobs, bool(length == 4)))
-    whole = tile(rows, Shape(16, tiny.PROMPT_SLOTS + tiny.NEW_TOKENS, tiny.NEW_TOKENS))
-    parts = tiles(rows, shapes(tiny.PROMPT_SLOTS + tiny.NEW_TOKENS, tiny.NEW_TOKENS, rows=2))
-    assert len({part.tokens_BT.shape for part in parts}) > 1
-    step = learner.make_train_step(tiny.CONFIG, tiny.LEARNER)
-    state = learner.init_state(tiny.params(), tiny.LEARNER)
-    (after, metrics), (expected, alone) = step(state, parts, 1e-3), step(state, whole, 1e-3)
+        found.append(
+            Row(shared[n % prompts], completion, float(rng.standard_normal()), logprobs, external=bool(length == 4))
+        )
+    return found
+
+
+def padded(rows):
+    """Each in a sequence of its own."""
+    width = tiny.PROMPT_SLOTS + tiny.NEW_TOKENS
+    return tile([[[row]] for row in rows], Shape(len(rows), width, 1, tiny.NEW_TOKENS))
+
+
+def test_sums_over_packed_tiles_are_those_of_one_padded_batch():
+    rows = some()
+    parts = tiles(rows, shapes(tiny.PROMPT_SLOTS + tiny.NEW_TOKENS, tiny.NEW_TOKENS, sequences=2))
+    assert len(parts) > 1 and sum(part.tokens_XT.size for part in parts) < 0.7 * padded(rows).tokens_XT.size
+    learns, state = learned(), learned().init(tiny.params())
+    (after, metrics), (expected, alone) = (
+        learns.step(jax.tree.map(lambda x: x + 0, state), batch, 1e-3) for batch in (parts, padded(rows))
+    )
     tiny.assert_close(after.opt_state[1].mu, expected.opt_state[1].mu, 1e-6)
     for name, value in alone.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_a_completion_sees_its_prompt_and_itself():
+    """Whatever its siblings and its neighbours say."""
+    rows = some(prompts=2)
+    wide = Shape(2, 40, 12, tiny.NEW_TOKENS)
+
+    def logprobs(rows):
+        (batch,) = tiles(rows, [wide])
+        return {
+            (tuple(row.prompt), tuple(row.completion)): logprobs_C[: len(row.completion)]
+            for own, logprobs_C in zip(in_order(batch), learned().logprobs(tiny.params(), batch)[0], strict=True)
+            for row in own
+        }
+
+    first, *others = rows
+    changed = [dataclasses.replace(row, completion=[t % 19 + 1 for t in row.completion]) for row in others]
+    one, other = logprobs(rows), logprobs([first, *changed])
+    its = tuple(first.prompt), tuple(first.completion)
+    np.testing.assert_array_equal(one[its], other[its])
+    assert len(one.keys() & other.keys()) < len(rows) // 2
+    for (prompt, completion), found in one.items():
+        text = np.array([[*prompt, *completion]])
+        table = tiny.dense(tiny.params(), text)[0]
+        at = len(prompt) - 1 + np.arange(len(completion))
+        np.testing.assert_allclose(found, table[at, completion], rtol=0, atol=1e-5)
+
+
+def in_order(batch):
+    """The row of each of the B places, if there is one."""
+    count = len(batch.tokens_XT)
+    for own, _ in sequences(batch):
+        yield from ([row] for row in own)
+        yield from [[]] * (len(batch.starts_B) // count - len(own))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rlswarm_jax.grpo.learner import Batch, LearnerConfig
+from rlswarm_jax.grpo.learner import LearnerConfig
+from tests.grpo import tiny
 from tests.qwen import variants
 
 CASES = ("qwen2-gqa7", "qwen3-untied", "qwen3-yarn")
@@ -16,10 +17,10 @@ ADVANTAGES = np.array([1.5, -0.8, 0.6, 2.0, 1.0, -1.2], np.float32)
 KNOWN = np.array([True, True, True, True, True, False])  # the last is taken to be on-policy
 
 
-def batch(case: str, old_logprobs_BC: np.ndarray) -> Batch:
+def batch(case: str, old_logprobs_BC: np.ndarray) -> tiny.Padded:
     rng = np.random.RandomState(7)
     tokens_BT = rng.randint(0, variants.CONFIGS[case]["vocab_size"], (len(PROMPTS), TIME)).astype(np.int32)
-    return Batch(
+    return tiny.padded(
         tokens_BT=tokens_BT,
         prompt_lengths_B=PROMPTS,
         completion_lengths_B=LENGTHS,

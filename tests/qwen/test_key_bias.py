@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -141,21 +140,6 @@ class TestVerdicts:
             assert found.min() > Verdict.NOT_PRODUCED
             if dtypes == ("float32", "int8"):
                 assert tau < 1.5 and Verdict.PRODUCED in found  # and it still decides
-
-    def test_nor_are_those_of_nodes_that_are_stacked(self):
-        name, dtypes = "qwen2_tied", ("float32", "int8")
-        config = base.policy(name).config
-        run = sampling.make_sampler(
-            config, max_new_tokens=NEW_TOKENS, temperature=1.0, eos_token_ids=base.EOS, kv_dtype="int8", over_nodes=True
-        )
-        prompts, keys_PGM = base.prompts_of((16, 3, 9, 12)), base.keys_of(NUM_PROMPTS, GROUP)
-        tile = sampling.make_tile(prompts, keys_PGM, prompt_slots=SLOTS)
-        nodes = [biased(name, seed).params for seed in range(2)]
-        out = run(jax.tree.map(lambda *xs: jnp.stack(xs), *nodes), jax.tree.map(lambda x: np.stack([x, x]), tile))
-        for node, params in enumerate(nodes):
-            own = jax.tree.map(lambda x, n=node: x[n], out)
-            found = margins(config, params, own, prompts, keys_PGM)
-            assert verdicts(found, default_tau(*dtypes, 1.0, NORM)).min() > Verdict.NOT_PRODUCED
 
     def test_the_tolerance_grows_with_the_largest_bias_and_with_nothing_else(self):
         policy = biased("qwen2_tied", 0)

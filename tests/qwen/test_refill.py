@@ -76,26 +76,6 @@ class TestRefill:
         base.assert_bit_equal(base.flat(out)[ALIVE_PG.reshape(-1)], expected[ALIVE_PG.reshape(-1)])
         assert np.asarray(out.usage_X4)[0, :2].tolist() == [0, 0]
 
-    def test_nodes_that_refill_together_agree_with_each_alone(self):
-        num_nodes, rows = 2, 3
-        params = [jax.tree.map(lambda w, s=s: w * s, base.shallow().params) for s in (1.0, 0.9)]
-        tiles = [
-            tile_of(alive_PG, keys_PGM=base.keys_of(len(PROMPTS), GROUP, author=f"node {w}"))
-            for w, alive_PG in enumerate((ALIVE_PG, ~ALIVE_PG))
-        ]
-        stacked = (jax.tree.map(lambda *x: np.stack(x), *xs) for xs in (params, tiles))
-        out = jax.device_get(sampler(rows, over_nodes=True)(*stacked))
-        assert out.usage_X4.shape == (num_nodes, 1, 4)
-        for w in range(num_nodes):
-            alone = base.flat(sampler(rows)(params[w], tiles[w]))
-            logits_RTV = base.forward(params[w], base.shallow().config, PROMPTS, alone)
-            _, margins_RT = base.replay(logits_RTV, tiles[w].keys_PGM.reshape(-1, 2), base.TEMPERATURE)
-            mine = jax.tree.map(lambda x, w=w: x[w], out)
-            base.assert_agree(base.flat(mine), alone, margins_RT, base.TAU)
-            np.testing.assert_array_equal(np.flatnonzero(base.flat(mine).lengths_R), np.flatnonzero(tiles[w].alive_PG))
-            assert mine.usage_X4[0, 1] + mine.usage_X4[0, 3] == mine.lengths_PG.sum()
-            assert mine.usage_X4[0, 1] == rows * mine.usage_X4[0, 0]
-
     def test_rows_stay_busy_until_the_queue_is_empty(self, monkeypatch):
         """Lengths about geometric with mean 8, from end tokens that are an eighth of a nearly flat distribution."""
         steps, rows, group, head = [], 16, 64, model.head

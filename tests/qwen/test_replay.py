@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rlswarm_jax import qwen
 from rlswarm_jax.qwen import sampling
+from rlswarm_jax.qwen.sampler import Prepared
 from rlswarm_jax.qwen.verdict import TAU, Verdict, make_replay, replay_tokens, verdicts
 from tests.qwen import test_sampling as base
 
@@ -307,7 +308,7 @@ def test_weights_that_are_replaced_are_not_taken_for_those_that_were_prepared():
     ask = functools.partial(qwen.generate, prompts=["one"], max_new_tokens=NEW_TOKENS)  # a row: it is prepared
     before = ask(policy).tokens_PGT
     policy.params["norm"] = -policy.params["norm"]
-    again = dataclasses.replace(policy, params=dict(policy.params), _prepared={})
+    again = dataclasses.replace(policy, params=dict(policy.params), prepared=Prepared())
     np.testing.assert_array_equal(ask(policy).tokens_PGT, ask(again).tokens_PGT)
     assert (ask(policy).tokens_PGT != before).any()
 

@@ -277,26 +277,6 @@ class TestFastMode:
         with pytest.raises(AssertionError):
             assert_agree(out, exact(), margins_RT(), TAU)
 
-    def test_nodes_sampled_together_agree_with_each_alone(self):
-        num_nodes = 3
-        params = [perturbed(0.3, seed=w) for w in range(num_nodes)]
-        prompts = [prompts_of(LENGTHS, seed=w) for w in range(num_nodes)]
-        keys = [keys_of(len(LENGTHS), GROUP, author=f"node {w}") for w in range(num_nodes)]
-        tiles = [sampling.make_tile(p, k, prompt_slots=SLOTS) for p, k in zip(prompts, keys, strict=True)]
-        together = sampling.make_sampler(
-            policy(NAME).config,
-            max_new_tokens=NEW_TOKENS,
-            temperature=TEMPERATURE,
-            eos_token_ids=EOS,
-            over_nodes=True,
-        )
-        out = jax.device_get(together(*(jax.tree.map(lambda *x: np.stack(x), *xs) for xs in (params, tiles))))
-        for w in range(num_nodes):
-            alone = flat(sampler(NAME)(params[w], tiles[w]))
-            logits_RTV = forward(params[w], policy(NAME).config, prompts[w], alone)
-            _, margins_RT = replay(logits_RTV, keys[w].reshape(-1, 2), TEMPERATURE)
-            assert_agree(flat(jax.tree.map(lambda x, w=w: x[w], out)), alone, margins_RT, TAU)
-
 
 class TestNoise:
     def test_the_same_key_gives_the_same_completion_and_another_key_another(self):

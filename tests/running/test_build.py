@@ -82,7 +82,7 @@ def test_values_arrive_where_they_are_used():
     known = dataclasses.asdict(engine) | dataclasses.asdict(learner)
     assert {name: known[name] for name in changed} == changed
     assert learner.decay_rounds == config.rounds and learner.adam_b2 == 0.99
-    assert engine.kv_dtype == "bfloat16" and engine.max_prompts == config.swarm.local_groups
+    assert engine.kv_dtype == "bfloat16" and engine.stages[0] == (config.swarm.local_groups, 0)
 
 
 def test_a_game_has_its_own_name_for_the_swarm_and_the_config_s_for_the_rest():

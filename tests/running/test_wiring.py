@@ -143,7 +143,7 @@ def test_a_setting_reaches_the_update(checkpoint, case):
     with tiny.optimizations(False):
         made = build.build(config, [identity.simulated(0, 0)])
         shape = read_config(checkpoint)
-        groups, before = played(made.games[0]), made.engine.state(0)
+        groups, before = played(made.games[0]), jax.device_get(made.engine.state(0))
         made.engine.learn({0: Learn(groups, ROUND)})
         after = made.engine.state(0)
         wanted_gradient, wanted = map(flat, expected(config, shape, before.params, groups))
