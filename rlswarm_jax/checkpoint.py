@@ -97,8 +97,8 @@ class Checkpoints:
             except CheckpointError as error:
                 wrong.append((step, error))
                 continue
-            for bad, error in wrong:
-                log.error("%s The one before it is used, of step %d.", error, step)
+            for bad, why in wrong:
+                log.error("%s The one before it is used, of step %d.", why, step)
                 if repair:
                     self.set_aside(bad)
             return Restored(step, states, extra, len(wrong))

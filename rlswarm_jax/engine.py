@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlswarm_jax import parallel, qwen
+from rlswarm_jax import parallel, qwen, speed
 from rlswarm_jax.evaluator import Evaluator
 from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
 from rlswarm_jax.game.prompts import PromptFormat
@@ -207,6 +207,9 @@ class Engine:
         external = sum(row.external for row in rows)
         counts = {"rows_external": external, "rows_local": len(rows) - external}
         counts["low_ess_groups"] = len(request.groups) - len(groups)
+        lengths = [len(row.prompt) + len(row.completion) for row in rows]
+        counts["text_tokens"] = sum(lengths) * len(found)
+        counts["flops"] = speed.train_flops(self._learner.model, lengths) * len(found)
         return _mean(found) | {name: float(count) for name, count in counts.items()}
 
     def rows(self, groups: Sequence[ScoredGroup]) -> list[tiles.Row]:
@@ -284,10 +287,12 @@ def prompt_widths(most: int) -> list[int]:
 
 
 def _mean(updates: Sequence[Metrics]) -> Metrics:
-    """Of a round's updates, over those that say a number; how many were made and left out are sums."""
+    """Of a round's updates, over those that say a number; how many were made and left out are sums, and
+    `step` is what it came to."""
     found = {}
     for name in updates[0]:
         values = [metrics[name] for metrics in updates if np.isfinite(metrics[name])]
         if values:
             found[name] = sum(values) / (1 if name in ("updates", "nonfinite") else len(values))
+    found["step"] = updates[-1]["step"]
     return found

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import msgspec
 
-from rlswarm_jax import parallel
+from rlswarm_jax import machine, parallel, speed
 from rlswarm_jax.checkpoint import Best, Checkpoints
 from rlswarm_jax.engine import Engine
 from rlswarm_jax.game.chain import Moment
@@ -91,6 +91,8 @@ class Node:
         self._chain, self._best = chain, best
         self._coordinators_round: int | None = None  # when the present round began, as far as it was heard
         self._checkpoint = 0  # the round of the last one
+        peaks = [speed.peak_flops(device.device_kind) for device in jax.devices()]
+        self._peak = sum(peak or 0.0 for peak in peaks) or None  # FLOP/s
         self._damaged = 0  # newer ones that could not be used
         self._published: list[bytes] = []  # by an earlier process, in its last round
         self._seconds: dict[str, float] = collections.defaultdict(float)
@@ -259,6 +261,8 @@ class Node:
         metrics["peers/connected"] = float(len(self._mailbox.connected))
         if self._damaged:
             metrics["checkpoints/damaged"], self._damaged = float(self._damaged), 0
+        metrics |= speed.of_round(metrics, self._seconds["sample"], self._seconds["learn"], self._peak)
+        metrics |= machine.memory_mb()
         metrics |= {f"seconds/{name}": spent for name, spent in sorted(self._seconds.items())}
         self._seconds.clear()
         self._on_round(dataclasses.replace(report, metrics=metrics))

@@ -271,6 +271,8 @@ class Learner:
                 "updates": update.astype(jnp.float32),
                 "nonfinite": (live & ~finite).astype(jnp.float32),
                 "grad_norm": grad_norm,
+                "update_norm": jnp.where(update, optax.global_norm(updates), 0.0),
+                "step": state.step.astype(jnp.float32),
             }
 
         return self.jit(apply, donate_argnums=0)

@@ -197,9 +197,9 @@ def _play(
             node.run(should_stop)
             node.save()
         present.transport.close()  # what is left needs no peers
-        for kept in (checkpoints, best):
-            if kept is not None:
-                kept.close()
+        checkpoints.close()
+        if best is not None:
+            best.close()
     except CheckpointError as error:
         raise DiskError(str(error)) from error
     except (DivergedError, PromptError) as error:

@@ -83,8 +83,9 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
         simulation.run(lambda: bool(stopping))
         simulation.save()
     journal.close()
-    for kept in (checkpoints, *best):
-        kept.close()
+    checkpoints.close()
+    for one in best:
+        one.close()
     recorder.finish(simulation.finished)
     report.write_report(workdir)
     report.print_summary(workdir, console)
