@@ -35,7 +35,7 @@ FOREIGN = {
     "trl",
     "datasets",
 }  # peers that tests and benchmarks meet where they are installed, ...
-WRITTEN = {"first_reward", "pasted_words"}  # ... and modules that tests write
+WRITTEN = {"first_reward", "pasted_words"}  # and modules that tests write
 LONGEST = 265  # lines of a command, its page of help among them
 Graph = dict[str, set[str]]
 
