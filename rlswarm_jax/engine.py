@@ -205,7 +205,7 @@ class Engine:
             self._watch(node, rows, found[-1])
         self._prepared[node].forget()
         external = sum(row.external for row in rows)
-        counts = {"rows_external": external, "rows_local": len(rows) - external}
+        counts: dict[str, float] = {"rows_external": external, "rows_local": len(rows) - external}
         counts["low_ess_groups"] = len(request.groups) - len(groups)
         lengths = [len(row.prompt) + len(row.completion) for row in rows]
         counts["text_tokens"] = sum(lengths) * len(found)
