@@ -2,6 +2,7 @@
 
     python -m experiments.export runs/quickstart my-model                      the swarm's first node
     python -m experiments.export runs/quickstart --node bold-otter-1f my-model    or the one of that name
+    python -m experiments.export runs/quickstart --best my-model           its best on held-out problems, not its newest
 
 RUN is the folder of a run of any driver: a swarm of processes, a simulation, or a single node; also while it goes on.
 Its newest whole checkpoint is taken, in the precision it was trained in. DIR is made; if it is there it must be empty.
@@ -37,15 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--adapter", action="store_true", help="only what was trained beside the weights, as PEFT has it"
     )
+    parser.add_argument("--best", action="store_true", help="what did best on held-out problems (checkpoints.best)")
     arguments = parser.parse_args(argv)
     try:
-        return export(arguments.run, arguments.node, arguments.directory, arguments.adapter)
+        return export(arguments.run, arguments.node, arguments.directory, arguments.best, arguments.adapter)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def export(run: Path, name: str | None, directory: Path, adapter: bool = False) -> int:
+def export(run: Path, name: str | None, directory: Path, best: bool = False, adapter: bool = False) -> int:
     """Raises UsageError for a run, a node or a directory that cannot be."""
     config = read_config(run)
     nodes = nodes_of(run, config)
@@ -65,7 +67,7 @@ def export(run: Path, name: str | None, directory: Path, adapter: bool = False) 
     try:
         policy = build.load_policy(config)
         learner_config = build.make_learner_config(config)
-        state = load_states(node.folder, build.first_state(config, policy), together)[node.index]
+        state = load_states(node.folder, build.first_state(config, policy), together, best)[node.index]
         if adapter:
             if learner_config.lora is None:
                 raise UsageError(f"{run} trained the weights themselves (config.lora.rank is 0): leave out --adapter.")

@@ -42,7 +42,7 @@ CONFIG = EngineConfig(
     positive_only_external=True,
     positive_only_local=False,
     external_correction="behaviour",
-    advantage_scale="none",
+    advantage="none",
     updates_per_round=1,
 )
 LEARNER = LearnerConfig(
@@ -85,10 +85,10 @@ def policy(path=assets.SPOILED):
     return qwen.load(path)
 
 
-def build(num_nodes=1, devices=None, **changes):
+def build(num_nodes=1, devices=None, learner=LEARNER, **changes):
     mixture = Mixture({"often": Reverse("often", 2), "rare": Reverse("rare", 9)}, {"often": 1.0, "rare": 1.0})
     config = dataclasses.replace(CONFIG, **changes)
-    return Engine(policy(), Verifier({}, mixture), FORMATS["compact"], config, LEARNER, num_nodes, devices)
+    return Engine(policy(), Verifier({}, mixture), FORMATS["compact"], config, learner, num_nodes, devices)
 
 
 engine = functools.cache(build)  # whose executables are compiled once
@@ -200,7 +200,7 @@ class TestRows:
         assert [row.external for row in rows] == [False] * 4 + [True] * 4
 
     def test_advantages_are_scaled_and_weighted_as_the_config_says(self):
-        found = [row.advantage for row in self.rows(self.LOCAL, advantage_scale="std")]
+        found = [row.advantage for row in self.rows(self.LOCAL, advantage="std")]
         np.testing.assert_allclose(found, np.array([0.75, -0.25, -0.25, -0.25]) / 0.1875**0.5, rtol=1e-4)
         heavy = msgspec.structs.replace(self.LOCAL, weight=2.0)
         np.testing.assert_allclose([row.advantage for row in self.rows(heavy)], [1.5, -0.5, -0.5, -0.5], atol=1e-6)
@@ -217,6 +217,20 @@ class TestRows:
     def test_others_log_probs_are_used_only_where_they_correct(self, correction, known):
         rows = self.rows(self.LOCAL, self.EXTERNAL, external_correction=correction)
         assert [row.logprobs is not None for row in rows] == [True] * 4 + [known] * 2
+
+    def test_length_costs_reward_where_the_loss_says_so(self):
+        """Of six tokens the last three cost, in tokens and not in characters."""
+        found = [row.advantage for row in self.rows(self.EXTERNAL, overlong_buffer=0.5, positive_only_external=False)]
+        shaped = np.array([0.0, 1.0, 0.0, 1.0]) - [0, 0, 0, 1]
+        np.testing.assert_allclose(found, shaped - shaped.mean(), atol=1e-6)
+
+    def test_what_was_cut_off_is_not_learned_from_where_the_config_says_so(self):
+        """Its advantage counts among the others all the same. Of a text encoded anew only its length can tell."""
+        found = self.rows(self.LOCAL, mask_truncated=True)
+        assert [row.completion for row in found] == [[11, 0], [15, 0]]
+        np.testing.assert_allclose([row.advantage for row in found], [0.75, -0.25], atol=1e-6)
+        longest = msgspec.structs.replace(self.LOCAL, logprobs=None, tokens=[[1] * 6, [1] * 5, [1] * 5 + [0], [1]])
+        assert [len(row.completion) for row in self.rows(longest, mask_truncated=True)] == [5, 6, 1]
 
     @pytest.mark.parametrize("correction", ["behaviour", "reencode"])
     def test_a_group_without_log_probs_is_taken_as_on_policy(self, correction):
@@ -415,6 +429,53 @@ class TestLearn:
         assert np.abs(ratios - 1).max() > 0.01
         np.testing.assert_allclose(metrics["ratio_mean"], (1 + ratios.mean()) / 2, rtol=1e-5)
         assert metrics["updates"] == 2 and state.step == 2
+
+
+class TestCorrections:
+    def test_a_sampler_of_another_dtype_is_corrected_by_default_and_shown(self):
+        """bfloat16 weights and an int8 cache against float32: weights near 1, not 1; none where both are float32."""
+        found = {}
+        for dtype, cache in (("float32", "float32"), ("bfloat16", "int8")):
+            there = build(dtype=dtype, kv_dtype=cache)
+            there.set_states([states()[0]])
+            sampled = there.sample({0: request(0)})[0]
+            groups = [
+                ScoredGroup(
+                    **{"author": b"me", "round": 0, "index": p, "external": False, "prompt": request(0).prompts[p]},
+                    tokens=[s.tokens for s in completions],
+                    logprobs=[s.logprobs for s in completions],
+                    rewards=[1.0, 0.0, 0.0, 0.0],
+                )
+                for p, completions in enumerate(sampled)
+            ]
+            found[dtype] = there.learn({0: Learn(groups)})[0]
+            gaps = np.concatenate(
+                [
+                    np.subtract(now, one.logprobs)
+                    for group, completions in zip(groups, sampled, strict=True)
+                    for now, one in zip(dense_logprobs(states()[0].params, group), completions, strict=True)
+                ]
+            )
+            weights = np.exp(gaps)
+            np.testing.assert_allclose(found[dtype]["importance_mean"], weights.mean(), rtol=1e-4)
+            np.testing.assert_allclose(found[dtype]["importance_max"], weights.max(), rtol=1e-4)
+            np.testing.assert_allclose(found[dtype]["logprob_gap"], np.abs(gaps).mean(), rtol=1e-2, atol=1e-6)
+            assert found[dtype]["ratio_mean"] == 1
+        assert found["float32"]["importance_max"] - 1 < 1e-4 < 1e-3 < found["bfloat16"]["logprob_gap"]
+        assert found["bfloat16"]["ess_fraction"] < found["float32"]["ess_fraction"]
+
+    def test_a_peer_s_group_of_too_few_effective_samples_is_left_out_and_counted(self):
+        honest = group_of(0, 0, external=True)
+        lies = [[-0.01 if (g + t) % 5 else -15.0 for t in range(len(one))] for g, one in enumerate(honest.tokens)]
+        liar = msgspec.structs.replace(honest, author=b"liar", logprobs=lies)
+        strange = msgspec.structs.replace(honest, author=b"strange", logprobs=None)
+        there = build(external_min_ess=0.25, positive_only_external=False)
+        there.set_states([states()[0]])
+        metrics = there.learn({0: Learn([honest, liar, strange])})[0]
+        assert metrics["low_ess_groups"] == 1 and metrics["rows_external"] == 2 * GROUP
+        for changes in ({"external_correction": "reencode"}, {"external_min_ess": 0.0}):
+            there = build(**{"external_min_ess": 0.25, "positive_only_external": False} | changes)
+            assert there._trusted(0, [honest, liar, strange]) == [honest, liar, strange]
 
 
 @pytest.mark.slow

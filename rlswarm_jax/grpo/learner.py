@@ -5,7 +5,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.struct
 import jax
@@ -67,14 +67,21 @@ class Reference:
 class TrainState:
     """params: what is trained, the policy or an adapter of it, float32. opt_state: optax's. step: int32 scalar, updates
     made so far.
-
-    reference: what the loss keeps the policy near to, where it does so; as large as `params`.
     """
 
     params: Params
     opt_state: Any
     step: Array
-    reference: Reference | None = None
+    reference: ClassVar[Any] = None
+
+
+@flax.struct.dataclass
+class AnchoredState(TrainState):
+    """reference: what the loss keeps the policy near to; as large as `params`. (No field of a state that has none: what
+    checkpoints hold would be another form.)
+    """
+
+    reference: Reference | None = None  # type: ignore[misc]
 
 
 def state_hash(state: TrainState, base: bytes = b"") -> bytes:
@@ -200,7 +207,7 @@ class Learner:
 
     mesh: split each tile over its devices (`parallel.row_shards` divides B); one device without. backend: how, as
     `parallel.data_parallel` takes it. base: the weights beneath the adapter, if that is what is trained; they are where
-    the mesh wants them.
+    the mesh wants them. jit: what compiles on one device, such as `compilation.Programs.jit`.
     """
 
     config: LearnerConfig
@@ -208,6 +215,7 @@ class Learner:
     mesh: Mesh | None = None
     backend: str = "shard_map"
     base: Params | None = dataclasses.field(default=None, compare=False, repr=False)
+    jit: Callable[..., Any] = dataclasses.field(default=jax.jit, compare=False)
 
     def init(self, params: Params) -> TrainState:
         """A state before its first update, laid out over the mesh if there is one; its arrays are its own.
@@ -227,7 +235,7 @@ class Learner:
         state = TrainState(params, opt_state, zero)
         if not self.config.keeps_reference:
             return state
-        return dataclasses.replace(state, reference=Reference(*jax.tree.map(jnp.copy, (params, zero))))
+        return AnchoredState(params, opt_state, zero, Reference(*jax.tree.map(jnp.copy, (params, zero))))
 
     def sums(self, state: TrainState, tile: Batch) -> Sums:
         """`((loss, sums), gradients)` of a tile, over its tokens, on all devices."""
@@ -317,11 +325,11 @@ class Learner:
         def summed(of, batch):
             return parallel.total(self.gradient(of, batch), self.mesh)
 
-        return jax.jit(summed) if self.mesh is None else parallel.data_parallel(summed, self.mesh, self.backend)
+        return self.jit(summed) if self.mesh is None else parallel.data_parallel(summed, self.mesh, self.backend)
 
     @functools.cached_property
     def _add(self) -> Any:
-        return jax.jit(parallel.add, donate_argnums=0)
+        return self.jit(parallel.add, donate_argnums=0)
 
     @functools.cached_property
     def _apply(self) -> Any:
@@ -343,9 +351,11 @@ class Learner:
                 "updates": update.astype(jnp.float32),
                 "nonfinite": (live & ~finite).astype(jnp.float32),
                 "grad_norm": grad_norm,
+                "update_norm": jnp.where(update, optax.global_norm(updates), 0.0),
+                "step": state.step.astype(jnp.float32),
             }
 
-        return jax.jit(apply, donate_argnums=0)
+        return self.jit(apply, donate_argnums=0)
 
     @functools.cached_property
     def _logprobs(self) -> Any:
@@ -353,4 +363,4 @@ class Learner:
             params = self._joined(*self._split(of), batch)
             return completion_logprobs(params, batch, self.model, self.config.temperature, self.config.forward)
 
-        return jax.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)
+        return self.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)

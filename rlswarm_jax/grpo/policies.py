@@ -10,7 +10,7 @@ from jax import Array
 
 from rlswarm_jax.grpo import tiles
 from rlswarm_jax.grpo.corrections import effective_share
-from rlswarm_jax.grpo.learner import Batch, LearnerConfig, Reference, TrainState
+from rlswarm_jax.grpo.learner import AnchoredState, Batch, LearnerConfig, Reference, TrainState
 from rlswarm_jax.qwen.model import Params
 
 Score = Callable[[Params, Batch], tuple[Array, Array]]  # log-probs and entropies, `[B, C]` each
@@ -56,7 +56,7 @@ def _entropy_floor(parts: Sequence[Batch], entropies: Sequence[np.ndarray], top:
 
 def refreshed(state: TrainState, config: LearnerConfig, round_: int) -> TrainState:
     """With the policy as its own reference, if that is of an earlier epoch of `reference_every` rounds."""
-    if state.reference is None or not config.reference_every:
+    if not isinstance(state, AnchoredState) or state.reference is None or not config.reference_every:
         return state
     epoch = round_ // config.reference_every
     if int(np.asarray(state.reference.epoch)) == epoch:

@@ -25,16 +25,18 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @functools.cache
 def factory() -> Any:
-    """reasoning_gym.factory. Two seconds to import: only a node that plays needs it."""
-    # It imports pycosat at once, a C extension without wheels, for zebra_puzzles alone: there sympy's solver does.
-    stand_in = types.ModuleType("pycosat")
-    stand_in.itersolve = _itersolve  # type: ignore[attr-defined]
-    if sys.modules.setdefault("pycosat", stand_in) is not stand_in:
-        return importlib.import_module("reasoning_gym.factory")
+    """reasoning_gym.factory. A second to import: only a node that plays needs it."""
+    # It imports pycosat at once, a C extension without wheels, for zebra_puzzles alone: there sympy's solver does. And
+    # cellpylib for game_of_life alone, with which comes matplotlib: that is another second.
+    pycosat, cellpylib = types.ModuleType("pycosat"), types.ModuleType("cellpylib")
+    pycosat.itersolve = _itersolve  # type: ignore[attr-defined]
+    cellpylib.__getattr__ = lambda name: getattr(importlib.import_module("cellpylib"), name)  # type: ignore[method-assign]
+    stand_ins = [one for one in (pycosat, cellpylib) if sys.modules.setdefault(one.__name__, one) is one]
     try:
         return importlib.import_module("reasoning_gym.factory")
     finally:
-        del sys.modules["pycosat"]  # sympy looks for it too, and would call what is not there
+        for one in stand_ins:  # sympy looks for pycosat too, and would call what is not there
+            del sys.modules[one.__name__]
 
 
 def _itersolve(clauses: list[tuple[int, ...]]) -> Iterator[list[int]]:

@@ -37,9 +37,9 @@ def sequences(batch):
     count, width = batch.tokens_XT.shape
     of_rows = [
         x.reshape(count, -1, *x.shape[1:])
-        for x in (batch.starts_B, batch.completion_lengths_B, batch.advantages_B, batch.old_logprobs_BC)
+        for x in (batch.starts_B, batch.completion_lengths_B, batch.advantages_B, batch.behaviour_logprobs_BC)
     ]
-    flags = [x.reshape(count, -1) for x in (batch.old_known_B, batch.external_B)]
+    flags = [x.reshape(count, -1) for x in (batch.behaviour_known_B, batch.external_B)]
     for x in range(count):
         found, used = [], np.zeros(width, int)
         for r, (start, length, advantage, old_C, known, external) in enumerate(
@@ -179,7 +179,7 @@ def test_a_completion_sees_its_prompt_and_itself():
         (batch,) = tiles(rows, [wide])
         return {
             (tuple(row.prompt), tuple(row.completion)): logprobs_C[: len(row.completion)]
-            for own, logprobs_C in zip(in_order(batch), learned().logprobs(tiny.params(), batch), strict=True)
+            for own, logprobs_C in zip(in_order(batch), learned().logprobs(tiny.params(), batch)[0], strict=True)
             for row in own
         }
 

@@ -15,6 +15,7 @@ import scipy.special
 from rlswarm_jax import qwen, randomness
 from rlswarm_jax.grpo.learner import Batch, LearnerConfig
 from rlswarm_jax.qwen import model
+from tests.grpo import reference
 
 CONFIG = qwen.QwenConfig(
     model_type="qwen3",
@@ -54,7 +55,14 @@ class Padded(Batch):
 
 
 def padded(
-    tokens_BT, prompt_lengths_B, completion_lengths_B, advantages_B, old_logprobs_BC, old_known_B, external_B=None
+    tokens_BT,
+    prompt_lengths_B,
+    completion_lengths_B,
+    advantages_B,
+    old_logprobs_BC,
+    old_known_B,
+    external_B=None,
+    **others,
 ):
     rows, time = tokens_BT.shape
     targets_XT = np.concatenate([tokens_BT[:, 1:], np.zeros((rows, 1), np.int32)], axis=1)
@@ -73,6 +81,7 @@ def padded(
         external_B=np.zeros(rows, bool) if external_B is None else external_B,
         tokens_BT=tokens_BT,
         prompt_lengths_B=prompt_lengths_B,
+        **others,
     )
 
 
@@ -109,10 +118,11 @@ def places(batch, row):
     return range(start, start + int(batch.completion_lengths_B[row]))
 
 
-def make_batch(seed=0, rows=6, known=True, shift=0.5):
+def make_batch(seed=0, rows=6, known=True, shift=0.5, behaviour=False):
     """Random completions with advantages of both signs; old log-probs are off by up to `shift` from those now.
 
-    known: true, false or "mixed". About every second completion ends with the end-of-sequence token.
+    known: true, false or "mixed". behaviour: whether who sampled them is known, too, "mixed" of half of them; their
+    log-probs are as far from the old ones. About every second completion ends with the end-of-sequence token.
     """
     rng = np.random.default_rng(seed)
     tokens_BT = np.zeros((rows, PROMPT_SLOTS + NEW_TOKENS), np.int32)
@@ -129,7 +139,13 @@ def make_batch(seed=0, rows=6, known=True, shift=0.5):
     for row, logprobs in enumerate(completion_logprobs(params(), batch)):
         if known_B[row]:
             old_BC[row, : len(logprobs)] = logprobs + rng.uniform(-shift, shift, len(logprobs))
-    return dataclasses.replace(batch, old_logprobs_BC=old_BC)
+    batch = dataclasses.replace(batch, old_logprobs_BC=old_BC)
+    if not behaviour:
+        return batch
+    proximal_BC = np.where(known_B[:, None], old_BC, now(params(), batch)[0])
+    behaviour_BC = (proximal_BC + rng.uniform(-2 * shift, 2 * shift, old_BC.shape)).astype(np.float32)
+    behaviour_B = rng.permutation(np.arange(rows) % 2 == 0) if behaviour == "mixed" else np.full(rows, True)
+    return dataclasses.replace(batch, behaviour_logprobs_BC=behaviour_BC, behaviour_known_B=behaviour_B)
 
 
 def rows_of(batch, rows):
@@ -140,49 +156,26 @@ def join(*batches):
     return jax.tree.map(lambda *xs: np.concatenate(xs), *batches)
 
 
-def grpo(params, batch, config=LEARNER):
-    """Mean loss over tokens and the metrics, from their definitions, in float64 NumPy."""
+def now(params, batch, config=LEARNER):
+    """Log-probs and entropies of the completions, `[B, C]` float64 each, found by walking the rows."""
     table = dense(params, batch.tokens_BT, config.temperature)
-    loss, clipped = 0.0, 0
-    ratio_of, entropies, gaps = [], [], []
+    found = np.zeros((2, len(batch.tokens_BT), batch.max_new_tokens))
     for row in range(len(batch.tokens_BT)):
-        advantage = float(batch.advantages_B[row])
         for c, at in enumerate(places(batch, row)):
-            logprob = table[row, at - 1, batch.tokens_BT[row, at]]
-            old = float(batch.old_logprobs_BC[row, c]) if batch.old_known_B[row] else logprob
-            ratio = np.exp(logprob - old)
-            # a good token gains nothing above its bound; what a bad one costs is bounded on both sides
-            bad = min(max(ratio, 1 - config.clip_low), config.dual_clip)
-            kept = min(ratio, 1 + config.clip_high) if advantage > 0 else bad
-            loss -= kept * advantage
-            clipped += advantage != 0 and kept != ratio
-            ratio_of.append(ratio)
-            entropies.append(-np.sum(np.exp(table[row, at - 1]) * table[row, at - 1]))
-            if batch.old_known_B[row]:
-                gaps.append(abs(logprob - old))
-    count, ratios = len(ratio_of), np.array(ratio_of)
-    return {
-        "loss": loss / count,
-        "tokens": count,
-        "ratio_mean": ratios.sum() / count,
-        "ess_fraction": ratios.sum() ** 2 / (count * np.sum(ratios**2)),
-        "clip_fraction": clipped / count,
-        "entropy": np.mean(entropies),
-        "logprob_gap": np.mean(gaps) if gaps else 0.0,
-    }
+            before_V = table[row, at - 1]
+            found[:, row, c] = before_V[batch.tokens_BT[row, at]], -np.sum(np.exp(before_V) * before_V)
+    return found
+
+
+def grpo(params, batch, config=LEARNER):
+    """The loss and the metrics, from their definitions, in float64 NumPy."""
+    return reference.written_out(*now(params, batch, config), batch, config)[-1]
 
 
 def gradients(params, batch, config=LEARNER):
-    """Gradient of the mean loss: only tokens whose ratio is not clipped have one, advantage times ratio each."""
-    scale_BC = np.zeros((len(batch.tokens_BT), NEW_TOKENS))
-    for row, logprobs in enumerate(completion_logprobs(params, batch, config.temperature)):
-        advantage, length = float(batch.advantages_B[row]), len(logprobs)
-        old = batch.old_logprobs_BC[row, :length] if batch.old_known_B[row] else logprobs
-        ratio = np.exp(logprobs - old)
-        bad = (ratio > 1 - config.clip_low) & (ratio < config.dual_clip)
-        inside = ratio < 1 + config.clip_high if advantage > 0 else bad
-        scale_BC[row, :length] = advantage * ratio * inside
-    return logprob_gradient(params, batch, -scale_BC / batch.completion_lengths_B.sum(), config.temperature)
+    """Of a loss that entropies have no part in: of each log-prob by hand, then through the model."""
+    weights_BC, *_ = reference.written_out(*now(params, batch, config), batch, config)
+    return logprob_gradient(params, batch, weights_BC, config.temperature)
 
 
 def logprob_gradient(params, batch, weights_BC, temperature=LEARNER.temperature):

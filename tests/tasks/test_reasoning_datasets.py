@@ -70,7 +70,9 @@ def split_is_disjoint(name, count):
     assert all(split_of(name, other.problem(seed).compact) == "train" for seed in range(count))
 
 
-@pytest.mark.parametrize("name", ["acre", "binary_matrix", "cryptarithm", "rush_hour", "tower_of_hanoi", "word_ladder"])
+@pytest.mark.parametrize(
+    "name", [*COMPACT, "acre", "binary_matrix", "cryptarithm", "rush_hour", "tower_of_hanoi", "word_ladder"]
+)
 def test_held_out_problems_are_no_training_problems(name):
     split_is_disjoint(name, 20)
 
@@ -120,6 +122,7 @@ def test_no_scorer_runs_what_it_is_sent(tmp_path):
     assert found["right"] == []
     assert found["written"] == []  # by the programs that codeio runs
     assert found["memory"] < 1024
+    assert found["slowest"] < 0.5
     assert not marker.exists()
     # and all nodes make the same problems, whatever their hash seed
     for name in every_dataset():
