@@ -4,7 +4,7 @@
     python -m experiments.run --config configs/cards.py:16gb                           a node that trains so
 
 Variants: 8gb, 12gb, 16gb (the one without a name), 24gb, 80gb. Questions and answers have 512 tokens at most. The
-plan is computed from shapes alone (docs/real-models.md has all sizes and cards); on a card none of these was measured yet.
+plan is computed from shapes alone (docs/real-models.md has all sizes and cards); none was measured on a card yet.
 
 Hardware: one NVIDIA GPU with that much memory, compute capability 8 or more.
 """

@@ -206,11 +206,11 @@ class Engine:
         rows = self.rows(groups)
         parts = self._scored(node, tiles.tiles(rows, self._shapes))
         rate, found = learner.learning_rate(self._learner_config, request.round), []
+        self._prepared[node].forget()  # now, so that a copy in another dtype takes no room while it is learned
         for _ in range(self.config.updates_per_round):
             self._states[node], metrics = self._learner.step(self._states[node], parts, rate)
             found.append({name: float(value) for name, value in jax.device_get(metrics).items()})
             self._watch(node, rows, found[-1])
-        self._prepared[node].forget()
         external = sum(row.external for row in rows)
         counts: dict[str, float] = {"rows_external": external, "rows_local": len(rows) - external}
         counts["low_ess_groups"] = len(request.groups) - len(groups)
