@@ -24,17 +24,17 @@ def chunked_logprobs(
     states_XD: Array,
     tokens_X: Array,
     temperature: float,
-    max_logits: int = MAX_CHUNK_LOGITS,
+    max_logits: int = 0,
     how: model.Forward = model.PLAIN,
 ) -> tuple[Array, Array]:
     """Log-prob of `tokens_X` and entropy under the tempered softmax at each state, `[X]` float32 each.
 
-    At most `max_logits` logits exist at a time, in the backward pass too (they are recomputed there).
+    At most `max_logits` logits (by default `MAX_CHUNK_LOGITS`) exist at a time on a device, in the backward pass too (they are recomputed there).
     """
 
     name = "lm_head" if "lm_head" in params else "embed"
     head = model.head_map(how.weights({name: params[name]}), states_XD.dtype)
-    size = max(1, max_logits // params["embed"].shape[0])
+    size = max(1, (max_logits or MAX_CHUNK_LOGITS) // params["embed"].shape[0])
     return how.by_rows(functools.partial(_chunked, temperature, size))(head, states_XD, tokens_X)
 
 
