@@ -29,7 +29,8 @@ def chunked_logprobs(
 ) -> tuple[Array, Array]:
     """Log-prob of `tokens_X` and entropy under the tempered softmax at each state, `[X]` float32 each.
 
-    At most `max_logits` logits (by default `MAX_CHUNK_LOGITS`) exist at a time on a device, in the backward pass too (they are recomputed there).
+    At most `max_logits` logits (by default `MAX_CHUNK_LOGITS`) exist at a time on a device, in the backward pass too,
+    where they are computed again.
     """
 
     name = "lm_head" if "lm_head" in params else "embed"
