@@ -114,8 +114,8 @@ def losses(num_devices):
             now_BC, entropy_BC, batch = rows
             return objective.loss_sums(weight * now_BC, weight * entropy_BC, batch, o)
 
-        def fn(weight, rows, summed=jax.value_and_grad(loss, has_aux=True)):
-            return parallel.total(summed(weight, rows), mesh)
+        def fn(weight, rows, loss=loss):
+            return parallel.total(jax.value_and_grad(loss, has_aux=True)(weight, rows), mesh)
 
         run = jax.jit(fn) if mesh is None else parallel.data_parallel(fn, mesh)
         (loss, sums), slope = jax.device_get(run(jnp.float32(1.05), rows))

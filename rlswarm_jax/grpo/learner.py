@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -58,7 +58,7 @@ class TrainState:
     params: Params
     opt_state: Any
     step: Array
-    reference = None
+    reference: ClassVar[Any] = None  # but of an `AnchoredState`
 
 
 @flax.struct.dataclass
@@ -67,7 +67,7 @@ class AnchoredState(TrainState):
     checkpoints hold would be another form.)
     """
 
-    reference: Reference | None = None
+    reference: Reference | None = None  # type: ignore[misc]
 
 
 def state_hash(state: TrainState) -> bytes:
