@@ -218,7 +218,6 @@ class TestRows:
         rows = self.rows(self.LOCAL, self.EXTERNAL, external_correction=correction)
         assert [row.logprobs is not None for row in rows] == [True] * 4 + [known] * 2
 
-    @pytest.mark.parametrize("correction", ["behaviour", "reencode"])
     def test_length_costs_reward_where_the_loss_says_so(self):
         """Of six tokens the last three cost, in tokens and not in characters."""
         found = [row.advantage for row in self.rows(self.EXTERNAL, overlong_buffer=0.5, positive_only_external=False)]
@@ -233,6 +232,7 @@ class TestRows:
         longest = msgspec.structs.replace(self.LOCAL, logprobs=None, tokens=[[1] * 6, [1] * 5, [1] * 5 + [0], [1]])
         assert [len(row.completion) for row in self.rows(longest, mask_truncated=True)] == [5, 6, 1]
 
+    @pytest.mark.parametrize("correction", ["behaviour", "reencode"])
     def test_a_group_without_log_probs_is_taken_as_on_policy(self, correction):
         foreign = [msgspec.structs.replace(group, logprobs=None) for group in (self.LOCAL, self.EXTERNAL)]
         rows = self.rows(*foreign, external_correction=correction)
