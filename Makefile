@@ -15,7 +15,8 @@ pip_install := $(pip) install -qq --no-deps $(wheels_only)
 WORKERS ?= 2
 # The tests' programs are tiny, and XLA compiles them in an eighth of the time so; `make test-all` tests what users run.
 quickly := JAX_DISABLE_MOST_OPTIMIZATIONS=true XLA_FLAGS="$$XLA_FLAGS --xla_cpu_use_fusion_emitters=false"
-pytest := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(bin)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Of an environment that keeps no bytecode every worker would rewrite all tests again, and every process compile us.
+pytest := PYTHONDONTWRITEBYTECODE= JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(bin)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all lint lock contracts clean install install-dev

@@ -23,6 +23,7 @@ from configs.fields import (
     one_of,
     plain,
     real,
+    span,
     such,
     text,
     triple,
@@ -70,6 +71,7 @@ ADDRESS = matching("(0x[0-9a-fA-F]{40})?", "an address, 0x and 40 hexadecimal di
 PEER = such(lambda peer: author_of(peer) is not None, "the peer id of a secp256k1 key")
 BOOTNODE = such(lambda address: addresses.read(address) is not None, addresses.WANTED)
 PARTITION = triple(real(0), real(0), each(each(whole(0))))
+ROUNDS = span("() for none, or (first, end): two whole numbers from 0, the first one smaller")
 
 
 def _is_ip(host: str) -> bool:
@@ -226,6 +228,9 @@ FIELDS = {
     "simulation.partitions": Field((), each(PARTITION), "((start, end, ((0, 1), (2, 3))), ...)"),
     #
     "checkpoint_every": Field(20, whole(1), "rounds"),
+    "checkpoints.keep": Field(2, whole(1, 1000), "newest ones"),
+    "checkpoints.best": Field(False, yes_no(), "and the best on held-out problems: export and evaluate take --best"),
+    "profile.rounds": Field((), ROUNDS, "(10, 12): trace 10 and 11 of the first node, for TensorBoard or XProf"),
     "wandb.mode": Field("auto", one_of("auto", "online", "offline", "disabled"), "auto: online where one is logged in"),
     "wandb.project": Field("rlswarm_jax", PROJECT, "there"),
 }

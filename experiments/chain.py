@@ -166,9 +166,9 @@ def _ledger(given: argparse.Namespace) -> None:
     given.dir.mkdir(parents=True, exist_ok=True)
     index = given.dir / INDEX_FILE
     found = read_ledger(address(given.rpc), given.contract, given.chain_id, index, first_block=given.from_block)
-    write_ledger(given.dir, found, {})
+    write_ledger(given.dir, found)
     console = Console()
-    for section in ledger_sections(found, {}, read_verified(given.dir)):
+    for section in ledger_sections(found, read_verified(given.dir)):
         console.print(f"\n{section.title}", style="bold cyan", markup=False)
         console.print(section.text, markup=False, highlight=False)
         print_table(section.table, console)

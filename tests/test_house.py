@@ -19,7 +19,7 @@ FLOORS = [
     "rlswarm_jax environment errors files machine assets compilation identity randomness journal metrics",
     "records tasks qwen parallel launch evaluation",
     "swarm chain grpo game",
-    "audit engine checkpoint",
+    "audit engine evaluator speed checkpoint",
     "keeper node simulate multihost exam",
     "configs reporting",
     "running",
@@ -28,8 +28,14 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 OURS = {"rlswarm_jax", "experiments", "configs", "tests", "benchmarks"}
 UNSEEN = {"jinja2": "transformers renders chat templates with it, and does not ask for it"}
-FOREIGN = {"torch", "trl", "tunix", "genrl"}  # peers that tests and benchmarks meet where they are installed, ...
-WRITTEN = {"first_reward", "pasted_words"}  # ... and modules that tests write
+FOREIGN = {
+    "torch",
+    "tunix",
+    "genrl",
+    "trl",
+    "datasets",
+}  # peers that tests and benchmarks meet where they are installed, ...
+WRITTEN = {"first_reward", "pasted_words"}  # and modules that tests write
 LONGEST = 265  # lines of a command, its page of help among them
 Graph = dict[str, set[str]]
 
@@ -59,10 +65,15 @@ def imported(tree: ast.AST, known: set[str]) -> set[str]:
     return found & known
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def graph(root: Path = ROOT) -> Graph:
     files = modules(root)
-    trees = {name: ast.parse(path.read_text()) for name, path in files.items()}
-    return {name: imported(tree, set(files)) - {name} for name, tree in trees.items()}
+    return {name: imported(parsed(path), set(files)) - {name} for name, path in files.items()}
 
 
 def room(module: str) -> str:
@@ -114,41 +125,44 @@ def third_party(*folders: str) -> set[str]:
     """Top-level packages that are imported in some folders, wherever in a file; also by `import_module("...")`."""
     found: set[str] = set()
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 found.add(str(node.module))
-            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            elif isinstance(node, ast.Call) and "import_module" in vars(node.func).values():  # an id, or an attr
                 found |= {word.value for word in node.args if isinstance(word, ast.Constant)}
     return {name.partition(".")[0] for name in found} - sys.stdlib_module_names - OURS
 
 
-def declared(*extras: str) -> dict[str, str]:
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(*extras: str) -> set[str]:
     """Distributions that pyproject.toml asks for, by their normal names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
-    names = [re.match(r"[A-Za-z0-9._-]+", one)[0] for one in asked]
-    return {re.sub(r"[-_.]+", "-", name).lower(): name for name in names}
+    return {normal(re.match(r"[A-Za-z0-9._-]+", one)[0]) for one in asked}
 
 
 INSTALLED = functools.cache(metadata.packages_distributions)
 
 
 def distributions(package: str) -> set[str]:
-    return {re.sub(r"[-_.]+", "-", name).lower() for name in INSTALLED().get(package, [package])}
+    return {normal(name) for name in INSTALLED().get(package, [package])}
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     used = {package: distributions(package) for package in third_party("rlswarm_jax", "experiments", "configs")}
     asked = declared()
-    optional = declared("datasets").keys() - asked.keys()
-    missing = {package for package, names in used.items() if not names & (asked.keys() | optional)}
+    optional = declared("datasets") - asked
+    missing = {package for package, names in used.items() if not names & (asked | optional)}
     assert missing == set(), "imported, and not among the dependencies of pyproject.toml"
-    idle = asked.keys() - set().union(*used.values()) - UNSEEN.keys()
+    idle = asked - set().union(*used.values()) - UNSEEN.keys()
     assert idle == set(), "among the dependencies of pyproject.toml, and nowhere imported"
     tested = {package: distributions(package) for package in third_party("tests", "benchmarks")}
-    known = declared("dev", "datasets").keys()
+    known = declared("dev", "datasets")
     assert {package for package, names in tested.items() if not names & known} <= FOREIGN | WRITTEN
 
 

@@ -22,7 +22,7 @@ from rlswarm_jax.records.envelope import open_envelope
 from tests.small import SHAPES
 
 CHECKOUT = Path(__file__).parent.parent
-NODES, ROUNDS, KILLED_AT = 3, 40, 8
+NODES, ROUNDS, KILLED_AT = 2, 40, 6
 
 
 @pytest.fixture(scope="module")

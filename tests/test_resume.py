@@ -144,9 +144,11 @@ def test_ctrl_c_writes_a_report_and_resume_finishes_to_the_same_weights(uninterr
     while journal_rows(workdir) < 60:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # as Ctrl-C
     assert process.wait(120) == 130
     assert summary(workdir)["status"] == "stopped"
+    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert newest == journal_rows(workdir)  # where it stood
     assert "--resume" in (workdir / "report.md").read_text()
     assert start(workdir).wait(300) == 0
     assert summary(workdir)["status"] == "finished"

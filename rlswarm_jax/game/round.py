@@ -147,6 +147,7 @@ def play_round(game: Game, state: NodeState) -> Round:
     metrics |= _exchange_metrics(round_, arrived, external_groups, unused, local, drawn)
     metrics["records/published"] = float(len(game.stages))
     metrics["sample/completions"] = float(sum(len(turn.completions) for turn in own) + redrawn * game.group_size)
+    metrics["sample/tokens"] = float(sum(len(s.tokens) for turn in own for s in turn.completions))
     if game.redraws:
         metrics["sample/redrawn"] = float(redrawn)
     if round_ + 1 == game.rounds:

@@ -170,13 +170,14 @@ class Learner:
     """The train step of a model: sums over any number of tiles, each of any shape, and one update from them.
 
     mesh: split each tile over its devices (`parallel.row_shards` divides B); one device without. backend: how, as
-    `parallel.data_parallel` takes it.
+    `parallel.data_parallel` takes it. jit: what compiles on one device, such as `compilation.Programs.jit`.
     """
 
     config: LearnerConfig
     model: QwenConfig
     mesh: Mesh | None = None
     backend: str = "shard_map"
+    jit: Callable[..., Any] = dataclasses.field(default=jax.jit, compare=False)
 
     def init(self, params: Params) -> TrainState:
         """A state before its first update, laid out over the mesh if there is one; its arrays are its own."""
@@ -250,11 +251,11 @@ class Learner:
             gradient = jax.value_and_grad(loss_sums, has_aux=True)
             return parallel.total(gradient(params, batch, self.model, self.config), self.mesh)
 
-        return jax.jit(summed) if self.mesh is None else parallel.data_parallel(summed, self.mesh, self.backend)
+        return self.jit(summed) if self.mesh is None else parallel.data_parallel(summed, self.mesh, self.backend)
 
     @functools.cached_property
     def _add(self) -> Any:
-        return jax.jit(parallel.add, donate_argnums=0)
+        return self.jit(parallel.add, donate_argnums=0)
 
     @functools.cached_property
     def _apply(self) -> Any:
@@ -276,13 +277,15 @@ class Learner:
                 "updates": update.astype(jnp.float32),
                 "nonfinite": (live & ~finite).astype(jnp.float32),
                 "grad_norm": grad_norm,
+                "update_norm": jnp.where(update, optax.global_norm(updates), 0.0),
+                "step": state.step.astype(jnp.float32),
             }
 
-        return jax.jit(apply, donate_argnums=0)
+        return self.jit(apply, donate_argnums=0)
 
     @functools.cached_property
     def _logprobs(self) -> Any:
         def logprobs(params, batch):
             return completion_logprobs(params, batch, self.model, self.config.temperature)
 
-        return jax.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)
+        return self.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)

@@ -11,6 +11,7 @@ import msgspec
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.reporting import results
 from rlswarm_jax.reporting.blocks import Table
+from rlswarm_jax.reporting.measures import Measure
 from rlswarm_jax.reporting.results import Summary, duration, mean, mean_sd, percent, points
 
 
@@ -22,21 +23,13 @@ class Runs(msgspec.Struct, frozen=True):
     hardware: str
 
 
-class Measured(msgspec.Struct, frozen=True):
-    """One measure of an evaluation: a mean over problems and its standard error."""
-
-    mean: float
-    error: float | None
-    problems: int
-
-
 class Evaluation(msgspec.Struct, frozen=True):
     """evaluation.json of a run: measures by name, by task."""
 
     name: str
     seed: int
-    before: dict[str, dict[str, Measured]]
-    after: dict[str, dict[str, Measured]]
+    before: dict[str, dict[str, Measure]]
+    after: dict[str, dict[str, Measure]]
 
 
 class Evaluations(msgspec.Struct, frozen=True):
@@ -159,7 +152,7 @@ def evaluations_block(found: Evaluations) -> Block:
     columns = {"before": [e.before for e in found.evaluations if e.name == variants[0]]}
     columns |= {v: [e.after for e in found.evaluations if e.name == v] for v in variants}
 
-    def values(of: Sequence[dict[str, dict[str, Measured]]], name: str) -> list[float]:
+    def values(of: Sequence[dict[str, dict[str, Measure]]], name: str) -> list[float]:
         return [100 * tasks["all tasks"][name].mean for tasks in of if name in tasks["all tasks"]]
 
     def cell(found: Sequence[float], sign: str = "") -> str:
@@ -168,7 +161,7 @@ def evaluations_block(found: Evaluations) -> Block:
         error = f" ± {stdev(found) / math.sqrt(len(found)):.1f}" if len(found) > 1 else ""
         return f"{fmean(found):{sign}.1f}{error}"
 
-    def difference(of: Sequence[dict[str, dict[str, Measured]]], name: str, other: str) -> list[float]:
+    def difference(of: Sequence[dict[str, dict[str, Measure]]], name: str, other: str) -> list[float]:
         both = [tasks["all tasks"] for tasks in of if {name, other} <= tasks["all tasks"].keys()]
         return [100 * (measured[name].mean - measured[other].mean) for measured in both]
 

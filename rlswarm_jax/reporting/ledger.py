@@ -43,13 +43,10 @@ def read_verified(directory: Path) -> dict[str, int] | None:
     return dict(sums)
 
 
-def ledger_sections(
-    found: Ledger, names: Mapping[str, str], verified: Mapping[str, int] | None = None
-) -> list[Section]:
+def ledger_sections(found: Ledger, verified: Mapping[str, int] | None = None) -> list[Section]:
     """The report's part: its peers with what they claim and what of it was verified, and its rounds.
 
-    names: of peers for people, by peer id or account; the others get the name that their key gives them. verified: by
-    account, None where nobody has.
+    verified: by account, None where nobody has.
     """
     sums = {
         what: sum(len(getattr(one, f"{what}s")) for one in found.rounds) for what in ("commitment", "reward", "vote")
@@ -61,16 +58,14 @@ def ledger_sections(
         f" {done[2]} of {who}, in {_many(len(found.rounds), 'round')} of the chain. What nodes claim is in full"
         f" marks; {_said_of(verified)}. {TEXT_FILE} and {JSON_FILE} have it all, with whole transaction hashes."
     )
-    peers = Section(
-        "The ledger", text, _peers(found, names, verified), optional=("registered by", "kind", "commitments")
-    )
+    peers = Section("The ledger", text, _peers(found, verified), optional=("registered by", "kind", "commitments"))
     return [peers, Section("The ledger by round", "", _rounds(found))]
 
 
-def write_ledger(workdir: Path, found: Ledger, names: Mapping[str, str]) -> None:
+def write_ledger(workdir: Path, found: Ledger) -> None:
     """Writes ledger.json and ledger.md, with whole hashes. Raises UsageError if the disk does not take them."""
     write_whole(workdir / JSON_FILE, msgspec.json.format(msgspec.json.encode(found)).decode() + "\n")
-    write_whole(workdir / TEXT_FILE, _text(found, names, read_verified(workdir)))
+    write_whole(workdir / TEXT_FILE, _text(found, read_verified(workdir)))
 
 
 def _said_of(verified: Mapping[str, int] | None) -> str:
@@ -79,7 +74,7 @@ def _said_of(verified: Mapping[str, int] | None) -> str:
     return "what of it is right by the records was found by experiments.claims"
 
 
-def _peers(found: Ledger, names: Mapping[str, str], verified: Mapping[str, int] | None) -> list[list[str]]:
+def _peers(found: Ledger, verified: Mapping[str, int] | None) -> list[list[str]]:
     committed = Counter(one.account for round_ in found.rounds for one in round_.commitments)
     rows = [["peer", "kind", "commitments", "claimed", "verified", "votes got", "registered by"]]
     # those that only claim an id may be as many as somebody likes
@@ -88,7 +83,7 @@ def _peers(found: Ledger, names: Mapping[str, str], verified: Mapping[str, int] 
         total = found.totals.get(peer.account, Total(0, 0))
         counts = [f"{committed[peer.account]:,}", *_sums(found, verified, peer.account), f"{total.votes:,}"]
         shown = [""] * 4 if peer.kind == "claimed" else counts
-        rows.append([_name(peer.peer_id, peer.account, names), peer.kind, *shown, short(peer.hash)])
+        rows.append([_name(peer.peer_id), peer.kind, *shown, short(peer.hash)])
     if len(ordered) > _PEERS:
         rows.append([f"and {len(ordered) - _PEERS:,} more", *[""] * 6])
     return rows
@@ -112,9 +107,9 @@ def _rounds(found: Ledger) -> list[list[str]]:
     return rows
 
 
-def _text(found: Ledger, names: Mapping[str, str], verified: Mapping[str, int] | None) -> str:
+def _text(found: Ledger, verified: Mapping[str, int] | None) -> str:
     """The whole ledger in Markdown."""
-    by_id = {peer.peer_id: _name(peer.peer_id, peer.account, names) for peer in found.peers}
+    by_id = {peer.peer_id: _name(peer.peer_id) for peer in found.peers}
     by_account = {peer.account: by_id[peer.peer_id] for peer in found.peers if peer.kind != "claimed"}
 
     def who(account: str) -> str:
@@ -154,10 +149,9 @@ def _many(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
-def _name(peer_id: str, account: str, names: Mapping[str, str]) -> str:
-    known = names.get(peer_id) or names.get(account)
+def _name(peer_id: str) -> str:
     author = author_of(peer_id)
-    return known or (friendly_name(author) if author else printable(peer_id)[:24])
+    return friendly_name(author) if author else printable(peer_id)[:24]
 
 
 def marks(amount: int) -> str:

@@ -1,6 +1,9 @@
 """The plots of a run's report."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rlswarm_jax.evaluation import wilson
 from rlswarm_jax.files import aside
@@ -63,25 +66,28 @@ def _plot_held_out(run: Run) -> None:
     _save(figure, axes, run.workdir / "held_out.png")
 
 
-def _plot_reward(run: Run) -> None:
+def _smooth(values: Sequence[float], part: int):
+    """Running means over twice that part of a curve's values, or fewer at its ends."""
     import numpy as np
 
+    window = np.ones(2 * (len(values) // part) + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+
+
+def _plot_reward(run: Run) -> None:
     reward = "reward/mean"
     curves = {n: [(r["round"], r[reward]) for r in own if reward in r] for n, own in run.rows.items()}
     top = max([1.0, *(value for curve in curves.values() for _, value in curve)])
     figure, axes = _axes("Reward of sampled completions", "mean reward of a round", top)
     for i, name in enumerate(run.names):
-        rounds, rewards = np.array(curves.get(name) or [(np.nan, np.nan)]).T
-        window, (colour, line) = np.ones(2 * (len(rewards) // 40) + 1), _pen(i)
-        smooth = np.convolve(rewards, window, "same") / np.convolve(np.ones_like(rewards), window, "same")
+        rounds, rewards = zip(*(curves.get(name) or [(math.nan, math.nan)]), strict=True)
+        colour, line = _pen(i)
         axes.plot(rounds, rewards, color=colour, linewidth=0.6, alpha=0.25)
-        axes.plot(rounds, smooth, line, color=colour, linewidth=1.8, label=name)
+        axes.plot(rounds, _smooth(rewards, 40), line, color=colour, linewidth=1.8, label=name)
     _save(figure, axes, run.workdir / "reward.png")
 
 
 def _plot_game(run: Run) -> None:
-    import numpy as np
-
     shown = {
         "game/first": "first answer",
         "game/vote": "critics' vote",
@@ -99,9 +105,7 @@ def _plot_game(run: Run) -> None:
         if not by_round:
             continue
         rounds = sorted(by_round)
-        values = np.array([np.mean(by_round[r]) for r in rounds])
-        window = np.ones(2 * (len(values) // 20) + 1)
-        smooth = np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+        smooth = _smooth([fmean(by_round[r]) for r in rounds], 20)
         line = "--" if name == "critique/first" else "-"
         axes.plot(rounds, smooth, line, color=COLOURS[i], linewidth=1.8, label=label)
     _save(figure, axes, run.workdir / "game.png")

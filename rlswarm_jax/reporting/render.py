@@ -169,12 +169,7 @@ def collect(root: Path, name: str, workdirs: Sequence[Path]) -> Path:
     """Merges finished runs of configs/NAME.py as it stands, one for each seed, into results/NAME.json."""
     runs: dict[int, dict[str, Any]] = {}
     for workdir in workdirs:
-        summary = results.load_summary(workdir)
-        if (summary.name, summary.status) != (name, "finished"):
-            raise UsageError(f"{workdir} is a {summary.status} run of {summary.name}, not a finished {name}.")
-        if changed := changed_fields(summary):
-            fields = ", ".join(sorted(changed))
-            raise UsageError(f"{workdir} is not configs/{name}.py as it stands: it has another {fields}.")
+        summary = _finished(workdir, name)
         if summary.seed in runs:
             raise UsageError(f"{workdir} has seed {summary.seed}, as another of these runs does.")
         run = json.loads((workdir / SUMMARY_FILE).read_bytes())
@@ -194,7 +189,7 @@ def collect_evaluations(root: Path, name: str, workdirs: Sequence[Path]) -> Path
     """Merges the evaluations of runs of configs/NAME.py and its variants into results/NAME.json."""
     found, hardware = [], []
     for workdir in workdirs:
-        summary = results.load_summary(workdir)
+        summary = _finished(workdir, name, variants=True)
         try:
             evaluation = json.loads((workdir / "evaluation.json").read_bytes())
             msgspec.convert(evaluation, Evaluation)
@@ -202,11 +197,6 @@ def collect_evaluations(root: Path, name: str, workdirs: Sequence[Path]) -> Path
             raise UsageError(
                 f"{workdir} has no evaluation after training ({error}): run experiments.evaluate."
             ) from None
-        if summary.name.partition("-")[0] != name or summary.status != "finished":
-            raise UsageError(f"{workdir} is a {summary.status} run of {summary.name}, not a finished {name}.")
-        if changed := changed_fields(summary):
-            fields = ", ".join(sorted(changed))
-            raise UsageError(f"{workdir} is not configs/{name}.py as it stands: it has another {fields}.")
         found.append({key: evaluation[key] for key in ("name", "seed", "before", "after")})
         hardware.append(summary.hardware)
     found.sort(key=lambda e: (e["name"], e["seed"]))
@@ -214,6 +204,18 @@ def collect_evaluations(root: Path, name: str, workdirs: Sequence[Path]) -> Path
     path = root / "results" / f"{name}.json"
     path.write_text(json.dumps(merged, indent=1) + "\n")
     return path
+
+
+def _finished(workdir: Path, name: str, variants: bool = False) -> results.Summary:
+    """Of a finished run of configs/NAME.py as it stands, or of one of its variants. Raises UsageError."""
+    summary = results.load_summary(workdir)
+    own = summary.name.partition("-")[0] if variants else summary.name
+    if (own, summary.status) != (name, "finished"):
+        raise UsageError(f"{workdir} is a {summary.status} run of {summary.name}, not a finished {name}.")
+    if changed := changed_fields(summary):
+        fields = ", ".join(sorted(changed))
+        raise UsageError(f"{workdir} is not configs/{name}.py as it stands: it has another {fields}.")
+    return summary
 
 
 def commit(root: Path) -> str:

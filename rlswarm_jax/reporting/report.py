@@ -25,7 +25,7 @@ def write_report(workdir: Path) -> Path:
         parts += [f"```bash\n{section.code}\n```\n"] if section.code else []
     plot(run)
     if run.summary.ledger:
-        write_ledger(workdir, run.summary.ledger, {})
+        write_ledger(workdir, run.summary.ledger)
     path = workdir / "report.md"
     write_whole(path, "\n".join(parts))
     return path

@@ -53,7 +53,7 @@ def sections(run: Run) -> list[Section]:
         _tasks(run),
         *([_game(run)] if run.summary.game else []),
         *exchange,
-        *(ledger_sections(run.summary.ledger, {}, read_verified(run.workdir)) if run.summary.ledger else []),
+        *(ledger_sections(run.summary.ledger, read_verified(run.workdir)) if run.summary.ledger else []),
         _cost(run),
         _reproduce(run),
     ]

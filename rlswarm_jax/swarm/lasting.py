@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -16,7 +15,6 @@ class GossipConfig:
     """host, port: where to listen; port 0 takes a free one. bootnodes: multiaddrs with `/p2p/<peer id>`.
 
     pace: seconds between two records sent. jitter: at most so many seconds before the first of several.
-    inline_bytes: a larger record is announced, and fetched by whoever has not got it.
     """
 
     swarm: str
@@ -27,19 +25,8 @@ class GossipConfig:
     max_connections: int = 64
     pace: float = 0.02
     jitter: float = 0.02
-    inline_bytes: int = 16_384
     max_messages_per_second: float = 200.0  # of one peer, all authors together
     max_records_per_second: float = 20.0  # of one author
-
-    def __post_init__(self) -> None:
-        if not 0 < self.inline_bytes <= 65_536:
-            raise ValueError(f"inline_bytes must be 1 to 65536, not {self.inline_bytes}: peers drop larger messages.")
-        if not 0 <= self.port <= 65_535:
-            raise ValueError(f"port must be 0 to 65535, not {self.port}.")
-        try:
-            ipaddress.ip_address(self.host)
-        except ValueError:
-            raise ValueError(f"host must be an address like 127.0.0.1 or 0.0.0.0, not {self.host!r}.") from None
 
 
 class Lasting(Protocol):

@@ -41,6 +41,7 @@ SILENCE = 15.0  # seconds without a word after which a peer is asked whether it 
 IDLE = 30.0  # seconds that one may be connected without taking part
 MAX_STRANGERS = 256  # peers that are not connected, in the library's book
 MAX_DELIVERED = 4096
+INLINE_BYTES = 16_384  # a larger record is announced, and fetched by whoever has not got it
 
 
 class Session:
@@ -204,7 +205,7 @@ class Session:
             self._sending = True
             raw = outbox.popleft()
             envelope_hash = self._store.put(raw)
-            if len(raw) <= config.inline_bytes:
+            if len(raw) <= INLINE_BYTES:
                 data = INLINE + raw
             else:
                 data = ANNOUNCEMENT + msgspec.msgpack.encode(Announcement(envelope_hash, len(raw)))

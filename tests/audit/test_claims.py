@@ -1,6 +1,7 @@
 """Who is honest is found right, whatever was lost on the way; who is not is found out, as what they are."""
 
 import dataclasses
+import functools
 
 import pytest
 from hypothesis import given, settings
@@ -22,13 +23,17 @@ from rlswarm_jax.game.stages import speaks
 from rlswarm_jax.records.envelope import open_envelope, seal
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, STAGES
 from rlswarm_jax.tasks import Mixture
-from tests.audit.chained import HEADS, make_judge, of, play
-from tests.game.hand_driver import ALICE, BOB, MALLORY, ME, Speaker, all_right, all_wrong, mixture
+from tests.audit.chained import HEADS, World, make_judge, of, play
+from tests.game.hand_driver import ALICE, BOB, MALLORY, ME, Speaker, all_right, all_wrong, mixture, tokenizer
 from tests.game.test_three_stages import OpenTask
 
 MILLION = 1_000_000
-WORLD = play()
 EVERYBODY = {**HEADS, MALLORY: Speaker()}
+
+
+@functools.cache
+def honest() -> World:
+    return play()
 
 
 def verdicts(found) -> set[str]:
@@ -42,16 +47,14 @@ def rulings(found, put) -> dict[int, str]:
 # --- the honest
 
 
-SAID = {signed.hash: signed.record for said in WORLD.said.values() for signed in said}
-
-
 def disputes(hash_: bytes) -> int:
     """How many problems a critic was shown of which one answer is right and one is wrong, by hand: critics are paid
     for those. Of a node's four completions, the first of which is right, a drawn one stands for it.
     """
-    record = SAID[hash_]
-    beacons = {beacon[:8]: WORLD.game.beacon(record.round, beacon) for beacon in WORLD.beacons}
-    of = [[SAID[h] for h in group.parents] if record.stage == CRITIQUE else [] for group in record.groups]
+    records = {signed.hash: signed.record for said in honest().said.values() for signed in said}
+    record = records[hash_]
+    beacons = {beacon[:8]: honest().game.beacon(record.round, beacon) for beacon in honest().beacons}
+    of = [[records[h] for h in group.parents] if record.stage == CRITIQUE else [] for group in record.groups]
     right = [
         [speaks(beacons[answer.beacon], answer.author, ANSWER, group.index, 4) == 0 for answer in answers]
         for group, answers in zip(record.groups, of, strict=True)
@@ -60,15 +63,15 @@ def disputes(hash_: bytes) -> int:
 
 
 def test_honest_claims_are_right_and_their_votes_count():
-    found, by_author = WORLD.check(), {who.author: who for who in HEADS}
+    found, by_author = honest().check(), {who.author: who for who in HEADS}
     assert len(found.standings) == 3 * 4 and not found.wrong
     assert all(account.right and account.verdict == RIGHT for account in found.standings)
     assert len(found.votes) == 3 * 4 * 2 and all(vote.why == "" for vote in found.votes)
     for account in found.standings:  # by hand: 3 and 2 problems in 2 rounds; 1, 3 and 1 of 4 completions are right
-        disputed = sum(map(disputes, WORLD.put(by_author[account.author], account.round).records))
+        disputed = sum(map(disputes, honest().put(by_author[account.author], account.round).records))
         worth = [3 * 2 * MILLION // 4, disputed * MILLION * 3 // 4, 2 * 2 * MILLION // 4]
         assert [(claim.claimed, claim.worth.amount) for claim in account.claims] == [(w, w) for w in worth]
-        put = WORLD.put(by_author[account.author], account.round)
+        put = honest().put(by_author[account.author], account.round)
         assert [signed.hash for signed in account.records] == put.records and len(put.records) == 6
         assert not account.missing and not account.gap
 
@@ -98,11 +101,11 @@ def test_honest_claims_are_right_whatever_the_nodes_had_heard_of_each_other(lost
 @settings(deadline=None, max_examples=60)
 @given(st.sets(st.tuples(nodes, st.integers(0, 23)), min_size=1))
 def test_nothing_is_said_against_anybody_where_records_are_missing(at):
-    missing = [WORLD.said[who][number] for who, number in at]
-    found = WORLD.check(without=missing)
+    missing = [honest().said[who][number] for who, number in at]
+    found = honest().check(without=missing)
     assert not found.wrong
     gone = {signed.hash for signed in missing}
-    for account, put in ((of(found, put), put) for put in WORLD.puts):
+    for account, put in ((of(found, put), put) for put in honest().puts):
         assert (account.verdict == MISSING) == bool(gone & set(put.records))
         ends = gone & {put.records[0], put.records[-1]}  # without which nobody knows what else is covered
         assert account.missing == (6 if ends else len(gone & set(put.records)))
@@ -111,22 +114,22 @@ def test_nothing_is_said_against_anybody_where_records_are_missing(at):
 
 
 def test_of_missing_records_it_is_said_how_many():
-    put = WORLD.put(ALICE, 1)
-    missing = [signed for signed in WORLD.said[ALICE] if signed.hash in put.records[1:3]]
-    account = of(WORLD.check(without=missing), put)
+    put = honest().put(ALICE, 1)
+    missing = [signed for signed in honest().said[ALICE] if signed.hash in put.records[1:3]]
+    account = of(honest().check(without=missing), put)
     assert (account.verdict, account.missing) == (MISSING, 2)
     assert {claim.verdict for claim in account.claims} == {MISSING}
 
 
 def test_what_answers_to_a_missing_record_is_not_judged_nor_what_answers_to_that():
     """Without my answers nobody knows what Alice's critiques read, and without those, what Bob's revisions did."""
-    mine = [signed for signed in WORLD.said[ME] if signed.record.stage == ANSWER]
-    found = WORLD.check(without=mine)
-    assert rulings(found, WORLD.put(ALICE, 1)) == {0: RIGHT, 1: UNCHECKED, 2: UNCHECKED}
-    claim = of(found, put := WORLD.put(BOB, 1)).claims[2]
+    mine = [signed for signed in honest().said[ME] if signed.record.stage == ANSWER]
+    found = honest().check(without=mine)
+    assert rulings(found, honest().put(ALICE, 1)) == {0: RIGHT, 1: UNCHECKED, 2: UNCHECKED}
+    claim = of(found, put := honest().put(BOB, 1)).claims[2]
     assert claim.worth.open == {"unknown parent": 4} and claim.worth.low <= claim.claimed <= claim.worth.high
     assert claim.worth.amount == 0
-    found = WORLD.replace(put, claims=put.claims | {2: 0}).check(without=mine)
+    found = honest().replace(put, claims=put.claims | {2: 0}).check(without=mine)
     assert rulings(found, put)[2] == UNCHECKED  # nothing more is known to be earned, but who knows
 
 
@@ -158,8 +161,8 @@ def test_a_round_that_was_left_is_committed_to_and_earns_nothing(stage, jumps, a
 
 def test_what_was_played_under_a_later_beacon_earns_nothing_for_an_earlier_round():
     """A whole round so is not what an honest node commits to, who would have taken the later one."""
-    put, after = WORLD.put(ALICE, 1), WORLD.put(ALICE, 2)
-    both = WORLD.replace(put, records=[*put.records, *after.records[:3]])
+    put, after = honest().put(ALICE, 1), honest().put(ALICE, 2)
+    both = honest().replace(put, records=[*put.records, *after.records[:3]])
     claims = {s: a // 2 for s, a in after.claims.items()}  # of one of two rounds
     claims[STAGES.index(CRITIQUE)] = sum(map(disputes, after.records[3:])) * MILLION * 3 // 4
     late = both.replace(both.put(ALICE, 2), records=after.records[3:], claims=claims)
@@ -169,8 +172,8 @@ def test_what_was_played_under_a_later_beacon_earns_nothing_for_an_earlier_round
 
 
 def test_a_commitment_that_the_chain_never_took_leaves_its_records_to_nobody_and_a_gap_in_the_states():
-    put = WORLD.put(ALICE, 1)
-    world = dataclasses.replace(WORLD, puts=[one for one in WORLD.puts if one is not put])
+    put = honest().put(ALICE, 1)
+    world = dataclasses.replace(honest(), puts=[one for one in honest().puts if one is not put])
     found, after = world.check(), world.put(ALICE, 2)
     assert not found.wrong and of(found, after).right
     assert [one for one in found.standings if one.gap] == [of(found, after)]
@@ -189,8 +192,8 @@ def test_what_was_played_before_the_chain_was_heard_of_is_nowhere_claimed():
 
 @pytest.mark.parametrize(("stage", "more"), [(0, 1), (1, 250_000), (2, -1), (2, 10**9)])
 def test_a_claim_for_more_or_less_is_wrong_and_votes_by_and_for_it_do_not_count(stage, more):
-    put = WORLD.put(ALICE, 2)
-    world = WORLD.replace(put, claims=put.claims | {stage: put.claims[stage] + more})
+    put = honest().put(ALICE, 2)
+    world = honest().replace(put, claims=put.claims | {stage: put.claims[stage] + more})
     found = world.check()
     assert found.wrong and [account.author for account in found.standings if account.against] == [ALICE.author]
     claim = of(found, put).claims[stage]
@@ -208,15 +211,15 @@ def test_a_claim_for_a_stage_that_nobody_plays_is_wrong():
 
 
 def test_another_root_is_wrong_where_all_records_are_here_and_unknown_where_one_is_missing():
-    put = WORLD.put(BOB, 1)
+    put = honest().put(BOB, 1)
     inner = put.records[1:-1]
-    world = WORLD.replace(put, records=[put.records[0], *reversed(inner), put.records[-1]])
+    world = honest().replace(put, records=[put.records[0], *reversed(inner), put.records[-1]])
     found = world.check()
     assert [account.author for account in found.standings if account.against] == [BOB.author]
     assert of(found, put).verdict == WRONG_ROOT and set(rulings(found, put).values()) == {WRONG_ROOT}
     assert all(vote.why for vote in found.votes if (vote.round, vote.hash) == (1, put.hash))
-    assert of(found, WORLD.put(BOB, 2)).right
-    for gone in (signed for signed in WORLD.said[BOB] if signed.hash in put.records):
+    assert of(found, honest().put(BOB, 2)).right
+    for gone in (signed for signed in honest().said[BOB] if signed.hash in put.records):
         found = world.check(without=[gone])
         assert not found.wrong and of(found, put).verdict == MISSING
 
@@ -233,28 +236,28 @@ def test_another_root_is_wrong_where_all_records_are_here_and_unknown_where_one_
     ],
 )
 def test_what_a_commitment_says_of_its_records_is_held_against_them(change, verdict):
-    put = WORLD.put(BOB, 1)
-    standing = of(WORLD.replace(put, **change(put)).check(), put)
+    put = honest().put(BOB, 1)
+    standing = of(honest().replace(put, **change(put)).check(), put)
     assert standing.verdict == verdict and standing.records == [] and not standing.right
     assert standing.against == (verdict != MISSING)
 
 
 def test_records_are_committed_to_once():
-    put, after = WORLD.put(ALICE, 1), WORLD.put(ALICE, 2)
-    found = WORLD.replace(put, records=after.records).check()
+    put, after = honest().put(ALICE, 1), honest().put(ALICE, 2)
+    found = honest().replace(put, records=after.records).check()
     assert set(rulings(found, put).values()) == {WRONG}  # played under a later beacon
     assert of(found, after).verdict == TWICE and of(found, after).verified == 0
-    again = WORLD.replace(after, records=put.records, claims=put.claims).check()
-    assert of(again, put).right and of(again, after).verdict == TWICE and of(again, WORLD.put(ALICE, 3)).right
-    overlapping = WORLD.replace(after, records=[put.records[-1], *after.records]).check()
+    again = honest().replace(after, records=put.records, claims=put.claims).check()
+    assert of(again, put).right and of(again, after).verdict == TWICE and of(again, honest().put(ALICE, 3)).right
+    overlapping = honest().replace(after, records=[put.records[-1], *after.records]).check()
     assert of(overlapping, after).verdict == TWICE
 
 
 @pytest.mark.parametrize("gone", range(1, 5))
 def test_a_record_that_a_commitment_leaves_out_is_found(gone):
-    put = WORLD.put(BOB, 1)
+    put = honest().put(BOB, 1)
     records = [h for i, h in enumerate(put.records) if i != gone]
-    standing = of(WORLD.replace(put, records=records).check(), put)
+    standing = of(honest().replace(put, records=records).check(), put)
     assert standing.verdict == LEFT_OUT and standing.against and standing.verified == 0
 
 
@@ -313,8 +316,8 @@ def test_text_that_is_not_what_the_ids_say_is_wrong_but_not_where_nobody_here_ca
         ]
         return replace(record, groups=groups)
 
-    for tokenizer, verdict in ((WORLD.game.tokenizer_fingerprint, WRONG), ("another", UNCHECKED)):
-        tamper = {MALLORY: lambda record, said, t=tokenizer: replace(retell(record, said), tokenizer_fingerprint=t)}
+    for fingerprint, verdict in ((tokenizer().fingerprint, WRONG), ("another", UNCHECKED)):
+        tamper = {MALLORY: lambda record, said, f=fingerprint: replace(retell(record, said), tokenizer_fingerprint=f)}
         world = play(EVERYBODY, rounds=2, tamper=tamper, stages=(ANSWER,))
         found = world.check()
         claim = of(found, world.put(MALLORY, 0)).claims[0]
@@ -325,12 +328,12 @@ def test_text_that_is_not_what_the_ids_say_is_wrong_but_not_where_nobody_here_ca
 
 def test_whose_end_tokens_are_others_plays_another_game_and_is_not_called_wrong():
     """The same checkpoint, of which the auditor's has one more end token: text behind it would be "behind its end"."""
-    more = sorted(WORLD.game.tokenizer.encode("x"))  # which the heads' wrong answers hold
-    found = WORLD.check(eos_token_ids=(*WORLD.game.eos_token_ids, *more))
+    more = sorted(honest().game.tokenizer.encode("x"))  # which the heads' wrong answers hold
+    found = honest().check(eos_token_ids=(*honest().game.eos_token_ids, *more))
     assert {one.verdict for one in found.standings} == {ANOTHER_GAME} and not found.wrong
     assert all(claim.worth is None for one in found.standings for claim in one.claims)
     strangers = play(EVERYBODY, rounds=2, tokenizer_fingerprint="another")  # have others anyway: the text says all
-    found = strangers.check(eos_token_ids=(1, 2), tokenizer_fingerprint=WORLD.game.tokenizer_fingerprint)
+    found = strangers.check(eos_token_ids=(1, 2), tokenizer_fingerprint=honest().game.tokenizer_fingerprint)
     assert {one.verdict for one in found.standings} == {RIGHT} and not found.wrong
 
 
@@ -345,23 +348,23 @@ def test_who_reads_by_the_text_alone_is_not_to_blame_for_what_they_answer_to():
         return replace(record, groups=groups) if record.stage == ANSWER else record
 
     lying = {MALLORY: Speaker(answer=all_wrong), BOB: Speaker()}
-    for tokenizer in ("another", WORLD.game.tokenizer_fingerprint):
-        world = play(lying, rounds=2, tamper={MALLORY: retell}, own={BOB: {"tokenizer_fingerprint": tokenizer}})
+    for fingerprint in ("another", tokenizer().fingerprint):
+        world = play(lying, rounds=2, tamper={MALLORY: retell}, own={BOB: {"tokenizer_fingerprint": fingerprint}})
         found = world.check()
         critique = next((claim for claim in of(found, world.put(BOB, 0)).claims if claim.stage == 1), None)
-        if tokenizer == "another":
+        if fingerprint == "another":
             assert critique.verdict == UNCHECKED and critique.worth.open == {"wrong parents": 4}
         else:
             assert critique is None  # he has heard nothing to criticise
         assert not of(found, world.put(BOB, 0)).against
 
 
-@pytest.mark.parametrize("tokenizer", ["another", WORLD.game.tokenizer_fingerprint])
-def test_a_group_of_another_size_is_wrong_in_any_tokens(tokenizer):
+@pytest.mark.parametrize("fingerprint", ["another", tokenizer().fingerprint])
+def test_a_group_of_another_size_is_wrong_in_any_tokens(fingerprint):
     def crowd(record, said):
         first, *others = record.groups
         crowded = replace(first, completions=[replace(c, text="é") for c in [*first.completions, first.completions[0]]])
-        return replace(record, groups=[crowded, *others], tokenizer_fingerprint=tokenizer)
+        return replace(record, groups=[crowded, *others], tokenizer_fingerprint=fingerprint)
 
     world = play(EVERYBODY, rounds=2, tamper={MALLORY: crowd}, stages=(ANSWER,))
     claim = of(world.check(), world.put(MALLORY, 0)).claims[0]
@@ -369,19 +372,19 @@ def test_a_group_of_another_size_is_wrong_in_any_tokens(tokenizer):
 
 
 def test_two_records_for_one_stage_are_shown_whichever_of_them_was_committed_to():
-    first = WORLD.said[BOB][7]  # round 2, critique
+    first = honest().said[BOB][7]  # round 2, critique
     second = open_envelope(seal(replace(first.record, policy_version=99), BOB))
-    said = {**WORLD.said, BOB: [*WORLD.said[BOB], second]}
-    put = WORLD.put(BOB, 1)
+    said = {**honest().said, BOB: [*honest().said[BOB], second]}
+    put = honest().put(BOB, 1)
     for records in (put.records, [second.hash if h == first.hash else h for h in put.records]):
-        found = dataclasses.replace(WORLD.replace(put, records=records), said=said).check()
+        found = dataclasses.replace(honest().replace(put, records=records), said=said).check()
         assert found.equivocations == [(BOB.author, 2, CRITIQUE)] and found.wrong
         assert of(found, put).verdict == RIGHT
 
 
 def test_those_who_agreed_on_another_game_are_not_judged_by_this_one():
-    put = WORLD.put(BOB, 1)
-    account = of(WORLD.replace(put, config=bytes(32)).check(), put)
+    put = honest().put(BOB, 1)
+    account = of(honest().replace(put, config=bytes(32)).check(), put)
     assert account.verdict == ANOTHER_GAME and not account.against and not account.right
 
 
@@ -411,12 +414,12 @@ def test_what_depends_on_the_votes_that_were_heard_is_wrong_only_where_no_votes_
 
 
 def test_where_scoring_fails_here_nothing_is_said_against_its_author():
-    put = WORLD.put(ALICE, 1)
-    judge = make_judge(WORLD.game)
-    found = WORLD.check(judge=lambda items: [None if i == 0 else s for i, s in enumerate(judge(items))])
+    put = honest().put(ALICE, 1)
+    judge = make_judge(honest().game)
+    found = honest().check(judge=lambda items: [None if i == 0 else s for i, s in enumerate(judge(items))])
     assert not found.wrong and verdicts(found) == {RIGHT, UNCHECKED}
     assert {cause for a in found.standings for c in a.claims for cause in c.worth.open} == {"failed scores"}
-    high = WORLD.replace(put, claims=put.claims | {0: 7 * MILLION})  # of 6 groups
+    high = honest().replace(put, claims=put.claims | {0: 7 * MILLION})  # of 6 groups
     assert of(high.check(judge=lambda items: [None] * len(items)), put).claims[0].verdict == WRONG
 
 
@@ -429,18 +432,18 @@ def test_a_slow_scorer_may_have_found_less_in_time_but_never_more():
             return getattr(self.task, name)
 
     slow = Mixture({name: Slow(task) for name, task in mixture().tasks.items()}, dict.fromkeys(mixture().tasks, 1.0))
-    put = WORLD.put(ALICE, 1)
-    assert all(account.right for account in WORLD.check(mixture=slow).standings)
+    put = honest().put(ALICE, 1)
+    assert all(account.right for account in honest().check(mixture=slow).standings)
     for stage, more, verdict in ((0, -250_000, UNCHECKED), (0, 1, WRONG), (1, 1, UNCHECKED), (2, 10 * MILLION, WRONG)):
         claims = put.claims | {stage: put.claims[stage] + more}
-        assert rulings(WORLD.replace(put, claims=claims).check(mixture=slow), put)[stage] == verdict
+        assert rulings(honest().replace(put, claims=claims).check(mixture=slow), put)[stage] == verdict
 
 
 def test_only_what_was_found_right_counts_as_verified():
-    found = WORLD.check()
-    assert found.sound and found.claimed == found.verified == sum(sum(put.claims.values()) for put in WORLD.puts)
-    mine = [signed for signed in WORLD.said[ME] if signed.record.stage == ANSWER]
-    unread = WORLD.check(without=mine)
+    found = honest().check()
+    assert found.sound and found.claimed == found.verified == sum(sum(put.claims.values()) for put in honest().puts)
+    mine = [signed for signed in honest().said[ME] if signed.record.stage == ANSWER]
+    unread = honest().check(without=mine)
     right = sum(c.claimed for s in unread.standings for c in s.claims if s.verdict == c.verdict == RIGHT)
     assert not unread.wrong and not unread.sound and unread.claimed == found.claimed > unread.verified == right > 0
-    assert not dataclasses.replace(WORLD, puts=[]).check().standings
+    assert not dataclasses.replace(honest(), puts=[]).check().standings

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlswarm_jax import randomness
-from rlswarm_jax.game.effects import Gather, Learn, Publish, Sample, Score, decode_result, encode_result
+from rlswarm_jax.game.effects import Evaluate, Gather, Learn, Publish, Sample, Score, decode_result, encode_result
 from rlswarm_jax.game.prompts import NONE
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.round import NodeState, play_round
@@ -351,7 +351,7 @@ def test_what_was_said_is_remembered_as_long_as_it_may_be_learned_from():
         assert len(state.sheets) == 3 * len(rounds)
 
 
-# --- what a peer can get wrong in the later stages, one at a time
+# --- what a peer can get wrong in the later stages, one at a time; more of parents is in test_stages.py
 
 
 def heard_with(stage: str, change, who=ALICE):
@@ -363,28 +363,18 @@ def heard_with(stage: str, change, who=ALICE):
     return play(dataclasses.replace(GAME, stages=STAGES[: STAGES.index(stage) + 1]), arrived=arrived)
 
 
-def reordered(parents):
-    return [*parents[:-2], parents[-1], parents[-2]]
-
-
-ALICE_S, BOB_S, MINE = ({stage: PLAYED[who].said[stage].hash for stage in STAGES} for who in (ALICE, BOB, ME))
+BOB_S, MINE = ({stage: PLAYED[who].said[stage].hash for stage in STAGES} for who in (BOB, ME))
 ALICE_VOTE = group_of(PLAYED[ALICE], CRITIQUE, 1).vote
 OLD = play_together(ALL, states=dict.fromkeys(ALL, NodeState(round=0)))
 FLAWS = {
     "made-up parents": (CRITIQUE, "unknown parent", {"parents": [b"p" * 32]}),
-    "parents in another order": (CRITIQUE, "wrong parents", reordered),
     "no parents": (CRITIQUE, "wrong parents", {"parents": []}),
-    "its own answer for a peer's": (CRITIQUE, "wrong parents", {"parents": [ALICE_S[ANSWER]]}),
-    "a parent twice": (CRITIQUE, "wrong parents", {"parents": [BOB_S[ANSWER]] * 2}),
     "an answer of another round": (CRITIQUE, "unknown parent", {"parents": [OLD[BOB].said[ANSWER].hash]}),
     "a vote for one who was not shown": (CRITIQUE, "false vote", {"vote": 3}),
     "a vote that one's critiques do not name": (CRITIQUE, "false vote", {"vote": (ALICE_VOTE + 1) % 3}),
     "no vote, though they name one": (CRITIQUE, "false vote", {"vote": None}),
     "a private problem": (CRITIQUE, "foreign problem", {"index": 2}),
-    "a revision in another order": (REVISE, "wrong parents", reordered),
     "a revision without one's own answer": (REVISE, "wrong parents", {"parents": [BOB_S[ANSWER], MINE[ANSWER]]}),
-    "a revision of somebody else's answer": (REVISE, "wrong parents", {"parents": [BOB_S[ANSWER]]}),
-    "a revision with one's own critique": (REVISE, "wrong parents", {"parents": [ALICE_S[ANSWER], ALICE_S[CRITIQUE]]}),
     "a vote in a revision": (REVISE, "false vote", {"vote": 0}),
     "a vote in an answer": (ANSWER, "false vote", {"vote": 0}),
 }
@@ -393,8 +383,7 @@ FLAWS = {
 @pytest.mark.parametrize(("stage", "cause", "change"), FLAWS.values(), ids=FLAWS)
 def test_a_flawed_group_of_a_later_stage_is_left_out_and_counted(stage, cause, change):
     def changed(record):
-        fields = change if isinstance(change, dict) else {"parents": change(record.groups[1].parents)}
-        return with_group(record, 1, **fields)
+        return with_group(record, 1, **change)
 
     played = heard_with(stage, changed)
     assert played.unused == {cause: 1}
@@ -503,13 +492,16 @@ def test_the_order_in_which_records_are_handed_over_is_nothing(data):
 
 @settings(deadline=None, max_examples=10)
 @given(st.sets(st.tuples(st.sampled_from(STAGES), st.sampled_from([ALICE, BOB]))), st.booleans())
-def test_a_journal_brings_back_the_same_three_stages(lost, late):
+def test_a_journal_brings_back_the_same_round(lost, late):
+    """Fed the journaled bytes of its effects' results, the generator asks for the same and ends in the same state."""
     arrived = {stage: [PLAYED[who].said[stage] for who in (ALICE, BOB) if (stage, who) not in lost] for stage in STAGES}
     arrived[REVISE] += [PLAYED[who].said[stage] for stage, who in lost] if late else []
     state = NodeState(round=1, sheets=dict(OLD[ME].state.sheets))
-    played = play(GAME, state, arrived)
+    game = dataclasses.replace(GAME, evaluate_every=1, rounds=2)  # before it, and after the last
+    played = play(game, state, arrived)
+    assert len(played.all(Evaluate)) == 2
     journal = [encode_result(effect, result) for effect, result in zip(played.effects, played.results, strict=True)]
-    generator, result, asked = play_round(GAME, state), None, []
+    generator, result, asked = play_round(game, state), None, []
     with pytest.raises(StopIteration) as stop:
         while True:
             effect = generator.send(result)

@@ -20,6 +20,7 @@ from libp2p.pubsub.rpc_queue import PriorityQueue
 
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.swarm import peers
 from rlswarm_jax.swarm.exchange import MAX_ADDRESSES, Request, Store, parse_address
 from rlswarm_jax.swarm.frames import INLINE, MalformedError, take_frame
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
@@ -28,7 +29,8 @@ from rlswarm_jax.swarm.peers import AddressBook
 from rlswarm_jax.swarm.router import MAX_QUEUED, Outgoing
 from rlswarm_jax.swarm.transport import NetworkError, Transport
 from tests.records.samples import sealed
-from tests.swarm.live import Node, large, stranger, swarm, wait_for
+from tests.swarm.live import Node, large, stranger, swarm
+from tests.waits import wait_for
 
 numbers = itertools.count()
 
@@ -168,7 +170,8 @@ def test_a_bootnode_that_is_no_address_is_one_sentence():
             gossip.start()
 
 
-def test_an_unreachable_bootnode_is_counted_and_said_once(start, caplog):
+def test_an_unreachable_bootnode_is_counted_and_said_once(start, caplog, monkeypatch):
+    monkeypatch.setattr(peers, "_MAX_WAIT", 1.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -305,31 +308,14 @@ def test_importing_the_network_is_cheap():
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
-@pytest.mark.parametrize("field", [{"inline_bytes": 70_000}, {"port": 70_000}, {"host": "localhost"}])
+@pytest.mark.parametrize("field", [{"port": 70_000}, {"host": "localhost"}])
 def test_a_config_that_cannot_work_is_refused(field):
-    with pytest.raises(ValueError, match=next(iter(field))):
-        GossipConfig("tests", **field)
+    """By the libraries below: configs/common.py has checked a config's own."""
+    with pytest.raises(NetworkError, match=r"cannot (start|listen)"):
+        Gossip(stranger(), GossipConfig("tests", **field), lambda signed: True).start()
 
 
 # --- the pieces
-
-
-def test_addresses_from_peers_are_read_strictly():
-    key = simulated(1, 1).peer_id
-    good = (f"/ip4/1.2.3.4/tcp/1/p2p/{key}", f"/ip6/::1/tcp/65535/p2p/{key}", f"/dns4/example.org/tcp/1/p2p/{key}")
-    bad = (
-        "",
-        "x" * 300,
-        f"/ip4/1.2.3.4/tcp/1/ws/p2p/{key}",
-        f"/ip4/1.2.3.4/udp/1/p2p/{key}",
-        f"/ip4/1.2.3.4/tcp/70000/p2p/{key}",
-        f"/ip4/1.2.3.4/tcp/1/p2p/{key}/p2p-circuit/p2p/{key}",
-        "/ip4/1.2.3.4/tcp/1",
-        "/ip4/1.2.3.4/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N",  # a hash, not a key
-        f"/p2p/{key}",
-    )
-    assert all(parse_address(text) for text in good)
-    assert not any(parse_address(text) for text in bad)
 
 
 def test_the_store_keeps_what_was_used_last_within_its_bytes():

@@ -21,7 +21,8 @@ from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement
 from rlswarm_jax.swarm.limits import Buckets, Door
 from tests.records.samples import sealed
 from tests.swarm.hostile_peer import HostilePeer, framed
-from tests.swarm.live import Node, large, numbers, swarm, wait_for
+from tests.swarm.live import Node, large, numbers, swarm
+from tests.waits import wait_for
 
 # --- hostile peers
 

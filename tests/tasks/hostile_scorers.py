@@ -3,20 +3,32 @@
     python -m tests.tasks.hostile_scorers FILE
 
 Prints JSON: the datasets, digests of their problems, what the interpreter was asked to do while answers were scored,
-which answers were right, how many a scorer refused by raising, what codeio's programs wrote, and the most memory in
-MiB. FILE must not come into being.
+which answers were right, how many a scorer refused by raising, how many CPU seconds the slowest exact score took, what
+codeio's programs wrote, and the most memory in MiB. FILE must not come into being.
 """
 
 import contextlib
 import json
+import pickle
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from rlswarm_jax.tasks import Problem
-from rlswarm_jax.tasks.reasoning import ReasoningTask
+from rlswarm_jax.tasks.reasoning import COMPACT, ReasoningTask
 from tests.tasks.gym_datasets import every_dataset, problems_digest, task
+
+
+class Touch:
+    """Unpickling it would make the file."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
 
 
 def code(marker: str) -> list[str]:
@@ -50,6 +62,9 @@ def code(marker: str) -> list[str]:
         f"!!python/object/apply:builtins.open [{marker}, w]",
         f"import os; os.system('touch {marker}')",
         f"$(touch {marker})",
+        f"`touch {marker}`",
+        pickle.dumps(Touch(marker), 0).decode("latin-1"),
+        pickle.dumps(Touch(marker)).decode("latin-1"),
         "{0.__class__.__init__.__globals__}",
         "%(x)s %n %s" * 50,
         f"square[1.0, 1.0]; move(box_red, {call})",
@@ -102,13 +117,27 @@ def code(marker: str) -> list[str]:
     return harmful + endless
 
 
+def disguised(right: str) -> list[str]:
+    """Texts whose value is the right answer, or which hold it, and large ones: to an exact score all are wrong."""
+    value = [form.format(right) for form in ("str('{}')", "({})", "+{}", "0 + {}", "'{}'", '"{}"', "({}, 0)[0]")]
+    big = [text * 1_000_000 for text in ("x", "9", " ", "\n", "\0", "(", "[", "İ", "\ud800", f"{right} ", "<answer>")]
+    nested = ["(" * 100_000 + right + ")" * 100_000, "[" * 500_000 + "]" * 500_000]
+    odd = [f"{right}\0", f"\0{right}", "\u202e" + right, "\ufeff" + right, right + "\ud800"]
+    return value + big + nested + odd
+
+
 def pairs() -> Iterator[tuple[ReasoningTask, Problem]]:
-    """A problem of every dataset, to be scored as it is by default and, so that its own scorer is reached, graded."""
+    """A problem of every dataset, to be scored as it is by default and, so that its own scorer is reached, graded.
+
+    Exactly, too, if it has a compact form.
+    """
     for dataset in every_dataset():
-        default, graded = task(dataset), task(dataset, "graded")
+        graded = task(dataset, "graded")
         problem = graded.problem(1)
-        yield default, problem
+        yield task(dataset), problem
         yield graded, problem
+        if dataset in COMPACT:
+            yield task(dataset, "exact"), problem
 
 
 def _leaves(event: str, arguments: tuple) -> bool:
@@ -148,7 +177,7 @@ def main(marker: str) -> None:
     control = sorted({event for event, _ in events})
     events.clear()
 
-    seen, problems, right, raised = set(), {}, [], 0
+    seen, problems, right, raised, slowest = set(), {}, [], 0, 0.0
     for one, problem in pairs():
         seen.add(one.dataset)
         problems[one.dataset] = problems_digest(task(one.dataset, "graded"))
@@ -157,16 +186,20 @@ def main(marker: str) -> None:
             with contextlib.suppress(Exception):
                 one.score(problem, text)
         with_it = [f"{known} # {marker}", f"[{known}, open({marker!r}, 'w')]", f"({known}) if open({marker!r}) else 0"]
-        payloads = code(marker)
+        payloads, exact = code(marker), one.dataset in COMPACT and one is task(one.dataset, "exact")
+        if exact:
+            payloads, with_it = payloads + with_it + disguised(known), []
         for sent in payloads + with_it:
-            watching = True
+            started, watching = time.process_time(), True
             try:
                 score = one.score(problem, sent)
             except Exception:  # the scorer of another's library: what raises counts as a failure of the answer
                 score, raised = 0.0, raised + 1
             finally:
                 watching = False
-            if not (0 <= score < 1 if sent in payloads else 0 <= score <= 1):
+            if exact:
+                slowest = max(slowest, time.process_time() - started)
+            if not (score == 0 if exact else 0 <= score < 1 if sent in payloads else 0 <= score <= 1):
                 right.append([one.name, ascii(sent[:60]), score])
     codeio = task("codeio")
     making = True
@@ -175,6 +208,7 @@ def main(marker: str) -> None:
     making = False
     memory = peak_memory_mb()
     found = {"control": control, "events": events, "right": right, "raised": raised, "memory": memory}
+    found["slowest"] = slowest
     print(json.dumps({"datasets": sorted(seen), "problems": problems, "written": written, **found}))
 
 

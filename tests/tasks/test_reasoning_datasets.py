@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,7 +71,9 @@ def split_is_disjoint(name, count):
     assert all(split_of(name, other.problem(seed).compact) == "train" for seed in range(count))
 
 
-@pytest.mark.parametrize("name", ["acre", "binary_matrix", "cryptarithm", "rush_hour", "tower_of_hanoi", "word_ladder"])
+@pytest.mark.parametrize(
+    "name", [*COMPACT, "acre", "binary_matrix", "cryptarithm", "rush_hour", "tower_of_hanoi", "word_ladder"]
+)
 def test_held_out_problems_are_no_training_problems(name):
     split_is_disjoint(name, 20)
 
@@ -120,6 +123,7 @@ def test_no_scorer_runs_what_it_is_sent(tmp_path):
     assert found["right"] == []
     assert found["written"] == []  # by the programs that codeio runs
     assert found["memory"] < 1024
+    assert found["slowest"] < 0.5
     assert not marker.exists()
     # and all nodes make the same problems, whatever their hash seed
     for name in every_dataset():
@@ -187,3 +191,21 @@ def test_a_dataset_that_tells_no_answer_cannot_be_scored_exactly():
         assert task(name).problem(0).answers == ()
         with pytest.raises(TaskError, match=f"{name}.* tells no answer"):
             ReasoningTask(name, {"score": "exact"})
+
+
+def test_one_dataset_comes_without_the_others_and_they_come_when_they_are_asked_for():
+    """In a process of its own: what was imported stays so."""
+    script = """
+import sys
+from rlswarm_jax.tasks import reasoning_library as library
+one = library.factory("spell_backward").DATASETS["spell_backward"]
+assert "reasoning_gym" not in sys.modules and "sympy" not in sys.modules and "matplotlib" not in sys.modules
+assert library.factory("chain_sum").DATASETS["spell_backward"] is one
+assert "no_such" not in library.factory("no_such").DATASETS and len(library.factory().DATASETS) > 100
+assert library.factory("chain_sum").DATASETS["spell_backward"] is one and "matplotlib" not in sys.modules
+import reasoning_gym
+dataset = reasoning_gym.create_dataset("game_of_life", size=1, seed=1)
+assert dataset.score_answer(dataset[0]["answer"], dataset[0]) == 1 and "cellpylib" in sys.modules
+assert type(reasoning_gym.create_dataset("spell_backward", size=1, seed=1)) is one[0]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])

@@ -1,15 +1,10 @@
 import collections
 import functools
-import hashlib
 import importlib
 import importlib.metadata
 import itertools
-import json
 import math
-import os
 import re
-import subprocess
-import sys
 from fractions import Fraction
 
 import pytest
@@ -134,16 +129,6 @@ def test_neighbouring_seeds_do_not_share_problems(reasoning_gym):
     assert all(a != b for a, b in itertools.pairwise(questions))
     dataset = reasoning_gym.create_dataset("chain_sum", seed=0, size=400)
     assert len({entry["question"] for entry in dataset} & set(questions)) < 20
-
-
-@offered
-def test_held_out_and_training_problems_are_disjoint(name):
-    train = [task(name).problem(seed) for seed in range(3000)]
-    held_out = [task(name).problem(seed, "held_out") for seed in range(500)]
-    assert all(problem.split == "train" for problem in train)
-    assert all(problem.split == "held_out" for problem in held_out)
-    for content in ("compact", "question"):
-        assert not {getattr(p, content) for p in train} & {getattr(p, content) for p in held_out}
 
 
 def test_a_small_task_is_cut_in_two():
@@ -280,44 +265,6 @@ def test_any_text_at_all_gets_a_score(name, seed, text):
     problem = task(name).problem(seed)
     expected = {" ".join(answer.split()).lower() for answer in problem.answers}
     assert task(name).score(problem, text) == float(re.sub(r"\s+", " ", text).strip().lower() in expected)
-
-
-def test_code_of_reasoning_gym_s_scorers_is_never_reached(reasoning_gym, monkeypatch):
-    def subclasses(cls):
-        return {cls}.union(*(subclasses(sub) for sub in cls.__subclasses__()))
-
-    def reached(*_, **__):
-        raise AssertionError("score_answer was called")
-
-    datasets = subclasses(reasoning_gym.factory.ProceduralDataset)
-    assert len(datasets) > 50
-    for cls in datasets:
-        monkeypatch.setattr(cls, "score_answer", reached)
-    with pytest.raises(AssertionError, match="was called"):
-        reasoning_gym.create_dataset("chain_sum", seed=0, size=1).score_answer("1", {})
-    mixture = make_mixture({name: {} for name in OFFERED})
-    for seed in range(100):
-        problem = mixture.problem(seed)
-        assert mixture.score(problem, problem.answers[0]) == 1.0 and mixture.score(problem, "[1]") == 0.0
-
-
-def test_no_answer_is_ever_executed(tmp_path):
-    """Peers' text is scored: nothing in it may be compiled, opened, imported or run; a foreign process looks on.
-
-    The process has another hash seed, so it also tells whether all nodes make the same problems.
-    """
-    marker = tmp_path / "marker"
-    environment = os.environ | {"PYTHONHASHSEED": "123", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.tasks.hostile", str(marker)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    found = json.loads(done.stdout)
-    assert {"compile", "exec", "open"} <= set(found["control"])  # the hook sees what it is there to see
-    assert found["events"] == []
-    assert found["scored"] == []
-    assert found["slowest"] < 0.5
-    assert not marker.exists()
-    problems = [task(name).problem(seed) for name in OFFERED for seed in range(50)]
-    assert found["problems"] == hashlib.sha256("".join(map(repr, problems)).encode()).hexdigest()
 
 
 # --- mixtures
