@@ -130,9 +130,8 @@ class _Kept:
 
 def _salt(folder: Path) -> str:
     path = folder / SALT
-    with contextlib.suppress(OSError):  # it is there, or the disk is full
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(4))
+    with contextlib.suppress(OSError), path.open("x") as file:  # it is there, or the disk is full
+        file.write(secrets.token_hex(4))
     return path.read_text() if path.exists() else ""
 
 
