@@ -99,8 +99,11 @@ class Worker:
     """A side's process. It computes only while `ask` waits for it."""
 
     def __init__(self, python: str, *words: str):
-        command = [python, "-m", "benchmarks.decode_sides", *words]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        # by its path: as a part of this package it would ask for all that the package needs
+        command = [python, str(ROOT / "benchmarks/decode_sides.py"), *words]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=environment)  # type: ignore[call-overload]
 
     def hear(self) -> dict[str, Any]:
         line = self._process.stdout.readline()

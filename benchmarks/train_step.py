@@ -1,183 +1,210 @@
-"""How fast a GRPO train step on the embedded model is, and the matmul trick that it owes some of that to.
+"""How fast a GRPO train step is, against the same loss in plain torch, with the memory that either takes.
 
-    python -m benchmarks.train_step                  # all cores, 20 to 60 seconds
-    taskset -c 0 python -m benchmarks.train_step     # one
+    python -m benchmarks.train_step --peer-python ~/torch/bin/python           # needs torch and transformers there
+    python -m benchmarks.train_step --rows tiny-32x8-16+12,0.5b-4x4-64+64 --turns 5
+    python -m benchmarks.train_step --smoke                                    # ours alone, the tiny model
 
-Prints one JSON line a row. What is compared is measured in turns and the medians are taken. Each row comes by the
-wall clock and by the process clock, which adds up the threads' time and stands a busy machine better.
+A minute for the small rows; 0.5b takes some, and 16 GB. Prints one JSON line a row, side and clock. A row is
+MODEL-GROUPSxCOMPLETIONS-PROMPT+NEW TOKENS; the live one has such groups as a quickstart's node learns from in a round.
+Both sides load one checkpoint and compute the same loss of the same completions (their gradients' norms must agree):
+torch pads them to the longest and takes the head at completions alone, ours packs them into sequences with each prompt
+once (rlswarm_jax/grpo/tiles.py). Each is alone in a process, with the same threads; they take turns.
 
-The train step's tokens are those of the batch, prompts and padding included. `ratio` is its share of the rate that a
-large float32 matmul reaches here, counting the floating-point operations of the model's matmuls alone. A weight
-gradient's `ratio` is how many times as long it takes if x keeps its three axes (rlswarm_jax/qwen/model.py flattens).
-
-The live batch has as many rows, of such lengths, as a quickstart's node learns from in a round (docs/design.md). It is
-learned from in tiles, and beside it padded, as 60 rows of 108 tokens; `text` is the share of slots that are text, and
-`ratio` the time in tiles over that time.
+`value` is ms a step, the median over the turns, by the wall clock and by the process clock, which adds up the threads'
+time and stands a busy machine better. `ratio` of ours is its time over torch's. `measured` has the tokens of all texts
+a second (a prompt counted for each of its completions, for both sides), the process's peak memory, weights included,
+and of ours the share of slots that hold text and that share of a large float32 product's speed at which the
+arithmetic of the packed slots is done.
 """
 
+import argparse
 import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlswarm_jax import assets, qwen
-from rlswarm_jax.grpo import learner, tiles
+from benchmarks.train_sides import Row, parse_row
+from rlswarm_jax import assets
+from rlswarm_jax.grpo import tiles
 from rlswarm_jax.machine import hardware
-from rlswarm_jax.qwen import model
+from rlswarm_jax.qwen.config import QwenConfig, read_config
 
-PROMPT, NEW_TOKENS = 16, 12  # tokens of a row, as in the quickstart
-LONGEST = 108  # tokens of the longest row that the quickstart has room for
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = (
+    "tiny-0x7-0+11,tiny-1x8-16+12,tiny-8x8-16+12,tiny-32x8-16+12,10m-8x8-64+64,50m-4x8-64+64,"
+    "0.5b-4x4-64+64,0.5b-1x8-512+512"
+)
+SMALL = 0.05  # seconds; a turn repeats what is quicker
 SIDE = 2048  # of the large matmul
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
-Times = dict[str, float]  # seconds by each clock
 
 
-def train_step_rows() -> Iterator[dict[str, Any]]:
-    policy = qwen.load(assets.SPOILED)
-    config = learner.LearnerConfig(learning_rate=1e-3, clip_low=0.2, clip_high=0.28, dual_clip=3.0, temperature=1.0)
-    step = again_and_again(learner.Learner(config, policy.config), policy.params)
-    square = jnp.asarray(np.random.default_rng(0).standard_normal((SIDE, SIDE)), jnp.float32)
-    matmul = jax.jit(partial(jnp.matmul, precision="highest"))
-    batches = {rows: make_batch(rows, policy.config.vocab_size) for rows in (64, 256)}
-    runs: dict[Any, Callable[[], Any]] = {rows: partial(step, batch) for rows, batch in batches.items()}
-    times = in_turns(runs | {"matmul": partial(matmul, square, square)}, turns=15)
-    for clock in CLOCKS:
-        best = 2 * SIDE**3 / times["matmul"][clock]
-        yield row("matmul", {"side": SIDE, "clock": clock}, best / 1e9, "GFLOP/s")
-        for rows in batches:
-            about = {"model": "embedded", "rows": rows, "tokens_per_row": PROMPT + NEW_TOKENS, "clock": clock}
-            seconds = times[rows][clock]
-            rate = step_flops(policy.config, rows) / seconds
-            yield row("train step", about, rows * (PROMPT + NEW_TOKENS) / seconds, "tokens/s")
-            yield row("train step", about, rate / 1e9, "GFLOP/s", "matmul", rate / best)
+class Worker:
+    """A side's process, which computes only while `ask` waits for it."""
+
+    def __init__(self, python: str, *words: str):
+        # by its path: as a part of this package it would ask for all that the package needs
+        command = [python, str(ROOT / "benchmarks/train_sides.py"), *words]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=environment)  # type: ignore[call-overload]
+        self.versions = self._hear()["versions"]
+
+    def ask(self, repeats: int) -> dict[str, float]:
+        print(repeats, file=self._process.stdin, flush=True)
+        return self._hear()
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(map(str, self._process.args))} ended with {self._process.wait()}.")  # type: ignore[arg-type]
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
 
 
-def live_batch_rows() -> Iterator[dict[str, Any]]:
-    policy, rng = qwen.load(assets.SPOILED), np.random.default_rng(0)
-    config = learner.LearnerConfig(
-        learning_rate=1e-3, clip_low=0.2, clip_high=0.28, dual_clip=3.0, temperature=1.0, external_min_prob=1e-4
-    )
-    rows = []
-    for length in (*rng.integers(12, 29, 26), *rng.integers(30, 100, 6)):
-        prompt, completion = (rng.integers(2, 97, n).tolist() for n in (length - 6, 6))
-        rows.append(tiles.Row(prompt, completion, float(rng.choice([-1.0, 1.0])), [-1.0] * 6, bool(rng.random() < 0.6)))
-    sides = {
-        "tiles": tiles.tiles(rows, tiles.shapes(LONGEST, NEW_TOKENS)),
-        "padded": [tiles.tile(rows, tiles.Shape(60, LONGEST, NEW_TOKENS))],
-    }
-    step = again_and_again(learner.Learner(config, policy.config), policy.params)
-    times = in_turns({name: partial(step, parts) for name, parts in sides.items()}, turns=15)
-    for clock in CLOCKS:
-        for name, parts in sides.items():
-            slots = sum(part.tokens_BT.size for part in parts)
-            text = sum(len(one.prompt) + len(one.completion) for one in rows) / slots
-            about = {"model": "embedded", "as": name, "tiles": len(parts), "text": round(text, 2), "clock": clock}
-            seconds = times[name][clock]
-            versus = ("padded", seconds / times["padded"][clock]) if name == "tiles" else (None, None)
-            yield row("live batch", about, 1e3 * seconds, "ms", *versus)
-
-
-def again_and_again(learns: learner.Learner, params: qwen.Params) -> Callable[[Any], learner.Metrics]:
-    """Steps from where the last one went."""
-    state = learns.init(params)
-
-    def step(parts: Any) -> learner.Metrics:
-        nonlocal state
-        state, metrics = learns.step(state, parts, 1e-3)
-        return metrics
-
-    return step
-
-
-def weight_gradient_rows() -> Iterator[dict[str, Any]]:
-    """Of the embedded model's MLP at both batch sizes, and of a wider one."""
-    for rows, tokens, d, f in ((64, 28, 64, 192), (256, 28, 64, 192), (16, 128, 256, 1024)):
-        rng = np.random.default_rng(0)
-        shapes = ((rows, tokens, d), (rows, tokens, f), (d, f))
-        x_BTD, y_BTF, w_DF = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
-
-        def gradient(product, x, y, w):
-            return jax.vjp(partial(product, x), w)[1](y)[0]
-
-        three = partial(jax.jit(partial(gradient, partial(jnp.matmul, precision="highest"))), x_BTD, y_BTF, w_DF)
-        flat = partial(jax.jit(partial(gradient, model._matmul)), x_BTD, y_BTF, w_DF)
-        np.testing.assert_allclose(three(), flat(), rtol=0, atol=1e-2)
-        times = in_turns({"three": three, "flat": flat}, turns=40)
-        for clock in CLOCKS:
-            about = {"shape_BTD": [rows, tokens, d], "shape_DF": [d, f], "clock": clock}
-            seconds = times["flat"][clock]
-            ratio = times["three"][clock] / seconds
-            yield row("weight gradient", about, 1e3 * seconds, "ms", "x with three axes", ratio)
-
-
-def row(
-    name: str, config: dict[str, Any], value: float, unit: str, versus: str | None = None, ratio: float | None = None
-) -> dict[str, Any]:
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "benchmark": name,
-        "config": config | {"threads": threads},
-        "value": float(f"{value:.3g}"),
-        "unit": unit,
-        "versus": versus,
-        "ratio": ratio and round(ratio, 2),
-    }
-
-
-def make_batch(rows: int, vocab_size: int) -> learner.Batch:
-    rng = np.random.default_rng(0)
-    return learner.Batch(
-        tokens_BT=rng.integers(0, vocab_size, (rows, PROMPT + NEW_TOKENS)).astype(np.int32),
-        prompt_lengths_B=np.full(rows, PROMPT, np.int32),
-        completion_lengths_B=np.full(rows, NEW_TOKENS, np.int32),
-        advantages_B=rng.choice([-1.0, 1.0], rows).astype(np.float32),
-        old_logprobs_BC=np.full((rows, NEW_TOKENS), -4.0, np.float32),
-        old_known_B=np.ones(rows, bool),
-    )
-
-
-def step_flops(config: qwen.QwenConfig, rows: int) -> int:
-    """Of the matmuls of one step, forward and, twice that, backward. Multiplying and adding are two operations."""
-    tokens, d, width = PROMPT + NEW_TOKENS, config.hidden_size, config.num_heads * config.head_dim
-    weights = d * 2 * (width + config.num_kv_heads * config.head_dim) + 3 * d * config.intermediate_size
-    layer = 2 * tokens * weights + 4 * tokens**2 * width
-    return 3 * rows * (config.num_layers * layer + 2 * NEW_TOKENS * d * config.vocab_size)
-
-
-def in_turns(runs: Mapping[Any, Callable[[], Any]], turns: int) -> dict[Any, Times]:
-    """Median times of each run. A turn runs everything, each for about 50 ms."""
-    repeats = {}
-    for name, run in runs.items():
-        jax.block_until_ready(run())
-        started = time.perf_counter()
-        jax.block_until_ready(run())
-        repeats[name] = 1 + int(0.05 / (time.perf_counter() - started))
-    found: dict[Any, dict[str, list[float]]] = {name: {clock: [] for clock in CLOCKS} for name in runs}
+def in_turns(sides: dict[str, str], checkpoint: Path, row: Row, turns: int) -> dict[str, list[dict[str, float]]]:
+    """What each turn of each side took. sides: and their interpreters."""
+    workers, repeats, norms = {}, {}, []
+    for side, python in sides.items():
+        workers[side] = Worker(python, side, str(checkpoint), row.name)
+        norms.append(workers[side].ask(1)["grad_norm"])
+        repeats[side] = 1 + int(SMALL / workers[side].ask(1)["wall"])
+    if not any(side.endswith("-iteration") for side in sides):  # which sample what they learn from
+        np.testing.assert_allclose(norms, norms[0], rtol=1e-3, err_msg="the sides compute something else")
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(turns):
-        for name, run in runs.items():
-            started_at = {clock: read() for clock, read in CLOCKS.items()}
-            for _ in range(repeats[name]):
-                jax.block_until_ready(run())
-            for clock, read in CLOCKS.items():
-                found[name][clock].append((read() - started_at[clock]) / repeats[name])
-    return {name: {clock: statistics.median(all_) for clock, all_ in by.items()} for name, by in found.items()}
+        for side, worker in workers.items():
+            found[side].append(worker.ask(repeats[side]))
+    for side, worker in workers.items():
+        found[side][0]["versions"] = worker.versions  # type: ignore[assignment]
+        worker.close()
+    return found
 
 
-def main() -> None:
-    versions = {package: metadata.version(package) for package in ("jax", "optax", "numpy")}
-    about = {"hardware": hardware(), "versions": {"python": platform.python_version(), **versions}}
-    for rows in (train_step_rows(), live_batch_rows(), weight_gradient_rows()):
-        for found in rows:
-            print(json.dumps(found | about), flush=True)
+def lines(row: Row, found: dict[str, list[dict[str, float]]], config: QwenConfig, matmul: dict[str, float]):
+    """A JSON line's fields for each side and clock."""
+    texts = row.texts(config.vocab_size)
+    tokens = sum(len(prompt) + len(completion) for prompt, completion, _ in texts)
+    for clock in CLOCKS:
+        seconds = {side: statistics.median(turn[clock] for turn in turns) for side, turns in found.items()}
+        for side, turns in found.items():
+            measured = {"tokens_per_s": tokens / seconds[side], "peak_mb": max(turn["peak_mb"] for turn in turns)}
+            if side == "ours":
+                shares = packed(row, texts)
+                rate = step_flops(config, shares["slots"], shares["width"]) / seconds[side]
+                measured |= {"text": shares["text"], "of_matmul": rate / matmul[clock]}
+            peer = next((other for other in found if not other.startswith("ours")), None)
+            against = (
+                {"versus": peer, "ratio": round(seconds[side] / seconds[peer], 2)} if peer and side != peer else {}
+            )
+            yield {
+                "benchmark": "grpo iteration" if side.endswith("-iteration") else "train step",
+                "config": {"row": row.name, "side": side, "clock": clock},
+                "value": float(f"{1e3 * seconds[side]:.3g}"),
+                "unit": "ms",
+                **against,
+                "measured": {name: float(f"{value:.3g}") for name, value in measured.items()},
+                "versions": {"python": platform.python_version()} | turns[0]["versions"],  # type: ignore[operator]
+            }
+
+
+def packed(row: Row, texts) -> dict[str, float]:
+    """Slots, their width, and the share that holds text, as the learner has them."""
+    rows = [tiles.Row(*one, None, external=False) for one in texts]
+    longest = max(max(len(one.prompt) + len(one.completion) for one in rows), 108 if row.is_live else 0)
+    parts = tiles.tiles(rows, tiles.shapes(longest, max(len(one.completion) for one in rows)))
+    slots = sum(part.tokens_XT.size for part in parts)
+    text = sum(int((part.prompts_XT > 0).sum()) for part in parts) / slots
+    return {"slots": slots, "width": parts[0].tokens_XT.shape[1], "text": text}
+
+
+def step_flops(config: QwenConfig, slots: float, width: float) -> float:
+    """Of the matmuls of one step, forward and, twice that, backward. Multiplying and adding are two operations."""
+    d, heads = config.hidden_size, config.num_heads * config.head_dim
+    weights = d * 2 * (heads + config.num_kv_heads * config.head_dim) + 3 * d * config.intermediate_size
+    layer = 2 * weights + 4 * width * heads
+    return 3 * slots * (config.num_layers * layer + 2 * d * config.vocab_size)
+
+
+def matmul_rate() -> dict[str, float]:
+    """FLOP/s of a large float32 product by each clock."""
+    square = jnp.asarray(np.random.default_rng(0).standard_normal((SIDE, SIDE)), jnp.float32)
+    product = jax.jit(partial(jnp.matmul, precision="highest"))
+    jax.block_until_ready(product(square, square))
+    spent: dict[str, list[float]] = {clock: [] for clock in CLOCKS}
+    for _ in range(9):
+        began = {clock: read() for clock, read in CLOCKS.items()}
+        jax.block_until_ready(product(square, square))
+        for clock, read in CLOCKS.items():
+            spent[clock].append(read() - began[clock])
+    return {clock: 2 * SIDE**3 / statistics.median(times) for clock, times in spent.items()}
+
+
+def checkpoint_of(model: str, directory: Path) -> Path:
+    if model == "tiny":
+        return assets.SPOILED
+    if not (directory / model).exists():
+        command = [sys.executable, "-m", "benchmarks.train_sides", "checkpoint", directory / model, model]
+        subprocess.run(command, check=True, cwd=ROOT)
+    return directory / model
+
+
+def measure(rows: Sequence[Row], sides: dict[str, str], turns: int) -> Iterator[dict[str, Any]]:
+    matmul = matmul_rate()
+    for clock, rate in matmul.items():
+        about = {"benchmark": "matmul", "config": {"side": SIDE, "clock": clock}}
+        yield about | {
+            "value": float(f"{rate / 1e9:.3g}"),
+            "unit": "GFLOP/s",
+            "versions": {"jax": metadata.version("jax")},
+        }
+    with tempfile.TemporaryDirectory(prefix="train-") as directory:
+        for row in rows:
+            path = checkpoint_of(row.model, Path(directory))
+            yield from lines(row, in_turns(sides, path, row, turns), read_config(path), matmul)
+
+
+def parse(name: str, doc: str | None, rows: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=doc)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--peer-python", metavar="PATH", help="an interpreter with the peer's packages")
+    parser.add_argument("--rows", default=rows, help=f"comma-separated; default: {rows}")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="ours alone, the tiny model, one turn")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace, ours: str, peer: str, smoke: str) -> None:
+    rows = [parse_row(name) for name in (smoke if args.smoke else args.rows).split(",")]
+    sides = {ours: sys.executable} | ({peer: args.peer_python} if args.peer_python and not args.smoke else {})
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+    for line in measure(rows, sides, 1 if args.smoke else args.turns):
+        line["config"] |= {"threads": threads}
+        print(json.dumps(line | {"hardware": hardware()}), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run(parse("train_step", __doc__, ROWS, argv), "ours", "torch", "tiny-1x8-16+12")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from configs.fields import (
     one_of,
     plain,
     real,
+    span,
     such,
     text,
     triple,
@@ -70,6 +71,7 @@ ADDRESS = matching("(0x[0-9a-fA-F]{40})?", "an address, 0x and 40 hexadecimal di
 PEER = such(lambda peer: author_of(peer) is not None, "the peer id of a secp256k1 key")
 BOOTNODE = such(lambda address: addresses.read(address) is not None, addresses.WANTED)
 PARTITION = triple(real(0), real(0), each(each(whole(0))))
+ROUNDS = span("() for none, or (first, end): two whole numbers from 0, the first one smaller")
 
 
 def _is_ip(host: str) -> bool:
@@ -133,6 +135,7 @@ FIELDS = {
     #
     "game.stages": Field(3, whole(1, len(STAGES)), "1: answer; 2: and criticise each other's; 3: and revise one's own"),
     "game.shared": Field(2, whole(0, MAX_GROUPS), "of a node's problems, those that all have: these are criticised"),
+    "game.redraws": Field(0, whole(0, 64), "of a problem that not all have, while its answers all earn the same"),
     "game.shown": Field(3, whole(1, MAX_GROUPS // 2 - 1), "others' answers that a node is shown of a problem, at most"),
     "game.critics": Field(3, whole(0, MAX_GROUPS // 2), "critiques"),
     "game.show_votes": Field(True, yes_no(), "and for how many critics each answer is the best"),
@@ -225,6 +228,9 @@ FIELDS = {
     "simulation.partitions": Field((), each(PARTITION), "((start, end, ((0, 1), (2, 3))), ...)"),
     #
     "checkpoint_every": Field(20, whole(1), "rounds"),
+    "checkpoints.keep": Field(2, whole(1, 1000), "newest ones"),
+    "checkpoints.best": Field(False, yes_no(), "and the best on held-out problems: export and evaluate take --best"),
+    "profile.rounds": Field((), ROUNDS, "(10, 12): trace 10 and 11 of the first node, for TensorBoard or XProf"),
     "wandb.mode": Field("auto", one_of("auto", "online", "offline", "disabled"), "auto: online where one is logged in"),
     "wandb.project": Field("rlswarm_jax", PROJECT, "there"),
 }

@@ -116,6 +116,18 @@ def each(allowed: Range, count: int | None = None) -> Range:
     )
 
 
+def span(expected: str) -> Range:
+    """Nothing, or where something begins and where it has ended."""
+    numbers, whole_ = each(whole(0)), whole(0)
+
+    def holds(value: Any) -> bool:
+        if not numbers.holds(value) or len(value) not in (0, 2):
+            return False
+        return not value or (all(map(whole_.holds, value)) and value[0] < value[1])
+
+    return Range(expected, holds)
+
+
 def triple(first: Range, second: Range, third: Range) -> Range:
     """A tuple or list of three, each with its own range."""
     ranges = first, second, third

@@ -6,6 +6,7 @@
   --config FILE[:variant]       the game, its tasks and how many held-out problems (config.evaluation.problems)
   --config.FIELD=VALUE          changes one field; --config.seed chooses the noise too
   --checkpoint DIR              the folder of a run of that config, simulated or live
+  --best                        of it what did best on held-out problems (config.checkpoints.best), not the newest
   --workdir DIR                 where evaluation.json is written (default: the run's folder, else runs/<config name>)
 
 Every node answers each problem as often as a group has completions, at the sampling temperature; then they criticise
@@ -51,7 +52,7 @@ def run(arguments: Arguments) -> int:
         try:
             for name in ("before", "after") if checkpoint else ("before",):
                 if checkpoint and name == "after":
-                    made.engine.set_states(load_states(checkpoint, made.engine.state(0), nodes))
+                    made.engine.set_states(load_states(checkpoint, made.engine.state(0), nodes, arguments.best))
                 with Progress(console=console, transient=True) as progress:
                     rounds = progress.track(sit(exams, identities, made.engine), exams[0].num_rounds, description=name)
                     outcomes = [outcome for round_ in rounds for outcome in round_]

@@ -2,6 +2,7 @@
 
     python -m experiments.export runs/quickstart my-model                      the swarm's first node
     python -m experiments.export runs/quickstart --node bold-otter-1f my-model    or the one of that name
+    python -m experiments.export runs/quickstart --best my-model           its best on held-out problems, not its newest
 
 RUN is the folder of a run of any driver: a swarm of processes, a simulation, or a single node; also while it goes on.
 Its newest whole checkpoint is taken, in the precision it was trained in. DIR is made; if it is there it must be empty.
@@ -34,15 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--node", metavar="NAME", help="whose weights, as the report calls it or by number; the first's"
     )
+    parser.add_argument("--best", action="store_true", help="what did best on held-out problems (checkpoints.best)")
     arguments = parser.parse_args(argv)
     try:
-        return export(arguments.run, arguments.node, arguments.directory)
+        return export(arguments.run, arguments.node, arguments.directory, arguments.best)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def export(run: Path, name: str | None, directory: Path) -> int:
+def export(run: Path, name: str | None, directory: Path, best: bool = False) -> int:
     """Raises UsageError for a run, a node or a directory that cannot be."""
     config = read_config(run)
     nodes = nodes_of(run, config)
@@ -59,7 +61,7 @@ def export(run: Path, name: str | None, directory: Path) -> int:
     together = sum(other.folder == node.folder for other in nodes)
     try:
         policy = qwen.load(build.model_path(config))
-        states = load_states(node.folder, build.first_state(config, policy), together)
+        states = load_states(node.folder, build.first_state(config, policy), together, best)
         qwen.save(dataclasses.replace(policy, params=states[node.index].params), directory)
     except (CheckpointError, qwen.SaveError, ValueError) as error:
         raise UsageError(str(error)) from error

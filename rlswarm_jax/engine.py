@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlswarm_jax import parallel, qwen
+from rlswarm_jax import parallel, qwen, speed
 from rlswarm_jax.evaluator import Evaluator
 from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
 from rlswarm_jax.game.prompts import PromptFormat
@@ -90,6 +90,7 @@ class Engine:
         learner_config: learner.LearnerConfig,
         num_nodes: int,
         devices: parallel.DeviceConfig | None = None,
+        jit: Callable[..., Callable] = jax.jit,
     ):
         self.config, self.verifier, self.mixture = config, verifier, verifier.mixture
         self._learner_config, self._tokenizer = learner_config, policy.tokenizer
@@ -98,6 +99,7 @@ class Engine:
         mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)  # of all processes: they are one node
         self._mesh = None if mesh.size == 1 else mesh
         on, most = (self._mesh, devices.backend), config.max_prompt_tokens
+        jit = jit if self._mesh is None else jax.jit
 
         def sampler(temperature: float, how: Draw, rows: int, exact_rows: int, counts: Sequence[int]) -> Sampler:
             return Sampler(
@@ -112,13 +114,16 @@ class Engine:
                 temperature=temperature,
                 how=how,
                 kv_dtype=config.kv_dtype,
+                jit=jit,
             )
 
         counts, held_out = [count for count, _ in config.stages], config.held_out_rows
         self._sampler = sampler(config.temperature, Draw(), config.rows, config.exact_rows, counts)
         greedy = sampler(config.evaluation_temperature, config.evaluation, held_out, held_out, ())
         self._evaluator = Evaluator(greedy, verifier, prompt_format, policy.tokenizer, config.held_out_problems)
-        self._learner = learner.Learner(learner_config, policy.config, *on)
+        # the rate is an argument of a step: whatever it follows from makes no other program
+        same = dataclasses.replace(learner_config, learning_rate=0.0, decay_rounds=0, decay_to=1.0)
+        self._learner = learner.Learner(same, policy.config, *on, jit=jit)
         shards, longest = parallel.row_shards(self._mesh), most + config.max_new_tokens
         self._shapes = tiles.shapes(longest, config.max_new_tokens, config.microbatch_rows, shards)
         self._states = [self._learner.init(policy.params) for _ in range(num_nodes)]
@@ -200,8 +205,11 @@ class Engine:
             self._watch(node, rows, found[-1])
         self._prepared[node].forget()
         external = sum(row.external for row in rows)
-        counts = {"rows_external": external, "rows_local": len(rows) - external}
+        counts: dict[str, float] = {"rows_external": external, "rows_local": len(rows) - external}
         counts["low_ess_groups"] = len(request.groups) - len(groups)
+        lengths = [len(row.prompt) + len(row.completion) for row in rows]
+        counts["text_tokens"] = sum(lengths) * len(found)
+        counts["flops"] = speed.train_flops(self._learner.model, lengths) * len(found)
         return _mean(found) | {name: float(count) for name, count in counts.items()}
 
     def rows(self, groups: Sequence[ScoredGroup]) -> list[tiles.Row]:
@@ -279,10 +287,12 @@ def prompt_widths(most: int) -> list[int]:
 
 
 def _mean(updates: Sequence[Metrics]) -> Metrics:
-    """Of a round's updates, over those that say a number; how many were made and left out are sums."""
+    """Of a round's updates, over those that say a number; how many were made and left out are sums, and
+    `step` is what it came to."""
     found = {}
     for name in updates[0]:
         values = [metrics[name] for metrics in updates if np.isfinite(metrics[name])]
         if values:
             found[name] = sum(values) / (1 if name in ("updates", "nonfinite") else len(values))
+    found["step"] = updates[-1]["step"]
     return found

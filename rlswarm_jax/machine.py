@@ -20,6 +20,17 @@ def peak_memory_mb(pid: int | None = None) -> int:
     return round(usage / (1024 if sys.platform == "linux" else 1024**2))
 
 
+def memory_mb() -> dict[str, float]:
+    """Metrics of what was in use at most: by this process, resident, and on all its accelerators."""
+    import jax  # here: the parent of a swarm of processes needs none
+
+    found = {"memory/peak_mb": float(peak_memory_mb())}
+    told = [device.memory_stats() for device in jax.local_devices() if device.platform != "cpu"]
+    if used := [stats["peak_bytes_in_use"] for stats in told if stats and "peak_bytes_in_use" in stats]:
+        found["memory/device_peak_mb"] = round(sum(used) / 2**20, 1)
+    return found
+
+
 def hardware() -> str:
     """Processor, cores and accelerator, in words."""
     import jax  # here: the parent of a swarm of processes needs none

@@ -10,23 +10,40 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 import msgspec
 
-from rlswarm_jax.checkpoint import Checkpoints
+from rlswarm_jax import machine, parallel, speed
+from rlswarm_jax.checkpoint import Best, Checkpoints
 from rlswarm_jax.engine import Engine
 from rlswarm_jax.game.chain import Moment
-from rlswarm_jax.game.effects import Commit, Effect, Evaluate, Gather, Hear, Learn, Publish, Sample, Score, Verify
+from rlswarm_jax.game.effects import (
+    Commit,
+    Effect,
+    Evaluate,
+    Gather,
+    Hear,
+    Learn,
+    Metrics,
+    Publish,
+    Sample,
+    Score,
+    Verify,
+    decode_result,
+)
 from rlswarm_jax.game.player import Player, RoundReport, SavedPlayer, published
 from rlswarm_jax.game.round import next_round
 from rlswarm_jax.grpo.learner import state_hash
 from rlswarm_jax.journal import Journal
-from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.records.envelope import SignedRecord, seal
 from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import Transport
+
+if TYPE_CHECKING:  # it needs the chain's libraries, which a node without one does not
+    from rlswarm_jax.keeper import Keeper
 
 log = logging.getLogger("rlswarm_jax.node")
 POLL = 0.1  # seconds between looks at whether to stop
@@ -68,13 +85,17 @@ class Node:
         checkpoints: Checkpoints,
         config: LiveConfig,
         on_round: Callable[[RoundReport], None],
-        chain: Keeper | None = None,
+        chain: "Keeper | None" = None,
+        best: Best | None = None,
     ):
         self.player, self._engine, self._transport, self._mailbox = player, engine, transport, mailbox
         self._journal, self._checkpoints, self._config, self._on_round = journal, checkpoints, config, on_round
-        self._chain = chain
+        self._chain, self._best = chain, best
         self._coordinators_round: int | None = None  # when the present round began, as far as it was heard
         self._checkpoint = 0  # the round of the last one
+        peaks = [speed.peak_flops(device.device_kind) for device in jax.devices()]
+        self._peak = sum(peak or 0.0 for peak in peaks) or None  # FLOP/s
+        self._damaged = 0  # newer ones that could not be used
         self._published: list[bytes] = []  # by an earlier process, in its last round
         self._seconds: dict[str, float] = collections.defaultdict(float)
         self._stage_began = time.monotonic()
@@ -85,16 +106,17 @@ class Node:
         Raises CheckpointError or JournalError if what is there does not fit this run.
         """
         player, inbox, lock = self.player, self.player.inbox, self._mailbox.changed
-        if (number := self._checkpoints.latest) is not None:
-            states, extra = self._checkpoints.restore(number, [self._engine.state(0)])
-            self._engine.set_states(states)
-            self._checkpoint = number
+        if (found := self._checkpoints.newest([self._engine.state(0)], repair=True)) is not None:
+            self._engine.set_states(found.states)
+            self._checkpoint, self._damaged = found.step, found.damaged
             with lock:
                 arrived = list(inbox.records.values())
-                player.restore(CHECKPOINT.decode(extra))
+                player.restore(CHECKPOINT.decode(found.extra))
                 for signed in arrived:
                     inbox.offer(signed.raw, player.state.round)
         for entry in self._journal.read(player.index, player.state.round):
+            if isinstance(player.effect, Evaluate) and entry.kind == Evaluate.__name__:
+                self._offer(decode_result(player.effect, entry.result))
             fed = player.feed(entry)
             with lock:
                 for signed in fed.result if isinstance(fed.effect, Gather) else ():
@@ -113,28 +135,38 @@ class Node:
         self._stage_began = time.monotonic()
         for raw in self._published:
             self._transport.publish(raw)  # again: nobody knows whether it was sent
-        while not self.player.finished and not should_stop():
+        while not self.player.finished and (self.player.learned or not should_stop()):
             if self.player.effect is None:
                 self.player.begin(time.time())
                 self._stage_began = time.monotonic()
-            else:
-                self._play(self.player.effect, should_stop)
+            elif not self._play(self.player.effect, should_stop):
+                break
             self._go_to_the_others(at_least=AHEAD)
         if self.player.finished:
             self._part(should_stop)
 
     # --- effects
 
-    def _play(self, effect: Effect, should_stop: Callable[[], bool]) -> None:
+    def _play(self, effect: Effect, should_stop: Callable[[], bool]) -> bool:
+        """Whether it was: false if told to stop while waiting."""
         with self._timed(type(effect).__name__.lower()):
             result = self._fulfil(effect, should_stop)
         if result is STOPPED:
-            return
+            return False
+        if isinstance(effect, Evaluate):
+            self._offer(result)
         report = self.player.complete(result, time.time())
         if isinstance(effect, Publish):
             self._transport.publish(result)  # only now: what is sent is in the journal
         if report is not None:
             self._end_round(report)
+        return True
+
+    def _offer(self, found: Metrics) -> None:
+        """The weights that were just evaluated may be the best so far."""
+        if self._best is not None and "accuracy" in found:
+            before = self.player.state.round + self.player.learned
+            self._best.offer(before, found["accuracy"], parallel.fetch(self._engine.state(0)))
 
     def _fulfil(self, effect: Effect, should_stop: Callable[[], bool]) -> Any:
         if isinstance(effect, Sample):
@@ -214,7 +246,8 @@ class Node:
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
-        yield
+        with jax.profiler.TraceAnnotation(name):
+            yield
         self._seconds[name] += time.perf_counter() - began
 
     # --- between rounds
@@ -228,6 +261,10 @@ class Node:
             name = f"records/{name}" if name.startswith("rejected/") else name
             metrics[name] = metrics.get(name, 0.0) + float(count)
         metrics["peers/connected"] = float(len(self._mailbox.connected))
+        if self._damaged:
+            metrics["checkpoints/damaged"], self._damaged = float(self._damaged), 0
+        metrics |= speed.of_round(metrics, self._seconds["sample"], self._seconds["learn"], self._peak)
+        metrics |= machine.memory_mb()
         metrics |= {f"seconds/{name}": spent for name, spent in sorted(self._seconds.items())}
         self._seconds.clear()
         self._on_round(dataclasses.replace(report, metrics=metrics))
@@ -252,15 +289,23 @@ class Node:
         return next_round(state, mailbox.latest_rounds(), len(mailbox.voters())).round - state.round
 
     def _save_if_due(self, played: int) -> None:
-        every, round_ = self._config.checkpoint_every, self.player.state.round
-        if played // every == round_ // every:
+        every = self._config.checkpoint_every
+        if played // every != self.player.state.round // every:
+            self.save()
+
+    def save(self) -> None:
+        """A checkpoint of the node as it was before the round that it is in; whoever ends a run calls it.
+
+        There is none where it has learned in that round, and stopped as it waited for the chain: the journal has that.
+        """
+        if (round_ := self.player.state.round) <= self._checkpoint or self.player.learned:
             return
         with self._mailbox.changed:
             inbox = self.player.inbox.save()
         extra = msgspec.msgpack.encode(self.player.save(self.player.state, time.time(), inbox))
-        self._checkpoints.save(round_, [self._engine.state(0)], extra)
-        # the checkpoint before this one may still be the newest complete one if the process is killed now
-        self._journal.prune(self.player.index, self._checkpoint, self._checkpoint - self._config.keep)
+        self._checkpoints.save(round_, [parallel.fetch(self._engine.state(0))], extra)
+        if (oldest := self._checkpoints.needed) is not None:
+            self._journal.prune(self.player.index, oldest, oldest - self._config.keep)
         self._checkpoint = round_
 
     # --- coming and going

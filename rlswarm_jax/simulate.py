@@ -11,15 +11,29 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import msgspec
 
 from rlswarm_jax import parallel
 from rlswarm_jax.audit import commit
 from rlswarm_jax.chain.virtual import VirtualCoordinator
-from rlswarm_jax.checkpoint import Checkpoints
+from rlswarm_jax.checkpoint import Best, Checkpoints
 from rlswarm_jax.engine import Engine
 from rlswarm_jax.game.chain import Moment
-from rlswarm_jax.game.effects import Commit, Effect, Evaluate, Gather, Hear, Learn, Publish, Sample, Score, Verify
+from rlswarm_jax.game.effects import (
+    Commit,
+    Effect,
+    Evaluate,
+    Gather,
+    Hear,
+    Learn,
+    Metrics,
+    Publish,
+    Sample,
+    Score,
+    Verify,
+    decode_result,
+)
 from rlswarm_jax.game.player import BEGIN, Player, RoundReport, SavedPlayer
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.game.rules import Game
@@ -63,7 +77,8 @@ class _Boundary:
 
 
 class _Node(Player):
-    """boundaries: by number of the checkpoint, the node where it crossed its round.
+    """boundaries: by number of the checkpoint, the node where it crossed its round. latest: state and time before
+    its present one. before: its train state then, if it has learned since.
 
     stage_began: when it began to work on the stage. spoke: when it had done. arrived: when records came. company: of
     its peers.
@@ -72,6 +87,8 @@ class _Node(Player):
     def __init__(self, index: int, game: Game, identity: Identity, journal: Journal):
         super().__init__(index, game, identity, journal)
         self.boundaries: dict[int, _Boundary] = {}
+        self.latest = NodeState(), 0.0
+        self.before: TrainState | None = None
         self.stage_began = self.spoke = 0.0
         self.arrived: dict[Slot, float] = {}
         self.company = Company()
@@ -80,7 +97,8 @@ class _Node(Player):
 class _Saved(msgspec.Struct, array_like=True):
     """A simulation at one instant, besides the train states. deliveries: (at, receiver, sender, signed bytes).
 
-    arrived, standings: each node's. chain: the coordinator, empty if there is none.
+    arrived, standings: each node's. chain: the coordinator, empty if there is none. number: of times that all nodes had
+    crossed a checkpoint's round; None where the checkpoint itself is called so.
     """
 
     nodes: list[SavedPlayer]
@@ -90,6 +108,7 @@ class _Saved(msgspec.Struct, array_like=True):
     journal_offset: int
     metrics_offset: int
     chain: bytes
+    number: int | None = None
 
 
 class Simulation:
@@ -109,6 +128,7 @@ class Simulation:
         checkpoint_every: int = 0,
         metrics_offset: Callable[[], int] = lambda: 0,
         chain: VirtualCoordinator | None = None,
+        best: Sequence[Best] = (),
     ):
         self.nodes = [
             _Node(i, game, identity, journal) for i, (game, identity) in enumerate(zip(games, identities, strict=True))
@@ -120,7 +140,10 @@ class Simulation:
         self._engine, self._network, self._timing, self._journal = engine, network, timing, journal
         self._on_round, self._metrics_offset = on_round, metrics_offset
         self._checkpoints, self._every, self._chain = checkpoints, checkpoint_every, chain
+        self._best = best
         self._last_checkpoint = 0
+        self._rounds_at: dict[int, list[int]] = {}  # by step of the checkpoint, in which rounds its nodes were
+        self._damaged = 0  # newer ones that could not be used
         self._events: list[tuple] = []
         self._waiting: dict[type, dict[int, Effect]] = {Sample: {}, Learn: {}, Evaluate: {}}
         self._results: dict[int, Any] = {}
@@ -133,6 +156,12 @@ class Simulation:
                 self._begin(node, 0.0)
         while self._events and not should_stop():
             self._process(heapq.heappop(self._events))
+
+    def save(self) -> None:
+        """A checkpoint of all nodes where they stand; whoever ends a run calls it."""
+        if self._checkpoints is not None:
+            boundaries = [self._boundary(node, *node.latest) for node in self.nodes]
+            self._write(self._last_checkpoint, boundaries)
 
     @property
     def finished(self) -> bool:
@@ -172,18 +201,31 @@ class Simulation:
 
     def _compute(self, kind: type) -> None:
         waiting, self._waiting[kind] = self._waiting[kind], {}
-        self._results |= self._run(kind, waiting)
+        with jax.profiler.TraceAnnotation(kind.__name__.lower()):
+            self._results |= self._run(kind, waiting)
 
     def _run(self, kind: type, requests: Mapping[int, Any]) -> Mapping[int, Any]:
         if kind is Sample:
             return self._engine.sample(requests)
         if kind is Learn:
+            for node in requests if self._checkpoints else ():
+                self.nodes[node].before = parallel.fetch(self._engine.state(node))
             return self._engine.learn(requests)
-        return self._engine.evaluate(list(requests))
+        found = self._engine.evaluate(list(requests))
+        for index, metrics in found.items():
+            self._offer(self.nodes[index], metrics)
+        return found
+
+    def _offer(self, node: _Node, found: Metrics) -> None:
+        """The weights that were just evaluated may be the node's best so far."""
+        if self._best:
+            before = node.state.round + node.learned
+            self._best[node.index].offer(before, found["accuracy"], parallel.fetch(self._engine.state(node.index)))
 
     # --- a node's round
 
     def _begin(self, node: _Node, at: float) -> None:
+        node.latest, node.before = (node.state, at), None
         if not node.finished:
             node.begin(at)
             node.stage_began = at
@@ -195,7 +237,11 @@ class Simulation:
         if report is None:
             self._start(node, at)
         else:
-            self._on_round(dataclasses.replace(report, metrics=report.metrics | node.inbox_metrics()))
+            metrics = report.metrics | node.inbox_metrics()
+            if self._damaged:
+                metrics["checkpoints/damaged"], self._damaged = float(self._damaged), 0
+            self._on_round(dataclasses.replace(report, metrics=metrics))
+            node.before = None
             self._join(node)
             self._cross(node, report.round, at)
             self._save_if_all_crossed()
@@ -277,8 +323,10 @@ class Simulation:
             return
         crossed = range(before // self._every + 1, node.state.round // self._every + 1)
         if crossed:
-            boundary = _Boundary(parallel.fetch(self._engine.state(node.index)), node.state, at)
-            node.boundaries |= dict.fromkeys(crossed, boundary)
+            node.boundaries |= dict.fromkeys(crossed, self._boundary(node, node.state, at))
+
+    def _boundary(self, node: _Node, state: NodeState, at: float) -> _Boundary:
+        return _Boundary(node.before or parallel.fetch(self._engine.state(node.index)), state, at)
 
     def _save_if_all_crossed(self) -> None:
         common = min(max(node.boundaries, default=0) for node in self.nodes)
@@ -286,37 +334,47 @@ class Simulation:
             self._save(common)
 
     def _save(self, number: int) -> None:
-        assert self._checkpoints is not None
-        boundaries = [node.boundaries[number] for node in self.nodes]
-        extra = msgspec.msgpack.encode(self._saved(boundaries))
-        self._checkpoints.save(number, [b.train_state for b in boundaries], extra)
-        previous, self._last_checkpoint = self._last_checkpoint, number
+        self._write(number, [node.boundaries[number] for node in self.nodes])
+        self._last_checkpoint = number
         for node in self.nodes:
-            # the checkpoint before this one may still be the newest complete one if the process is killed now
-            if previous in node.boundaries:
-                self._journal.prune(node.index, node.boundaries[previous].state.round)
             node.boundaries = {k: b for k, b in node.boundaries.items() if k >= number}
 
-    def _saved(self, boundaries: Sequence[_Boundary]) -> _Saved:
+    def _write(self, number: int, boundaries: Sequence[_Boundary]) -> None:
+        """A checkpoint of the nodes at some boundaries: from there each goes on by the journal, which is its step."""
+        assert self._checkpoints is not None
+        step = self._journal.offset
+        if step <= (self._checkpoints.latest or 0):
+            return
+        extra = msgspec.msgpack.encode(self._saved(number, boundaries))
+        self._checkpoints.save(step, [b.train_state for b in boundaries], extra)
+        self._rounds_at[step] = [b.state.round for b in boundaries]
+        oldest = self._checkpoints.needed
+        for node, before in zip(self.nodes, self._rounds_at.get(oldest or 0, ()), strict=False):
+            self._journal.prune(node.index, before)
+
+    def _saved(self, number: int, boundaries: Sequence[_Boundary]) -> _Saved:
         nodes = [node.save(b.state, b.at, node.inbox.save()) for node, b in zip(self.nodes, boundaries, strict=True)]
         deliveries = [(e[0], e[2], e[3], e[4]) for e in sorted(self._events) if e[1] == _DELIVER]
         chain = self._chain.save() if self._chain else b""
         arrived, standings = [node.arrived for node in self.nodes], [node.company.standings for node in self.nodes]
-        return _Saved(nodes, deliveries, arrived, standings, self._journal.offset, self._metrics_offset(), chain)
+        offsets = self._journal.offset, self._metrics_offset()
+        return _Saved(nodes, deliveries, arrived, standings, *offsets, chain, number)
 
     def restore(self) -> int | None:
         """Goes back to the newest checkpoint; returns the metrics' offset it stands at, None if there is none.
 
         Raises CheckpointError or JournalError if what is there does not fit this run.
         """
-        if self._checkpoints is None or (number := self._checkpoints.latest) is None:
+        like = [self._engine.state(node.index) for node in self.nodes]
+        if self._checkpoints is None or (found := self._checkpoints.newest(like, repair=True)) is None:
             self._journal.truncate(0)
             return None
-        states, extra = self._checkpoints.restore(number, [self._engine.state(n.index) for n in self.nodes])
-        saved = msgspec.msgpack.decode(extra, type=_Saved)
-        self._engine.set_states(states)
+        saved = msgspec.msgpack.decode(found.extra, type=_Saved)
+        self._engine.set_states(found.states)
         self._journal.truncate(saved.journal_offset)
-        self._last_checkpoint, self._started = number, True
+        number = found.step if saved.number is None else saved.number
+        self._last_checkpoint, self._started, self._damaged = number, True, found.damaged
+        self._rounds_at = {found.step: [kept.round for kept in saved.nodes]}
         if self._chain:
             self._chain.restore(saved.chain)
         for at, receiver, sender, raw in saved.deliveries:
@@ -324,7 +382,9 @@ class Simulation:
         for node, kept, arrived, standings in zip(self.nodes, saved.nodes, saved.arrived, saved.standings, strict=True):
             node.restore(kept)
             node.arrived, node.company.standings = arrived, standings
-            node.boundaries[number] = _Boundary(states[node.index], node.state, kept.at)
+            node.latest = node.state, kept.at
+            crossed = range(number, node.state.round // self._every + 1 if self._every else number + 1)
+            node.boundaries = dict.fromkeys(crossed, _Boundary(found.states[node.index], *node.latest))
         for node, kept in zip(self.nodes, saved.nodes, strict=True):
             self._replay(node, kept.at)
         return saved.metrics_offset
@@ -337,10 +397,13 @@ class Simulation:
         played = node.state.round
         for entry in self._journal.read(node.index, played):
             at = entry.at
+            if isinstance(node.effect, Evaluate) and entry.kind == Evaluate.__name__:
+                self._offer(node, decode_result(node.effect, entry.result))
             fed = node.feed(entry)
             if entry.kind in (BEGIN, Gather.__name__):
                 node.stage_began = at
             if entry.kind == BEGIN:
+                node.latest, node.before = (node.state, at), None
                 self._cross(node, played, at)
             elif isinstance(fed.effect, Learn):
                 self._run(Learn, {node.index: fed.effect})
@@ -348,6 +411,7 @@ class Simulation:
         if node.effect is not None:
             self._start(node, at)
         else:
+            node.before = None
             self._join(node)
             self._cross(node, played, at)
             self._begin(node, at)

@@ -56,7 +56,8 @@ def test_a_config_is_its_table(name):
 @pytest.mark.parametrize(("table", "name"), NUMBERS, ids=[name for _, name in NUMBERS])
 def test_no_number_is_without_bounds(table, name):
     for value in (math.nan, math.inf, -math.inf, -1, -5.0, 2**70, 10**400, 1e300, True, "1", None, [1]):
-        refusal(name, value, table)
+        if value != table[name].default:  # -1: as the loss has it
+            refusal(name, value, table)
 
 
 @pytest.mark.parametrize(("table", "name"), [(t, n) for t, n in NUMBERS if isinstance(t[n].default, int)])

@@ -31,7 +31,7 @@ def test_all_that_a_page_says_to_type_works(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", OF_PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_python_of_a_page_computes(path, tmp_path):
     Page(path, tmp_path, really=True).try_all()
-    assert (tmp_path / "my-checkpoint").exists()
+    assert (tmp_path / "my-checkpoint").exists() == ("my-checkpoint" in path.read_text())
 
 
 def test_the_readme_is_short_and_its_index_leads_to_every_page():

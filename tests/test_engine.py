@@ -85,10 +85,10 @@ def policy(path=assets.SPOILED):
     return qwen.load(path)
 
 
-def build(num_nodes=1, devices=None, **changes):
+def build(num_nodes=1, devices=None, learner=LEARNER, **changes):
     mixture = Mixture({"often": Reverse("often", 2), "rare": Reverse("rare", 9)}, {"often": 1.0, "rare": 1.0})
     config = dataclasses.replace(CONFIG, **changes)
-    return Engine(policy(), Verifier({}, mixture), FORMATS["compact"], config, LEARNER, num_nodes, devices)
+    return Engine(policy(), Verifier({}, mixture), FORMATS["compact"], config, learner, num_nodes, devices)
 
 
 engine = functools.cache(build)  # whose executables are compiled once
@@ -217,6 +217,20 @@ class TestRows:
     def test_others_log_probs_are_used_only_where_they_correct(self, correction, known):
         rows = self.rows(self.LOCAL, self.EXTERNAL, external_correction=correction)
         assert [row.logprobs is not None for row in rows] == [True] * 4 + [known] * 2
+
+    def test_length_costs_reward_where_the_loss_says_so(self):
+        """Of six tokens the last three cost, in tokens and not in characters."""
+        found = [row.advantage for row in self.rows(self.EXTERNAL, overlong_buffer=0.5, positive_only_external=False)]
+        shaped = np.array([0.0, 1.0, 0.0, 1.0]) - [0, 0, 0, 1]
+        np.testing.assert_allclose(found, shaped - shaped.mean(), atol=1e-6)
+
+    def test_what_was_cut_off_is_not_learned_from_where_the_config_says_so(self):
+        """Its advantage counts among the others all the same. Of a text encoded anew only its length can tell."""
+        found = self.rows(self.LOCAL, mask_truncated=True)
+        assert [row.completion for row in found] == [[11, 0], [15, 0]]
+        np.testing.assert_allclose([row.advantage for row in found], [0.75, -0.25], atol=1e-6)
+        longest = msgspec.structs.replace(self.LOCAL, logprobs=None, tokens=[[1] * 6, [1] * 5, [1] * 5 + [0], [1]])
+        assert [len(row.completion) for row in self.rows(longest, mask_truncated=True)] == [5, 6, 1]
 
     @pytest.mark.parametrize("correction", ["behaviour", "reencode"])
     def test_a_group_without_log_probs_is_taken_as_on_policy(self, correction):
@@ -417,6 +431,53 @@ class TestLearn:
         assert metrics["updates"] == 2 and state.step == 2
 
 
+class TestCorrections:
+    def test_a_sampler_of_another_dtype_is_corrected_by_default_and_shown(self):
+        """bfloat16 weights and an int8 cache against float32: weights near 1, not 1; none where both are float32."""
+        found = {}
+        for dtype, cache in (("float32", "float32"), ("bfloat16", "int8")):
+            there = build(dtype=dtype, kv_dtype=cache)
+            there.set_states([states()[0]])
+            sampled = there.sample({0: request(0)})[0]
+            groups = [
+                ScoredGroup(
+                    **{"author": b"me", "round": 0, "index": p, "external": False, "prompt": request(0).prompts[p]},
+                    tokens=[s.tokens for s in completions],
+                    logprobs=[s.logprobs for s in completions],
+                    rewards=[1.0, 0.0, 0.0, 0.0],
+                )
+                for p, completions in enumerate(sampled)
+            ]
+            found[dtype] = there.learn({0: Learn(groups)})[0]
+            gaps = np.concatenate(
+                [
+                    np.subtract(now, one.logprobs)
+                    for group, completions in zip(groups, sampled, strict=True)
+                    for now, one in zip(dense_logprobs(states()[0].params, group), completions, strict=True)
+                ]
+            )
+            weights = np.exp(gaps)
+            np.testing.assert_allclose(found[dtype]["importance_mean"], weights.mean(), rtol=1e-4)
+            np.testing.assert_allclose(found[dtype]["importance_max"], weights.max(), rtol=1e-4)
+            np.testing.assert_allclose(found[dtype]["logprob_gap"], np.abs(gaps).mean(), rtol=1e-2, atol=1e-6)
+            assert found[dtype]["ratio_mean"] == 1
+        assert found["float32"]["importance_max"] - 1 < 1e-4 < 1e-3 < found["bfloat16"]["logprob_gap"]
+        assert found["bfloat16"]["ess_fraction"] < found["float32"]["ess_fraction"]
+
+    def test_a_peer_s_group_of_too_few_effective_samples_is_left_out_and_counted(self):
+        honest = group_of(0, 0, external=True)
+        lies = [[-0.01 if (g + t) % 5 else -15.0 for t in range(len(one))] for g, one in enumerate(honest.tokens)]
+        liar = msgspec.structs.replace(honest, author=b"liar", logprobs=lies)
+        strange = msgspec.structs.replace(honest, author=b"strange", logprobs=None)
+        there = build(external_min_ess=0.25, positive_only_external=False)
+        there.set_states([states()[0]])
+        metrics = there.learn({0: Learn([honest, liar, strange])})[0]
+        assert metrics["low_ess_groups"] == 1 and metrics["rows_external"] == 2 * GROUP
+        for changes in ({"external_correction": "reencode"}, {"external_min_ess": 0.0}):
+            there = build(**{"external_min_ess": 0.25, "positive_only_external": False} | changes)
+            assert there._trusted(0, [honest, liar, strange]) == [honest, liar, strange]
+
+
 @pytest.mark.slow
 def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path):
     """However it uses them."""
@@ -428,7 +489,7 @@ def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path
         cwd=Path(__file__).parents[1],
         timeout=300,
     )
-    several, exact = pickle.loads((tmp_path / "found").read_bytes())
+    several, exact, anchored = pickle.loads((tmp_path / "found").read_bytes())
     own = alone(0)
     accuracy, own_sampled = own.evaluate([0]), own.sample({0: request(0)})[0]
     expected = own.learn({0: lesson(0)})[0]
@@ -441,15 +502,39 @@ def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path
         tiny.assert_close(moments, own_moments, 1e-5)
         tiny.assert_close(state.params, own.state(0).params, TAU)  # Adam blows up what rounding does to a tiny gradient
         assert compiled == []  # after the first round was compiled ahead
+    own_metrics, own_state = learn_anchored(jax.device_get(states()[0]).params, lesson(0))
+    assert own_metrics[0]["kl"] > 1e-3 and own_metrics[0]["updates"] == 2
+    for metrics, state in anchored:
+        for there, here in zip(metrics, own_metrics, strict=True):
+            assert there.keys() == here.keys()
+            for name, value in here.items():
+                np.testing.assert_allclose(there[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+        tiny.assert_close(state.opt_state[1].mu, own_state.opt_state[1].mu, 1e-3)
+        tiny.assert_close(state.reference.params, own_state.reference.params, TAU)
     fixed = build(exact=True)
     fixed.set_states([states()[0]])
     assert exact == (fixed.sample({0: request(0)}), fixed.evaluate([0]))  # log-probs and all, bit for bit
 
 
+LAYOUTS = ({}, {"backend": "pmap"}, {"fsdp": 2, "tensor": 2})
+# a loss that asks for all that a loss can ask for
+ANCHORED = dataclasses.replace(
+    LEARNER, kl_weight=0.5, reference_every=2, entropy_top=0.5, ratio="sequence", aggregation="sequences"
+)
+
+
+def learn_anchored(params, learn, **options):
+    """Two rounds of two updates each: the reference is the first policy, then the one that was."""
+    there = build(learner=ANCHORED, updates_per_round=2, **options)
+    there.set_states([dataclasses.replace(jax.device_get(there.state(0)), params=params)])
+    metrics = [there.learn({0: Learn(learn.groups, round_)})[0] for round_ in (0, 2)]
+    return metrics, jax.device_get(there.state(0))
+
+
 def on_eight_devices(folder):
     state, asked, learn = pickle.loads((Path(folder) / "given").read_bytes())
     several = []
-    for options in ({}, {"backend": "pmap"}, {"fsdp": 2, "tensor": 2}):
+    for options in LAYOUTS:
         there = build(devices=DeviceConfig(**options))
         there.compile()
         there.set_states([state])
@@ -460,7 +545,8 @@ def on_eight_devices(folder):
     fixed = build(exact=True)
     fixed.set_states([state])
     exact = fixed.sample({0: asked}), fixed.evaluate([0])
-    (Path(folder) / "found").write_bytes(pickle.dumps((several, exact)))
+    anchored = [learn_anchored(state.params, learn, devices=DeviceConfig(**options)) for options in LAYOUTS]
+    (Path(folder) / "found").write_bytes(pickle.dumps((several, exact, anchored)))
 
 
 class TestCompany:

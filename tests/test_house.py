@@ -19,7 +19,7 @@ FLOORS = [
     "rlswarm_jax environment errors files machine assets compilation identity randomness journal metrics",
     "records tasks qwen parallel launch evaluation",
     "swarm chain grpo game",
-    "audit engine checkpoint",
+    "audit engine evaluator speed checkpoint",
     "keeper node simulate multihost exam",
     "configs reporting",
     "running",
@@ -28,8 +28,14 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 OURS = {"rlswarm_jax", "experiments", "configs", "tests", "benchmarks"}
 UNSEEN = {"jinja2": "transformers renders chat templates with it, and does not ask for it"}
-FOREIGN = {"torch", "tunix", "genrl"}  # peers that tests and benchmarks meet where they are installed, ...
-WRITTEN = {"first_reward", "pasted_words"}  # ... and modules that tests write
+FOREIGN = {
+    "torch",
+    "tunix",
+    "genrl",
+    "trl",
+    "datasets",
+}  # peers that tests and benchmarks meet where they are installed, ...
+WRITTEN = {"first_reward", "pasted_words"}  # and modules that tests write
 LONGEST = 265  # lines of a command, its page of help among them
 Graph = dict[str, set[str]]
 

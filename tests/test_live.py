@@ -222,12 +222,15 @@ def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path):
     files = [workdir / f"node-{node}" / "metrics.jsonl" for node in range(NODES)]
     wait_for(lambda: all(file.exists() for file in files) and any(map(read_rows, files)), "a round is over", 120.0)
     children = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, 2)
+    os.kill(process.pid, 15)  # the parent alone, as a supervisor does
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "--resume goes on" in said
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive and (workdir / "report.md").exists()
     assert json.loads((workdir / "summary.json").read_text())["status"] == "stopped"
+    for node in (workdir / f"node-{node}" for node in range(NODES)):
+        newest = max(int(path.name) for path in (node / "checkpoints").iterdir())
+        assert newest in (read_rows(node / "metrics.jsonl")[-1]["round"] + d for d in (1, 2))  # may have gone further
     process = start("smoke", workdir, "--resume")
     process.communicate(timeout=400)
     assert process.returncode == 0

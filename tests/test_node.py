@@ -2,6 +2,8 @@
 
 import collections
 import functools
+import itertools
+import shutil
 import sqlite3
 import threading
 import time
@@ -188,6 +190,37 @@ def test_nothing_waits_longer_than_the_deadline_and_never_twice_for_the_silent(t
     play(node)
     assert node.rounds() == list(range(6)) and node.total("peers/given_up") == 1
     assert sum(report.metrics["seconds/gather"] > 0.25 for report in node.reports) == 1
+
+
+@pytest.mark.parametrize("effects", [3, 4, 8, 15, 22])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_node_told_to_stop_saves_where_it_stands_and_goes_on_from_there_or_the_one_before(
+    tmp_path, monkeypatch, caplog, effects, damaged
+):
+    monkeypatch.setattr("tests.table_node.secrets.randbelow", lambda _: 5)
+    whole = Live(tmp_path / "whole", Wire(), 0, stages=3)
+    play(whole)
+    first = Live(tmp_path / "0", Wire(), 0, stages=3, every=1)
+    first.node.restore()
+    countdown = itertools.count(effects, -1)
+    first.node.run(lambda: next(countdown) <= 0)
+    stood, learned = first.player.state.round, first.player.learned
+    first.node.save()
+    first.checkpoints.close()
+    first.journal.close()
+    steps = sorted(int(path.name) for path in (tmp_path / "0" / "checkpoints").iterdir())
+    assert not learned and (steps[-1:] or [0]) == [stood]  # whoever has learned in a round ends it
+    if damaged and stood > 0:
+        shutil.rmtree(tmp_path / "0" / "checkpoints" / str(stood) / "states")
+        if stood == 1:
+            return  # there was but one
+    again = Live(tmp_path / "0", Wire(), 0, stages=3, every=1)
+    again.node.restore(first.rounds())
+    again.run()
+    assert first.rounds() + again.rounds() == list(range(6))
+    assert again.total("checkpoints/damaged") == (damaged and stood > 0) == ("The one before it" in caplog.text)
+    assert again.engine.digest.tobytes() == whole.engine.digest.tobytes()
+    assert again.published().items() <= whole.published().items()
 
 
 class Dawdler:

@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec as P
 
 from rlswarm_jax import parallel
 from rlswarm_jax.checkpoint import Checkpoints
-from rlswarm_jax.grpo import learner
+from rlswarm_jax.grpo import learner, objective
+from rlswarm_jax.grpo.objective import PRESETS
 from rlswarm_jax.qwen import model, sampling
-from tests.grpo import tiny
+from tests.grpo import test_objective, tiny
 
 STEPS = 3
 ENVIRONMENT = tiny.devices(8) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # it compiles in half the time
@@ -96,11 +97,44 @@ def on_eight_devices(path):
         "whole": sharded(None),
         (4, 2): sharded((4, 2)),
         "moved": move_a_checkpoint(Path(path).parent),
+        "losses": [losses(1), losses(8)],
     }
     for backend in BACKENDS:
         with compilations() as found[backend, "compiled"]:
             found[backend] = train_on(parallel.local_mesh(), backend=backend)
     Path(path).write_bytes(pickle.dumps(found))
+
+
+def losses(num_devices):
+    """Of every preset, all kinds of rows on each device: the loss, its gradient in a replicated weight, the metrics."""
+    mesh, found = parallel.local_mesh(num_devices) if num_devices > 1 else None, {}
+    for name, (o, rows) in preset_rows().items():
+
+        def loss(weight, rows, o=o):
+            now_BC, entropy_BC, batch = rows
+            return objective.loss_sums(weight * now_BC, weight * entropy_BC, batch, o)
+
+        def fn(weight, rows, loss=loss):
+            return parallel.total(jax.value_and_grad(loss, has_aux=True)(weight, rows), mesh)
+
+        run = jax.jit(fn) if mesh is None else parallel.data_parallel(fn, mesh)
+        (loss, sums), slope = jax.device_get(run(jnp.float32(1.05), rows))
+        found[name] = {"slope": slope / sums["divisor"], **jax.device_get(objective.means(loss, sums))}
+    return found
+
+
+def preset_rows():
+    """Sixteen rows for eight devices, from the nine that the losses are tested with; some devices have no token."""
+    at = np.arange(16) * 5 % 9
+    found = {}
+    for name in PRESETS:
+        o = test_objective.preset(name, entropy_bonus=0.1)
+        rows = jax.tree.map(
+            lambda x: np.asarray(x, np.float32 if x.dtype == np.float64 else x.dtype)[at], test_objective.of(o)
+        )
+        rows[-1].completion_lengths_B[4:8] = 0
+        found[name] = o, rows
+    return found
 
 
 def on_other_meshes(path):
@@ -275,6 +309,17 @@ def assert_sharded(there, whole):
 
 def test_split_parameters_learn_and_sample_what_whole_ones_do(found):
     assert_sharded(found[4, 2], found["whole"])
+
+
+def test_on_eight_devices_every_preset_is_what_it_is_on_one(found):
+    """Means over completions and maxima too: a device has more of them than another, or none."""
+    one, eight = found["losses"]
+    assert one.keys() == PRESETS.keys()
+    for name, metrics in one.items():
+        assert metrics["slope"] != 0 and metrics["importance_max"] > 1, name
+        assert eight[name].keys() == metrics.keys()
+        for key, value in metrics.items():
+            np.testing.assert_allclose(eight[name][key], value, rtol=1e-5, atol=1e-6, err_msg=f"{name} {key}")
 
 
 @pytest.mark.slow

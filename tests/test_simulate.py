@@ -1,6 +1,7 @@
 """What is true of a simulated swarm, whatever its nodes learn."""
 
 import itertools
+import shutil
 from collections.abc import Iterator
 
 import jax
@@ -237,9 +238,18 @@ def test_a_slow_node_joins_the_round_the_others_are_in(world, paths):
     assert played.simulation.finished
 
 
-@pytest.mark.parametrize("step", [37, pytest.param(5, marks=pytest.mark.slow)])
-def test_a_simulation_stopped_at_any_event_and_restored_ends_with_the_same_bits(world, tmp_path, step):
-    """With a slow node for which the others do not wait: at a checkpoint they have learned in a later round already."""
+ENDS = ["kill", "save", "damage"]
+
+
+@pytest.mark.parametrize(
+    ("step", "end"),
+    [(37, "kill"), (37, "save"), (53, "damage"), *(pytest.param(5, e, marks=pytest.mark.slow) for e in ENDS)],
+)
+def test_a_simulation_stopped_at_any_event_and_restored_ends_with_the_same_bits(world, tmp_path, step, end):
+    """With a slow node for which the others do not wait: at a checkpoint they have learned in a later round already.
+
+    Killed; or stopped, with a checkpoint where it stands; or that, and the disk has changed it: the one before is used.
+    """
     options = dict(timing=Timing(deadline=0.5, slowdown=(1.0, 1.0, 2.2)), loss=0.2)
     whole = world.simulation(tmp_path / "whole.sqlite", **options).run()
     learned_again = 0
@@ -251,8 +261,15 @@ def test_a_simulation_stopped_at_any_event_and_restored_ends_with_the_same_bits(
         countdown = itertools.count(events, -1)
         stopped.simulation.run(lambda countdown=countdown: next(countdown) == 0)
         done = stopped.simulation.finished
+        if end != "kill":
+            stopped.simulation.save()
         stopped.journal.close()
         checkpoints.close()
+        last = checkpoints.latest
+        if end == "damage":
+            shutil.rmtree(folder / "checkpoints" / str(last) / "extra")
+            if not checkpoints.needed:  # there is but one
+                continue
 
         checkpoints = Checkpoints(folder / "checkpoints")
         resumed = world.simulation(folder / "journal.sqlite", checkpoints=checkpoints, **options)
@@ -261,12 +278,14 @@ def test_a_simulation_stopped_at_any_event_and_restored_ends_with_the_same_bits(
         learned_again += sum(e.kind == "Learn" for n in first for e in resumed.journal.read(n, first[n]))
         resumed.run()
         checkpoints.close()
-        assert stopped.reports[:kept] + resumed.reports == whole.reports, events
+        reports = stopped.reports[:kept] + resumed.reports
+        damaged = sum(report.metrics.pop("checkpoints/damaged", 0) for report in reports)
+        assert damaged == (end == "damage") and reports == whole.reports, events
         for node in range(NODES):
             assert equal(resumed.weights(node), whole.weights(node)), (events, node)
         if done:
             break
-    assert learned_again > 0
+    assert learned_again > 0 or end == "save"
 
 
 def test_hostile_bytes_change_nothing_and_are_counted(world, paths):

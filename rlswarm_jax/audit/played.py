@@ -8,7 +8,7 @@ import msgspec
 
 from rlswarm_jax.game import turns
 from rlswarm_jax.game.chain import MOMENTS, Account, Moment, by_tag
-from rlswarm_jax.game.effects import Gather, Hear, Publish, Score, decode_result
+from rlswarm_jax.game.effects import Gather, Hear, Learn, Publish, Score, decode_result
 from rlswarm_jax.game.player import BEGIN
 from rlswarm_jax.game.round import NodeState, play_round
 from rlswarm_jax.game.rules import Game
@@ -103,7 +103,7 @@ def _scores(game: Game, state: NodeState, rows: Sequence[Entry], own: Sequence) 
     """What the verifier said then: the round's generator is fed its rows, and says which answers the scores are of."""
     round_ = play_round(game, state)
     effect = next(round_)
-    said = iter(own)
+    said, found = iter(own), dict[Item, float]()
     for entry in rows:
         if entry.kind == BEGIN:
             continue
@@ -116,9 +116,12 @@ def _scores(game: Game, state: NodeState, rows: Sequence[Entry], own: Sequence) 
         except msgspec.MsgspecError:
             raise JournalError(f"the journal is damaged: step {entry.step} of round {entry.round}.") from None
         if isinstance(effect, Score):
-            items, scores = effect.items, result.scores
-            return dict(zip(items, scores, strict=True)) if len(items) == len(scores) else None
+            if len(effect.items) != len(result.scores):
+                return None
+            found |= zip(effect.items, result.scores, strict=True)
         effect = round_.send(result)
+        if isinstance(effect, Learn):
+            return found
     return None
 
 

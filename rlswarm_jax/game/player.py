@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from rlswarm_jax.game.chain import Account, Moment
-from rlswarm_jax.game.effects import Effect, Hear, Metrics, Publish, decode_result, encode_result
+from rlswarm_jax.game.effects import Effect, Hear, Learn, Metrics, Publish, decode_result, encode_result
 from rlswarm_jax.game.round import NodeState, Round, next_round, play_round
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheet
@@ -67,6 +67,7 @@ class Player:
         self.state = NodeState()
         self.effect: Effect | None = None
         self.step = 0
+        self.learned = False  # in this round: the weights are not those that it began with
         self._round: Round | None = None
         self._heard: list[Moment] = []  # of the chain when this round began
         self._published: list[bytes] = []  # in this round: content hashes
@@ -133,7 +134,7 @@ class Player:
             take = self.state.round % self.game.chain_every == 0
             account = self.state.account.hear(self._heard, take).add(self._published, [])
             self.state = dataclasses.replace(self.state, account=account)
-        self.effect, self._round = None, None
+        self.effect, self._round, self.learned = None, None, False
 
     def save(self, state: NodeState, at: float, inbox: SavedInbox) -> SavedPlayer:
         """state: of the boundary that the checkpoint is for."""
@@ -147,18 +148,19 @@ class Player:
 
     def _start(self) -> None:
         self._round, self.step = play_round(self.game, self.state), 1
-        self._heard, self._published = [], []
+        self._heard, self._published, self.learned = [], [], False
         self.effect = self._round.send(None)
 
     def _resume(self, result: Any) -> Metrics | None:
         assert self._round is not None
         if isinstance(self.effect, Hear) and self.step == 1:
             self._heard = result
+        self.learned |= isinstance(self.effect, Learn)
         self.step += 1
         try:
             self.effect = self._round.send(result)
         except StopIteration as stop:
-            self.effect, self._published = None, []
+            self.effect, self._published, self.learned = None, [], False
             self.state, metrics = stop.value
             return metrics
         return None

@@ -80,10 +80,13 @@ def play_round(game: Game, state: NodeState) -> Round:
     waiting: list[SignedRecord] = []
     unused = collections.Counter[str]()
     published: list[bytes] = []
+    redrawn = 0
     for stage in game.stages:
         asked = turns.ask(game, sheets, round_, stage, chain)
         answers = (yield Sample([turn.prompt for turn in asked], _sample_keys(game, asked))) if asked else []
         played = [turns.sampled(game, turn, group) for turn, group in zip(asked, answers, strict=True)]
+        if stage == ANSWER and game.redraws:
+            played, redrawn = yield from _redraw(game, sheets, played)
         own += played
         if slow := _slow(game, played):
             yield Verify(list(slow), list(slow.values()))
@@ -143,7 +146,10 @@ def play_round(game: Game, state: NodeState) -> Round:
     external_groups = [group for group in groups if group.external]
     metrics |= _exchange_metrics(round_, arrived, external_groups, unused, local, drawn)
     metrics["records/published"] = float(len(game.stages))
-    metrics["sample/completions"] = float(sum(len(turn.completions) for turn in own))
+    metrics["sample/completions"] = float(sum(len(turn.completions) for turn in own) + redrawn * game.group_size)
+    metrics["sample/tokens"] = float(sum(len(s.tokens) for turn in own for s in turn.completions))
+    if game.redraws:
+        metrics["sample/redrawn"] = float(redrawn)
     if round_ + 1 == game.rounds:
         metrics |= _prefixed("final/", (yield Evaluate()))
     version = state.policy_version + int(learned.get("updates", 0))
@@ -172,6 +178,30 @@ def _commit(game: Game, account: Account, round_: int) -> Generator[Effect, Any,
             (yield Commit(account.moments[-1], account.work, account.state_hash or game.state_hash))
         )
     return account
+
+
+def _redraw(game: Game, sheets: Sheets, played: Sequence[Turn]) -> Generator[Effect, Any, tuple[list[Turn], int]]:
+    """With other problems in the place of the node's own whose answers all earn the same, and how many were drawn.
+
+    DAPO's dynamic sampling (arXiv:2503.14476 section 3.2), at most `redraws` times.
+    """
+    played, drawn, unsure = list(played), 0, list(range(len(played)))
+    for _ in range(game.redraws):
+        items = list(_said_by(game, [played[place] for place in unsure]))
+        scores = dict(zip(items, (yield Score(items, [NOBODY] * len(items))).scores, strict=True))
+        unsure = [p for p in unsure if played[p].index >= game.shared and not _is_live(game, sheets, played[p], scores)]
+        if not unsure:
+            break
+        asked = [turns.ask_again(game, played[place]) for place in unsure]
+        answers = yield Sample([turn.prompt for turn in asked], _sample_keys(game, asked))
+        for place, turn, group in zip(unsure, asked, answers, strict=True):
+            played[place] = turns.sampled(game, turn, group)
+        drawn += len(asked)
+    return played, drawn
+
+
+def _is_live(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> bool:
+    return turns.to_scored(game, turn, turns.rewards(game, sheets, turn, scores)).has_advantage
 
 
 def _most(game: Game, heard: Set[bytes]) -> int:
@@ -291,6 +321,7 @@ def _exchange_metrics(
         "groups/local": float(len(local)),
         "groups/external": float(len(drawn)),
         "groups/staleness_mean": float(np.mean([round_ - g.round for g in drawn])) if drawn else 0.0,
+        "groups/staleness_max": float(max((round_ - g.round for g in drawn), default=0)),
     }
     metrics |= {f"groups/unused/{cause}": float(count) for cause, count in sorted(unused.items())}
     speakers = collections.Counter(signed.record.author.hex() for signed in arrived)

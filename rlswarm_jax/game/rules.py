@@ -31,7 +31,8 @@ class Rules:
     """What nodes must have in common to find each other's records right, and worth the same: all of it is hashed.
 
     local_groups: problems that a node answers in a round, the first `shared` of which all nodes have: those are
-    criticised and revised. shown, critics: most answers of others, and critiques, that a node is shown of a problem.
+    criticised and revised. redraws: how often another is drawn in the place of one of the others, where its answers all
+    earn the same. shown, critics: most answers of others, and critiques, that a node is shown of a problem.
     show_votes: and how the critics voted. stages: those that are played, in order. contract, chain_id: address of the
     coordinator, and its chain (empty and 0: simulated; None: problems are drawn from `seed`, and there is no chain).
     `chain` in a method's parameters: the coordinator's beacon that is in force, 32 bytes; empty without one.
@@ -45,6 +46,7 @@ class Rules:
     group_size: int
     stages: tuple[str, ...] = STAGES[:1]
     shared: int = 0
+    redraws: int = 0
     shown: int = 3
     critics: int = 3
     show_votes: bool = True
@@ -75,6 +77,7 @@ class Rules:
             "game.stages": str(len(self.stages)),
             "swarm.local_groups": str(self.local_groups),
             "game.shared": str(self.shared),
+            "game.redraws": str(self.redraws),
             "game.shown": str(self.shown),
             "game.critics": str(self.critics),
             "game.show_votes": str(self.show_votes),
@@ -96,6 +99,16 @@ class Rules:
     def indices(self, stage: str) -> range:
         """The problems that a stage is about."""
         return range(self.local_groups if stage == ANSWER else self.shared)
+
+    def place(self, stage: str, index: int) -> int | None:
+        """Which problem of a stage an index is of, or one drawn in its place; None if it is of none.
+
+        So an author has one group at each place, be it of the first problem there or of the last that may be drawn.
+        """
+        drawn, place = divmod(index, self.local_groups)
+        if index in self.indices(stage):
+            return index
+        return place if stage == ANSWER and drawn <= self.redraws and place >= self.shared else None
 
     def seat(self, reader: bytes, round_: int, stage: str, index: int, chain: bytes = b"") -> Seat:
         return Seat(self.beacon(round_, chain), reader, round_, stage, index, self.shown, self.critics, chain)

@@ -76,6 +76,14 @@ def ask(game: Game, sheets: Sheets, round_: int, stage: str, chain: bytes = b"")
     return turns
 
 
+def ask_again(game: Game, turn: Turn) -> Turn:
+    """What a node is to sample in the place of an answer to a problem of its own: the next problem drawn there."""
+    index = turn.index + game.local_groups
+    problem = game.problem(game.author, turn.round, index, turn.chain)
+    prompt = game.prompt(game.author, turn.stage, problem, None)
+    return dataclasses.replace(turn, index=index, problem=problem, prompt=prompt, completions=[])
+
+
 def _prompt(game: Game, author: bytes, stage: str, problem: Problem, reading: Reading | None) -> list[int]:
     """Raises RecordError where what it quotes cannot be said in this node's tokens, or it is longer than they read."""
     try:
@@ -148,11 +156,14 @@ def read_record(
     """
     found: dict[int, Turn] = {}
     flaws: dict[int, str] = {}
+    taken = set[int | None]()
     for place, group in enumerate(signed.record.groups):
         try:
-            if group.index in found:
-                raise RecordError("foreign problem", f"index {group.index} comes twice")
+            problem = game.place(signed.record.stage, group.index)
+            if problem in taken - {None}:
+                raise RecordError("foreign problem", f"a problem in the place of index {group.index} comes twice")
             found[group.index] = _read_group(game, sheets, signed, group, beacons)
+            taken.add(problem)
         except RecordError as error:
             flaws[place] = error.cause
     return found, flaws
@@ -174,7 +185,7 @@ def _read_group(game: Game, sheets: Sheets, signed: SignedRecord, group: Group, 
         raise RecordError("unknown task", f"{group.task!r} {group.task_fingerprint!r}")
     if record.prompt_format != game.dialect or record.stage not in game.stages:
         raise RecordError("unknown prompt", f"{record.prompt_format!r}, stage {record.stage!r}")
-    if group.index not in game.indices(record.stage):  # else one author could offer many times what the others can
+    if game.place(record.stage, group.index) is None:  # else one author could offer many times what the others can
         raise RecordError("foreign problem", f"index {group.index} in stage {record.stage!r}")
     problem = game.problem(record.author, record.round, group.index, chain)
     if (problem.task, problem.seed) != (group.task, group.problem_seed):

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -53,15 +53,21 @@ class Reference:
 
 @flax.struct.dataclass
 class TrainState:
-    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far.
-
-    reference: what the loss keeps the policy near to, where it does so; as large as `params`.
-    """
+    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far."""
 
     params: Params
     opt_state: Any
     step: Array
-    reference: Reference | None = None
+    reference: ClassVar[Any] = None  # but of an `AnchoredState`
+
+
+@flax.struct.dataclass
+class AnchoredState(TrainState):
+    """reference: what the loss keeps the policy near to; as large as `params`. (No field of a state that has none: what
+    checkpoints hold would be another form.)
+    """
+
+    reference: Reference | None = None  # type: ignore[misc]
 
 
 def state_hash(state: TrainState) -> bytes:
@@ -164,13 +170,14 @@ class Learner:
     """The train step of a model: sums over any number of tiles, each of any shape, and one update from them.
 
     mesh: split each tile over its devices (`parallel.row_shards` divides B); one device without. backend: how, as
-    `parallel.data_parallel` takes it.
+    `parallel.data_parallel` takes it. jit: what compiles on one device, such as `compilation.Programs.jit`.
     """
 
     config: LearnerConfig
     model: QwenConfig
     mesh: Mesh | None = None
     backend: str = "shard_map"
+    jit: Callable[..., Any] = dataclasses.field(default=jax.jit, compare=False)
 
     def init(self, params: Params) -> TrainState:
         """A state before its first update, laid out over the mesh if there is one; its arrays are its own."""
@@ -185,7 +192,7 @@ class Learner:
         state = TrainState(params, opt_state, zero)
         if not self.config.keeps_reference:
             return state
-        return dataclasses.replace(state, reference=Reference(*jax.tree.map(jnp.copy, (params, zero))))
+        return AnchoredState(params, opt_state, zero, Reference(*jax.tree.map(jnp.copy, (params, zero))))
 
     def sums(self, state: TrainState, tile: Batch) -> Sums:
         """`((loss, sums), gradients)` of a tile, over its tokens, on all devices."""
@@ -244,11 +251,11 @@ class Learner:
             gradient = jax.value_and_grad(loss_sums, has_aux=True)
             return parallel.total(gradient(params, batch, self.model, self.config), self.mesh)
 
-        return jax.jit(summed) if self.mesh is None else parallel.data_parallel(summed, self.mesh, self.backend)
+        return self.jit(summed) if self.mesh is None else parallel.data_parallel(summed, self.mesh, self.backend)
 
     @functools.cached_property
     def _add(self) -> Any:
-        return jax.jit(parallel.add, donate_argnums=0)
+        return self.jit(parallel.add, donate_argnums=0)
 
     @functools.cached_property
     def _apply(self) -> Any:
@@ -270,13 +277,15 @@ class Learner:
                 "updates": update.astype(jnp.float32),
                 "nonfinite": (live & ~finite).astype(jnp.float32),
                 "grad_norm": grad_norm,
+                "update_norm": jnp.where(update, optax.global_norm(updates), 0.0),
+                "step": state.step.astype(jnp.float32),
             }
 
-        return jax.jit(apply, donate_argnums=0)
+        return self.jit(apply, donate_argnums=0)
 
     @functools.cached_property
     def _logprobs(self) -> Any:
         def logprobs(params, batch):
             return completion_logprobs(params, batch, self.model, self.config.temperature)
 
-        return jax.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)
+        return self.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)

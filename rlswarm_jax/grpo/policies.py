@@ -10,9 +10,10 @@ from jax import Array
 
 from rlswarm_jax.grpo import tiles
 from rlswarm_jax.grpo.corrections import effective_share
-from rlswarm_jax.grpo.learner import Batch, LearnerConfig, Reference, TrainState
+from rlswarm_jax.grpo.learner import AnchoredState, Batch, LearnerConfig, Reference, TrainState
 from rlswarm_jax.qwen.model import Params
 
+TIE = 1e-4  # nats: the first tokens of a prompt's completions have one entropy, but for rounding
 Score = Callable[[Params, Batch], tuple[Array, Array]]  # log-probs and entropies, `[B, C]` each
 
 
@@ -51,12 +52,12 @@ def _entropy_floor(parts: Sequence[Batch], entropies: Sequence[np.ndarray], top:
         return None
     masks = [np.arange(part.max_new_tokens) < np.asarray(part.completion_lengths_B)[:, None] for part in parts]
     every = np.concatenate([entropy_BC[mask_BC] for entropy_BC, mask_BC in zip(entropies, masks, strict=True)])
-    return np.float32(np.quantile(every, 1 - top)) if len(every) else np.float32(0)
+    return np.float32(np.quantile(every, 1 - top) - TIE) if len(every) else np.float32(0)
 
 
 def refreshed(state: TrainState, config: LearnerConfig, round_: int) -> TrainState:
     """With the policy as its own reference, if that is of an earlier epoch of `reference_every` rounds."""
-    if state.reference is None or not config.reference_every:
+    if not isinstance(state, AnchoredState) or state.reference is None or not config.reference_every:
         return state
     epoch = round_ // config.reference_every
     if int(np.asarray(state.reference.epoch)) == epoch:

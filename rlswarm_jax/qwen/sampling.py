@@ -112,6 +112,7 @@ def make_sampler(
     eos_token_ids: Sequence[int] | None = None,
     stop: StopTable | None = None,
     kv_dtype: Any = None,
+    jit: Callable[..., Any] = jax.jit,
 ) -> Callable[[model.Params, Tile], Completions]:
     """Returns jitted `sample(params, tile) -> Completions`, which computes in the dtype of `params`.
 
@@ -124,6 +125,7 @@ def make_sampler(
       eos_token_ids: tokens that end a completion; the checkpoint's own by default.
       stop: ends a completion whose text holds one of its strings.
       kv_dtype: of the cache: float32, bfloat16 or int8 (scaled per token and head); that of `params` by default.
+      jit: what compiles, such as `compilation.Programs.jit`.
     """
     eos = jnp.asarray(config.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids), jnp.int32)
     how = how or Draw()
@@ -251,7 +253,7 @@ def make_sampler(
         _, loop = jax.lax.while_loop(unfinished, advance, start)
         return results(tile, loop)
 
-    return jax.jit(sample)
+    return jit(sample)
 
 
 def _queue(tile: Tile) -> Array:

@@ -17,7 +17,7 @@ from configs import common, fields
 from rlswarm_jax.errors import BROKEN, DONE, INTERRUPTED, UsageError
 from rlswarm_jax.files import FULL
 
-FLAGS = ("config", "workdir", "resume", "checkpoint")
+FLAGS = ("config", "workdir", "resume", "checkpoint", "best")
 CODES = """
 Exit codes: 0 done; 2 something to mend first, as the one sentence says; 75 something that passes by itself (a port or
 a folder in use, an endpoint that is down): try again later; 1 a disk that is full or damaged, or an error of ours:
@@ -28,7 +28,8 @@ what was written before is whole; 130 stopped."""
 class Arguments:
     """config: locked, with the overrides applied. workdir: where the run writes. resume: go on with what is there.
 
-    checkpoint: the folder of a run, for an experiment that looks at one. words: what was said of the config.
+    checkpoint: the folder of a run, for an experiment that looks at one. best: at its best instead of its newest.
+    words: what was said of the config.
     """
 
     config: ml_collections.ConfigDict
@@ -36,10 +37,12 @@ class Arguments:
     resume: bool
     checkpoint: Path | None = None
     words: tuple[str, ...] = ()
+    best: bool = False
 
 
 def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Arguments:
-    """Reads `--config FILE[:variant] [--config.field=value ...] [--workdir DIR] [--resume] [--checkpoint DIR]`.
+    """Reads `--config FILE[:variant] [--config.field=value ...] [--workdir DIR] [--resume] [--checkpoint DIR
+    [--best]]`.
 
     A config has the name of its file, so that a copy has a folder of its own. Fields of the table that it lacks are
     as the table has them, which is said. Raises UsageError that names the wrong argument, and what may be meant.
@@ -50,6 +53,7 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_bool("resume", False, "", flag_values=values)
     flags.DEFINE_string("checkpoint", None, "", flag_values=values)
+    flags.DEFINE_bool("best", False, "", flag_values=values)
     try:
         rest, config = values(["experiment", *argv]), values.config
         if config is not None:
@@ -72,7 +76,7 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     _check_name(config.name, table)
     workdir = Path(values.workdir or Path("runs") / config.name)
     checkpoint = Path(values.checkpoint) if values.checkpoint else None
-    return Arguments(config, workdir, values.resume, checkpoint, _of_config(argv))
+    return Arguments(config, workdir, values.resume, checkpoint, _of_config(argv), values.best)
 
 
 def _of_config(argv: Sequence[str]) -> tuple[str, ...]:
@@ -83,7 +87,7 @@ def _of_config(argv: Sequence[str]) -> tuple[str, ...]:
         if name in ("workdir", "checkpoint"):
             if not value:
                 next(rest, None)
-        elif name not in ("resume", "noresume"):
+        elif name not in ("resume", "noresume", "best", "nobest"):
             words.append(word)
     return tuple(words)
 

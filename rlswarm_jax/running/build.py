@@ -1,13 +1,8 @@
 """What a config describes, made real: the game, without weights too, and the engine with those of some nodes."""
 
-import contextlib
 import dataclasses
-import fcntl
-import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import ml_collections
@@ -32,7 +27,6 @@ from rlswarm_jax.tasks.verifier import Verifier, VerifierError
 
 Made = TypeVar("Made")
 
-COMPILE_SECONDS = 120.0  # to wait for another process that compiles the same
 EMBEDDED = {"embedded": assets.SPOILED, "embedded:base": assets.BASE}
 # prompt and completion tokens, where the config says 0: of a game of one stage, and of one that shows what others said
 BUDGETS = {"compact": ((16, 12), (96, 12)), "chat": ((512, 256), (3072, 256))}
@@ -144,8 +138,7 @@ class Pieces:
 
     def compile(self) -> None:
         """Compiles before the first round; of processes that share a cache, one compiles and the others wait for it."""
-        with _compiling():
-            self.engine.compile()
+        self.engine.compile()
 
     def fingerprint(self, node: int) -> str:
         """Of the weights of a node, as they are now."""
@@ -156,26 +149,6 @@ class Pieces:
         if config.model.path != "embedded":
             return None
         return self.engine.evaluate_params(qwen.load(assets.BASE).params)
-
-
-@contextlib.contextmanager
-def _compiling() -> Iterator[None]:
-    """Holds the lock of the persistent compilation cache."""
-    cache = compilation.use_cache() or Path(os.devnull)
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # no cache, or one that is not ours to write: each compiles for itself
-            cache.mkdir(parents=True, exist_ok=True)
-            _wait_for(held.enter_context((cache / "lock").open("w")))
-        yield
-
-
-def _wait_for(file: IO[str]) -> None:
-    """Takes the lock when it is free, or goes on without it after a while: whoever holds it may have been stopped."""
-    until = time.monotonic() + COMPILE_SECONDS
-    while time.monotonic() < until:
-        with contextlib.suppress(BlockingIOError):
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(0.1)
 
 
 def make_learner_config(config: ml_collections.ConfigDict, max_new_tokens: int = 1) -> LearnerConfig:
@@ -237,7 +210,10 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
     verifier = make_verifier(config, game)
     engine_config = make_engine_config(config, game)
     learner_config = make_learner_config(config, game.max_new_tokens)
-    engine = Engine(policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices)
+    cache = compilation.use_cache()
+    programs = compilation.Programs(cache / "programs" if cache else None)
+    parts = policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices
+    engine = Engine(*parts, programs.jit)
     if config.chain.endpoint != "none":
         game = dataclasses.replace(game, state_hash=state_hash(parallel.fetch(engine.state(0))))
     return Pieces([dataclasses.replace(game, author=identity.author) for identity in identities], engine)

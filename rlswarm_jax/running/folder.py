@@ -40,7 +40,7 @@ from rlswarm_jax.running.arguments import complete
 # refuses another key
 CHANGEABLE = (
     *("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "swarm.key"),
-    "wandb.mode",
+    *("checkpoints", "profile", "wandb.mode"),
     "devices",
 )
 

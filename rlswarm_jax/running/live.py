@@ -142,6 +142,8 @@ def _write_config(
         "bootnodes": [*fields["swarm"]["bootnodes"], *([members[0].address] if member.index else [])],
         "key": "",
     }
+    if member.index:
+        fields["profile"]["rounds"] = []
     if chain:
         fields["chain"] |= {"endpoint": chain.url, "contract": chain.contract, "id": CHAIN_ID, "confirmations": 0}
     write_whole(member.folder / CONFIG_FILE, json.dumps(fields, indent=2) + "\n")

@@ -24,9 +24,16 @@ from rich.logging import RichHandler
 
 from rlswarm_jax import identity, launch
 from rlswarm_jax.errors import DiskError, TransientError, UsageError
-from rlswarm_jax.files import CHECKPOINT_FOLDER, CONFIG_FILE, JOURNAL_FILE, METRICS_FILE, NODE_FILE, write_whole
+from rlswarm_jax.files import (
+    BEST_FOLDER,
+    CHECKPOINT_FOLDER,
+    CONFIG_FILE,
+    JOURNAL_FILE,
+    METRICS_FILE,
+    NODE_FILE,
+    write_whole,
+)
 from rlswarm_jax.journal import Journal, JournalError
-from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
@@ -39,6 +46,7 @@ from rlswarm_jax.swarm.transport import NetworkError
 from rlswarm_jax.tasks.verifier import NoWorkerError, VerifierError
 
 if TYPE_CHECKING:
+    from rlswarm_jax.keeper import Keeper  # and with it the chain's libraries
     from rlswarm_jax.multihost import Channel  # and with it jax
 
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
@@ -73,7 +81,7 @@ class Present:
     key: Path
     mailbox: Mailbox
     transport: Gossip
-    chain: Keeper | None
+    chain: "Keeper | None"
 
     @property
     def name(self) -> str:
@@ -148,7 +156,7 @@ def _play(
     """Whether all rounds were played."""
     started = time.monotonic()
     from rlswarm_jax import multihost  # and with it jax
-    from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
+    from rlswarm_jax.checkpoint import Best, CheckpointError, Checkpoints
     from rlswarm_jax.engine import DivergedError
     from rlswarm_jax.game.effects import Publish
     from rlswarm_jax.game.player import Player
@@ -180,14 +188,18 @@ def _play(
     live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every, keep, follow)
     player = Player(0, made.games[0], present.identity, journal, present.mailbox.inbox)
     try:
-        checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER)
+        checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER, config.checkpoints.keep)
+        best = Best(workdir / BEST_FOLDER / "0") if config.checkpoints.best else None
         parts = player, made.engine, present.transport, present.mailbox, journal, checkpoints
-        node = Node(*parts, live, recorder.on_round, present.chain)
+        node = Node(*parts, live, recorder.on_round, present.chain, best)
         with view:
             node.restore(reported)
             node.run(should_stop)
+            node.save()
         present.transport.close()  # what is left needs no peers
         checkpoints.close()
+        if best is not None:
+            best.close()
     except CheckpointError as error:
         raise DiskError(str(error)) from error
     except (DivergedError, PromptError) as error:

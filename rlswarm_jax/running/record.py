@@ -14,10 +14,11 @@ import numpy as np
 from rich.console import Console
 
 from rlswarm_jax import machine
-from rlswarm_jax.files import METRICS_FILE, SUMMARY_FILE, write_whole
+from rlswarm_jax.files import METRICS_FILE, PROFILE_FOLDER, SUMMARY_FILE, write_whole
 from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.metrics import MetricsLog, read_rows
 from rlswarm_jax.running.folder import earlier_seconds
+from rlswarm_jax.running.profiling import Profile
 from rlswarm_jax.running.view import SwarmView
 
 if TYPE_CHECKING:  # they load jax, which the parent of a swarm of processes does not
@@ -53,23 +54,34 @@ class Recorder:
         self._before, self._started = earlier_seconds(workdir), started
         self._log: MetricsLog | None = None
         self.view: SwarmView | None = None
+        self._name: str | None = None  # of the wandb run
+        self._mirrored = False
+        self._profile = Profile(workdir / PROFILE_FOLDER, config.profile.rounds, self._say)
 
     def open(self, keep_bytes: int, done: list[int], name: str | None = None) -> SwarmView:
         """done: rounds by node. name: of the wandb run. Returns the view, to be used as a context."""
-        config, seed = self._config, self._config.seed
-        self._log = MetricsLog(self._file, keep_bytes)
+        self._log, self._name = MetricsLog(self._file, keep_bytes), name
+        self.view = SwarmView(self._console, self._names, self._config.rounds, done)
+        self._profile.at(0)  # of a run that goes on, not the round it is in; from the end of that one it is known
+        return self.view
+
+    def _start_wandb(self) -> None:
+        """Once there is a row to send: it takes seconds, and nobody waits for the first round because of it."""
+        config, self._mirrored = self._config, True
+        assert self._log is not None
         mode = self._log.start_wandb(
             config.wandb.mode,
             workdir=self._workdir,
             project=config.wandb.project,
-            group=f"{config.name}-{seed}",
-            name=name,
+            group=f"{config.name}-{config.seed}",
+            name=self._name,
             config=config.to_dict(),
         )
         if mode != "disabled":
             self._console.print(f"wandb: {mode}")
-        self.view = SwarmView(self._console, self._names, config.rounds, done)
-        return self.view
+
+    def _say(self, sentence: str) -> None:
+        self._console.print(sentence, soft_wrap=True)
 
     @property
     def offset(self) -> int:
@@ -84,10 +96,15 @@ class Recorder:
         row["wall_seconds"] = round(self._before + time.monotonic() - self._started, 3)
         self._log.write(row | found.metrics)
         self.view.update(row | found.metrics)
+        if not self._mirrored:
+            self._start_wandb()
+        if found.node == 0:
+            self._profile.at(found.round + 1)
 
     def finish(self, finished: bool) -> None:
         """Writes summary.json. finished: whether all rounds were played."""
         assert self._log is not None
+        self._profile.close()
         summary = summarise(
             self._config,
             self._names,

@@ -7,10 +7,10 @@ from rich.console import Console
 
 from rlswarm_jax import identity
 from rlswarm_jax.chain.virtual import VirtualCoordinator, quorum
-from rlswarm_jax.checkpoint import CheckpointError, Checkpoints
+from rlswarm_jax.checkpoint import Best, CheckpointError, Checkpoints
 from rlswarm_jax.engine import DivergedError
 from rlswarm_jax.errors import DONE, INTERRUPTED, DiskError, UsageError
-from rlswarm_jax.files import CHECKPOINT_FOLDER, JOURNAL_FILE
+from rlswarm_jax.files import BEST_FOLDER, CHECKPOINT_FOLDER, JOURNAL_FILE
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError
 from rlswarm_jax.qwen.sampling import PromptError
@@ -62,7 +62,8 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
     started, config, workdir = time.monotonic(), arguments.config, arguments.workdir
     made = build.build(config, identities(config), console)
     journal = Journal(workdir / JOURNAL_FILE)
-    checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER)
+    checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER, config.checkpoints.keep)
+    best = [Best(workdir / BEST_FOLDER / str(i)) for i in range(config.swarm.nodes) if config.checkpoints.best]
     recorder = Recorder(config, workdir, console, made, started, arguments.words)
     simulation = make_simulation(
         config,
@@ -72,6 +73,7 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
         checkpoints=checkpoints,
         checkpoint_every=config.checkpoint_every,
         metrics_offset=lambda: recorder.offset,
+        best=best,
     )
     keep = 0
     if resumes:
@@ -79,8 +81,11 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
         console.print(f"resuming at round {min(node.state.round for node in simulation.nodes)} of {config.rounds}")
     with recorder.open(keep, [node.state.round for node in simulation.nodes]):
         simulation.run(lambda: bool(stopping))
+        simulation.save()
     journal.close()
     checkpoints.close()
+    for one in best:
+        one.close()
     recorder.finish(simulation.finished)
     report.write_report(workdir)
     report.print_summary(workdir, console)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import ml_collections
 
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.files import CHECKPOINT_FOLDER, METRICS_FILE, node_folders
+from rlswarm_jax.files import BEST_FOLDER, CHECKPOINT_FOLDER, METRICS_FILE, node_folders
 from rlswarm_jax.metrics import read_rows
 
 if TYPE_CHECKING:  # it loads jax, which names and folders do without
@@ -46,28 +46,36 @@ def choose(nodes: Sequence[Trained], name: str | None, run: Path) -> Trained:
     raise UsageError(f"{run} has no node {name!r}; its nodes are {', '.join(node.name for node in nodes)}.")
 
 
-def load_states(directory: Path, like: "TrainState", nodes: int) -> "list[TrainState]":
+def load_states(directory: Path, like: "TrainState", nodes: int, best: bool = False) -> "list[TrainState]":
     """The newest states of all nodes of a run, simulated (one checkpoint) or live (one of each node).
 
-    Raises UsageError or CheckpointError if they are not there, or of another model.
+    best: instead of the newest, those that were right most often on held-out problems. Raises UsageError or
+    CheckpointError if they are not there, or of another model.
     """
     own = node_folders(directory)
-    if not own:
-        return _newest(directory, [like] * nodes)
-    if len(own) != nodes:
+    if own and len(own) != nodes:
         raise UsageError(f"{directory} is a run of {len(own)} nodes; set --config.swarm.nodes={len(own)}.")
-    return [state for path in own for state in _newest(path, [like])]
+    if best:
+        places = [path / BEST_FOLDER / "0" for path in own]
+        places = places or [directory / BEST_FOLDER / str(node) for node in range(nodes)]
+        if not all(place.is_dir() for place in places):
+            asked = "a run keeps it with --config.checkpoints.best=True, from its first evaluation on"
+            raise UsageError(f"{directory} has no best checkpoint of each node: {asked}.")
+        return [state for place in places for state in _newest(place, [like])]
+    if not own:
+        return _newest(directory / CHECKPOINT_FOLDER, [like] * nodes)
+    return [state for path in own for state in _newest(path / CHECKPOINT_FOLDER, [like])]
 
 
-def _newest(directory: Path, like: "Sequence[TrainState]") -> "list[TrainState]":
-    if not (directory / CHECKPOINT_FOLDER).is_dir():
-        raise UsageError(f"{directory} has no checkpoints: give --checkpoint the folder of a run.")
+def _newest(folder: Path, like: "Sequence[TrainState]") -> "list[TrainState]":
+    if not folder.is_dir():
+        raise UsageError(f"{folder.parent} has no checkpoints: give --checkpoint the folder of a run.")
     from rlswarm_jax.checkpoint import Checkpoints
 
-    checkpoints = Checkpoints(directory / CHECKPOINT_FOLDER)
+    checkpoints = Checkpoints(folder)
     try:
-        if (number := checkpoints.latest) is None:
-            raise UsageError(f"{directory} has no complete checkpoint yet.")
-        return checkpoints.restore(number, like)[0]
+        if (found := checkpoints.newest(like)) is None:
+            raise UsageError(f"{folder.parent} has no complete checkpoint yet.")
+        return found.states
     finally:
         checkpoints.close()

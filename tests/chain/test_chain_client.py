@@ -317,10 +317,15 @@ BLOCK = ["number", "hash", "timestamp", "baseFeePerGas", "status", "blockNumber"
 
 
 def test_a_node_that_imports_the_client_recurses_no_deeper_than_before():
-    """Else a file that nests deeply would end it: py_ecc, which eth_account brings along, raises the limit."""
+    """Else a file that nests deeply would end it: py_ecc, which eth_account brings along, raises the limit.
+
+    Nor does it load what reads encrypted key files; whoever wants that gets the real one.
+    """
     imported = "import rlswarm_jax.chain.coordinator, rlswarm_jax.chain.events, rlswarm_jax.chain.ledger"
-    script = f"import sys; before = sys.getrecursionlimit(); {imported}; assert 'py_ecc' in sys.modules"
-    subprocess.run([sys.executable, "-c", f"{script}; assert sys.getrecursionlimit() == before"], check=True)
+    script = f"import sys; before = sys.getrecursionlimit(); {imported}; assert 'py_ecc' not in sys.modules"
+    script += "; assert sys.getrecursionlimit() == before; from eth_keyfile import create_keyfile_json as create"
+    script += "; assert create(b'1' * 32, b'word', iterations=1)['crypto']['kdf'] == 'pbkdf2'"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_what_a_node_and_its_launcher_load_at_their_start_leaves_web3_out():

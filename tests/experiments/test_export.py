@@ -1,5 +1,6 @@
 """What a run has learned, as others open it: runs of all three drivers, and what cannot be exported."""
 
+import gzip
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import safetensors.numpy
 from experiments import export
 from rlswarm_jax import assets, files, qwen
 from rlswarm_jax.checkpoint import Checkpoints
+from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.running import arguments as cli
 from rlswarm_jax.running import build, simulated
 from tests.grpo import tiny
@@ -33,6 +35,9 @@ SMALL = [
     "--config.learn.learning_rate=0.1",
     "--config.model.path=embedded:base",
     "--config.sampling.temperature=1.5",  # so that answers differ
+    "--config.evaluation.every=1",
+    "--config.checkpoints.best=True",
+    "--config.profile.rounds=(1,2)",
 ]
 
 
@@ -43,6 +48,32 @@ def run(tmp_path_factory):
     with tiny.optimizations(False):
         assert simulated.run(cli.parse([*SMALL, f"--workdir={directory}"])) == 0
     return directory
+
+
+def test_the_best_on_held_out_problems_is_kept_and_exported(run, tmp_path):
+    rows = read_rows(run / files.METRICS_FILE)
+    for node in (0, 1):
+        measured = [(row["held_out/accuracy"], -row["round"]) for row in rows if row["node"] == node]
+        measured += [(row["final/accuracy"], -row["round"] - 1) for row in rows if "final/accuracy" in row][node:][:1]
+        accuracy, round_ = max(measured)  # the first of them
+        best = Checkpoints(run / files.BEST_FOLDER / str(node), keep=1)
+        assert best.latest == -round_
+        (state,), told = best.restore(
+            -round_, [build.first_state(config := export.read_config(run), qwen.load(build.model_path(config)))]
+        )
+        assert json.loads(told) == {"round": -round_, "accuracy": accuracy}
+        best.close()
+        policy = exported(run, tmp_path / str(node), "--node", str(node), "--best")
+        assert qwen.fingerprint(policy.params) == qwen.fingerprint(state.params)
+
+
+def test_a_trace_of_the_rounds_that_were_asked_for_is_there_and_holds_what_happened(run):
+    """In the formats that TensorBoard and XProf open."""
+    (trace,) = (run / files.PROFILE_FOLDER).glob("plugins/profile/*/*.trace.json.gz")
+    names = [event.get("name", "") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+    assert names.count("learn") == 1 and names.count("sample") >= 1 and any("PjitFunction" in name for name in names)
+    (planes,) = trace.parent.glob("*.xplane.pb")
+    assert b"/host:CPU" in planes.read_bytes()
 
 
 def exported(run, directory, *options):

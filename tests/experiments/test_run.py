@@ -78,7 +78,7 @@ def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
         ("--config.swarm.peers=('QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N',)", "expected the peer id of a secp2"),
         ("--config.sampling.group_size=1", "config.sampling.group_size is 1"),
         ("--config.sampling.temperature=0.0", "config.sampling.temperature"),
-        ("--config.learn.external_correction=none", "expected one of reencode, behaviour"),
+        ("--config.learn.external_correction=none", "expected one of reencode, behaviour, mask"),
         ("--config.model.prompts=riddle", "config.model.prompts is 'riddle'; expected one of auto, compact, chat"),
         ("--config.tasks.spell_backward.max_word_len=1", "'spell_backward' refused its options"),
         ("--config.sampling.max_prompt_tokens=3", "max_prompt_tokens"),

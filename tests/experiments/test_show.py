@@ -217,7 +217,7 @@ HOSTILE = (
 @pytest.mark.parametrize("terminal", [True, False])
 def test_nothing_that_a_peer_writes_acts_on_the_terminal(terminal):
     console = Console(file=io.StringIO(), width=24, force_terminal=terminal, color_system=None)
-    page = RoundPage(console, None, Played(), {}, "std")
+    page = RoundPage(console, None, Played(), {}, {})
     page.quote(HOSTILE + "\ncompletion 0: reward 9.00" + " " * 30 + "completion 1: reward 1.00")
     printed = console.file.getvalue()
     assert all(c == "\n" or unicodedata.category(c)[0] not in "C" for c in printed)

