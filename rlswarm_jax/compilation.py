@@ -291,10 +291,11 @@ def _parts(thing: Any, seen: dict[int, tuple[int, Any]]) -> Any:
     wrapped = getattr(thing, "__wrapped__", None)
     if isinstance(thing, FunctionType):
         cells = [cell.cell_contents for cell in thing.__closure__ or ()]
-        own = f"{thing.__module__}.{thing.__qualname__}", thing.__code__.co_firstlineno, thing.__code__.co_code
-        file = Path(thing.__code__.co_filename)
+        code = thing.__code__
+        own = [f"{thing.__module__}.{thing.__qualname__}", code.co_firstlineno, code.co_code]
+        file = Path(code.co_filename)
         if Path(__file__).parent in file.parents:  # of ours; of libraries the version says enough
-            own += (_digest_of(file),)
+            own.append(_digest_of(file))
         return [*own, *parts((cells, thing.__defaults__, thing.__kwdefaults__ or {}))]
     if wrapped is not None:  # what jax.jit and others make of a function
         return [kind, *parts((wrapped,))]
