@@ -97,7 +97,10 @@ def known(table: str) -> Range:
     return such(holds, f"'' (the loss's own) or one of {table} in rlswarm_jax/grpo/objective.py")
 
 
-LOSS = such(lambda name: name == "swarm" or (bool(name) and known("PRESETS").holds(name)), "a loss of docs/losses.md")
+LOSS = such(
+    lambda name: name == "swarm" or (bool(name) and known("PRESETS").holds(name)),
+    "a loss of docs/losses.md, such as grpo, dapo or gspo",
+)
 HOST = such(_is_ip, "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them")
 ENDPOINT = matching(
     rf"{'|'.join(LOCAL_CHAINS)}|https?://[^/].*|\$\w+",

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from rlswarm_jax.grpo.learner import TrainState
 
@@ -43,20 +43,26 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 2):
         self._directory, self._keep = directory.absolute(), keep
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._steps = sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
+        except OSError as error:
+            raise CheckpointError(f"cannot write checkpoints to {directory}: {error}.") from None
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        """orbax's; half a second of imports, which a node's first round need not wait for."""
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
         if jax.process_count() > 1:  # whoever plays has whole states, and waits for no other process
             alone = ocp.options.MultiprocessingOptions(
                 primary_host=jax.process_index(),
                 active_processes={jax.process_index()},
                 barrier_sync_key_prefix="checkpoints",
             )
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=alone)
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self._directory, options=options)
-        except OSError as error:
-            raise CheckpointError(f"cannot write checkpoints to {directory}: {error}.") from None
-        self._steps = sorted(self._manager.all_steps())
+            options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=False, multiprocessing_options=alone)
+        return ocp.CheckpointManager(self._directory, options=options)
 
     @property
     def latest(self) -> int | None:
@@ -73,6 +79,8 @@ class Checkpoints:
 
     def save(self, step: int, states: Sequence[TrainState], extra: bytes) -> None:
         """Starts writing in the background. Raises CheckpointError if there is no room, or this or the last failed."""
+        import orbax.checkpoint as ocp
+
         found = {"bytes": np.frombuffer(extra, np.uint8), "digest": np.frombuffer(_digest(states, extra), np.uint8)}
         items = ocp.args.Composite(states=ocp.args.StandardSave(list(states)), extra=ocp.args.StandardSave(found))
         needed = len(extra) + sum(leaf.nbytes for leaf in jax.tree.leaves(list(states)))
@@ -108,6 +116,8 @@ class Checkpoints:
 
     def restore(self, step: int, like: Sequence[TrainState]) -> tuple[list[TrainState], bytes]:
         """The states, in the form of `like`, and the bytes. Raises CheckpointError if damaged, or not of it."""
+        import orbax.checkpoint as ocp
+
         abstract: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, list(like))
         items = ocp.args.Composite(states=ocp.args.StandardRestore(abstract), extra=ocp.args.StandardRestore())
         found = self._restored(step, items)
@@ -132,6 +142,8 @@ class Checkpoints:
 
     def extra(self, step: int) -> bytes:
         """The bytes alone. Raises CheckpointError."""
+        import orbax.checkpoint as ocp
+
         items = ocp.args.Composite(extra=ocp.args.StandardRestore())
         return np.asarray(self._restored(step, items)["extra"]["bytes"]).tobytes()
 
@@ -147,6 +159,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written. Raises CheckpointError if it can't be: then the one before is the last."""
+        if "_manager" not in vars(self):
+            return
         try:
             try:
                 self._manager.wait_until_finished()

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import msgspec
@@ -37,11 +37,13 @@ from rlswarm_jax.game.player import Player, RoundReport, SavedPlayer, published
 from rlswarm_jax.game.round import next_round
 from rlswarm_jax.grpo.learner import state_hash
 from rlswarm_jax.journal import Journal
-from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.records.envelope import SignedRecord, seal
 from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import Transport
+
+if TYPE_CHECKING:  # it needs the chain's libraries, which a node without one does not
+    from rlswarm_jax.keeper import Keeper
 
 log = logging.getLogger("rlswarm_jax.node")
 POLL = 0.1  # seconds between looks at whether to stop
@@ -83,7 +85,7 @@ class Node:
         checkpoints: Checkpoints,
         config: LiveConfig,
         on_round: Callable[[RoundReport], None],
-        chain: Keeper | None = None,
+        chain: "Keeper | None" = None,
         best: Best | None = None,
     ):
         self.player, self._engine, self._transport, self._mailbox = player, engine, transport, mailbox

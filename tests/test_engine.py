@@ -489,7 +489,7 @@ def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path
         cwd=Path(__file__).parents[1],
         timeout=300,
     )
-    several, exact = pickle.loads((tmp_path / "found").read_bytes())
+    several, exact, anchored = pickle.loads((tmp_path / "found").read_bytes())
     own = alone(0)
     accuracy, own_sampled = own.evaluate([0]), own.sample({0: request(0)})[0]
     expected = own.learn({0: lesson(0)})[0]
@@ -502,15 +502,39 @@ def test_on_eight_devices_a_node_samples_and_learns_what_it_does_on_one(tmp_path
         tiny.assert_close(moments, own_moments, 1e-5)
         tiny.assert_close(state.params, own.state(0).params, TAU)  # Adam blows up what rounding does to a tiny gradient
         assert compiled == []  # after the first round was compiled ahead
+    own_metrics, own_state = learn_anchored(jax.device_get(states()[0]).params, lesson(0))
+    assert own_metrics[0]["kl"] > 1e-3 and own_metrics[0]["updates"] == 2
+    for metrics, state in anchored:
+        for there, here in zip(metrics, own_metrics, strict=True):
+            assert there.keys() == here.keys()
+            for name, value in here.items():
+                np.testing.assert_allclose(there[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+        tiny.assert_close(state.opt_state[1].mu, own_state.opt_state[1].mu, 1e-3)
+        tiny.assert_close(state.reference.params, own_state.reference.params, TAU)
     fixed = build(exact=True)
     fixed.set_states([states()[0]])
     assert exact == (fixed.sample({0: request(0)}), fixed.evaluate([0]))  # log-probs and all, bit for bit
 
 
+LAYOUTS = ({}, {"backend": "pmap"}, {"fsdp": 2, "tensor": 2})
+# a loss that asks for all that a loss can ask for
+ANCHORED = dataclasses.replace(
+    LEARNER, kl_weight=0.5, reference_every=2, entropy_top=0.5, ratio="sequence", aggregation="sequences"
+)
+
+
+def learn_anchored(params, learn, **options):
+    """Two rounds of two updates each: the reference is the first policy, then the one that was."""
+    there = build(learner=ANCHORED, updates_per_round=2, **options)
+    there.set_states([dataclasses.replace(jax.device_get(there.state(0)), params=params)])
+    metrics = [there.learn({0: Learn(learn.groups, round_)})[0] for round_ in (0, 2)]
+    return metrics, jax.device_get(there.state(0))
+
+
 def on_eight_devices(folder):
     state, asked, learn = pickle.loads((Path(folder) / "given").read_bytes())
     several = []
-    for options in ({}, {"backend": "pmap"}, {"fsdp": 2, "tensor": 2}):
+    for options in LAYOUTS:
         there = build(devices=DeviceConfig(**options))
         there.compile()
         there.set_states([state])
@@ -521,7 +545,8 @@ def on_eight_devices(folder):
     fixed = build(exact=True)
     fixed.set_states([state])
     exact = fixed.sample({0: asked}), fixed.evaluate([0])
-    (Path(folder) / "found").write_bytes(pickle.dumps((several, exact)))
+    anchored = [learn_anchored(state.params, learn, devices=DeviceConfig(**options)) for options in LAYOUTS]
+    (Path(folder) / "found").write_bytes(pickle.dumps((several, exact, anchored)))
 
 
 class TestCompany:

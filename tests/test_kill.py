@@ -5,8 +5,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,16 +16,10 @@ from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from tests.table_node import SEED
+from tests.waits import wait_for
 
 CHECKOUT = Path(__file__).parent.parent
 NODES, KILLED, KILL_ROUND = 3, 2, 4  # evaluated, too, is every fourth round
-
-
-def wait_for(what: Callable[[], bool], why: str, seconds: float = 90.0) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until, why
-        time.sleep(0.02)
 
 
 def rows(folder: Path, kind: str) -> list[tuple[int, bytes]]:
@@ -135,14 +127,14 @@ def test_a_node_killed_in_an_effect_comes_back_and_never_contradicts_itself(swar
     for index in range(NODES):
         swarm.start(index, (effect, stage, KILL_ROUND) if index == KILLED else None)
     dead = swarm.folder(KILLED)
-    wait_for((dead / "paused").exists, "the node never came to the effect")
+    wait_for((dead / "paused").exists, "the node comes to the effect", 90.0)
     before = rows(dead, "Publish")
     swarm.processes[KILLED].kill()
     swarm.processes[KILLED].wait()
-    wait_for(lambda: last_round(swarm.folder(0)) > KILL_ROUND + 1, "the others did not go on without it")
+    wait_for(lambda: last_round(swarm.folder(0)) > KILL_ROUND + 1, "the others go on without it", 90.0)
     alone = len(played(dead))
     swarm.start(KILLED)
-    wait_for(lambda: len(played(dead)) > alone + 5, "it did not come back to the others")
+    wait_for(lambda: len(played(dead)) > alone + 5, "it comes back to the others", 90.0)
     swarm.finish()
 
     # the others played round after round, and waited for nobody until a deadline
@@ -172,10 +164,10 @@ def test_a_node_killed_in_an_effect_comes_back_and_never_contradicts_itself(swar
 def test_a_node_that_joins_late_takes_part_from_the_current_round(swarm):
     for index in (0, 1):
         swarm.start(index, peers=False)
-    wait_for(lambda: last_round(swarm.folder(0)) >= 8, "the first two do not play")
+    wait_for(lambda: last_round(swarm.folder(0)) >= 8, "the first two play", 90.0)
     now = last_round(swarm.folder(0))
     swarm.start(2, peers=False)
-    wait_for(lambda: len(played(swarm.folder(2))) > 8, "it does not take part")
+    wait_for(lambda: len(played(swarm.folder(2))) > 8, "it takes part", 90.0)
     swarm.finish()
     late = read_rows(swarm.folder(2) / "metrics.jsonl")
     assert late[0]["round"] >= now and len(late) >= 8

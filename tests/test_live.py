@@ -23,6 +23,7 @@ from tests.metric_names import complaint, undocumented
 from tests.records.samples import record
 from tests.small import LOCAL, SHAPES, SHARED
 from tests.swarm.hostile_peer import HostilePeer, framed
+from tests.waits import wait_for
 
 CHECKOUT = Path(__file__).parent.parent
 NODES, ROUNDS, SEED = 3, 5, 4
@@ -48,10 +49,7 @@ def start(variant: str, workdir: Path, *arguments: str) -> subprocess.Popen:
 def attack(workdir: Path) -> int:
     """Sends what must change nothing to node 0 as soon as it listens; returns how many records were forged."""
     file = workdir / "node-0" / "node.json"
-    for _ in range(6000):
-        if file.exists():
-            break
-        time.sleep(0.01)
+    wait_for(file.exists, "node 0 listens")
     told = json.loads(file.read_text())
     peer = HostilePeer(Identity(b"\x66" * 32), told["addresses"][0], swarm=told["swarm"])
     own = simulated(SEED, 1).author
@@ -221,12 +219,8 @@ def test_a_node_stops_when_whoever_started_it_is_gone(tmp_path):
 def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path):
     workdir = tmp_path / "run"
     process = start("smoke", workdir)
-    for _ in range(12000):
-        if all((workdir / f"node-{node}" / "metrics.jsonl").exists() for node in range(NODES)) and any(
-            read_rows(workdir / f"node-{node}" / "metrics.jsonl") for node in range(NODES)
-        ):
-            break
-        time.sleep(0.01)
+    files = [workdir / f"node-{node}" / "metrics.jsonl" for node in range(NODES)]
+    wait_for(lambda: all(file.exists() for file in files) and any(map(read_rows, files)), "a round is over", 120.0)
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, 15)  # the parent alone, as a supervisor does
     said, _ = process.communicate(timeout=120)
@@ -252,10 +246,7 @@ def test_a_killed_node_is_restarted_and_comes_to_the_end_with_the_others(tmp_pat
     workdir = tmp_path / "run"
     process = start("smoke", workdir, "--config.swarm.deadline=30.0", "--config.wandb.mode=offline")
     rows = workdir / "node-1" / "metrics.jsonl"
-    for _ in range(12000):
-        if rows.exists() and read_rows(rows):
-            break
-        time.sleep(0.01)
+    wait_for(lambda: rows.exists() and read_rows(rows), "a round is over", 120.0)
     os.kill(json.loads((workdir / "node-1" / "node.json").read_text())["pid"], 9)
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said

@@ -35,8 +35,8 @@ def uninterrupted(tmp_path_factory) -> Path:
     return workdir
 
 
-def start(workdir: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments.run", *ARGUMENTS, "--workdir", str(workdir), "--resume"]
+def start(workdir: Path, arguments: list[str] = ARGUMENTS) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.run", *arguments, "--workdir", str(workdir), "--resume"]
     return subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL)
 
 
@@ -106,6 +106,35 @@ def test_killed_and_resumed_equals_uninterrupted(uninterrupted, tmp_path):
 def test_killed_at_random_instants_equals_uninterrupted(uninterrupted, tmp_path, seed):
     assert interrupted_run(tmp_path / "run", seed=seed, kills=4) >= 1
     check_equal(tmp_path / "run", uninterrupted)
+
+
+ALONE = [
+    "--config=configs/solo.py:smoke",
+    "--config.rounds=8",
+    "--config.checkpoint_every=2",
+    "--config.evaluation.problems=32",
+    "--config.evaluation.rows=32",
+    "--config.sampling.temperature=2.0",
+    "--config.learn.loss=grpo",
+    "--config.learn.reference_every=3",  # so that some checkpoints are in the middle of its time
+    "--config.learn.updates_per_round=2",
+    "--config.learn.entropy_top=0.5",
+    "--config.game.redraws=2",
+]
+
+
+@pytest.mark.slow
+def test_so_does_one_that_draws_again_and_keeps_near_to_a_reference(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole, ALONE).wait(300) == 0
+    assert sum(row["sample/redrawn"] for row in rows(whole)) > 4
+    assert sum(row.get("learn/kl", 0) > 0 for row in rows(whole)) > 2
+    draw = random.Random(5)
+    for _ in range(3):
+        process = start(killed, ALONE)
+        kill_after(process, killed, draw.randint(10, 30), draw.uniform(0, 0.05))
+    assert start(killed, ALONE).wait(300) == 0
+    assert summary(killed)["weights"] == summary(whole)["weights"] and rows(killed) == rows(whole)
 
 
 @pytest.mark.slow

@@ -185,8 +185,7 @@ def _redraw(game: Game, sheets: Sheets, played: Sequence[Turn]) -> Generator[Eff
 
     DAPO's dynamic sampling (arXiv:2503.14476 section 3.2), at most `redraws` times.
     """
-    played, drawn = list(played), 0
-    unsure: Sequence[int] = range(len(played))
+    played, drawn, unsure = list(played), 0, list(range(len(played)))
     for _ in range(game.redraws):
         items = list(_said_by(game, [played[place] for place in unsure]))
         scores = dict(zip(items, (yield Score(items, [NOBODY] * len(items))).scores, strict=True))

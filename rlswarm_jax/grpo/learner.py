@@ -72,7 +72,7 @@ class TrainState:
     params: Params
     opt_state: Any
     step: Array
-    reference: ClassVar[Any] = None
+    reference: ClassVar[Any] = None  # but of an `AnchoredState`
 
 
 @flax.struct.dataclass

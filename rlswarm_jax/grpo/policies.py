@@ -13,6 +13,7 @@ from rlswarm_jax.grpo.corrections import effective_share
 from rlswarm_jax.grpo.learner import AnchoredState, Batch, LearnerConfig, Reference, TrainState
 from rlswarm_jax.qwen.model import Params
 
+TIE = 1e-4  # nats: the first tokens of a prompt's completions have one entropy, but for rounding
 Score = Callable[[Params, Batch], tuple[Array, Array]]  # log-probs and entropies, `[B, C]` each
 
 
@@ -51,7 +52,7 @@ def _entropy_floor(parts: Sequence[Batch], entropies: Sequence[np.ndarray], top:
         return None
     masks = [np.arange(part.max_new_tokens) < np.asarray(part.completion_lengths_B)[:, None] for part in parts]
     every = np.concatenate([entropy_BC[mask_BC] for entropy_BC, mask_BC in zip(entropies, masks, strict=True)])
-    return np.float32(np.quantile(every, 1 - top)) if len(every) else np.float32(0)
+    return np.float32(np.quantile(every, 1 - top) - TIE) if len(every) else np.float32(0)
 
 
 def refreshed(state: TrainState, config: LearnerConfig, round_: int) -> TrainState:

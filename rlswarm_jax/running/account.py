@@ -11,18 +11,16 @@ from urllib.parse import urlsplit
 import ml_collections
 
 from rlswarm_jax.chain.errors import ChainError, FileDamaged, NoContract, PayoutFixed, WrongChain
-from rlswarm_jax.chain.local import SETTINGS
-from rlswarm_jax.chain.rpc import Endpoint, Patient
 from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.errors import TransientError, UsageError
 from rlswarm_jax.files import CHAIN_FOLDER
 from rlswarm_jax.identity import Identity
-from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.swarm import addresses
 from rlswarm_jax.swarm.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from rlswarm_jax.chain.coordinator import Coordinator
+    from rlswarm_jax.keeper import Keeper
 
 log = logging.getLogger("rlswarm_jax.chain")
 MAX_BOOTNODES = 16  # of those a coordinator names
@@ -42,6 +40,8 @@ def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> 
     if chain.endpoint == "none":
         return None
     from rlswarm_jax.chain.coordinator import Coordinator  # and with it web3
+    from rlswarm_jax.chain.local import SETTINGS
+    from rlswarm_jax.chain.rpc import Endpoint, Patient
 
     local = chain.confirmations == 0
     settings = SETTINGS if local else Settings(confirmations=chain.confirmations)
@@ -100,11 +100,13 @@ def bootnodes(coordinator: "Coordinator | None") -> list[str]:
 @contextlib.contextmanager
 def kept(
     config: ml_collections.ConfigDict, coordinator: "Coordinator | None", mailbox: Mailbox
-) -> Iterator[Keeper | None]:
+) -> "Iterator[Keeper | None]":
     """Keeps the account, in a thread of its own, for as long as the `with` block lasts. Raises TransientError."""
     if coordinator is None:
         yield None
         return
+    from rlswarm_jax.keeper import Keeper
+
     stagger, patience = LOCAL_PACE if config.chain.confirmations == 0 else PACE
     parts = coordinator, mailbox.inbox.owner, mailbox.authors
     try:

@@ -34,7 +34,6 @@ from rlswarm_jax.files import (
     write_whole,
 )
 from rlswarm_jax.journal import Journal, JournalError
-from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
@@ -47,6 +46,7 @@ from rlswarm_jax.swarm.transport import NetworkError
 from rlswarm_jax.tasks.verifier import NoWorkerError, VerifierError
 
 if TYPE_CHECKING:
+    from rlswarm_jax.keeper import Keeper  # and with it the chain's libraries
     from rlswarm_jax.multihost import Channel  # and with it jax
 
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
@@ -81,7 +81,7 @@ class Present:
     key: Path
     mailbox: Mailbox
     transport: Gossip
-    chain: Keeper | None
+    chain: "Keeper | None"
 
     @property
     def name(self) -> str:

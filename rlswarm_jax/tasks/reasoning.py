@@ -98,11 +98,11 @@ class ReasoningTask:
         self.problem = functools.lru_cache(maxsize=kept)(self._problem)
 
     def _make(self, options: dict[str, Any]) -> Any:
-        factory = library.factory()
-        known = sorted(factory.DATASETS.keys() - {"composite"})
+        factory = library.factory(self.dataset)
         if self.dataset == "composite":
             raise TaskError(f"task {self.name!r} is reasoning-gym's composite; name a task for each of its datasets.")
-        if self.dataset not in known:
+        if self.dataset not in factory.DATASETS:
+            known = sorted(factory.DATASETS.keys() - {"composite"})
             at = "" if self.dataset == self.name else f"of task {self.name!r} "
             raise TaskError(f"dataset {self.dataset!r} {at}is not offered; expected one of {', '.join(known)}.")
         config_of = factory.DATASETS[self.dataset][1]
@@ -122,7 +122,7 @@ class ReasoningTask:
 
     def _curriculum(self, options: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
         """The dataset's curriculum at the levels asked for."""
-        factory = library.factory()
+        factory = library.factory(self.dataset)
         if not factory.has_curriculum(self.dataset):
             raise TaskError(f"task {self.name!r} asks for a level, but dataset {self.dataset!r} has no curriculum.")
         curriculum = factory.create_curriculum(self.dataset)

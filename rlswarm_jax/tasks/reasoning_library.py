@@ -6,6 +6,7 @@ import dataclasses
 import decimal
 import functools
 import importlib
+import importlib.util
 import io
 import random
 import re
@@ -13,6 +14,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 # They plan all their items when they are made, so a small dataset is made for each item. In acre six, two and two of
@@ -20,19 +22,52 @@ from typing import Any
 PLANNED = frozenset({"acre", "gsm_symbolic", "list_functions"})
 PLANNED_ITEMS = 10
 
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def factory(dataset: str | None = None) -> Any:
+    """reasoning_gym.factory, which knows all datasets, or at least one of that name if there is one.
+
+    A second to import all of them: only a node that plays something else than the usual needs that.
+    """
+    with _ONE_AT_A_TIME:
+        if dataset is not None and "reasoning_gym" not in sys.modules:
+            _import_alone(dataset)
+            found = sys.modules.get("reasoning_gym.factory")
+            if found is not None and dataset in found.DATASETS:
+                return found
+        return _all()
+
+
+def _import_alone(dataset: str) -> None:
+    """The module of that name, without its packages' own, which import all others; they are as if never named after."""
+    spec = importlib.util.find_spec("reasoning_gym")
+    root = Path(next(iter(spec.submodule_search_locations or ())) if spec else "")
+    files = list(root.glob(f"*/{dataset}.py")) if dataset.isidentifier() else []
+    if len(files) != 1:
+        return
+    packages = {"reasoning_gym": root, f"reasoning_gym.{files[0].parent.name}": files[0].parent}
+    for name, path in packages.items():
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [str(path)]
+    try:
+        importlib.import_module(f"{name}.{dataset}")
+    finally:
+        for name in packages:
+            del sys.modules[name]
 
 
 @functools.cache
-def factory() -> Any:
-    """reasoning_gym.factory. A second to import: only a node that plays needs it."""
+def _all() -> Any:
     # It imports pycosat at once, a C extension without wheels, for zebra_puzzles alone: there sympy's solver does. And
     # cellpylib for game_of_life alone, with which comes matplotlib: that is another second.
-    pycosat, cellpylib = types.ModuleType("pycosat"), types.ModuleType("cellpylib")
+    early, late = "pycosat", "cellpylib"
+    pycosat, cellpylib = types.ModuleType(early), types.ModuleType(late)
     pycosat.itersolve = _itersolve  # type: ignore[attr-defined]
-    cellpylib.__getattr__ = lambda name: getattr(importlib.import_module("cellpylib"), name)  # type: ignore[method-assign]
+    cellpylib.__getattr__ = lambda name: getattr(importlib.import_module(late), name)  # type: ignore[method-assign]
     stand_ins = [one for one in (pycosat, cellpylib) if sys.modules.setdefault(one.__name__, one) is one]
     try:
+        importlib.import_module("reasoning_gym")
         return importlib.import_module("reasoning_gym.factory")
     finally:
         for one in stand_ins:  # sympy looks for pycosat too, and would call what is not there
@@ -53,7 +88,7 @@ def _itersolve(clauses: list[tuple[int, ...]]) -> Iterator[list[int]]:
 
 def make(name: str, config: Any) -> Any:
     """The dataset of that name. Raises whatever it raises for a config that it refuses."""
-    dataset = factory().DATASETS[name][0](config=config)
+    dataset = factory(name).DATASETS[name][0](config=config)
     REPAIRS.get(name, lambda dataset: None)(dataset)
     return dataset
 

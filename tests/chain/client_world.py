@@ -1,5 +1,6 @@
 """A coordinator on a local chain, a node that is registered there, and another: what the client's tests begin with."""
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,11 @@ class World(NamedTuple):
     def events(self, name: str, account: str = ACCOUNT) -> list[dict]:
         """Events of a name that are of an account."""
         return [one for one in self.chain.events(self.contract, name) if one["account"] == account.lower()]
+
+    def at(self, round_: int) -> "World":
+        """With the present round, and the beacon that the contract has for it."""
+        status = self.chain.request("eth_call", [{"to": self.contract, "data": "0x200d2ed2"}, "latest"])
+        return self._replace(round=round_, beacon=bytes.fromhex(status[2:])[160:192])
 
     def beacons(self) -> list[bytes]:
         """Of all rounds, by their numbers."""
@@ -74,10 +80,18 @@ def _build(rounds: int, **rules: int) -> World:
     for _ in range(rounds):
         world.call(OTHER, "advanceRound()")
         chain.mine(3)
-    answer = bytes.fromhex(
-        chain.request("eth_call", [{"to": world.contract, "data": "0x200d2ed2"}, "latest"])[2:]  # status()
-    )
-    return world._replace(round=rounds, beacon=answer[160:192], height=chain.height)
+    return world._replace(height=chain.height).at(rounds)
+
+
+@cache
+def originals() -> dict[str, dict]:
+    """Contracts with the original's interface, by name: `bytecode` and `selectors`."""
+    return json.loads((Path(__file__).parent / "original" / "artifacts.json").read_text())
+
+
+def original_world(world: World) -> World:
+    """The same chain, with such a contract."""
+    return world._replace(contract=world.chain.deploy(originals()["Original060"]["bytecode"]))
 
 
 COMMITMENT = calls.Commitment(

@@ -1,12 +1,9 @@
 """What the client tells: the moment, why a wish ended, what is wrong with an endpoint; and never a key."""
 
-import json
 import logging
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 
 import coincurve
 import pytest
@@ -34,6 +31,7 @@ from tests.chain.client_world import (
     ME,
     OTHER,
     make_world,
+    originals,
     settle,
     wish_all,
     wish_settlement,
@@ -485,11 +483,6 @@ def test_an_estimate_that_fails_for_reasons_of_the_endpoint_ends_nothing(world, 
 # --- contracts with the original's interface
 
 
-@cache
-def _artifacts() -> dict:
-    return json.loads((Path(__file__).parent / "original" / "artifacts.json").read_text())
-
-
 # selectors of the published interfaces (chain id 685685)
 PUBLISHED = {
     "Original042": {"9291fee5", "33e7fb45", "5194e15f", "fbe94d68", "8a19c8bc", "5bf5d54c", "96bac35a", "098f027f"},
@@ -499,7 +492,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "version"), [("Original042", "0.4.2"), ("Original060", "0.6.0")])
 def test_a_contract_with_the_original_s_interface_gets_what_it_takes(world, tmp_path, name, version):
-    artifact = _artifacts()[name]
+    artifact = originals()[name]
     assert set(artifact["selectors"].values()) >= PUBLISHED[name]
     only = {"Original042": "1fcaf676", "Original060": "9291fee5"}[name]
     assert only not in artifact["selectors"].values()  # the other version's

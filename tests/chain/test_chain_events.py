@@ -20,6 +20,7 @@ from tests.chain.client_world import (
     OTHER_ACCOUNT,
     World,
     make_world,
+    original_world,
     settle,
     wish_all,
 )
@@ -122,11 +123,6 @@ def test_a_registration_by_another_s_key_is_an_endpoint_s_invention(world, tmp_p
     world.chain.answers["eth_getLogs"] = forge
     with pytest.raises(MalformedAnswer, match="registered by another's key"):
         ledger.peers(catch_up(index_of(world, tmp_path)))
-
-
-def original_world(world: World) -> World:
-    artifacts = json.loads((Path(__file__).parent / "original" / "artifacts.json").read_text())
-    return world._replace(contract=world.chain.deploy(artifacts["Original060"]["bytecode"]))
 
 
 def test_the_ledger_of_a_contract_of_the_original_s(world, tmp_path):

@@ -321,9 +321,7 @@ for raw in transactions:
 """
 
 
-@pytest.mark.parametrize(
-    "instant", ["any", "any", "INSERT INTO blocks", "INSERT OR REPLACE INTO state", "COMMIT", "reply"]
-)
+@pytest.mark.parametrize("instant", ["any", "INSERT INTO blocks", "INSERT OR REPLACE INTO state", "COMMIT", "reply"])
 def test_a_process_killed_at_any_instant_keeps_every_block_it_answered_and_only_whole_ones(tmp_path, instant):
     with opened(tmp_path) as network:
         contract = network.deploy()

@@ -1,7 +1,6 @@
 """A node's account, kept: what is heard, committed, claimed and voted, whatever the chain does meanwhile."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.keeper import LAST_BLOCKS, LEAST, MOST, TURNS, Keeper
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
-from tests.chain.client_world import ME, OTHER, World, make_world, settle_by_hand
+from tests.chain.client_world import ME, OTHER, World, make_world, original_world, settle_by_hand
 from tests.chain.local_chain import encode_call
 from tests.game.hand_driver import make_game, play
 
@@ -91,8 +90,7 @@ def world():
         settle_by_hand(world, one, 0, world.beacon)
     world.call(OTHER, "advanceRound()")
     world.chain.mine(3)
-    seed = bytes.fromhex(world.chain.request("eth_call", [{"to": world.contract, "data": "0x200d2ed2"}, "latest"])[2:])
-    return world._replace(round=1, beacon=seed[160:192])
+    return world.at(1)
 
 
 def test_it_hears_the_present_round_and_the_one_before(world, tmp_path):
@@ -219,11 +217,6 @@ def test_a_node_whose_chain_is_away_for_five_minutes_catches_up_and_loses_nothin
 
 def theirs(world: World) -> list[dict]:
     return world.events("Settled", calls.account_of(OTHER.author))
-
-
-def original_world(world: World) -> World:
-    artifacts = json.loads((Path(__file__).parent / "original" / "artifacts.json").read_text())
-    return world._replace(contract=world.chain.deploy(artifacts["Original060"]["bytecode"]))
 
 
 def test_on_a_contract_of_the_original_s_it_claims_and_votes_without_commitments(world, tmp_path):

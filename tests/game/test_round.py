@@ -6,13 +6,12 @@ import msgspec
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game import turns
 from rlswarm_jax.game.effects import (
-    Effect,
     Evaluate,
     Gather,
     Learn,
@@ -26,9 +25,7 @@ from rlswarm_jax.game.round import MAX_NAMED, NodeState, next_round, play_round
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.records import schema
-from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.pool import Pool
-from rlswarm_jax.records.schema import ANSWER, STAGES
 from tests.game import hand_driver as by_hand
 from tests.game.hand_driver import (
     ALICE,
@@ -513,30 +510,9 @@ def test_text_on_which_the_tokenizer_fails_ends_no_round():
         assert played.unused == {"text mismatch": 1} and len(played.external) == 2
 
 
-# --- order, chance and the journal
+# --- chance and the journal; of the order of records and of a whole round from its journal: test_three_stages.py
 
 PEERS = [simulated(12, node) for node in range(5)]
-MODELS = [by_hand.half_right, by_hand.all_wrong, by_hand.half_right, by_hand.half_right, by_hand.all_right]
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.permutations(range(len(PEERS))), st.sets(st.integers(0, len(PEERS) - 1)))
-def test_what_is_learned_depends_on_the_set_of_records_and_not_on_their_order(order, present):
-    def learned(indices):
-        inbox = Inbox("tests", ME.author, 2, STAGES)
-        for i in indices:
-            inbox.offer(by_hand.seal(record_of(PEERS[i], model=MODELS[i]), PEERS[i]), 1)
-        return play(make_game(external_groups=4), arrived=inbox.take(1, ANSWER))
-
-    shuffled, sorted_ = learned([i for i in order if i in present]), learned(sorted(present))
-    assert shuffled.learned == sorted_.learned and shuffled.state == sorted_.state
-    assert plain(shuffled.effects) == plain(sorted_.effects)
-
-
-def test_a_round_learns_the_same_whatever_order_a_driver_hands_records_over_in():
-    arrived = [signed(record_of(peer, model=m), peer) for peer, m in zip(PEERS, MODELS, strict=True)]
-    forwards, backwards = (play(make_game(external_groups=4), arrived=a) for a in (arrived, arrived[::-1]))
-    assert forwards.learned == backwards.learned and forwards.state == backwards.state
 
 
 def test_nodes_draw_differently_from_the_same_records():
@@ -546,27 +522,6 @@ def test_nodes_draw_differently_from_the_same_records():
         for node in (ME, ALICE, BOB)
     ]
     assert len(set(drawn)) == 3
-
-
-@settings(deadline=None, max_examples=15)
-@given(st.integers(0, 3), st.sets(st.integers(0, len(PEERS) - 1)), st.sampled_from(MODELS))
-def test_a_journal_brings_back_the_same_round(first, present, model):
-    """Fed the journaled bytes of its effects' results, the generator asks for the same and ends in the same state."""
-    state = NodeState(round=first)
-    for _ in range(2):
-        arrived = [signed(record_of(PEERS[i], state.round, MODELS[i]), PEERS[i]) for i in sorted(present)]
-        game = make_game(rounds=first + 2, external_groups=3)
-        played = play(game, state, arrived, model)
-        journal = [encode_result(effect, result) for effect, result in zip(played.effects, played.results, strict=True)]
-        generator, result, asked = play_round(game, state), None, list[Effect]()
-        with pytest.raises(StopIteration) as stop:
-            while True:
-                effect = generator.send(result)
-                result = decode_result(effect, journal[len(asked)])
-                asked.append(effect)
-        assert plain(asked) == plain(played.effects)
-        assert stop.value.value == (played.state, played.metrics)
-        state = played.state
 
 
 def test_published_bytes_are_journaled_as_they_were_sent():

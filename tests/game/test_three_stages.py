@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlswarm_jax import randomness
-from rlswarm_jax.game.effects import Gather, Learn, Publish, Sample, Score, decode_result, encode_result
+from rlswarm_jax.game.effects import Evaluate, Gather, Learn, Publish, Sample, Score, decode_result, encode_result
 from rlswarm_jax.game.prompts import NONE
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.round import NodeState, play_round
@@ -492,13 +492,16 @@ def test_the_order_in_which_records_are_handed_over_is_nothing(data):
 
 @settings(deadline=None, max_examples=10)
 @given(st.sets(st.tuples(st.sampled_from(STAGES), st.sampled_from([ALICE, BOB]))), st.booleans())
-def test_a_journal_brings_back_the_same_three_stages(lost, late):
+def test_a_journal_brings_back_the_same_round(lost, late):
+    """Fed the journaled bytes of its effects' results, the generator asks for the same and ends in the same state."""
     arrived = {stage: [PLAYED[who].said[stage] for who in (ALICE, BOB) if (stage, who) not in lost] for stage in STAGES}
     arrived[REVISE] += [PLAYED[who].said[stage] for stage, who in lost] if late else []
     state = NodeState(round=1, sheets=dict(OLD[ME].state.sheets))
-    played = play(GAME, state, arrived)
+    game = dataclasses.replace(GAME, evaluate_every=1, rounds=2)  # before it, and after the last
+    played = play(game, state, arrived)
+    assert len(played.all(Evaluate)) == 2
     journal = [encode_result(effect, result) for effect, result in zip(played.effects, played.results, strict=True)]
-    generator, result, asked = play_round(GAME, state), None, []
+    generator, result, asked = play_round(game, state), None, []
     with pytest.raises(StopIteration) as stop:
         while True:
             effect = generator.send(result)

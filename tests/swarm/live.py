@@ -2,23 +2,15 @@
 
 import collections
 import itertools
-import time
-from collections.abc import Callable
 
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.records.envelope import SignedRecord, seal
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.memory import Memory
 from tests.records.samples import completion, group, record, sealed
+from tests.waits import wait_for
 
 numbers = itertools.count()
-
-
-def wait_for(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, f"not within {timeout} s: {what}"
-        time.sleep(0.01)
 
 
 def stranger() -> Identity:

@@ -20,12 +20,14 @@ from rlswarm_jax.identity import friendly_name, simulated
 from rlswarm_jax.records import agreement
 from rlswarm_jax.swarm import addresses, greeting, peers, presence
 from rlswarm_jax.swarm.addresses import UnknownNameError, read, resolve
+from rlswarm_jax.swarm.exchange import parse_address
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.greeting import MAX_BYTES, PROTOCOL, Hello
 from rlswarm_jax.swarm.memory import MAX_KEPT, Memory
 from rlswarm_jax.swarm.peers import AddressBook
 from rlswarm_jax.swarm.presence import Presence
-from tests.swarm.live import Node, stranger, wait_for
+from tests.swarm.live import Node, stranger
+from tests.waits import wait_for
 
 KEY = simulated(1, 1).peer_id
 CONTRACT = "0x" + "ab" * 20
@@ -55,12 +57,16 @@ def test_what_people_write_as_an_address_is_read():
     ):
         assert read(text) == (kind, host, port, KEY)
         assert read(text).text == text
+        if kind in ("ip4", "ip6", "dns4"):  # the library knows the others, in its own way, or does not
+            assert str(parse_address(text).peer_id) == KEY
     for text in (
         *("", "localhost:4001", f"/dns4/localhost/p2p/{KEY}", f"/dns4//tcp/1/p2p/{KEY}", f"/ip4/::1/tcp/1/p2p/{KEY}"),
         *(f"/ip4/300.1.1.1/tcp/1/p2p/{KEY}", f"/dns4/x/tcp/0/p2p/{KEY}", f"/dns4/x/tcp/65536/p2p/{KEY}"),
         *("/dns4/x/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", f"/dns4/a b/tcp/1/p2p/{KEY}", None, 7),
+        *("x" * 300, "/ip4/1.2.3.4/tcp/1", f"/ip4/1.2.3.4/tcp/1/ws/p2p/{KEY}", f"/ip4/1.2.3.4/udp/1/p2p/{KEY}"),
+        *(f"/ip4/1.2.3.4/tcp/70000/p2p/{KEY}", f"/ip4/1.2.3.4/tcp/1/p2p/{KEY}/p2p-circuit/p2p/{KEY}", f"/p2p/{KEY}"),
     ):
-        assert read(text) is None
+        assert read(text) is None and parse_address(text) is None
 
 
 @given(st.text(max_size=60))

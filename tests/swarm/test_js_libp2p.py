@@ -8,8 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.swarm.frames import INLINE, topic_of
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from tests.records.samples import sealed
+from tests.waits import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -70,13 +70,6 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         yield [str(node), str(folder / "peer.mjs")]
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # 240 MB, which pytest would keep for three runs
-
-
-def wait_for(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, f"not within {timeout} s: {what}"
-        time.sleep(0.01)
 
 
 class JsPeer:

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,3 +191,21 @@ def test_a_dataset_that_tells_no_answer_cannot_be_scored_exactly():
         assert task(name).problem(0).answers == ()
         with pytest.raises(TaskError, match=f"{name}.* tells no answer"):
             ReasoningTask(name, {"score": "exact"})
+
+
+def test_one_dataset_comes_without_the_others_and_they_come_when_they_are_asked_for():
+    """In a process of its own: what was imported stays so."""
+    script = """
+import sys
+from rlswarm_jax.tasks import reasoning_library as library
+one = library.factory("spell_backward").DATASETS["spell_backward"]
+assert "reasoning_gym" not in sys.modules and "sympy" not in sys.modules and "matplotlib" not in sys.modules
+assert library.factory("chain_sum").DATASETS["spell_backward"] is one
+assert "no_such" not in library.factory("no_such").DATASETS and len(library.factory().DATASETS) > 100
+assert library.factory("chain_sum").DATASETS["spell_backward"] is one and "matplotlib" not in sys.modules
+import reasoning_gym
+dataset = reasoning_gym.create_dataset("game_of_life", size=1, seed=1)
+assert dataset.score_answer(dataset[0]["answer"], dataset[0]) == 1 and "cellpylib" in sys.modules
+assert type(reasoning_gym.create_dataset("spell_backward", size=1, seed=1)) is one[0]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
