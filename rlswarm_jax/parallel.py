@@ -161,6 +161,46 @@ def laid_out(tree: Any, mesh: Mesh | None) -> Any:
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """What a program says of a sharded mesh, where it computes with what is split over it.
+
+    Left to itself XLA may rather add up activations, or logits chunk by chunk, than gather a matrix once.
+    """
+
+    mesh: Mesh
+
+    def weights(self, params: Any) -> Any:
+        """Parameters as a layer is multiplied: whole but for what is split over "tensor"."""
+
+        def of(path: Any, x: Array) -> Array:
+            names = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+            kept = [None if axis == FSDP else axis for axis in spec(names[-1] if names else "", x.shape, self.mesh)]
+            return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(*kept)))
+
+        return jax.tree_util.tree_map_with_path(of, params)
+
+    def rows(self, x: Array) -> Array:
+        """Activations, split along their leading axis."""
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, ROWS))
+
+    def by_rows(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn(whole, *rows) -> rows` by each device for as many rows as any other has; it holds all of `whole`.
+
+        Gradients of that are added up once.
+        """
+        everywhere = P((DATA, FSDP, TENSOR))
+
+        def run(whole: Any, *rows: Array) -> Any:
+            count, fill = len(rows[0]), -len(rows[0]) % self.mesh.size
+            filled = [jnp.pad(x, ((0, fill), *[(0, 0)] * (x.ndim - 1))) for x in rows]
+            specs = (P(), *[everywhere] * len(rows))
+            found = jax.shard_map(fn, mesh=self.mesh, in_specs=specs, out_specs=everywhere)(whole, *filled)
+            return jax.tree.map(lambda x: x[:count], found)
+
+        return run
+
+
 def total(tree: Any, mesh: Mesh | None) -> Any:
     """Sums over all rows, of what a program under `data_parallel` has summed over those that it sees.
 

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlswarm_jax import parallel
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.grpo import learner, objective
+from rlswarm_jax.grpo import losses as chunks
 from rlswarm_jax.grpo.objective import PRESETS
 from rlswarm_jax.qwen import model, sampling
 from tests.grpo import test_objective, tiny
@@ -143,16 +147,46 @@ def on_other_meshes(path):
     Path(path).write_bytes(pickle.dumps(found | {"sharded, in parts": train_on(mesh, parts=2)}))
 
 
+def collectives(path):
+    """How many numbers each collective of a step's sums moves, by mesh, and without a word on where to gather."""
+    chunks.MAX_CHUNK_LOGITS = 64 * LARGE.vocab_size  # several chunks on each device
+    found = {sizes: moved_by(parallel.make_mesh(jax.devices(), *sizes)) for sizes in ((8, 1), (4, 2))}
+    found["left alone"] = moved_by(parallel.make_mesh(jax.devices(), 8, 1), left_alone=True)
+    Path(path).write_bytes(pickle.dumps(found))
+
+
+LARGE = dataclasses.replace(WIDE, vocab_size=256, hidden_size=32)
+
+
+def moved_by(mesh, left_alone=False):
+    learns = learner.Learner(tiny.LEARNER, LARGE, mesh)
+    if left_alone:
+        vars(learns)["_forward"] = tiny.LEARNER.forward
+    params = jax.eval_shape(lambda: model.init_params(LARGE, jax.random.key(0)))
+    batch = jax.tree.map(np.asarray, tiny.make_batch(rows=128))
+
+    def placed(tree, layout):
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout)
+
+    rows = jax.tree.map(lambda _: NamedSharding(mesh, parallel.ROWS), batch)
+    run = jax.jit(lambda params, rows: parallel.laid_out(learns.gradient(params, rows), mesh))
+    text = run.lower(placed(params, parallel.shardings(params, mesh)), placed(batch, rows)).compile().as_text()
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    results = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", text)
+    shapes = [shape for result in results for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
+    return [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
+
+
 @contextlib.contextmanager
 def compilations():
-    """What XLA compiles, but for the first filling of an optimiser's state."""
+    """What XLA compiles, but for the first filling of a state."""
     said, handler = [], logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("jax").addHandler(handler)
     with jax.log_compiles():
         yield said
     logging.getLogger("jax").removeHandler(handler)
-    said[:] = [each for each in said if "Finished XLA compilation" in each and "init_fn" not in each]
+    said[:] = [each for each in said if "Finished XLA compilation" in each and not re.search("init_fn|jit.copy", each)]
 
 
 def gradient_of_a_sum(num_devices, backend):
@@ -320,6 +354,14 @@ def test_on_eight_devices_every_preset_is_what_it_is_on_one(found):
         assert eight[name].keys() == metrics.keys()
         for key, value in metrics.items():
             np.testing.assert_allclose(eight[name][key], value, rtol=1e-5, atol=1e-6, err_msg=f"{name} {key}")
+
+
+def test_the_head_is_gathered_once_and_no_logits_are_added_up(tmp_path):
+    """No collective is larger than the head, and of its size are two: the head itself, and its gradient."""
+    found, head = computed("collectives", tmp_path), LARGE.vocab_size * LARGE.hidden_size
+    assert max(found[8, 1]) == head and found[8, 1].count(head) == 2
+    assert max(found[4, 2]) <= head  # each has half of it there
+    assert max(found["left alone"]) > head  # a chunk's logits
 
 
 @pytest.mark.slow

@@ -180,13 +180,16 @@ def completion_logprobs(
         values_XX = jnp.take_along_axis(values_X.reshape(sequences, width), at_XX, axis=1)
         return values_XX.reshape(-1, batch.max_new_tokens)
 
-    logprobs_X, entropy_X = losses.chunked_logprobs(params, *flat, temperature)
+    logprobs_X, entropy_X = losses.chunked_logprobs(params, *flat, temperature, how=how)
     return of_rows(logprobs_X), of_rows(entropy_X)
 
 
-def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig) -> tuple[Array, Metrics]:
+def loss_sums(
+    params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig, how: Forward | None = None
+) -> tuple[Array, Metrics]:
     """The loss *summed* over a tile, before it is divided, and sums of what the metrics are made of."""
-    logprobs_BC, entropy_BC = completion_logprobs(params, batch, model_config, config.temperature, config.forward)
+    how = how or config.forward
+    logprobs_BC, entropy_BC = completion_logprobs(params, batch, model_config, config.temperature, how)
     return objective.loss_sums(logprobs_BC, entropy_BC, batch, config)
 
 
@@ -305,7 +308,15 @@ class Learner:
         return jax.value_and_grad(self.loss, has_aux=True)(*self._split(of), tile)
 
     def loss(self, params: Params, frozen: Any, tile: Batch) -> tuple[Array, Metrics]:
-        return loss_sums(self._joined(params, frozen, tile), tile, self.model, self.config)
+        return loss_sums(self._joined(params, frozen, tile), tile, self.model, self.config, self._forward)
+
+    @functools.cached_property
+    def _forward(self) -> Forward:
+        how = self.config.forward
+        if self.mesh is None or not parallel.is_sharded(self.mesh):
+            return how
+        at = parallel.Gathered(self.mesh)
+        return dataclasses.replace(how, weights=at.weights, rows=at.rows, by_rows=at.by_rows)
 
     def _split(self, of: Any) -> tuple[Params, Any]:
         return (of, None) if self.config.lora is None else (of[1], (of[0], of[2]))
@@ -361,6 +372,6 @@ class Learner:
     def _logprobs(self) -> Any:
         def logprobs(of, batch):
             params = self._joined(*self._split(of), batch)
-            return completion_logprobs(params, batch, self.model, self.config.temperature, self.config.forward)
+            return completion_logprobs(params, batch, self.model, self.config.temperature, self._forward)
 
         return self.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)

@@ -2,6 +2,9 @@
 `objective.py`.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -21,15 +24,22 @@ def chunked_logprobs(
     states_XD: Array,
     tokens_X: Array,
     temperature: float,
-    max_logits: int = MAX_CHUNK_LOGITS,
+    max_logits: int = 0,
+    how: model.Forward = model.PLAIN,
 ) -> tuple[Array, Array]:
     """Log-prob of `tokens_X` and entropy under the tempered softmax at each state, `[X]` float32 each.
 
-    At most `max_logits` logits exist at a time, in the backward pass too (they are recomputed there).
+    At most `max_logits` logits (by default `MAX_CHUNK_LOGITS`) exist at a time on a device, in the backward pass too,
+    where they are computed again.
     """
 
-    head = model.head_map(params, states_XD.dtype)
+    name = "lm_head" if "lm_head" in params else "embed"
+    head = model.head_map(how.weights({name: params[name]}), states_XD.dtype)
+    size = max(1, (max_logits or MAX_CHUNK_LOGITS) // params["embed"].shape[0])
+    return how.by_rows(functools.partial(_chunked, temperature, size))(head, states_XD, tokens_X)
 
+
+def _chunked(temperature: float, rows: int, head: Any, states_XD: Array, tokens_X: Array) -> tuple[Array, Array]:
     def chunk(args):
         states_CD, tokens_C = args
         logits_CV = model.product(states_CD, head) / temperature
@@ -38,7 +48,6 @@ def chunked_logprobs(
         return chosen_C, -(jnp.exp(logprobs_CV) * logprobs_CV).sum(axis=-1)
 
     count = tokens_X.shape[0]
-    rows = max(1, max_logits // params["embed"].shape[0])
     if count <= rows:
         return chunk((states_XD, tokens_X))
     chunks = -(-count // rows)

@@ -43,10 +43,14 @@ class Forward:
     remat: what the backward pass computes again instead of keeping it: nothing, all of a layer but its products with
     weights, or the whole layer, of which the input is kept (`jax.checkpoint`, arXiv:1604.06174). auto: the layer,
     where more than `KEPT_BYTES` would be kept, else nothing.
+    weights, rows, by_rows: where parameters are split over devices, `parallel.Gathered`'s; they say what is where.
     """
 
     dtype: str = ""
     remat: Remat = "none"
+    weights: Callable[[Params], Params] = lambda params: params
+    rows: Callable[[Array], Array] = lambda x: x
+    by_rows: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda fn: fn
 
 
 PLAIN = Forward()
@@ -171,6 +175,7 @@ def hidden_states(
     for index, layer in enumerate(params["layers"]):
 
         def run(layer: Params, x_BTD: Array, index: int = index) -> tuple[Array, Any]:
+            layer, x_BTD = how.weights(layer), how.rows(x_BTD)
             q_BTNH, k_BTKH, v_BTKH = _project(layer, config, _rms_norm(x_BTD, layer["input_norm"], config.rms_norm_eps))
             out_BTNH, keep = attend(index, _rotate(q_BTNH, rope), _rotate(k_BTKH, rope), v_BTKH)
             x_BTD = x_BTD + _matmul(out_BTNH.reshape(*x_BTD.shape[:2], -1), layer["o"])

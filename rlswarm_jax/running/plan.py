@@ -84,9 +84,6 @@ def parts(config: QwenConfig, learner_config: LearnerConfig, work: Work, devices
         Part("gradients" + " of a tile, and their sum" * work.several, LEARNING, trained * (1 + work.several)),
         *_activations(config, learner_config, weights, work.tile),
     ]
-    if computed != master:
-        head = config.vocab_size * config.hidden_size * computed.itemsize
-        found.append(Part(f"head ({computed.name})", LEARNING, head))
     if parallel.is_sharded(mesh):
         layer = weights["layers"][0]
         whole = size(layer) + config.vocab_size * config.hidden_size * master.itemsize
@@ -122,11 +119,14 @@ def _activations(config: QwenConfig, learner_config: LearnerConfig, weights: Any
         frozen = None if lora is None else (base, jax.ShapeDtypeStruct((), jnp.int32))
         return size(residuals(lambda params, *rest: learner.loss(params, *rest)[0], state.params, frozen, batch))
 
-    one, two = kept(1, remat), kept(2, remat)
+    head = config.vocab_size * config.hidden_size * computed.itemsize * (computed != weights["embed"].dtype)
+    one, two = kept(1, remat) - head, kept(2, remat) - head
     found = [Part(f"activations kept (remat {remat})", LEARNING, one + (config.num_layers - 1) * (two - one))]
     if remat != "none":
         found.append(Part("a layer's, computed again", LEARNING, kept(2, "none") - kept(1, "none")))
     texts = shape.sequences * shape.width
+    if head:
+        found.append(Part(f"head ({computed.name})", LEARNING, head))
     logits = min(texts, max(1, losses.MAX_CHUNK_LOGITS // config.vocab_size)) * config.vocab_size
     found.append(Part("logits of a chunk, and their gradient", LEARNING, 3 * 4 * logits))
     return found
