@@ -104,6 +104,14 @@ def parse_address(text: str) -> PeerInfo | None:
         return None
 
 
+def listening(host: IHost, peer: ID) -> list[str]:
+    """Where a peer says that it listens, as addresses that `parse_address` takes."""
+    store = host.get_peerstore()
+    told = store.peer_info(peer).addrs if store.has_peer(peer) else []
+    texts = [_as_text(address, peer) for address in told[: 4 * MAX_PEER_ADDRESSES]]
+    return [text for text in texts if len(text) <= 256 and parse_address(text)]
+
+
 def _as_text(address: Multiaddr, peer: ID) -> str:
     """The address of a peer; empty if it can't be read: some bytes are an address that is no text."""
     try:
@@ -221,12 +229,5 @@ class Exchange:
 
     def _addresses(self, asker: ID) -> list[str]:
         """Where the other connected peers say that they listen."""
-        store, found = self._host.get_peerstore(), []
-        for peer in self._host.get_connected_peers():
-            if peer == asker or not store.has_peer(peer):
-                continue
-            for address in store.peer_info(peer).addrs[:MAX_PEER_ADDRESSES]:
-                text = _as_text(address, peer)
-                if parse_address(text) and len(text) <= 256:
-                    found.append(text)
-        return found[:MAX_ADDRESSES]
+        others = [peer for peer in self._host.get_connected_peers() if peer != asker]
+        return [text for peer in others for text in listening(self._host, peer)[:MAX_PEER_ADDRESSES]][:MAX_ADDRESSES]

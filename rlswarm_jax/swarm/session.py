@@ -22,7 +22,7 @@ from rlswarm_jax.identity import author_of, peer_id
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import RecordError
 from rlswarm_jax.swarm.addresses import UnknownNameError
-from rlswarm_jax.swarm.exchange import MAX_LATEST, MAX_PEER_ADDRESSES, Exchange, Store, parse_address
+from rlswarm_jax.swarm.exchange import MAX_LATEST, Exchange, Store, listening, parse_address
 from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, check_record
 from rlswarm_jax.swarm.greeting import AGAIN, Greeting
 from rlswarm_jax.swarm.host import DIAL_TIMEOUT, check_port, contain, hang_up, listen_address, make_host
@@ -306,11 +306,8 @@ class Session:
 
     def _listening(self, peer: ID) -> list[Multiaddr]:
         """Where a peer says that it listens, as far as that is an address of numbers."""
-        store = self._host.get_peerstore()
-        told = store.peer_info(peer).addrs if store.has_peer(peer) else []
-        texts = [f"{address.decapsulate_code(421)}/p2p/{peer}" for address in told[: 4 * MAX_PEER_ADDRESSES]]
-        found = [info for text in texts if text.startswith("/ip") and (info := parse_address(text))]
-        return [address for info in found for address in info.addrs]
+        found = [parse_address(text) for text in listening(self._host, peer) if text.startswith("/ip")]
+        return [address for info in found if info for address in info.addrs]
 
     def _start_greeting(self, peer: ID, drop: bool = False) -> None:
         if peer not in self._greeting:

@@ -373,7 +373,7 @@ def test_what_strangers_send_is_bounded_in_sum_and_those_of_standing_are_none(st
     begun = time.monotonic()
     for peer in strangers:
         peer.send(*[framed(rpc_pb2.RPC(publish=[peer.message(INLINE + bytes(10_000))]))] * 6)
-    wait_for(lambda: victim.count("network/bytes_in") > 70_000, "they are read")
+    wait_for(lambda: victim.count("network/bytes_in") > 50_000, "they are read")
     raw = sealed(friend.identity, round=8)
     friend.send(framed(rpc_pb2.RPC(publish=[friend.message(INLINE + raw)])))
     wait_for(lambda: raw in victim.records, "the friend is heard at once", 5.0)
