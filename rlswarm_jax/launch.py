@@ -325,7 +325,7 @@ def follow_parent(on_gone: Callable[[], None], grace: float = 20.0) -> None:
         while os.read(0, 4096):
             pass
         gone.set()
-        threading.Thread(target=on_gone, daemon=True).start()
+        threading.Thread(target=on_gone, name="farewell", daemon=True).start()
         time.sleep(grace)
         kill_group()
         os._exit(1)
