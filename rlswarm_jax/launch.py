@@ -118,8 +118,8 @@ def environment(
     """The environment of a node's process: `base` and what puts it on its device, "cpu", "gpu" or "tpu".
 
     On CPUs each has its share of the cores, one at least, as threads of XLA: more only wait for each other, at the cost
-    of a quarter of what they compute. Nodes share the cards in turn: those of CUDA_VISIBLE_DEVICES, else `visible`, else
-    (None) all of the machine.
+    of a quarter of what they compute. Nodes share the cards in turn: those of CUDA_VISIBLE_DEVICES, else `visible`,
+    else (None) all of the machine.
     Raises LaunchError if the device cannot be had.
     """
     result = dict(base) | {"PYTHONUNBUFFERED": "1"}
