@@ -170,7 +170,8 @@ class Engine:
         ]
         work.append(partial(self._evaluator.compile, params))
         work += self._learner.ahead(self._states[0], self._scored(0, [tiles.tile([], shape) for shape in self._shapes]))
-        with ThreadPoolExecutor(2 if jax.default_backend() == "cpu" and self._mesh is None else 1) as pool:
+        at_once = 2 if jax.default_backend() == "cpu" and self._mesh is None else 1
+        with ThreadPoolExecutor(at_once, thread_name_prefix="compile") as pool:
             list(pool.map(lambda run: run(), work))
 
     def sample(self, requests: Mapping[int, Sample]) -> dict[int, list[list[Sampled]]]:
