@@ -172,6 +172,7 @@ def test_a_bootnode_that_is_no_address_is_one_sentence():
 
 def test_an_unreachable_bootnode_is_counted_and_said_once(start, caplog, monkeypatch):
     monkeypatch.setattr(peers, "_MAX_WAIT", 1.0)
+    monkeypatch.setattr(peers, "_NEWS_SECONDS", 1.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
