@@ -35,6 +35,7 @@ from rlswarm_jax.identity import author_of
 from rlswarm_jax.records.schema import MAX_GROUP_SIZE, MAX_GROUPS, MAX_NAME, MAX_TOKENS, STAGES
 from rlswarm_jax.swarm import addresses
 
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 LOCAL_CHAINS = ("devnet", "anvil", "none")
 
 TINY_TASKS = {  # the problems that the embedded tiny model was made from: a little language, logic and arithmetic
@@ -96,7 +97,10 @@ def known(table: str) -> Range:
     return such(holds, f"'' (the loss's own) or one of {table} in rlswarm_jax/grpo/objective.py")
 
 
-LOSS = such(lambda name: name == "swarm" or (bool(name) and known("PRESETS").holds(name)), "a loss of docs/losses.md")
+LOSS = such(
+    lambda name: name == "swarm" or (bool(name) and known("PRESETS").holds(name)),
+    "a loss of docs/losses.md, such as grpo, dapo or gspo",
+)
 HOST = such(_is_ip, "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them")
 ENDPOINT = matching(
     rf"{'|'.join(LOCAL_CHAINS)}|https?://[^/].*|\$\w+",
@@ -192,7 +196,18 @@ FIELDS = {
     "learn.external_min_ess": Field(0.25, real(0, 1), "but for reencode: effective samples of a peer's group, share"),
     "learn.external_min_prob": Field(1e-4, real(0, 0.999), "a peer's token that one says less likely is not learned"),
     "learn.updates_per_round": Field(1, whole(1, 100), "on the same samples"),
+    "learn.optimizer": Field("adamw", one_of("adamw", "adamw_bf16", "adafactor"), "8, 6, or hardly a byte a weight"),
+    "learn.dtype": Field("float32", one_of("float32", "bfloat16"), "of products; weights and their sums are float32"),
+    "learn.remat": Field("auto", one_of("auto", "none", "dots", "layer"), "computed again when gradients are taken"),
     "learn.microbatch_rows": Field(0, whole(0, 65536), "sequences of texts at once, on each device; 0: as is quick"),
+    # of an adapter that is trained beside the weights (LoRA)
+    "lora.rank": Field(0, whole(0, 65536), "0: there is none, and the weights themselves are trained"),
+    "lora.alpha": Field(16.0, above(0, 1_000_000), "what the adapter says counts alpha / rank"),
+    "lora.dropout": Field(0.0, real(0, 0.9), "share of its inputs that are 0 while it is trained"),
+    "lora.targets": Field(LORA_TARGETS, each(one_of(*LORA_TARGETS)), "the maps of a layer that have one"),
+    "lora.layers": Field((), each(whole(0, 99999)), "numbers of the layers that have one; (): all"),
+    "lora.merge": Field(True, yes_no(), "into a copy of the weights to sample with; else beside them: slower, no copy"),
+    "lora.path": Field("", text(), "a PEFT directory to begin with, which says rank, alpha, targets and layers"),
     #
     "evaluation.problems": Field(512, whole(1, 10**6), "held out, common to all nodes"),
     "evaluation.every": Field(20, whole(1), "rounds"),

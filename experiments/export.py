@@ -35,16 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--node", metavar="NAME", help="whose weights, as the report calls it or by number; the first's"
     )
+    parser.add_argument(
+        "--adapter", action="store_true", help="only what was trained beside the weights, as PEFT has it"
+    )
     parser.add_argument("--best", action="store_true", help="what did best on held-out problems (checkpoints.best)")
     arguments = parser.parse_args(argv)
     try:
-        return export(arguments.run, arguments.node, arguments.directory, arguments.best)
+        return export(arguments.run, arguments.node, arguments.directory, arguments.best, arguments.adapter)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def export(run: Path, name: str | None, directory: Path, best: bool = False) -> int:
+def export(run: Path, name: str | None, directory: Path, best: bool = False, adapter: bool = False) -> int:
     """Raises UsageError for a run, a node or a directory that cannot be."""
     config = read_config(run)
     nodes = nodes_of(run, config)
@@ -56,17 +59,26 @@ def export(run: Path, name: str | None, directory: Path, best: bool = False) -> 
         raise UsageError(f"{node.folder} has no checkpoint yet: a run writes one every {every} rounds, and at its end.")
     from rlswarm_jax import qwen
     from rlswarm_jax.checkpoint import CheckpointError
+    from rlswarm_jax.grpo.learner import Learner
+    from rlswarm_jax.qwen import peft
     from rlswarm_jax.running import build
 
     together = sum(other.folder == node.folder for other in nodes)
     try:
-        policy = qwen.load(build.model_path(config))
-        states = load_states(node.folder, build.first_state(config, policy), together, best)
-        qwen.save(dataclasses.replace(policy, params=states[node.index].params), directory)
+        policy = build.load_policy(config)
+        learner_config = build.make_learner_config(config)
+        state = load_states(node.folder, build.first_state(config, policy), together, best)[node.index]
+        if adapter:
+            if learner_config.lora is None:
+                raise UsageError(f"{run} trained the weights themselves (config.lora.rank is 0): leave out --adapter.")
+            peft.save(directory, state.params, learner_config.lora, build.model_path(config))
+        else:
+            learner = Learner(learner_config, policy.config, base=policy.params)
+            qwen.save(dataclasses.replace(policy, params=learner.policy(state.params)), directory)
     except (CheckpointError, qwen.SaveError, ValueError) as error:
         raise UsageError(str(error)) from error
     others = [other.name for other in nodes if other != node]
-    print(f"{node.name} after {int(states[node.index].step)} updates: {directory}")
+    print(f"{node.name} after {int(state.step)} updates: {directory}")
     if name is None and others:
         print(f"others of this run, with --node: {', '.join(others)}")
     return 0

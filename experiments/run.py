@@ -10,6 +10,7 @@
   --config.FIELD=VALUE          changes one field, e.g. --config.seed=3 --config.learn.learning_rate=3e-4
                                 --config.model.path=Qwen/Qwen2.5-0.5B-Instruct (a hub id or a checkpoint directory)
   --workdir DIR                 where the run writes (default runs/<config name>)
+  --plan [--memory 16GB]        says what it would take of a device's memory, and exits with 1 if that is too much
   --resume                      go on with an unfinished run in that folder; a finished one is moved aside
 
 The folder holds summary.json, metrics.jsonl, report.md with plots, journals and checkpoints. Ctrl-C stops cleanly and
@@ -18,6 +19,7 @@ had never been stopped; live nodes join the round in which the others are.
 """
 
 import importlib
+import os
 
 from rlswarm_jax.running.arguments import Arguments, check, main
 
@@ -25,6 +27,10 @@ DRIVERS = {"live": "live", "node": "node", "simulate": "simulated"}
 
 
 def run(arguments: Arguments) -> int:
+    if arguments.plan:
+        check(arguments.config)
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        return importlib.import_module("rlswarm_jax.running.plan").run(arguments.config, arguments.memory)
     print(f"run folder: {arguments.workdir}", flush=True)
     config = arguments.config
     check(config)

@@ -13,6 +13,7 @@ import logging
 import os
 import pickle
 import platform
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,8 +30,9 @@ LEAST_SECONDS = 0.3  # what compiles faster is not kept
 WAIT_SECONDS = 120.0  # for another process that compiles the same
 MOST_BYTES = 512 << 20  # of kept programs; those that were not used for longest go first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-SOURCES = ("*.py", "qwen/*.py", "grpo/*.py")  # in which programs are written
+SOURCES = ("parallel.py", "randomness.py", "compilation.py", "qwen/*.py", "grpo/*.py")  # that programs are made of
 ARRAYS = np.ndarray, np.generic, jax.Array
+SALT = "salt"
 HIT = "/jax/compilation_cache/cache_hits"
 log = logging.getLogger("rlswarm_jax.compilation")
 
@@ -79,15 +81,15 @@ class Programs:
 
 
 class _Kept:
-    """One function. Its programs' names in XLA are its own too, so that its cache has none of another version's:
-    what was found there can't be written again.
+    """One function. What is found in XLA's cache can't be written again, so it must not be found there: the name that
+    XLA has of a program has a part of the folder's own, which is another one after that has happened all the same.
     """
 
     def __init__(self, folder: Path, fn: Callable, options: dict[str, Any], identity: str):
         named = functools.wraps(fn)(lambda *args: fn(*args))
-        named.__name__ = f"{fn.__name__.strip('<>')}_{identity[:8]}"
+        self._name = f"{fn.__name__.strip('<>')}_{identity[:8]}"
+        named.__name__ = f"{self._name}{_salt(folder)}"
         self._jitted, self._folder, self._identity = jax.jit(named, **options), folder, identity
-        self._name = named.__name__
         self._programs: dict[Any, Callable] = {}
 
     def __call__(self, *args: Any) -> Any:
@@ -118,10 +120,19 @@ class _Kept:
     def _compiled(self, path: Path, args: tuple) -> Callable:
         with _hits() as hits:
             compiled = self._jitted.lower(*args).compile()
-        if not hits:
+        if hits:
+            (self._folder / SALT).unlink(missing_ok=True)
+        else:
             with contextlib.suppress(ValueError, NotImplementedError, OSError):  # a backend that can't, a full disk
                 _store(path, compiled)
         return compiled
+
+
+def _salt(folder: Path) -> str:
+    path = folder / SALT
+    with contextlib.suppress(OSError), path.open("x") as file:  # it is there, or the disk is full
+        file.write(secrets.token_hex(4))
+    return path.read_text() if path.exists() else ""
 
 
 class _Ahead(NamedTuple):
@@ -135,7 +146,9 @@ def _store(path: Path, compiled: Any) -> None:
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(hashlib.sha256(content).digest() + content)
     partial.replace(path)
-    kept = sorted((one for one in path.parent.iterdir()), key=lambda one: one.stat().st_mtime, reverse=True)
+    kept = sorted(
+        (one for one in path.parent.iterdir() if one.name != SALT), key=lambda one: one.stat().st_mtime, reverse=True
+    )
     total = 0
     for one in kept:
         total += one.stat().st_size
@@ -223,7 +236,7 @@ def _world() -> bytes:
     """All but the function: the code around it, versions, flags, the backend and the processor's abilities."""
     package, device = Path(__file__).parent, jax.devices()[0]
     sources = [file.read_bytes() for pattern in SOURCES for file in sorted(package.glob(pattern))]
-    flags = {name: value for name, value in os.environ.items() if name.startswith(("XLA_", "LIBTPU", "TPU_", "CUDA_"))}
+    flags = {name: value for name, value in os.environ.items() if name.startswith(("XLA_", "LIBTPU"))}
     chosen = {name: value for name, value in jax.config.values.items() if "cache" not in name}
     processor = [platform.machine(), platform.processor()]
     with contextlib.suppress(OSError):
@@ -238,6 +251,11 @@ def _world() -> bytes:
         processor,
     ]
     return hashlib.sha256(b"\0".join([*sources, repr(told).encode()])).digest()
+
+
+@functools.cache
+def _digest_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _parts(thing: Any, seen: dict[int, tuple[int, Any]]) -> Any:
@@ -273,7 +291,11 @@ def _parts(thing: Any, seen: dict[int, tuple[int, Any]]) -> Any:
     wrapped = getattr(thing, "__wrapped__", None)
     if isinstance(thing, FunctionType):
         cells = [cell.cell_contents for cell in thing.__closure__ or ()]
-        own = f"{thing.__module__}.{thing.__qualname__}", thing.__code__.co_code, thing.__code__.co_firstlineno
+        code = thing.__code__
+        own = [f"{thing.__module__}.{thing.__qualname__}", code.co_firstlineno, code.co_code]
+        file = Path(code.co_filename)
+        if Path(__file__).parent in file.parents:  # of ours; of libraries the version says enough
+            own.append(_digest_of(file))
         return [*own, *parts((cells, thing.__defaults__, thing.__kwdefaults__ or {}))]
     if wrapped is not None:  # what jax.jit and others make of a function
         return [kind, *parts((wrapped,))]

@@ -47,7 +47,7 @@ class EngineConfig:
     advantage, pass_k, overlong_buffer: see `grpo.advantages`. mask_truncated: learn nothing from completions that were
     cut off. external_min_ess: of peers' groups whose log-probs are used, the least effective sample size over the
     number of tokens. held_out_rows: the same as `rows` for held-out problems. evaluation: what is cut off the
-    distribution there, if the temperature is not 0.
+    distribution there, if the temperature is not 0. merge: an adapter is sampled with in the weights, not beside them.
     """
 
     max_prompt_tokens: int
@@ -74,6 +74,7 @@ class EngineConfig:
     kv_dtype: str = "float32"
     evaluation_temperature: float = GREEDY
     evaluation: Draw = WHOLE
+    merge: bool = True
 
 
 class Engine:
@@ -123,7 +124,9 @@ class Engine:
         self._evaluator = Evaluator(greedy, verifier, prompt_format, policy.tokenizer, config.held_out_problems)
         # the rate is an argument of a step: whatever it follows from makes no other program
         same = dataclasses.replace(learner_config, learning_rate=0.0, decay_rounds=0, decay_to=1.0)
-        self._learner = learner.Learner(same, policy.config, *on, jit=jit)
+        base = None if learner_config.lora is None else policy.params
+        self._learner = learner.Learner(same, policy.config, *on, base, jit=jit)
+        self.base = b"" if base is None else qwen.digest(parallel.fetch(base))  # digest of what is beneath an adapter
         shards, longest = parallel.row_shards(self._mesh), most + config.max_new_tokens
         self._shapes = tiles.shapes(longest, config.max_new_tokens, config.microbatch_rows, shards)
         self._states = [self._learner.init(policy.params) for _ in range(num_nodes)]
@@ -133,6 +136,10 @@ class Engine:
     def state(self, node: int) -> learner.TrainState:
         """As it is; its arrays are used up when the node learns."""
         return self._states[node]
+
+    def weights(self, node: int) -> qwen.Params:
+        """A node's policy as it is: plain parameters, with the adapter in them if there is one."""
+        return self._learner.policy(self._states[node].params)
 
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
         """Goes on from copies of these."""
@@ -199,11 +206,11 @@ class Engine:
         rows = self.rows(groups)
         parts = self._scored(node, tiles.tiles(rows, self._shapes))
         rate, found = learner.learning_rate(self._learner_config, request.round), []
+        self._prepared[node].forget()  # now, so that a copy in another dtype takes no room while it is learned
         for _ in range(self.config.updates_per_round):
             self._states[node], metrics = self._learner.step(self._states[node], parts, rate)
             found.append({name: float(value) for name, value in jax.device_get(metrics).items()})
             self._watch(node, rows, found[-1])
-        self._prepared[node].forget()
         external = sum(row.external for row in rows)
         counts: dict[str, float] = {"rows_external": external, "rows_local": len(rows) - external}
         counts["low_ess_groups"] = len(request.groups) - len(groups)
@@ -262,7 +269,8 @@ class Engine:
     def _sampling_params(self, node: int) -> qwen.Params:
         """A node's weights in the dtype that is sampled with."""
         at_least = self.config.group_size  # rows, so that the layout is one for all
-        return self._prepared[node](self._states[node].params, self.config.dtype, at_least)
+        policy = partial(self._learner.policy, merge=self.config.merge)
+        return self._prepared[node](self._states[node].params, self.config.dtype, at_least, policy)
 
     def _watch(self, node: int, rows: Sequence[tiles.Row], metrics: Metrics) -> None:
         """Raises DivergedError, with what is wrong as far as it can be seen."""

@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, Any] = {
     "learn": dict[int, Learn],
     "evaluate": list[int],
     "state": int,
+    "weights": int,
     "set_states": None,
     "evaluate_params": None,
     "config": str,  # first of all: what the leader was started with
@@ -136,6 +137,13 @@ class Leader:
     def state(self, node: int) -> TrainState:
         return self._together("state", node)
 
+    def weights(self, node: int) -> qwen.Params:
+        return self._together("weights", node)
+
+    @property
+    def base(self) -> bytes:
+        return self._engine.base
+
     def set_states(self, states: Sequence[TrainState]) -> None:
         self._together("set_states", list(states))
 
@@ -158,7 +166,7 @@ def follow(engine: Engine, channel: Channel) -> int:
         if what == "set_states":
             argument = [engine.state(0)]  # the shapes of what is coming
         elif what == "evaluate_params":
-            argument = engine.state(0).params
+            argument = engine.weights(0)
         with contextlib.suppress(PromptError):  # the leader gets it too, and decides
             _call(engine, what, argument)
 
@@ -169,7 +177,7 @@ def _call(engine: Engine, method: str, argument: Any) -> Any:
         if ARGUMENTS[method] is None:
             argument = jax.tree.map(_from_the_leader, argument)
         found = getattr(engine, method)(*([] if argument is None else [argument]))
-        return parallel.fetch(found) if method == "state" else found
+        return parallel.fetch(found) if method in ("state", "weights") else found
     except jax.errors.JaxRuntimeError as error:
         wrong = f"what the processes of this node compute together failed ({method})"
         raise HostError(f"{wrong}: {_first_line(error)}") from error

@@ -185,7 +185,7 @@ class Node:
             return self._hear(effect, should_stop)
         if isinstance(effect, Commit):
             assert self._chain, "a game that hears a chain has one"
-            hash_ = state_hash(self._engine.state(0))
+            hash_ = state_hash(self._engine.state(0), self._engine.base)
             self._chain.commit(effect, hash_, self.player.game.agreement)
             return hash_
         assert isinstance(effect, Evaluate)

@@ -169,7 +169,7 @@ class Simulation:
 
     def weights(self, node: int) -> Params:
         """A node's parameters as they are now."""
-        return self._engine.state(node).params
+        return self._engine.weights(node)
 
     def inject(self, raw: bytes, receiver: int, at: float) -> None:
         """Lets bytes of anyone's making reach a node at a time: what a hostile peer can do."""
@@ -269,7 +269,7 @@ class Simulation:
         elif isinstance(effect, Commit):
             assert self._chain
             self._chain.commit(node.game.author, effect.moment.round, commit.root(effect.work.records))
-            self._complete(node, state_hash(self._engine.state(node.index)), at)
+            self._complete(node, state_hash(self._engine.state(node.index), self._engine.base), at)
         elif isinstance(effect, Gather):
             node.spoke = at
             self._gather(node, effect, at)

@@ -1,5 +1,7 @@
 """What one process compiled, another takes from the disk, unless the user says otherwise."""
 
+import ast
+import contextlib
 import os
 import subprocess
 import sys
@@ -148,6 +150,14 @@ class TestPrograms:
         kept = compilation.Programs(tmp_path / "p").jit(lambda x: x + (thing is None))
         assert float(kept(np.float32(1))) == 1 and not any((tmp_path / "p").iterdir())
 
+    def test_what_xla_had_in_its_own_cache_is_kept_the_next_time(self, tmp_path, monkeypatch):
+        """A program that was loaded from there can't be written."""
+        with monkeypatch.context() as found:
+            found.setattr(compilation, "_hits", lambda: contextlib.nullcontext(["hit"]))
+            assert self.run(tmp_path / "p", 2.0) == 1
+            assert {one.suffix for one in (tmp_path / "p").iterdir()} == {".lock"}
+        assert self.run(tmp_path / "p", 2.0) == 1 and self.run(tmp_path / "p", 2.0) == 0
+
     def test_it_can_be_traced_by_others_and_takes_numbers(self, tmp_path):
         kept = compilation.Programs(tmp_path / "p").jit(self.outer(lambda x: x * 2))
         assert jax.eval_shape(kept, jnp.ones(3)).shape == (3,) and kept(3) == 6
@@ -183,3 +193,18 @@ def test_a_run_of_other_rounds_compiles_and_traces_nothing(tmp_path, monkeypatch
         assert {path.name for path in (tmp_path / "programs").iterdir()} == kept
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_all_that_programs_are_made_of_is_in_their_names():
+    """Modules whose functions are traced import those only that are hashed, or libraries."""
+    package = Path(compilation.__file__).parent
+    hashed = {file for pattern in compilation.SOURCES for file in package.glob(pattern)}
+    assert {package / "qwen" / "model.py", package / "grpo" / "learner.py"} <= hashed
+    untraced = {"rlswarm_jax.errors", "rlswarm_jax.files"}
+    for file in hashed:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rlswarm_jax"):
+                for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
+                    place = package.parent / Path(*name.split("."))
+                    if place.with_suffix(".py").exists() and name not in untraced:
+                        assert place.with_suffix(".py") in hashed, f"{file.name} imports {name}"

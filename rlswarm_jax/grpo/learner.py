@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import flax.struct
 import jax
@@ -14,15 +15,17 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from rlswarm_jax import parallel
+from rlswarm_jax import parallel, randomness
 from rlswarm_jax.grpo import losses, objective
 from rlswarm_jax.grpo.objective import Objective
-from rlswarm_jax.qwen import model
+from rlswarm_jax.qwen import lora, model, peft
 from rlswarm_jax.qwen.config import QwenConfig
-from rlswarm_jax.qwen.model import Params
+from rlswarm_jax.qwen.lora import LoraConfig
+from rlswarm_jax.qwen.model import Forward, Params, Remat
 from rlswarm_jax.qwen.weights import digest
 
 Metrics = dict[str, Array]
+Optimizer = Literal["adamw", "adamw_bf16", "adafactor"]
 Sums = tuple[tuple[Array, Metrics], Params]  # loss, what metrics are made of, and the gradient, over tokens
 
 
@@ -31,7 +34,8 @@ class LearnerConfig(Objective):
     """What the loss and the optimiser need to know. `temperature` is the sampling temperature of the completions.
 
     The learning rate falls linearly from the first of `decay_rounds` rounds to `decay_to` of itself in the last one;
-    with 0 of them it stays as it is.
+    with 0 of them it stays as it is. dtype, remat: as `model.Forward` has them. optimizer: see `make_optimizer`.
+    lora: of the adapter that is trained in place of the weights, if there is one.
     """
 
     learning_rate: float
@@ -41,6 +45,14 @@ class LearnerConfig(Objective):
     adam_b2: float = 0.99
     decay_rounds: int = 0
     decay_to: float = 1.0
+    dtype: str = "float32"
+    remat: Remat = "auto"
+    optimizer: Optimizer = "adamw"
+    lora: LoraConfig | None = None
+
+    @property
+    def forward(self) -> Forward:
+        return Forward("" if self.dtype == "float32" else self.dtype, self.remat)
 
 
 @flax.struct.dataclass
@@ -53,7 +65,9 @@ class Reference:
 
 @flax.struct.dataclass
 class TrainState:
-    """params: the policy, float32. opt_state: optax's. step: int32 scalar, updates made so far."""
+    """params: what is trained, the policy or an adapter of it, float32. opt_state: optax's. step: int32 scalar, updates
+    made so far.
+    """
 
     params: Params
     opt_state: Any
@@ -70,12 +84,16 @@ class AnchoredState(TrainState):
     reference: Reference | None = None  # type: ignore[misc]
 
 
-def state_hash(state: TrainState) -> bytes:
+def state_hash(state: TrainState, base: bytes = b"") -> bytes:
     """32 bytes that stand for a state: SHA-256 over the digest of its parameters and that of all else, so that the
     parameters can be shown alone.
+
+    base: the digest of the weights beneath an adapter. The adapter's then stands for both: SHA-256 over the two.
     """
     rest = (state.opt_state, state.step, *([] if state.reference is None else [state.reference]))
-    return hashlib.sha256(digest(state.params) + digest(rest)).digest()
+    params = digest(state.params)
+    params = hashlib.sha256(base + params).digest() if base else params
+    return hashlib.sha256(params + digest(rest)).digest()
 
 
 @flax.struct.dataclass
@@ -128,16 +146,23 @@ def learning_rate(config: LearnerConfig, round_: int) -> float:
 
 
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
-    """AdamW (arXiv:1711.05101) behind a bound on the gradient's norm, at a learning rate of -1: a step scales it."""
+    """AdamW (arXiv:1711.05101) behind a bound on the gradient's norm, at a learning rate of -1: a step scales it.
+
+    adamw_bf16 keeps the first moment in bfloat16: 6 bytes a weight for 8. adafactor (arXiv:1804.04235, algorithm 4,
+    without its own step sizes) keeps the means of rows and columns of a matrix's second moment, and no first moment.
+    """
+    scale = {
+        "adamw": lambda: optax.scale_by_adam(b2=config.adam_b2),
+        "adamw_bf16": lambda: optax.scale_by_adam(b2=config.adam_b2, mu_dtype=jnp.bfloat16),
+        "adafactor": lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+    }[config.optimizer]()
     return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.scale_by_adam(b2=config.adam_b2),
-        optax.add_decayed_weights(config.weight_decay),
+        optax.clip_by_global_norm(config.max_grad_norm), scale, optax.add_decayed_weights(config.weight_decay)
     )
 
 
 def completion_logprobs(
-    params: Params, batch: Batch, model_config: QwenConfig, temperature: float
+    params: Params, batch: Batch, model_config: QwenConfig, temperature: float, how: Forward = model.PLAIN
 ) -> tuple[Array, Array]:
     """Log-prob of every completion token and the entropy it was drawn from, each `[B, C]` float32.
 
@@ -145,7 +170,7 @@ def completion_logprobs(
     """
     seen_XTS = batch.prompts_XT[:, :, None] == batch.prompts_XT[:, None]
     seen_XTS &= (batch.rows_XT[:, None] == 0) | (batch.rows_XT[:, :, None] == batch.rows_XT[:, None])
-    states_XTD, _ = model.causal_states(params, model_config, batch.tokens_XT, batch.positions_XT, seen_XTS)
+    states_XTD = model.trained_states(params, model_config, batch.tokens_XT, batch.positions_XT, seen_XTS, how)
     flat = states_XTD.reshape(-1, states_XTD.shape[-1]), batch.targets_XT.reshape(-1)
     sequences, width = batch.tokens_XT.shape
     at_XRC = batch.starts_B.reshape(sequences, -1, 1) + jnp.arange(batch.max_new_tokens)
@@ -161,8 +186,19 @@ def completion_logprobs(
 
 def loss_sums(params: Params, batch: Batch, model_config: QwenConfig, config: LearnerConfig) -> tuple[Array, Metrics]:
     """The loss *summed* over a tile, before it is divided, and sums of what the metrics are made of."""
-    logprobs_BC, entropy_BC = completion_logprobs(params, batch, model_config, config.temperature)
+    logprobs_BC, entropy_BC = completion_logprobs(params, batch, model_config, config.temperature, config.forward)
     return objective.loss_sums(logprobs_BC, entropy_BC, batch, config)
+
+
+def first_adapter(config: QwenConfig, about: LoraConfig) -> lora.Adapter:
+    """What an adapter is before the first update, the same for everybody."""
+    if about.path:
+        return peft.read(Path(about.path), config, about)
+    return lora.init(config, about, _lora_key("init"))
+
+
+def _lora_key(what: str) -> Array:
+    return randomness.wrap(randomness.key_data("sample", "lora", what))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,17 +206,24 @@ class Learner:
     """The train step of a model: sums over any number of tiles, each of any shape, and one update from them.
 
     mesh: split each tile over its devices (`parallel.row_shards` divides B); one device without. backend: how, as
-    `parallel.data_parallel` takes it. jit: what compiles on one device, such as `compilation.Programs.jit`.
+    `parallel.data_parallel` takes it. base: the weights beneath the adapter, if that is what is trained; they are where
+    the mesh wants them. jit: what compiles on one device, such as `compilation.Programs.jit`.
     """
 
     config: LearnerConfig
     model: QwenConfig
     mesh: Mesh | None = None
     backend: str = "shard_map"
+    base: Params | None = dataclasses.field(default=None, compare=False, repr=False)
     jit: Callable[..., Any] = dataclasses.field(default=jax.jit, compare=False)
 
     def init(self, params: Params) -> TrainState:
-        """A state before its first update, laid out over the mesh if there is one; its arrays are its own."""
+        """A state before its first update, laid out over the mesh if there is one; its arrays are its own.
+
+        Raises ValueError for an adapter's directory that is not one of this model.
+        """
+        if self.config.lora is not None:
+            params = first_adapter(self.model, self.config.lora)
         init, zero = make_optimizer(self.config).init, jnp.zeros((), jnp.int32)
         if self.mesh is None:
             params = jax.tree.map(jnp.array, params)
@@ -196,7 +239,19 @@ class Learner:
 
     def sums(self, state: TrainState, tile: Batch) -> Sums:
         """`((loss, sums), gradients)` of a tile, over its tokens, on all devices."""
-        return self._sums(state.params, tile)
+        return self._sums(self._of(state.params, state.step), tile)
+
+    def _of(self, params: Params, step: Array | None = None) -> Any:
+        """What a program needs to compute with the policy."""
+        return params if self.config.lora is None else (self.base, params, step)
+
+    def policy(self, params: Params, merge: bool = True) -> Params:
+        """A model's parameters, of what is trained: with the adapter in the weights, or beside them."""
+        if self.config.lora is None:
+            return params
+        assert self.base is not None, "an adapter is of a base"
+        join = lora.merged if merge else lora.attached
+        return join(self.base, params, self.config.lora)
 
     def add(self, total: Sums, more: Sums) -> Sums:
         """Both together. `total` is used up."""
@@ -221,7 +276,7 @@ class Learner:
 
     def logprobs(self, params: Params, batch: Batch) -> tuple[Array, Array]:
         """Of the completions under a policy, and the entropies they were drawn from, `[B, C]` float32 each."""
-        return self._logprobs(params, batch)
+        return self._logprobs(self._of(params), batch)
 
     def ahead(self, state: TrainState, tiles: Sequence[Batch]) -> list[Callable[[], Any]]:
         """What compiles the programs of a step on tiles of these shapes, one each, in any order. Nothing changes.
@@ -230,10 +285,10 @@ class Learner:
         """
 
         def sums(tile: Batch) -> Any:
-            return self._sums.lower(state.params, tile).compile() if self.mesh is None else self.sums(state, tile)
+            of = self._of(state.params, state.step)
+            return self._sums.lower(of, tile).compile() if self.mesh is None else self.sums(state, tile)
 
-        gradient = jax.value_and_grad(loss_sums, has_aux=True)
-        total = jax.eval_shape(lambda params: gradient(params, tiles[0], self.model, self.config), state.params)
+        total = jax.eval_shape(self.gradient, self._of(state.params, state.step), tiles[0])
         if self.mesh is not None:
             layout = parallel.shardings(total, self.mesh)
             total = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), total, layout)
@@ -245,11 +300,30 @@ class Learner:
 
     # --- programs
 
+    def gradient(self, of: Any, tile: Batch) -> Sums:
+        """As `sums`, on one device and not compiled. of: see `_of`."""
+        return jax.value_and_grad(self.loss, has_aux=True)(*self._split(of), tile)
+
+    def loss(self, params: Params, frozen: Any, tile: Batch) -> tuple[Array, Metrics]:
+        return loss_sums(self._joined(params, frozen, tile), tile, self.model, self.config)
+
+    def _split(self, of: Any) -> tuple[Params, Any]:
+        return (of, None) if self.config.lora is None else (of[1], (of[0], of[2]))
+
+    def _joined(self, params: Params, frozen: Any, tile: Batch) -> Params:
+        adapter = self.config.lora
+        if adapter is None:
+            return params
+        base, step = frozen
+        keys_X = None
+        if adapter.dropout and step is not None:
+            keys_X = lora.dropout_keys(_lora_key("dropout"), step, tile.tokens_XT)
+        return lora.attached(base, params, adapter, keys_X)
+
     @functools.cached_property
     def _sums(self) -> Any:
-        def summed(params, batch):
-            gradient = jax.value_and_grad(loss_sums, has_aux=True)
-            return parallel.total(gradient(params, batch, self.model, self.config), self.mesh)
+        def summed(of, batch):
+            return parallel.total(self.gradient(of, batch), self.mesh)
 
         return self.jit(summed) if self.mesh is None else parallel.data_parallel(summed, self.mesh, self.backend)
 
@@ -285,7 +359,8 @@ class Learner:
 
     @functools.cached_property
     def _logprobs(self) -> Any:
-        def logprobs(params, batch):
-            return completion_logprobs(params, batch, self.model, self.config.temperature)
+        def logprobs(of, batch):
+            params = self._joined(*self._split(of), batch)
+            return completion_logprobs(params, batch, self.model, self.config.temperature, self.config.forward)
 
         return self.jit(logprobs) if self.mesh is None else parallel.split(logprobs, self.mesh, self.backend)

@@ -28,9 +28,11 @@ def chunked_logprobs(
     At most `max_logits` logits exist at a time, in the backward pass too (they are recomputed there).
     """
 
+    head = model.head_map(params, states_XD.dtype)
+
     def chunk(args):
         states_CD, tokens_C = args
-        logits_CV = model.head(params, states_CD) / temperature
+        logits_CV = model.product(states_CD, head) / temperature
         logprobs_CV = jax.nn.log_softmax(logits_CV, axis=-1)
         chosen_C = jnp.take_along_axis(logprobs_CV, tokens_C[:, None], axis=-1)[:, 0]
         return chosen_C, -(jnp.exp(logprobs_CV) * logprobs_CV).sum(axis=-1)

@@ -1,7 +1,7 @@
 """Prompts and keys in, completions out: which arrays of which shapes are computed is decided here, for everybody."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,12 +25,14 @@ class Prepared:
         self._leaves: list[Any] = []  # keep their ids
         self._made: Params = {}
 
-    def __call__(self, params: Params, dtype: Any, rows: int) -> Params:
-        """`params` to sample `rows` completions at a time with, at least."""
+    def __call__(
+        self, params: Params, dtype: Any, rows: int, made_of: Callable[[Params], Params] = lambda params: params
+    ) -> Params:
+        """`params`, or what is made of them, to sample `rows` completions at a time with, at least."""
         leaves = jax.tree.leaves(params)
         given = [np.dtype(dtype), rows == 1, *map(id, leaves)]
         if self._given != given:
-            made = model.prepare(params, dtype, rows)
+            made = model.prepare(made_of(params), dtype, rows)
             if made is params:
                 return made
             self._given, self._leaves, self._made = given, leaves, made

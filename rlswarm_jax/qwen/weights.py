@@ -30,7 +30,7 @@ from rlswarm_jax.qwen.tokenizer import Tokenizer, load_tokenizer
 log = logging.getLogger("rlswarm_jax.qwen")
 
 # our name -> (Hugging Face name inside a layer, whether the matrix is stored transposed, [out, in])
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "input_norm": ("input_layernorm.weight", False),
     "q": ("self_attn.q_proj.weight", True),
     "k": ("self_attn.k_proj.weight", True),
@@ -279,7 +279,7 @@ def _names(config: QwenConfig) -> Iterator[tuple[str, tuple, bool]]:
             yield theirs, (ours,), transposed
     for index, layer in enumerate(shapes["layers"]):
         for ours in layer:
-            theirs, transposed = _LAYER_NAMES[ours]
+            theirs, transposed = LAYER_NAMES[ours]
             yield f"model.layers.{index}.{theirs}", ("layers", index, ours), transposed
 
 

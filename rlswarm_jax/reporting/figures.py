@@ -278,6 +278,23 @@ def replay_block(found: Sequence[Benchmark]) -> Block:
     return Block(rows, f"Two honest computations, by dtype of weights and cache: {note}. {found[0].hardware}.", [])
 
 
+def plan_block(found: Sequence[Benchmark]) -> Block:
+    """A row for each size, a column for each card; below, how well it foresaw what was measured."""
+    planned = [b for b in found if b.benchmark == "plan"]
+    cards = list(dict.fromkeys(b.config["card_gb"] for b in planned))
+    rows = [["", *(f"{card} GB" for card in cards)]]
+    for name in dict.fromkeys(b.config["model"] for b in planned):
+        of = {b.config["card_gb"]: b for b in planned if b.config["model"] == name}
+        cells = [f"{of[card].config['trains']}: {number(of[card].value)}" for card in cards if of[card].value]
+        rows.append([name, *["-"] * (len(cards) - len(cells)), *cells])
+    said = [
+        f"{number(b.value)} GB with remat {b.config['remat']}, {b.ratio:.2f} of what was planned"
+        for b in found
+        if b.benchmark == "plan, measured"
+    ]
+    return Block(rows, f"Peak in GB, computed. Measured, {found[0].hardware}: {'; '.join(said)}.", [])
+
+
 def number(value: float) -> str:
     """Three significant figures, or all of the whole part where that has more."""
     digits = 2 - math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
@@ -287,5 +304,6 @@ def number(value: float) -> str:
 BLOCKS_OF_THEIR_OWN = {
     "benchmarks/chain": benchmarks_block,
     "benchmarks/decode": decode_block,
+    "benchmarks/plan": plan_block,
     "benchmarks/replay": replay_block,
 }

@@ -17,7 +17,7 @@ from configs import common, fields
 from rlswarm_jax.errors import BROKEN, DONE, INTERRUPTED, UsageError
 from rlswarm_jax.files import FULL
 
-FLAGS = ("config", "workdir", "resume", "checkpoint", "best")
+FLAGS = ("config", "workdir", "resume", "checkpoint", "best", "plan", "memory")
 CODES = """
 Exit codes: 0 done; 2 something to mend first, as the one sentence says; 75 something that passes by itself (a port or
 a folder in use, an endpoint that is down): try again later; 1 a disk that is full or damaged, or an error of ours:
@@ -29,7 +29,8 @@ class Arguments:
     """config: locked, with the overrides applied. workdir: where the run writes. resume: go on with what is there.
 
     checkpoint: the folder of a run, for an experiment that looks at one. best: at its best instead of its newest.
-    words: what was said of the config.
+    words: what was said of the config. plan: only say what a run would take of a device's memory, and whether that
+    is in `memory`.
     """
 
     config: ml_collections.ConfigDict
@@ -38,6 +39,8 @@ class Arguments:
     checkpoint: Path | None = None
     words: tuple[str, ...] = ()
     best: bool = False
+    plan: bool = False
+    memory: str = ""
 
 
 def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Arguments:
@@ -54,6 +57,8 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     flags.DEFINE_bool("resume", False, "", flag_values=values)
     flags.DEFINE_string("checkpoint", None, "", flag_values=values)
     flags.DEFINE_bool("best", False, "", flag_values=values)
+    flags.DEFINE_bool("plan", False, "", flag_values=values)
+    flags.DEFINE_string("memory", "", "", flag_values=values)
     try:
         rest, config = values(["experiment", *argv]), values.config
         if config is not None:
@@ -76,7 +81,9 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     _check_name(config.name, table)
     workdir = Path(values.workdir or Path("runs") / config.name)
     checkpoint = Path(values.checkpoint) if values.checkpoint else None
-    return Arguments(config, workdir, values.resume, checkpoint, _of_config(argv), values.best)
+    return Arguments(
+        config, workdir, values.resume, checkpoint, _of_config(argv), values.best, values.plan, values.memory
+    )
 
 
 def _of_config(argv: Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -14,11 +15,13 @@ from rlswarm_jax.errors import UsageError
 from rlswarm_jax.game.prompts import PromptFormat, choose_format
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.grpo.learner import Learner, LearnerConfig, TrainState, state_hash
+from rlswarm_jax.grpo.learner import Learner, LearnerConfig, TrainState, first_adapter, state_hash
 from rlswarm_jax.grpo.objective import resolved
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
+from rlswarm_jax.qwen import lora, peft
 from rlswarm_jax.qwen.draw import Draw
+from rlswarm_jax.qwen.lora import LoraConfig
 from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.qwen.weights import read_model, resolve
 from rlswarm_jax.records.schema import MAX_TOKENS, STAGES
@@ -142,7 +145,7 @@ class Pieces:
 
     def fingerprint(self, node: int) -> str:
         """Of the weights of a node, as they are now."""
-        return qwen.fingerprint(self.engine.state(node).params)
+        return qwen.fingerprint(parallel.fetch(self.engine.weights(node)))
 
     def base_accuracy(self, config: ml_collections.ConfigDict) -> dict[str, float] | None:
         """Held-out accuracy of the embedded model before it was spoiled; there is no such thing for other models."""
@@ -153,7 +156,8 @@ class Pieces:
 
 def make_learner_config(config: ml_collections.ConfigDict, max_new_tokens: int = 1) -> LearnerConfig:
     """max_new_tokens: of a completion; whoever only wants the form of a state need not know."""
-    own = {"decay_rounds": config.rounds, "max_new_tokens": max_new_tokens}
+    own = {"decay_rounds": config.rounds, "max_new_tokens": max_new_tokens, "dtype": config.learn.dtype}
+    own["lora"] = make_lora_config(config)
     return made_of(LearnerConfig, (resolved(config.learn), config.sampling), **own)
 
 
@@ -161,6 +165,8 @@ def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineC
     return made_of(
         EngineConfig,
         (config.sampling, resolved(config.learn)),
+        dtype=config.sampling.dtype,
+        merge=config.lora.merge,
         max_prompt_tokens=game.max_prompt_tokens,
         max_new_tokens=game.max_new_tokens,
         stages=list(
@@ -172,6 +178,22 @@ def make_engine_config(config: ml_collections.ConfigDict, game: Game) -> EngineC
         held_out_problems=config.evaluation.problems,
         held_out_rows=min(config.evaluation.rows, config.evaluation.problems),
     )
+
+
+def make_lora_config(config: ml_collections.ConfigDict) -> LoraConfig | None:
+    """Of the adapter that is trained, if it is one. Raises ValueError for a directory that holds none."""
+    if config.lora.path:
+        found = peft.read_config(Path(config.lora.path))
+        return dataclasses.replace(found, dropout=config.lora.dropout)
+    if not config.lora.rank:
+        return None
+    return made_of(LoraConfig, [config.lora], targets=tuple(config.lora.targets), layers=tuple(config.lora.layers))
+
+
+def load_policy(config: ml_collections.ConfigDict, place: Any = None) -> qwen.Policy:
+    """What nodes begin with. What is never updated is in the dtype that it is computed with."""
+    frozen = make_lora_config(config) is not None
+    return qwen.load(model_path(config), config.learn.dtype if frozen else "float32", place)
 
 
 def first_state(config: ml_collections.ConfigDict, policy: qwen.Policy) -> TrainState:
@@ -192,8 +214,10 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
     path = model_path(config)
     devices = made_of(DeviceConfig, [config.devices])
     mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)
-    policy = qwen.load(path, place=parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
+    policy = load_policy(config, parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
     fingerprint = qwen.fingerprint(parallel.fetch(policy.params))
+    if (adapter := make_lora_config(config)) is not None:
+        fingerprint = lora.fingerprint(fingerprint, first_adapter(policy.config, adapter), adapter)
     game = make_game(config, policy.tokenizer, policy.config.eos_token_ids, fingerprint)
     if game.max_prompt_tokens + game.max_new_tokens > policy.config.context_length:
         prompt, completion = game.max_prompt_tokens, game.max_new_tokens
@@ -215,5 +239,5 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
     parts = policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices
     engine = Engine(*parts, programs.jit)
     if config.chain.endpoint != "none":
-        game = dataclasses.replace(game, state_hash=state_hash(parallel.fetch(engine.state(0))))
+        game = dataclasses.replace(game, state_hash=state_hash(parallel.fetch(engine.state(0)), engine.base))
     return Pieces([dataclasses.replace(game, author=identity.author) for identity in identities], engine)

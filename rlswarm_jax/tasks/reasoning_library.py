@@ -61,9 +61,10 @@ def _import_alone(dataset: str) -> None:
 def _all() -> Any:
     # It imports pycosat at once, a C extension without wheels, for zebra_puzzles alone: there sympy's solver does. And
     # cellpylib for game_of_life alone, with which comes matplotlib: that is another second.
-    pycosat, cellpylib = types.ModuleType("pycosat"), types.ModuleType("cellpylib")
+    early, late = "pycosat", "cellpylib"
+    pycosat, cellpylib = types.ModuleType(early), types.ModuleType(late)
     pycosat.itersolve = _itersolve  # type: ignore[attr-defined]
-    cellpylib.__getattr__ = lambda name: getattr(importlib.import_module("cellpylib"), name)  # type: ignore[method-assign]
+    cellpylib.__getattr__ = lambda name: getattr(importlib.import_module(late), name)  # type: ignore[method-assign]
     stand_ins = [one for one in (pycosat, cellpylib) if sys.modules.setdefault(one.__name__, one) is one]
     try:
         importlib.import_module("reasoning_gym")

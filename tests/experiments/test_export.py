@@ -17,6 +17,7 @@ from experiments import export
 from rlswarm_jax import assets, files, qwen
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.metrics import read_rows
+from rlswarm_jax.qwen import lora, peft
 from rlswarm_jax.running import arguments as cli
 from rlswarm_jax.running import build, simulated
 from tests.grpo import tiny
@@ -130,6 +131,44 @@ class TestSimulated:
         owners.same_as_hugging_face(policy, tmp_path / "a", vocabulary=before.config.vocab_size)
 
 
+class TestAdapter:
+    @pytest.fixture(scope="class", autouse=True)
+    def compile_as_the_run_did(self):
+        """Sums of base and adapter are rounded by the same programs then."""
+        with tiny.optimizations(False):
+            yield
+
+    @pytest.fixture(scope="class")
+    def run(self, tmp_path_factory):
+        """A finished simulation of two nodes that trained an adapter each."""
+        directory = tmp_path_factory.mktemp("adapter") / "run"
+        adapter = ["--config.lora.rank=4", "--config.lora.dropout=0.1", "--config.lora.targets=('q', 'down')"]
+        with tiny.optimizations(False):
+            assert simulated.run(cli.parse([*SMALL, *adapter, f"--workdir={directory}"])) == 0
+        return directory
+
+    def test_the_weights_are_base_and_adapter_and_the_adapter_is_peft_s(self, run, tmp_path):
+        for number, fingerprint in enumerate(recorded(run).values()):
+            policy = exported(run, tmp_path / f"whole{number}", "--node", str(number))
+            assert qwen.fingerprint(policy.params) == fingerprint
+            there = tmp_path / f"adapter{number}"
+            assert export.main([str(run), "--node", str(number), "--adapter", str(there)]) == 0
+            about = peft.read_config(there)
+            assert (about.rank, about.targets, about.layers) == (4, ("q", "down"), (0, 1))
+            base = qwen.load(assets.BASE)
+            merged = lora.merged(base.params, peft.read(there, base.config, about), about)
+            assert qwen.fingerprint(merged) == fingerprint
+        assert len(set(recorded(run).values())) == 2
+
+    def test_another_run_begins_with_it(self, run, tmp_path):
+        assert export.main([str(run), "--adapter", str(tmp_path / "a")]) == 0
+        config = cli.parse([*SMALL, f"--config.lora.path={tmp_path / 'a'}"]).config
+        state = build.first_state(config, build.load_policy(config))
+        trained = peft.read(tmp_path / "a", build.load_policy(config).config, peft.read_config(tmp_path / "a"))
+        tiny.assert_bit_equal(state.params, trained)
+        assert build.make_learner_config(config).lora.scale == 4.0
+
+
 @pytest.fixture
 def by_hand(run, tmp_path):
     """The folder of a run as a driver leaves it, with states whose steps tell them apart; states by folder."""
@@ -177,6 +216,11 @@ class TestLive:
         for options in ((), ("--node", "bold-elk")):
             policy = exported(directory, tmp_path / f"to{len(options)}", *options)
             assert qwen.fingerprint(policy.params) == qwen.fingerprint(states["."].params)
+
+    def test_one_without_an_adapter_has_none_to_export(self, by_hand, tmp_path, capsys):
+        directory, _ = by_hand("node", {".": "bold-elk"})
+        said = refuses(capsys, directory, "--adapter", tmp_path / "out")
+        assert "trained the weights themselves (config.lora.rank is 0): leave out --adapter" in said
 
     def test_a_run_from_before_some_fields_were_there(self, by_hand, tmp_path):
         directory, states = by_hand("node", {".": "bold-elk"})

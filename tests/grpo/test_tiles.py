@@ -1,6 +1,7 @@
 """Few slots are empty, nothing is lost, nobody sees what is not theirs, and the update is that of the padded batch."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -201,3 +202,18 @@ def in_order(batch):
     for own, _ in sequences(batch):
         yield from ([row] for row in own)
         yield from [[]] * (len(batch.starts_B) // count - len(own))
+
+
+def test_in_float64_they_are_so_to_twelve_digits():
+    """So that the above is rounding and nothing else. Weights are float64 throughout, loss and gradients too."""
+    with jax.enable_x64(True), tiny.optimizations(False):
+        params, rows = jax.tree.map(lambda x: np.asarray(x, np.float64), tiny.params()), some(2)
+        parts = tiles(rows, shapes(tiny.PROMPT_SLOTS + tiny.NEW_TOKENS, tiny.NEW_TOKENS, sequences=1))
+        assert len(parts) > 2
+        learns = learned()
+        state = learns.init(params)
+        total = functools.reduce(learns.add, [learns.sums(state, part) for part in parts])
+        expected = learns.sums(state, padded(rows))
+        assert {x.dtype for x in jax.tree.leaves((total[1], total[0][0]))} == {np.dtype("float64")}
+        tiny.assert_close(total[1], expected[1], 1e-12)
+        np.testing.assert_allclose(total[0][0], expected[0][0], rtol=1e-12)

@@ -78,8 +78,10 @@ def test_values_arrive_where_they_are_used():
         section = config.sampling if name in config.sampling else config.learn
         assert section[name] != value, name
         section[name] = value
+    config.learn.dtype, config.learn.remat, config.learn.optimizer = "bfloat16", "dots", "adafactor"
     learner, engine = build.make_learner_config(config), build.make_engine_config(config, made)
-    known = dataclasses.asdict(engine) | dataclasses.asdict(learner)
+    assert (learner.dtype, learner.remat, learner.optimizer) == ("bfloat16", "dots", "adafactor")
+    known = dataclasses.asdict(learner) | dataclasses.asdict(engine)
     assert {name: known[name] for name in changed} == changed
     assert learner.decay_rounds == config.rounds and learner.adam_b2 == 0.99
     assert engine.kv_dtype == "bfloat16" and engine.stages[0] == (config.swarm.local_groups, 0)

@@ -151,7 +151,7 @@ def expected(config, model_config, params, groups):
         behaviour_known_B=known_B,
         external_B=external_B,
         reference_logprobs_BC=proximal_BC if o.kl_weight else None,  # of the first weights, which these are
-        entropy_floor_B=np.full(len(tokens_BT), np.quantile(entropy_BC, 1 - o.entropy_top))
+        entropy_floor_B=np.full(len(tokens_BT), np.quantile(entropy_BC, 1 - o.entropy_top) - 1e-4)  # first tokens tie
         if o.entropy_top < 1
         else None,
     )
