@@ -83,10 +83,7 @@ def ours(checkpoint: Path, row: Row) -> Turn:
     from rlswarm_jax.grpo import learner, tiles
 
     policy = qwen.load(checkpoint)
-    config = learner.LearnerConfig(
-        learning_rate=RATE, clip_low=CLIP_LOW, clip_high=CLIP_HIGH, dual_clip=DUAL_CLIP, temperature=TEMPERATURE
-    )
-    learns = learner.Learner(config, policy.config)
+    learns = learner.Learner(_config(), policy.config)
     rows = [
         tiles.Row(prompt, completion, advantage, None, external=False)
         for prompt, completion, advantage in row.texts(policy.config.vocab_size)
@@ -157,10 +154,7 @@ def ours_iteration(checkpoint: Path, row: Row) -> Turn:
     from rlswarm_jax.grpo.advantages import group_advantages
 
     policy = qwen.load(checkpoint)
-    config = learner.LearnerConfig(
-        learning_rate=RATE, clip_low=CLIP_LOW, clip_high=CLIP_HIGH, dual_clip=DUAL_CLIP, temperature=TEMPERATURE
-    )
-    learns, count = learner.Learner(config, policy.config), iter(range(1 << 30))
+    learns, count = learner.Learner(_config(), policy.config), iter(range(1 << 30))
     state = learns.init(policy.params)
     held, prompts = [state], _prompts(row)
     shapes = tiles.shapes(row.prompt + row.new_tokens, row.new_tokens)
@@ -250,6 +244,13 @@ SIDES: dict[str, Callable[[Path, Row], Turn]] = {
 }
 
 
+def _config() -> Any:
+    from rlswarm_jax.grpo.learner import LearnerConfig
+
+    bounds = {"clip_low": CLIP_LOW, "clip_high": CLIP_HIGH, "dual_clip": DUAL_CLIP}
+    return LearnerConfig(learning_rate=RATE, temperature=TEMPERATURE, dtype=os.environ["TRAIN_DTYPE"], **bounds)
+
+
 def _prompts(row: Row) -> list[str]:
     letters = "abcdefghijklmnopqrstuvwxyz"
     return [(letters[p % 26] + letters[p // 26] + letters * row.prompt)[: row.prompt] for p in range(row.groups)]
@@ -291,6 +292,14 @@ def write_checkpoint(directory: Path, name: str) -> None:
 # --- the process
 
 
+def peak_mb() -> float:
+    """The process's high-water mark, weights included; on an accelerator the device's instead."""
+    jax = sys.modules.get("jax")
+    if jax and (stats := jax.devices()[0].memory_stats()):
+        return stats["peak_bytes_in_use"] / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
 def versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
@@ -316,8 +325,7 @@ def main(side: str, checkpoint: str, row: str) -> None:
         for _ in range(repeats):
             norms.append(turn())
         spent = {"wall": (time.perf_counter() - wall) / repeats, "process": (time.process_time() - cpu) / repeats}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-        say(**spent, grad_norm=norms[-1], peak_mb=peak)
+        say(**spent, grad_norm=norms[-1], peak_mb=peak_mb())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m benchmarks.train_step --peer-python ~/torch/bin/python           # needs torch and transformers there
     python -m benchmarks.train_step --rows tiny-32x8-16+12,0.5b-4x4-64+64 --turns 5
     python -m benchmarks.train_step --smoke                                    # ours alone, the tiny model
+    bash benchmarks/gpu.sh                                                     # on a GPU: ours alone, in bfloat16
 
 A minute for the small rows; 0.5b takes some, and 16 GB. Prints one JSON line a row, side and clock. A row is
 MODEL-GROUPSxCOMPLETIONS-PROMPT+NEW TOKENS; the live one has such groups as a quickstart's node learns from in a round.
@@ -13,8 +14,9 @@ once (rlswarm_jax/grpo/tiles.py). Each is alone in a process, with the same thre
 `value` is ms a step, the median over the turns, by the wall clock and by the process clock, which adds up the threads'
 time and stands a busy machine better. `ratio` of ours is its time over torch's. `measured` has the tokens of all texts
 a second (a prompt counted for each of its completions, for both sides), the process's peak memory, weights included,
-and of ours the share of slots that hold text and that share of a large float32 product's speed at which the
-arithmetic of the packed slots is done.
+and of ours `text`, the share of slots that hold text, `of_matmul`, the rate at which the arithmetic of the packed slots
+is done over that of a large product of the same dtype, and `mfu`, the model's arithmetic of all texts (a prompt counted
+for each of its completions) over what the device's maker states, where that is known.
 """
 
 import argparse
@@ -37,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.train_sides import Row, parse_row
-from rlswarm_jax import assets
+from rlswarm_jax import assets, speed
 from rlswarm_jax.grpo import tiles
 from rlswarm_jax.machine import hardware
 from rlswarm_jax.qwen.config import QwenConfig, read_config
@@ -99,7 +101,9 @@ def in_turns(sides: dict[str, str], checkpoint: Path, row: Row, turns: int) -> d
     return found
 
 
-def lines(row: Row, found: dict[str, list[dict[str, float]]], config: QwenConfig, matmul: dict[str, float]):
+def lines(
+    row: Row, found: dict[str, list[dict[str, float]]], config: QwenConfig, matmul: dict[str, float], dtype: str
+) -> Iterator[dict[str, Any]]:
     """A JSON line's fields for each side and clock."""
     texts = row.texts(config.vocab_size)
     tokens = sum(len(prompt) + len(completion) for prompt, completion, _ in texts)
@@ -111,13 +115,16 @@ def lines(row: Row, found: dict[str, list[dict[str, float]]], config: QwenConfig
                 shares = packed(row, texts)
                 rate = step_flops(config, shares["slots"], shares["width"]) / seconds[side]
                 measured |= {"text": shares["text"], "of_matmul": rate / matmul[clock]}
+                if peak := speed.peak_flops(jax.devices()[0].device_kind):
+                    lengths = [len(prompt) + len(completion) for prompt, completion, _ in texts]
+                    measured["mfu"] = speed.train_flops(config, lengths) / seconds[side] / peak
             peer = next((other for other in found if not other.startswith("ours")), None)
             against = (
                 {"versus": peer, "ratio": round(seconds[side] / seconds[peer], 2)} if peer and side != peer else {}
             )
             yield {
                 "benchmark": "grpo iteration" if side.endswith("-iteration") else "train step",
-                "config": {"row": row.name, "side": side, "clock": clock},
+                "config": {"row": row.name, "side": side, "dtype": dtype, "clock": clock},
                 "value": float(f"{1e3 * seconds[side]:.3g}"),
                 "unit": "ms",
                 **against,
@@ -132,8 +139,7 @@ def packed(row: Row, texts) -> dict[str, float]:
     longest = max(max(len(one.prompt) + len(one.completion) for one in rows), 108 if row.is_live else 0)
     parts = tiles.tiles(rows, tiles.shapes(longest, max(len(one.completion) for one in rows)))
     slots = sum(part.tokens_XT.size for part in parts)
-    text = sum(int((part.prompts_XT > 0).sum()) for part in parts) / slots
-    return {"slots": slots, "width": parts[0].tokens_XT.shape[1], "text": text}
+    return {"slots": slots, "width": parts[0].tokens_XT.shape[1], "text": tiles.filled(parts)}
 
 
 def step_flops(config: QwenConfig, slots: float, width: float) -> float:
@@ -144,10 +150,10 @@ def step_flops(config: QwenConfig, slots: float, width: float) -> float:
     return 3 * slots * (config.num_layers * layer + 2 * d * config.vocab_size)
 
 
-def matmul_rate() -> dict[str, float]:
-    """FLOP/s of a large float32 product by each clock."""
-    square = jnp.asarray(np.random.default_rng(0).standard_normal((SIDE, SIDE)), jnp.float32)
-    product = jax.jit(partial(jnp.matmul, precision="highest"))
+def matmul_rate(dtype: str) -> dict[str, float]:
+    """FLOP/s of a large product by each clock."""
+    square = jnp.asarray(np.random.default_rng(0).standard_normal((SIDE, SIDE)), dtype)
+    product = jax.jit(partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32))
     jax.block_until_ready(product(square, square))
     spent: dict[str, list[float]] = {clock: [] for clock in CLOCKS}
     for _ in range(9):
@@ -167,10 +173,10 @@ def checkpoint_of(model: str, directory: Path) -> Path:
     return directory / model
 
 
-def measure(rows: Sequence[Row], sides: dict[str, str], turns: int) -> Iterator[dict[str, Any]]:
-    matmul = matmul_rate()
+def measure(rows: Sequence[Row], sides: dict[str, str], turns: int, dtype: str) -> Iterator[dict[str, Any]]:
+    matmul = matmul_rate(dtype)
     for clock, rate in matmul.items():
-        about = {"benchmark": "matmul", "config": {"side": SIDE, "clock": clock}}
+        about = {"benchmark": "matmul", "config": {"side": SIDE, "dtype": dtype, "clock": clock}}
         yield about | {
             "value": float(f"{rate / 1e9:.3g}"),
             "unit": "GFLOP/s",
@@ -179,7 +185,7 @@ def measure(rows: Sequence[Row], sides: dict[str, str], turns: int) -> Iterator[
     with tempfile.TemporaryDirectory(prefix="train-") as directory:
         for row in rows:
             path = checkpoint_of(row.model, Path(directory))
-            yield from lines(row, in_turns(sides, path, row, turns), read_config(path), matmul)
+            yield from lines(row, in_turns(sides, path, row, turns), read_config(path), matmul, dtype)
 
 
 def parse(name: str, doc: str | None, rows: str, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -188,6 +194,7 @@ def parse(name: str, doc: str | None, rows: str, argv: Sequence[str] | None) -> 
     parser.add_argument("--peer-python", metavar="PATH", help="an interpreter with the peer's packages")
     parser.add_argument("--rows", default=rows, help=f"comma-separated; default: {rows}")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of ours while learning")
     parser.add_argument("--smoke", action="store_true", help="ours alone, the tiny model, one turn")
     return parser.parse_args(argv)
 
@@ -197,8 +204,9 @@ def run(args: argparse.Namespace, ours: str, peer: str, smoke: str) -> None:
     sides = {ours: sys.executable} | ({peer: args.peer_python} if args.peer_python and not args.smoke else {})
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    os.environ |= {"TRAIN_DTYPE": args.dtype, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
-    for line in measure(rows, sides, 1 if args.smoke else args.turns):
+    for line in measure(rows, sides, 1 if args.smoke else args.turns, args.dtype):
         line["config"] |= {"threads": threads}
         print(json.dumps(line | {"hardware": hardware()}), flush=True)
 

@@ -1,5 +1,6 @@
 """A node's identity: one secp256k1 key signs its records, is its libp2p peer id, and its Ethereum account."""
 
+import functools
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ SIGNATURE_BYTES = 64
 AUTHOR_BYTES = 33
 # a peer id of such a key is the key itself: identity multihash (0x00, length) of the protobuf {Type: Secp256k1, Data}
 _PEER_ID_PREFIX = bytes.fromhex("002508021221")
+LONGEST_PEER_ID = 64  # in bytes or characters; one of a secp256k1 key has fewer
 
 _WORDS = (
     "amber bold calm deft eager fair glad hazy keen lucid mellow noble quick rosy sly vivid "
@@ -77,6 +79,11 @@ def peer_id(author: bytes) -> str:
 
 def author_of(peer: str | bytes) -> bytes | None:
     """The author behind a peer id (base58 text or its bytes); None if it is not one of a secp256k1 key."""
+    return _author_of(peer) if len(peer) <= LONGEST_PEER_ID else None
+
+
+@functools.lru_cache(maxsize=1024)  # a message asks several times, and the point on the curve is computed each time
+def _author_of(peer: str | bytes) -> bytes | None:
     try:
         raw = base58.b58decode(peer) if isinstance(peer, str) else peer
         author = raw.removeprefix(_PEER_ID_PREFIX)

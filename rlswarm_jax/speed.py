@@ -1,8 +1,7 @@
 """How fast a node samples and learns, and what share of its device's arithmetic that is."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from rlswarm_jax.game.effects import Metrics
 from rlswarm_jax.qwen.config import QwenConfig
 
 # dense bfloat16 products in FLOP/s, as the makers state them, by how jax calls a device (the longest name that fits)
@@ -44,7 +43,7 @@ def peak_flops(device_kind: str) -> float | None:
     return PEAK[max(fitting, key=len)] if fitting else None
 
 
-def of_round(metrics: Metrics, sampling: float, learning: float, peak: float | None) -> Metrics:
+def of_round(metrics: Mapping[str, float], sampling: float, learning: float, peak: float | None) -> dict[str, float]:
     """Of a round that took so many seconds. peak: of all the node's devices."""
     found = {}
     if sampling > 0 and "sample/tokens" in metrics:

@@ -13,6 +13,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.secp256k1 import Secp256k1PrivateKey
 from libp2p.peer.id import ID
 
+from rlswarm_jax import identity
 from rlswarm_jax.identity import (
     Identity,
     KeyFileError,
@@ -214,3 +215,13 @@ def test_a_folder_or_no_folder_in_place_of_a_key_file_is_a_named_error(tmp_path)
     for path in (tmp_path, tmp_path / "nowhere" / "node.key"):
         with pytest.raises(KeyFileError, match=str(path)):
             load_or_create(path)
+
+
+def test_what_is_too_long_for_a_peer_id_is_none_and_is_not_looked_at():
+    """Base58 of a long text takes the square of its length."""
+    own = identity.simulated(0, 1)
+    assert identity.author_of(own.peer_id) == own.author and len(own.peer_id) < identity.LONGEST_PEER_ID
+    before = identity._author_of.cache_info()
+    assert identity.author_of("1" * 100_000) is None and identity.author_of(own.author * 100) is None
+    assert identity._author_of.cache_info() == before
+    assert identity.author_of(b"\0" * 37) is None and identity.author_of("") is None

@@ -171,8 +171,18 @@ def test_what_cannot_be_assigned_is_said_in_one_sentence(tmp_path):
 def test_nodes_run_on_the_cpu_and_see_no_card():
     base = {"PATH": "/bin", "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "0"}
     expected = {"PATH": "/bin", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
-    assert environment(0, 4, "cpu", None, base) == expected
+    found = environment(0, 4, "cpu", None, base)
+    assert found.pop("PJRT_NPROC").isdecimal() and found == expected
     assert base == {"PATH": "/bin", "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "0"}
+
+
+def test_nodes_on_the_cpu_share_its_cores_as_xla_s_threads_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setattr(launch, "_cores", lambda: 8)
+    threads = {nodes: environment(0, nodes, "cpu", None, {})["PJRT_NPROC"] for nodes in (1, 3, 8, 100)}
+    assert threads == {1: "8", 3: "2", 8: "1", 100: "1"}
+    assert environment(0, 4, "cpu", None, {"PJRT_NPROC": "5"})["PJRT_NPROC"] == "5"
+    assert "PJRT_NPROC" not in environment(0, 4, "cpu", None, {"NPROC": "5"})
+    assert "PJRT_NPROC" not in environment(0, 4, "gpu", ["0"], {})
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,7 @@ def one_process(workdir: Path):
     from rlswarm_jax.running import build
 
     config = ml_collections.ConfigDict(json.loads((workdir / files.CONFIG_FILE).read_text()))
+    config.devices.fsdp = 1
     own = load_or_create(workdir / "node.key")
     made, journal = build.build(config, [own]), Journal(workdir / files.JOURNAL_FILE)
     player, learned = Player(0, made.games[0], own, journal), 0
@@ -165,6 +166,34 @@ def test_two_processes_are_one_node_among_others(tmp_path):
     assert_followed(tmp_path / "held", ours)
     assert ours.step == alone.step
     tiny.assert_close(ours.params, alone.params, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_two_processes_keep_near_to_a_reference_as_one_does(tmp_path, fsdp):
+    """With all that a loss can ask of other policies; parameters whole on each of them, or split over the two."""
+    pair = TwoProcesses(
+        tmp_path,
+        f"--config.devices.fsdp={fsdp}",
+        "--config.learn.loss=grpo",
+        "--config.learn.reference_every=2",
+        "--config.learn.updates_per_round=2",
+        "--config.learn.entropy_top=0.5",
+        "--config.game.redraws=1",
+    )
+    try:
+        codes = [process.wait(400) for process in (pair.leader, pair.follower)]
+        assert codes == [0, 0], pair.said()
+    finally:
+        pair.kill()
+    assert any(row.get("learn/kl", 0) > 0 for row in read_rows(pair.folder / files.METRICS_FILE))
+    with tiny.optimizations(False):
+        alone = one_process(pair.folder)
+    ours = at_the_end(pair.folder, alone)
+    assert_followed(tmp_path / "held", ours)
+    assert int(ours.reference.epoch) == int(alone.reference.epoch) == 1
+    tiny.assert_close(ours.reference.params, alone.reference.params, 1e-3)
+    tiny.assert_close(ours.params, alone.params, 1e-3)
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def _remind(console: Console, done: threading.Event) -> None:
     began = time.monotonic()
     if not done.is_set():
         say(COMPILING)
-        threading.Thread(target=follow, daemon=True).start()
+        threading.Thread(target=follow, name="reminder", daemon=True).start()
 
 
 class SwarmView:

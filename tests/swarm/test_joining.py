@@ -121,7 +121,8 @@ def test_a_resolver_that_does_not_answer_is_left_after_a_while(monkeypatch):
     assert time.monotonic() - began < 0.9
 
 
-def test_a_bootnode_is_reached_by_its_name_and_one_without_says_so(start, caplog):
+def test_a_bootnode_is_reached_by_its_name_and_one_without_says_so(start, caplog, monkeypatch):
+    monkeypatch.setattr(peers, "_NEWS_SECONDS", 0.5)
     first = start()
     port = first.gossip.port
     second = start([f"/dns4/localhost/tcp/{port}/p2p/{first.identity.peer_id}"])

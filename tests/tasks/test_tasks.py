@@ -12,7 +12,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlswarm_jax.tasks import Mixture, TaskError, make_mixture, reasoning
+from rlswarm_jax.tasks import Mixture, TaskError, make_mixture, reasoning, reasoning_library
 from rlswarm_jax.tasks.base import HELD_OUT_ONE_IN, Problem
 from rlswarm_jax.tasks.reasoning import COMPACT, ReasoningTask
 
@@ -23,12 +23,6 @@ offered = pytest.mark.parametrize("name", OFFERED)
 @functools.cache
 def task(name: str) -> ReasoningTask:
     return ReasoningTask(name, {})
-
-
-@pytest.fixture
-def reasoning_gym():
-    task("gcd")  # it cannot be imported before the first task has seen to what it lacks
-    return importlib.import_module("reasoning_gym")
 
 
 # --- the answers, found again from the question alone
@@ -123,11 +117,11 @@ def test_a_problem_is_a_function_of_its_seed(name):
     assert [first.problem(seed).seed for seed in seeds] == seeds
 
 
-def test_neighbouring_seeds_do_not_share_problems(reasoning_gym):
+def test_neighbouring_seeds_do_not_share_problems():
     """reasoning-gym's item i of seed s is item i - 1 of seed s + 1; ours are drawn apart."""
     questions = [task("chain_sum").problem(seed).question for seed in range(300)]
     assert all(a != b for a, b in itertools.pairwise(questions))
-    dataset = reasoning_gym.create_dataset("chain_sum", seed=0, size=400)
+    dataset = reasoning_library.factory().create_dataset("chain_sum", seed=0, size=400)
     assert len({entry["question"] for entry in dataset} & set(questions)) < 20
 
 
@@ -205,7 +199,7 @@ def test_options_under_which_no_problem_can_be_made_are_an_error_that_says_why(n
         mixture.problem(0)
 
 
-def test_an_item_that_raises_is_passed_over_alike_by_everybody(reasoning_gym, monkeypatch):
+def test_an_item_that_raises_is_passed_over_alike_by_everybody(monkeypatch):
     """A generator that fails for some indices (a division by zero) must not end a node's round."""
 
     class Failing:
@@ -217,7 +211,7 @@ def test_an_item_that_raises_is_passed_over_alike_by_everybody(reasoning_gym, mo
                 raise ZeroDivisionError
             return {"question": f"{index}?", "answer": str(index)}
 
-    datasets = reasoning_gym.factory.DATASETS
+    datasets = reasoning_library.factory().DATASETS
     monkeypatch.setitem(datasets, "count_bits", (Failing, datasets["count_bits"][1]))
     first, second = ReasoningTask("count_bits", {}), ReasoningTask("count_bits", {})
     problems = [first.problem(seed) for seed in range(100)]
