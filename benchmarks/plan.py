@@ -32,7 +32,7 @@ LADDER: dict[str, dict[str, Any]] = {  # the first that fits is taken
     "adapter, not merged": ADAPTER | {"lora.merge": False},
     "adapter, not merged, 2 at a time": ADAPTER | {"lora.merge": False, "learn.microbatch_rows": 2, "sampling.rows": 8},
 }
-SMALL = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
+SMALL = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
 TILE = (4, 512)  # sequences and tokens
 
 
@@ -56,7 +56,7 @@ def planned_rows() -> Iterator[dict[str, Any]]:
 
 
 def small():
-    """Fifty million weights, a learner of them that keeps all activations, and the shape of a tile."""
+    """Thirty million weights, a learner of them that keeps all activations, and the shape of a tile."""
     from rlswarm_jax.grpo.learner import Learner, LearnerConfig
     from rlswarm_jax.grpo.tiles import Shape
     from rlswarm_jax.qwen import sizes

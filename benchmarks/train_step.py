@@ -139,8 +139,7 @@ def packed(row: Row, texts) -> dict[str, float]:
     longest = max(max(len(one.prompt) + len(one.completion) for one in rows), 108 if row.is_live else 0)
     parts = tiles.tiles(rows, tiles.shapes(longest, max(len(one.completion) for one in rows)))
     slots = sum(part.tokens_XT.size for part in parts)
-    text = sum(int((part.prompts_XT > 0).sum()) for part in parts) / slots
-    return {"slots": slots, "width": parts[0].tokens_XT.shape[1], "text": text}
+    return {"slots": slots, "width": parts[0].tokens_XT.shape[1], "text": tiles.filled(parts)}
 
 
 def step_flops(config: QwenConfig, slots: float, width: float) -> float:

@@ -169,7 +169,7 @@ class Engine:
             partial(self._sampler.compile, params, count, group, width) for count, width in sorted(shapes)
         ]
         work.append(partial(self._evaluator.compile, params))
-        work += self._learner.ahead(self._states[0], self._scored(0, [tiles.tile([], shape) for shape in self._shapes]))
+        work += self._learner.ahead(self._states[0], self._scored(0, tiles.fillers(self._shapes)))
         at_once = 2 if jax.default_backend() == "cpu" and self._mesh is None else 1
         with ThreadPoolExecutor(at_once, thread_name_prefix="compile") as pool:
             list(pool.map(lambda run: run(), work))
@@ -217,6 +217,7 @@ class Engine:
         counts["low_ess_groups"] = len(request.groups) - len(groups)
         lengths = [len(row.prompt) + len(row.completion) for row in rows]
         counts["text_tokens"] = sum(lengths) * len(found)
+        counts["filled_fraction"] = tiles.filled(parts)
         counts["flops"] = speed.train_flops(self._learner.model, lengths) * len(found)
         return _mean(found) | {name: float(count) for name, count in counts.items()}
 

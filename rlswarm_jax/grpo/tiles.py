@@ -18,7 +18,8 @@ from rlswarm_jax.grpo.learner import Batch
 
 TOKENS = {"cpu": 224}  # of a tile, by platform, ...
 OTHERWISE = 16_384
-WIDTHS, NARROWEST = 3, 128  # widths of sequences, each twice the one before, from one that is not narrower
+WIDTHS, NARROWEST = 3, 112  # widths of sequences, each twice the one before, from one that is not narrower
+ROOM, ROOMY = 2, 2048  # times the longest text, for completions to share a prompt; wider attention costs more than that
 ROWS = 32  # completions in a sequence at most
 
 
@@ -35,12 +36,21 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """sequences, width: of a tile, in tokens. rows: completions in a sequence at most. new_tokens: of one at most."""
+    """sequences, width: of a tile, in tokens. rows: completions in a sequence at most. new_tokens: of one at most.
+
+    last: sequences of a batch's last tile, if no more are left; 0: as many as of all others.
+    """
 
     sequences: int
     width: int
     rows: int
     new_tokens: int
+    last: int = 0
+
+    @property
+    def counts(self) -> list[int]:
+        """Of sequences in a tile, the fewest first."""
+        return sorted({self.last or self.sequences, self.sequences})
 
 
 Piece = list[Row]  # completions of one prompt
@@ -54,16 +64,18 @@ def shapes(width: int, new_tokens: int, sequences: int = 0, shards: int = 1) -> 
     sequences are split over.
     """
     tokens = TOKENS.get(jax.default_backend(), OTHERWISE)
-    widths = sorted({min(width, max(NARROWEST, -(-width >> part))) for part in range(WIDTHS)})
-    rows = [min(ROWS, wide) for wide in widths]
-    return [
-        Shape(shards * (sequences or max(1, tokens // wide)), wide, most, min(new_tokens, wide))
-        for wide, most in zip(widths, rows, strict=True)
-    ]
+    widest = NARROWEST if width < NARROWEST else max(width, min(ROOM * width, ROOMY))
+    widths = sorted({max(NARROWEST, -(-widest >> part)) for part in range(WIDTHS)})
+    found = []
+    for wide in widths:
+        count = sequences or max(1, tokens // wide)
+        last = shards * max(1, count // 2)
+        found.append(Shape(shards * count, wide, min(ROWS, wide), min(new_tokens, wide), last))
+    return found
 
 
 def tiles(rows: Sequence[Row], into: Sequence[Shape]) -> list[Batch]:
-    """As wide as the longest text asks for; one that teaches nothing if there are no rows."""
+    """Twice as wide as the longest text if there are such; one that teaches nothing if there are no rows."""
     packed, shape = packed_into(rows, into)
     starts = range(0, max(1, len(packed)), shape.sequences)
     return [tile(packed[start : start + shape.sequences], shape) for start in starts]
@@ -78,7 +90,7 @@ def order(rows: Sequence[Row], into: Sequence[Shape]) -> list[int]:
 def packed_into(rows: Sequence[Row], into: Sequence[Shape]) -> tuple[list[Sequence_], Shape]:
     """All rows in few sequences, those of one prompt together as far as they fit: first fit, the longest first."""
     longest = max((len(row.prompt) + len(row.completion) - 1 for row in rows), default=0)
-    shape = next(shape for shape in into if shape.width >= longest)
+    shape = next((shape for shape in into if shape.width >= ROOM * longest), into[-1])
     by_prompt: dict[tuple[int, ...], list[Row]] = {}
     for row in rows:
         by_prompt.setdefault(tuple(row.prompt), []).append(row)
@@ -107,11 +119,23 @@ def _fits(sequence: Sequence_, shape: Shape) -> bool:
     return sum(map(_slots, sequence)) <= shape.width and sum(map(len, sequence)) <= shape.rows
 
 
+def fillers(into: Sequence[Shape]) -> list[Batch]:
+    """A tile of each kind that there may be, without a single text."""
+    return [tile([[]] * count, shape) for shape in into for count in shape.counts]
+
+
+def filled(parts: Sequence[Batch]) -> float:
+    """Share of all slots that hold text."""
+    slots = sum(part.prompts_XT.size for part in parts)
+    return sum(int(np.count_nonzero(part.prompts_XT)) for part in parts) / slots
+
+
 def tile(packed: Sequence[Sequence_], shape: Shape) -> Batch:
-    """At most `shape.sequences` of them; the rest only fill the shape."""
-    texts = np.zeros((5, shape.sequences, shape.width), np.int32)
+    """At most `shape.sequences` of them, in as many as `shape.counts` has room for; the rest only fill the shape."""
+    count = next(count for count in shape.counts if count >= len(packed))
+    texts = np.zeros((5, count, shape.width), np.int32)
     tokens_XT, positions_XT, prompts_XT, rows_XT, targets_XT = texts
-    of_row = (shape.sequences, shape.rows)
+    of_row = (count, shape.rows)
     starts_XR, lengths_XR = np.zeros((2, *of_row), np.int32)
     advantages_XR, behaviour_XRC = np.zeros(of_row, np.float32), np.zeros((*of_row, shape.new_tokens), np.float32)
     known_XR, external_XR = np.zeros((2, *of_row), bool)

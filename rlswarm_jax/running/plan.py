@@ -108,7 +108,7 @@ def _activations(config: QwenConfig, learner_config: LearnerConfig, weights: Any
     computed = jnp.dtype(learner_config.dtype)
     of_tile = (shape.sequences, shape.width, config.hidden_size)
     remat = model.remat_of(config, of_tile, computed, learner_config.remat)
-    batch = tiles.tile([], shape)
+    batch = tiles.fillers([shape])[-1]
 
     def kept(layers: int, remat: model.Remat) -> int:
         lora = learner_config.lora and dataclasses.replace(learner_config.lora, layers=(), path="")

@@ -43,7 +43,7 @@ def test_a_ratio_is_that_of_medians_and_ours_knows_its_share_of_text():
     )
     ours = next(line for line in found if line["config"]["side"] == "ours" and line["config"]["clock"] == "wall")
     assert ours["value"] == 2000.0 and ours["versus"] == "torch" and ours["ratio"] == 0.25
-    assert ours["measured"]["text"] == pytest.approx((15 + 8 * 12) / 128, rel=0.01)
+    assert ours["measured"]["text"] == pytest.approx((15 + 8 * 12) / 112, rel=0.01)
     assert ours["measured"]["tokens_per_s"] == 8 * 28 / 2 and ours["measured"]["peak_mb"] == 90
 
 

@@ -91,7 +91,6 @@ def of(o, seed=0):
     return now_BC, entropy_BC, batch.replace(entropy_floor_B=batch.entropy_floor_B if o.entropy_top < 1 else None)
 
 
-@functools.partial(jax.jit, static_argnums=3)
 def summed(now_BC, entropy_BC, batch, o):
     return jax.value_and_grad(objective.loss_sums, argnums=(0, 1), has_aux=True)(now_BC, entropy_BC, batch, o)
 

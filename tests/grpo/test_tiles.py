@@ -73,15 +73,17 @@ def like(row):
 @settings(deadline=None, max_examples=60)
 @given(some_rows(), st.integers(0, 3), st.sampled_from([1, 2, 8]))
 def test_every_row_is_in_one_sequence_and_two_sequences_do_not_fit_into_one(rows, size, shards):
-    into = shapes(28, 8, size, shards)
+    into = [Shape(max(1, size) * shards, 28, 28, 8, shards)]
     parts = tiles(rows, into)
     found = [one for part in parts for one in sequences(part)]
     assert sorted(like(row) for own, _ in found for row in own) == sorted(map(like, rows))
     used = sorted(slots for _, slots in found if slots)
     assert len(used) < 2 or used[0] + used[1] > 28 or len(rows) > into[0].rows
     for part in parts:
-        assert part.tokens_XT.shape == (into[0].sequences, 28) and into[0].sequences % shards == 0
-        assert part is parts[-1] or part.prompts_XT.any(axis=1).all()
+        count, width = part.tokens_XT.shape
+        assert width == 28 and count in (shards, into[0].sequences)
+        assert part is parts[-1] or (count == into[0].sequences and part.prompts_XT.any(axis=1).all())
+    assert len(parts[-1].tokens_XT) == shards or part.prompts_XT.any(axis=1).sum() > shards
     assert parts and (rows or not parts[0].completion_lengths_B.any())
 
 
@@ -89,16 +91,18 @@ def test_every_row_is_in_one_sequence_and_two_sequences_do_not_fit_into_one(rows
 @pytest.mark.parametrize("count", [0, 3])
 def test_shapes_are_few_and_the_widest_holds_any_text(width, count):
     found = shapes(width, 12, count)
-    assert 1 <= len(found) <= 3 and found[-1].width == width
+    assert 1 <= len(found) <= 3 and width <= found[-1].width <= max(112, 2 * width)
     assert all(one.new_tokens == min(12, one.width) for one in found)
     assert all(one.sequences == (count or max(1, 224 // one.width)) for one in found)  # on a CPU
-    assert [one.width for one in found] == sorted({one.width for one in found})
-    assert len(found) == 1 or found[0].width >= 128
+    assert all(one.last == max(1, one.sequences // 2) for one in found)
+    kinds = [(len(one.tokens_XT), one.tokens_XT.shape[1]) for one in tiles_.fillers(found)]
+    assert kinds == [(count, one.width) for one in found for count in sorted({one.last, one.sequences})]
+    assert [one.width for one in found] == sorted({one.width for one in found}) and found[0].width >= 112
 
 
-def test_sequences_are_as_wide_as_the_longest_text_asks_for():
+def test_sequences_are_twice_as_wide_as_the_longest_text_if_there_are_such():
     into = shapes(3328, 256)
-    for length, width in ((100, 832), (833, 832), (834, 1664), (1700, 3328)):
+    for length, width in ((100, 832), (417, 832), (418, 1664), (834, 3328), (3328, 3328)):
         (part,) = tiles([Row([1] * (length - 10), [2] * 10, 1.0, None, False)], into)
         assert part.tokens_XT.shape[1] == width  # the last token is only a target
 
@@ -106,7 +110,9 @@ def test_sequences_are_as_wide_as_the_longest_text_asks_for():
 def share(rows, into):
     """Of slots that hold text."""
     parts = tiles(rows, into)
-    return sum(used for part in parts for _, used in sequences(part)) / sum(part.tokens_XT.size for part in parts)
+    found = sum(used for part in parts for _, used in sequences(part)) / sum(part.tokens_XT.size for part in parts)
+    assert tiles_.filled(parts) == found
+    return found
 
 
 def groups(rng, lengths, size, new):
@@ -159,7 +165,7 @@ def padded(rows):
 
 def test_sums_over_packed_tiles_are_those_of_one_padded_batch():
     rows = some()
-    parts = tiles(rows, shapes(tiny.PROMPT_SLOTS + tiny.NEW_TOKENS, tiny.NEW_TOKENS, sequences=2))
+    parts = tiles(rows, [Shape(2, tiny.PROMPT_SLOTS + tiny.NEW_TOKENS, 9, tiny.NEW_TOKENS)])
     assert len(parts) > 1 and sum(part.tokens_XT.size for part in parts) < 0.7 * padded(rows).tokens_XT.size
     learns, state = learned(), learned().init(tiny.params())
     (after, metrics), (expected, alone) = (
@@ -208,7 +214,7 @@ def test_in_float64_they_are_so_to_twelve_digits():
     """So that the above is rounding and nothing else. Weights are float64 throughout, loss and gradients too."""
     with jax.enable_x64(True), tiny.optimizations(False):
         params, rows = jax.tree.map(lambda x: np.asarray(x, np.float64), tiny.params()), some(2)
-        parts = tiles(rows, shapes(tiny.PROMPT_SLOTS + tiny.NEW_TOKENS, tiny.NEW_TOKENS, sequences=1))
+        parts = tiles(rows, [Shape(1, tiny.PROMPT_SLOTS + tiny.NEW_TOKENS, 9, tiny.NEW_TOKENS)])
         assert len(parts) > 2
         learns = learned()
         state = learns.init(params)
