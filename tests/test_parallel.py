@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,14 +146,16 @@ def on_other_meshes(path):
 
 @contextlib.contextmanager
 def compilations():
-    """What XLA compiles, but for the first filling of an optimiser's state."""
+    """What XLA compiles, but for the copies and the optimiser's first filling that make a state."""
     said, handler = [], logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("jax").addHandler(handler)
     with jax.log_compiles():
         yield said
     logging.getLogger("jax").removeHandler(handler)
-    said[:] = [each for each in said if "Finished XLA compilation" in each and "init_fn" not in each]
+    said[:] = [
+        each for each in said if "Finished XLA compilation" in each and not re.search(r"init_fn|jit\(copy\)", each)
+    ]
 
 
 def gradient_of_a_sum(num_devices, backend):
