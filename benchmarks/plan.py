@@ -30,7 +30,7 @@ LADDER: dict[str, dict[str, Any]] = {  # the first that fits is taken
     "all weights, Adafactor": FULL | {"learn.optimizer": "adafactor"},
     "adapter": ADAPTER,
     "adapter, not merged": ADAPTER | {"lora.merge": False},
-    "adapter, not merged, 2 at a time": ADAPTER | {"lora.merge": False, "learn.microbatch_rows": 2, "sampling.rows": 8},
+    "adapter, not merged, 2 at a time": ADAPTER | {"lora.merge": False, "learn.microbatch_rows": 1, "sampling.rows": 8},
 }
 SMALL = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
 TILE = (4, 512)  # sequences and tokens

@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sampling.max_prompt_tokens = config.sampling.max_new_tokens = 512
     config.sampling.dtype = config.learn.dtype = "bfloat16"
     config.evaluation.problems, config.evaluation.rows = 64, 16
-    config.learn.learning_rate, config.learn.microbatch_rows = 1e-6, 8
+    config.learn.learning_rate, config.learn.microbatch_rows = 1e-6, 4  # of two texts each
     if not any(f"{size}gb" in variant.split("-") for size in CARDS):
         CARDS[16](config)
     common.apply(config, variant, *(_named(f"{size}gb", card) for size, card in CARDS.items()), common.smoke)
