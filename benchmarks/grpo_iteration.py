@@ -9,13 +9,13 @@ each until its model ends it or they are NEW TOKENS long. Ours is the front door
 
 from collections.abc import Sequence
 
-from benchmarks.train_step import parse, run
+from benchmarks.train_step import parse_args, run
 
 ROWS = "tiny-1x8-16+12,tiny-8x8-16+12,tiny-32x8-16+12"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run(parse("grpo_iteration", __doc__, ROWS, argv), "ours-iteration", "trl-iteration", "tiny-1x8-16+12")
+    run(parse_args("grpo_iteration", __doc__, ROWS, argv), "ours-iteration", "trl-iteration", "tiny-1x8-16+12")
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def measure(rows: Sequence[Row], sides: dict[str, str], turns: int, dtype: str) 
             yield from lines(row, in_turns(sides, path, row, turns), read_config(path), matmul, dtype)
 
 
-def parse(name: str, doc: str | None, rows: str, argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(name: str, doc: str | None, rows: str, argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=doc)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--peer-python", metavar="PATH", help="an interpreter with the peer's packages")
@@ -212,7 +212,7 @@ def run(args: argparse.Namespace, ours: str, peer: str, smoke: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run(parse("train_step", __doc__, ROWS, argv), "ours", "torch", "tiny-1x8-16+12")
+    run(parse_args("train_step", __doc__, ROWS, argv), "ours", "torch", "tiny-1x8-16+12")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def of_round(metrics: Mapping[str, float], sampling: float, learning: float, pea
     found = {}
     if sampling > 0 and "sample/tokens" in metrics:
         found["speed/sampled"] = metrics["sample/tokens"] / sampling
-    if learning > 0 and metrics.get("learn/updates"):
+    if learning > 0 and metrics.get("learn/text_tokens") and metrics["learn/updates"]:
         found["speed/learned"] = metrics["learn/text_tokens"] / learning
         found["speed/learn_flops"] = metrics["learn/flops"] / learning
         if peak:

@@ -44,7 +44,7 @@ class TableEngine:
     def __init__(self):
         self.player: Player | None = None
         self.verifier = Verifier(TASKS, mixture())
-        self.digest = np.zeros(32, np.uint8)
+        self.digest, self.base = np.zeros(32, np.uint8), None
         self.nonce = -1.0 - secrets.randbelow(2**20) / 2**20
 
     def state(self, node: int):

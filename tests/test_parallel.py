@@ -179,14 +179,16 @@ def moved_by(mesh, left_alone=False):
 
 @contextlib.contextmanager
 def compilations():
-    """What XLA compiles, but for the first filling of a state."""
+    """What XLA compiles, but for the copies and the optimiser's first filling that make a state."""
     said, handler = [], logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("jax").addHandler(handler)
     with jax.log_compiles():
         yield said
     logging.getLogger("jax").removeHandler(handler)
-    said[:] = [each for each in said if "Finished XLA compilation" in each and not re.search("init_fn|jit.copy", each)]
+    said[:] = [
+        each for each in said if "Finished XLA compilation" in each and not re.search(r"init_fn|jit\(copy\)", each)
+    ]
 
 
 def gradient_of_a_sum(num_devices, backend):
