@@ -171,7 +171,8 @@ def completion_logprobs(
     seen_XTS = batch.prompts_XT[:, :, None] == batch.prompts_XT[:, None]
     seen_XTS &= (batch.rows_XT[:, None] == 0) | (batch.rows_XT[:, :, None] == batch.rows_XT[:, None])
     states_XTD = model.trained_states(params, model_config, batch.tokens_XT, batch.positions_XT, seen_XTS, how)
-    flat = states_XTD.reshape(-1, states_XTD.shape[-1]), batch.targets_XT.reshape(-1)
+    targets_XT = jnp.where(batch.rows_XT > 0, batch.targets_XT, -1)  # of prompts nothing is asked
+    flat = states_XTD.reshape(-1, states_XTD.shape[-1]), targets_XT.reshape(-1)
     sequences, width = batch.tokens_XT.shape
     at_XRC = batch.starts_B.reshape(sequences, -1, 1) + jnp.arange(batch.max_new_tokens)
     at_XX = jnp.minimum(at_XRC, width - 1).reshape(sequences, -1)

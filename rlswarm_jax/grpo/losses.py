@@ -30,7 +30,7 @@ def chunked_logprobs(
     """Log-prob of `tokens_X` and entropy under the tempered softmax at each state, `[X]` float32 each.
 
     At most `max_logits` logits (by default `MAX_CHUNK_LOGITS`) exist at a time on a device, in the backward pass too,
-    where they are computed again.
+    where they are computed again. Where the token is -1 nothing is asked; chunks of such states alone are left out.
     """
 
     name = "lm_head" if "lm_head" in params else "embed"
@@ -44,8 +44,12 @@ def _chunked(temperature: float, rows: int, head: Any, states_XD: Array, tokens_
         states_CD, tokens_C = args
         logits_CV = model.product(states_CD, head) / temperature
         logprobs_CV = jax.nn.log_softmax(logits_CV, axis=-1)
-        chosen_C = jnp.take_along_axis(logprobs_CV, tokens_C[:, None], axis=-1)[:, 0]
+        chosen_C = jnp.take_along_axis(logprobs_CV, jnp.maximum(tokens_C, 0)[:, None], axis=-1)[:, 0]
         return chosen_C, -(jnp.exp(logprobs_CV) * logprobs_CV).sum(axis=-1)
+
+    def asked(args):
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(chunk, args))
+        return jax.lax.cond((args[1] >= 0).any(), chunk, lambda _: nothing, args)
 
     count = tokens_X.shape[0]
     if count <= rows:
@@ -53,6 +57,6 @@ def _chunked(temperature: float, rows: int, head: Any, states_XD: Array, tokens_
     chunks = -(-count // rows)
     fill = chunks * rows - count
     states = jnp.pad(states_XD, ((0, fill), (0, 0))).reshape(chunks, rows, -1)
-    tokens = jnp.pad(tokens_X, (0, fill)).reshape(chunks, rows)
-    logprobs, entropy = jax.lax.map(jax.checkpoint(chunk), (states, tokens))
+    tokens = jnp.pad(tokens_X, (0, fill), constant_values=-1).reshape(chunks, rows)
+    logprobs, entropy = jax.lax.map(jax.checkpoint(asked), (states, tokens))
     return logprobs.reshape(-1)[:count], entropy.reshape(-1)[:count]

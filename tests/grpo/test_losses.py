@@ -73,7 +73,7 @@ class TestChunks:
 
         def weighted(params, states_XD, tokens_X):
             found = losses.chunked_logprobs(params, states_XD, tokens_X, 0.7, max_logits)
-            return (weights * jnp.stack(found)).sum(), found
+            return (weights[:, : len(tokens_X)] * jnp.stack(found)).sum(), found
 
         return jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True)
 
@@ -86,6 +86,19 @@ class TestChunks:
         np.testing.assert_allclose(entropy, -(np.exp(dense_XV) * dense_XV).sum(axis=1), rtol=0, atol=1e-5)
         _, dense_gradients = jax.jit(self.value_and_grad(10**9))(*self.inputs())
         tiny.assert_close(gradients, dense_gradients, 3e-6)
+
+    def test_a_chunk_in_which_nothing_is_asked_is_left_out(self):
+        """Its states may be anything; what is asked beside it, and the gradients, are as if it were not there."""
+        params, states_XD, tokens_X = self.inputs()
+        tokens_X = np.where(np.arange(self.X) < 8, tokens_X, -1)  # two chunks of four
+        (_, (logprobs, entropy)), gradients = jax.jit(self.value_and_grad(self.MAX))(params, states_XD, tokens_X)
+        ruined = np.where(np.arange(self.X)[:, None] < 8, states_XD, np.nan)
+        (_, found), (head, _) = jax.jit(self.value_and_grad(self.MAX))(params, ruined, tokens_X)
+        tiny.assert_bit_equal(found, (logprobs, entropy))
+        tiny.assert_bit_equal(head, gradients[0])
+        dense = self.value_and_grad(10**9)(params, states_XD[:8], tokens_X[:8])
+        np.testing.assert_allclose(logprobs[:8], dense[0][1][0], rtol=0, atol=1e-5)
+        assert not np.any(logprobs[8:]) and not np.any(gradients[1][8:])
 
     def test_no_more_logits_than_asked_for_exist_forwards_or_backwards(self):
         def most_logits(max_logits):
