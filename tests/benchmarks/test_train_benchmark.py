@@ -9,7 +9,7 @@ from rlswarm_jax import assets
 from rlswarm_jax.qwen.config import read_config
 
 
-@pytest.mark.parametrize("name", {*train_step.ROWS.split(","), *grpo_iteration.ROWS.split(",")})
+@pytest.mark.parametrize("name", sorted({*train_step.ROWS.split(","), *grpo_iteration.ROWS.split(",")}))
 def test_a_row_is_what_its_name_says(name):
     row = train_sides.parse_row(name)
     assert row.name == name
