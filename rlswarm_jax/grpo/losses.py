@@ -48,8 +48,11 @@ def _chunked(temperature: float, rows: int, head: Any, states_XD: Array, tokens_
         return chosen_C, -(jnp.exp(logprobs_CV) * logprobs_CV).sum(axis=-1)
 
     def asked(args):
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(chunk, args))
-        return jax.lax.cond((args[1] >= 0).any(), chunk, lambda _: nothing, args)
+        return jax.lax.cond((args[1] >= 0).any(), chunk, nothing, args)
+
+    def nothing(args):  # made of what is given: under `shard_map` it must be each device's own too
+        zero_C = jnp.where(False, args[0][:, 0], 0.0)
+        return tuple(zero_C.astype(x.dtype) for x in jax.eval_shape(chunk, args))
 
     count = tokens_X.shape[0]
     if count <= rows:

@@ -114,5 +114,5 @@ def test_a_run_is_evaluated_before_and_after(tmp_path, capsys):
 def test_a_folder_without_checkpoints_is_one_sentence(tmp_path):
     with pytest.raises(UsageError, match="has no checkpoints: give --checkpoint the folder of a run"):
         trained.load_states(tmp_path, None, 1)
-    with pytest.raises(UsageError, match=r"no best checkpoint of each node: .* config\.checkpoints\.best=True"):
+    with pytest.raises(UsageError, match=r"no best checkpoint of each node: .*config\.checkpoints\.best=True"):
         trained.load_states(tmp_path, None, 1, best=True)

@@ -202,13 +202,13 @@ def test_a_field_that_a_config_of_ones_own_lacks_has_its_default_which_is_said(t
         "from configs import common\n"
         "def get_config(variant=''):\n"
         "    config = common.swarm('mine')\n"
-        "    del config.learn['clip_low']\n"
+        "    del config.learn['max_grad_norm']\n"
         "    return config\n"
     )
     config = cli.parse([f"--config={mine}"]).config
     cli.check(config)
-    assert config.learn.clip_low == 0.2
-    assert capsys.readouterr().err == "the config has no learn.clip_low: its default, 0.2, holds\n"
+    assert config.learn.max_grad_norm == 1.0
+    assert capsys.readouterr().err == "the config has no learn.max_grad_norm: its default, 1.0, holds\n"
 
 
 @pytest.mark.parametrize(
