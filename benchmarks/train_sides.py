@@ -88,10 +88,11 @@ def ours(checkpoint: Path, row: Row) -> Turn:
         tiles.Row(prompt, completion, advantage, None, external=False)
         for prompt, completion, advantage in row.texts(policy.config.vocab_size)
     ]
-    longest = max(len(one.prompt) + len(one.completion) for one in rows)
-    held = [learns.init(policy.params)]
+    longest = max(108 if row.is_live else 0, *(len(one.prompt) + len(one.completion) for one in rows))
+    most = max(len(one.completion) for one in rows)
+    held, hidden = [learns.init(policy.params)], policy.config.hidden_size
     del policy
-    shapes = tiles.shapes(max(longest, 108 if row.is_live else 0), max(len(one.completion) for one in rows))
+    shapes = tiles.shapes(longest, most, hidden_size=hidden)
 
     def turn() -> float:
         held[0], metrics = learns.step(held[0], tiles.tiles(rows, shapes), RATE)
@@ -157,7 +158,8 @@ def ours_iteration(checkpoint: Path, row: Row) -> Turn:
     learns, count = learner.Learner(_config(), policy.config), iter(range(1 << 30))
     state = learns.init(policy.params)
     held, prompts = [state], _prompts(row)
-    shapes = tiles.shapes(row.prompt + row.new_tokens, row.new_tokens)
+    hidden = policy.config.hidden_size
+    shapes = tiles.shapes(row.prompt + row.new_tokens, row.new_tokens, hidden_size=hidden)
 
     def turn() -> float:
         now = dataclasses.replace(policy, params=held[0].params)

@@ -112,7 +112,7 @@ def lines(
         for side, turns in found.items():
             measured = {"tokens_per_s": tokens / seconds[side], "peak_mb": max(turn["peak_mb"] for turn in turns)}
             if side == "ours":
-                shares = packed(row, texts)
+                shares = packed(row, texts, config.hidden_size)
                 rate = step_flops(config, shares["slots"], shares["width"]) / seconds[side]
                 measured |= {"text": shares["text"], "of_matmul": rate / matmul[clock]}
                 if peak := speed.peak_flops(jax.devices()[0].device_kind):
@@ -133,11 +133,12 @@ def lines(
             }
 
 
-def packed(row: Row, texts) -> dict[str, float]:
+def packed(row: Row, texts, hidden_size: int) -> dict[str, float]:
     """Slots, their width, and the share that holds text, as the learner has them."""
     rows = [tiles.Row(*one, None, external=False) for one in texts]
     longest = max(max(len(one.prompt) + len(one.completion) for one in rows), 108 if row.is_live else 0)
-    parts = tiles.tiles(rows, tiles.shapes(longest, max(len(one.completion) for one in rows)))
+    most = max(len(one.completion) for one in rows)
+    parts = tiles.tiles(rows, tiles.shapes(longest, most, hidden_size=hidden_size))
     slots = sum(part.tokens_XT.size for part in parts)
     return {"slots": slots, "width": parts[0].tokens_XT.shape[1], "text": tiles.filled(parts)}
 

@@ -128,7 +128,9 @@ class Engine:
         self._learner = learner.Learner(same, policy.config, *on, base, jit=jit)
         self.base = b"" if base is None else qwen.digest(parallel.fetch(base))  # digest of what is beneath an adapter
         shards, longest = parallel.row_shards(self._mesh), most + config.max_new_tokens
-        self._shapes = tiles.shapes(longest, config.max_new_tokens, config.microbatch_rows, shards)
+        self._shapes = tiles.shapes(
+            longest, config.max_new_tokens, config.microbatch_rows, shards, policy.config.hidden_size
+        )
         self._states = [self._learner.init(policy.params) for _ in range(num_nodes)]
         self._prepared = [Prepared() for _ in range(num_nodes)]
         self._nonfinite = [0] * num_nodes  # updates left out since the last that was made

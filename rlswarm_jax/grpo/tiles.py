@@ -4,8 +4,8 @@ A prompt stands once before all its completions that fit into the sequence, each
 (so the gradient is that of each text by itself). A completion begins with a copy of the prompt's last token, and its
 own last token is only a target: every slot of a completion predicts the token that follows there.
 
-A tile has so few tokens that its activations stay in a CPU's cache (about twice as fast there as all rows at once), and
-a batch of many tiles is one update all the same: see `learner.Learner`.
+A batch of many tiles is one update all the same: see `learner.Learner`. On a CPU a tile of a tiny model has so few
+tokens that its activations stay in the cache; of a larger one so many that its products are worth all cores.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ import numpy as np
 
 from rlswarm_jax.grpo.learner import Batch
 
-TOKENS = {"cpu": 224}  # of a tile, by platform, ...
+TOKENS = {"cpu": 1024}  # of a tile, by platform, ...
 OTHERWISE = 16_384
+NARROW, FEW = 128, 224  # on a CPU: of a model that is no wider a tile has so few tokens
 WIDTHS, NARROWEST = 3, 112  # widths of sequences, each twice the one before, from one that is not narrower
 ROOM, ROOMY = 2, 2048  # times the longest text, for completions to share a prompt; wider attention costs more than that
 ROWS = 32  # completions in a sequence at most
@@ -57,13 +58,14 @@ Piece = list[Row]  # completions of one prompt
 Sequence_ = list[Piece]
 
 
-def shapes(width: int, new_tokens: int, sequences: int = 0, shards: int = 1) -> list[Shape]:
+def shapes(width: int, new_tokens: int, sequences: int = 0, shards: int = 1, hidden_size: int = 0) -> list[Shape]:
     """The tiles for texts of at most `width` tokens, the narrowest first.
 
     sequences: of each on every device; as many as a tile's tokens are enough for, where that is 0. shards: devices that
-    sequences are split over.
+    sequences are split over. hidden_size: of the model.
     """
-    tokens = TOKENS.get(jax.default_backend(), OTHERWISE)
+    platform = jax.default_backend()
+    tokens = FEW if platform == "cpu" and hidden_size <= NARROW else TOKENS.get(platform, OTHERWISE)
     widest = NARROWEST if width < NARROWEST else max(width, min(ROOM * width, ROOMY))
     widths = sorted({max(NARROWEST, -(-widest >> part)) for part in range(WIDTHS)})
     found = []

@@ -169,12 +169,12 @@ def model_of(config: ml_collections.ConfigDict) -> QwenConfig:
         raise UsageError(str(error)) from error
 
 
-def work_of(config: ml_collections.ConfigDict) -> Work:
+def work_of(config: ml_collections.ConfigDict, model: QwenConfig) -> Work:
     """What a round of that config asks for at most; the platform's tiles are those of this machine."""
     compact = config.model.prompts == "compact" or config.model.path in build.EMBEDDED
     prompt, completion = build.BUDGETS["compact" if compact else "chat"][config.game.stages > 1]
     prompt, new = config.sampling.max_prompt_tokens or prompt, config.sampling.max_new_tokens or completion
-    shape = tiles.shapes(prompt + new, new, config.learn.microbatch_rows)[-1]
+    shape = tiles.shapes(prompt + new, new, config.learn.microbatch_rows, hidden_size=model.hidden_size)[-1]
     group, problems = config.sampling.group_size, config.swarm.local_groups
     learned = (len(STAGES[: config.game.stages]) * problems + config.swarm.external_groups) * group
     rows = min(config.sampling.rows or group * problems, group * problems)
@@ -198,7 +198,8 @@ def work_of(config: ml_collections.ConfigDict) -> Work:
 
 def of_config(config: ml_collections.ConfigDict) -> list[Part]:
     """Raises UsageError for a model or an adapter that cannot be."""
-    known, work = model_of(config), work_of(config)
+    known = model_of(config)
+    work = work_of(config, known)
     try:
         learner_config = build.make_learner_config(config, work.new_tokens)
         return parts(known, learner_config, work, build.made_of(parallel.DeviceConfig, [config.devices]))

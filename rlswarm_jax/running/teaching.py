@@ -138,7 +138,10 @@ def train(config, stage, params, model_config, examples, rng: np.random.Generato
     rates = np.asarray(jax.vmap(schedule)(jnp.arange(stage.steps)))
     learns = Learner(dataclasses.replace(LIKELIHOOD, learning_rate=stage.learning_rate), model_config)
     longest = max(len(prompt) + len(completion) for prompt, completion in examples)
-    state, into = learns.init(params), tiles.shapes(longest, config.max_new_tokens)
+    state, into = (
+        learns.init(params),
+        tiles.shapes(longest, config.max_new_tokens, hidden_size=model_config.hidden_size),
+    )
     for rate in rates:
         chosen = (examples[n] for n in rng.integers(0, len(examples), stage.batch))
         rows = [tiles.Row(prompt, completion, 1.0, None, external=False) for prompt, completion in chosen]

@@ -94,6 +94,8 @@ def test_shapes_are_few_and_the_widest_holds_any_text(width, count):
     assert 1 <= len(found) <= 3 and width <= found[-1].width <= max(112, 2 * width)
     assert all(one.new_tokens == min(12, one.width) for one in found)
     assert all(one.sequences == (count or max(1, 224 // one.width)) for one in found)  # on a CPU
+    wide = shapes(width, 12, count, hidden_size=896)
+    assert [one.sequences for one in wide] == [count or max(1, 1024 // one.width) for one in wide]
     assert all(one.last == max(1, one.sequences // 2) for one in found)
     kinds = [(len(one.tokens_XT), one.tokens_XT.shape[1]) for one in tiles_.fillers(found)]
     assert kinds == [(count, one.width) for one in found for count in sorted({one.last, one.sequences})]
@@ -135,6 +137,7 @@ def test_the_quickstart_s_batches_are_mostly_text():
 @pytest.mark.parametrize("size", [1, 8])
 def test_those_of_a_chat_on_an_accelerator_are_too(size, monkeypatch):
     monkeypatch.setattr(tiles_, "TOKENS", {})
+    monkeypatch.setattr(tiles_, "NARROW", -1)
     rng = np.random.default_rng(0)
     rows = list(groups(rng, rng.integers(50, 2000, 64), size, (16, 256)))
     assert share(rows, shapes(3328, 256)) > 0.7

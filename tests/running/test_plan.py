@@ -40,7 +40,7 @@ def test_the_goals_are_met():
     assert "1.5B" in small.model.path and small.lora.rank and "7B" in large.model.path and large.lora.rank
     for config in (whole, small, large):
         assert (config.sampling.max_prompt_tokens, config.sampling.max_new_tokens) == (512, 512)
-        tile = plan.work_of(config).tile
+        tile = plan.work_of(config, plan.model_of(config)).tile
         assert tile.sequences * tile.width == 8 * 1024
 
 
