@@ -1,11 +1,11 @@
-"""Batched against exact simulation: how much faster, and how far apart.
+"""Fast against exact simulation: how much faster, and how far apart.
 
     python -m benchmarks.simulate        about three minutes on 2 CPU cores
 
-Batched samples with all nodes' weights in one executable; exact samples for each node through fixed tiles, so that its
-bits depend on nothing else. Both learn node by node. Prints one JSON line a row: rounds/s of both, interleaved, and the
-largest difference of a sampled log-prob and the share of differing completions in the first round, where both start
-from the same weights. (Later rounds differ more: Adam's first steps are nearly the gradient's sign, so rounding grows.)
+Fast samples a node's request as one tile; exact through fixed tiles, so that a completion's bits depend on nothing else
+that is asked for. Both go node by node. Prints one JSON line a row: rounds/s of both, interleaved, and the largest
+difference of a sampled log-prob and the share of differing completions in the first round, where both start from the
+same weights. (Later rounds differ more: Adam's first steps are nearly the gradient's sign, so rounding grows.)
 """
 
 import json
@@ -63,18 +63,18 @@ def first_samples(made: build.Pieces) -> list[Sampled]:
 
 
 def main() -> None:
-    batched, exact = make(False), make(True)
-    starts = [[jax.device_get(made.engine.state(n)) for n in range(len(made.games))] for _, made in (batched, exact)]
-    pairs = list(zip(first_samples(batched[1]), first_samples(exact[1]), strict=True))
+    fast, exact = make(False), make(True)
+    starts = [[jax.device_get(made.engine.state(n)) for n in range(len(made.games))] for _, made in (fast, exact)]
+    pairs = list(zip(first_samples(fast[1]), first_samples(exact[1]), strict=True))
     differing = float(np.mean([a.tokens != b.tokens for a, b in pairs]))
     gaps = [np.abs(np.subtract(a.logprobs, b.logprobs)).max() for a, b in pairs if a.tokens == b.tokens]
-    seconds(*batched, starts[0]), seconds(*exact, starts[1])  # compile
-    times = [(seconds(*batched, starts[0]), seconds(*exact, starts[1])) for _ in range(REPEATS)]
+    seconds(*fast, starts[0]), seconds(*exact, starts[1])  # compile
+    times = [(seconds(*fast, starts[0]), seconds(*exact, starts[1])) for _ in range(REPEATS)]
     about = {
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), "jax": metadata.version("jax")},
     }
-    config = {"nodes": len(batched[1].games), "rounds": ROUNDS, "repeats": REPEATS}
+    config = {"nodes": len(fast[1].games), "rounds": ROUNDS, "repeats": REPEATS}
 
     def row(name: str, value: float, unit: str, versus: str | None = None, ratio: float | None = None) -> None:
         fields = {"benchmark": name, "config": config, "value": value, "unit": unit, "versus": versus, "ratio": ratio}
@@ -82,9 +82,9 @@ def main() -> None:
 
     ratio = statistics.median(b / a for a, b in times)
     rate = ROUNDS / statistics.median(a for a, _ in times)
-    row("simulate: batched rounds of the quickstart swarm", round(rate, 2), "rounds/s", "exact", round(ratio, 2))
-    row("simulate: largest log-prob difference of batched and exact", float(f"{max(gaps):.2e}"), "nats")
-    row("simulate: differing completions of batched and exact", differing, "share")
+    row("simulate: fast rounds of the quickstart swarm", round(rate, 2), "rounds/s", "exact", round(ratio, 2))
+    row("simulate: largest log-prob difference of fast and exact", float(f"{max(gaps):.2e}"), "nats")
+    row("simulate: differing completions of fast and exact", differing, "share")
 
 
 if __name__ == "__main__":
