@@ -44,7 +44,7 @@ def _import_alone(dataset: str) -> None:
     spec = importlib.util.find_spec("reasoning_gym")
     root = Path(next(iter(spec.submodule_search_locations or ())) if spec else "")
     files = list(root.glob(f"*/{dataset}.py")) if dataset.isidentifier() else []
-    if len(files) != 1 or re.search(r"^\s+(from|import) ", files[0].read_text(), re.MULTILINE):
+    if len(files) != 1 or re.search(r"^[ \t]+(from|import) ", files[0].read_text(), re.MULTILINE):
         return  # none of that name, or one that imports more of the package when it is used
     packages = {"reasoning_gym": root, f"reasoning_gym.{files[0].parent.name}": files[0].parent}
     for name, path in packages.items():

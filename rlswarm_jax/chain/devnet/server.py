@@ -25,9 +25,9 @@ async def serve(interface: Interface, port: int, ready: Callable[[str], None], s
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    # bytes that are no HTTP are answered and not logged: the log would grow by them
+    # bytes that are no HTTP are answered, whoever hangs up is not, and neither is logged: the log would grow by them
     logging.getLogger("aiohttp.server").addFilter(
-        lambda record: not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))
+        lambda record: not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage | ConnectionError))
     )
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
