@@ -34,9 +34,10 @@ print(subprocess.Popen([sys.executable, "-c", {SLEEP!r}]).pid)
 gone.wait()
 """
 PARENT = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 from rlswarm_jax import launch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 members = launch.assign(Path(sys.argv[1]), 2, seed=0)
 with launch.Launcher(members, lambda m: [sys.executable, "-c", sys.argv[2], str(m.index)], lambda m: os.environ) as l:
     try:
