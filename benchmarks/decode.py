@@ -40,7 +40,6 @@ import platform
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -48,11 +47,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import decode_sides
+from benchmarks.worker import Failed, Worker
 from rlswarm_jax import assets
 from rlswarm_jax.machine import hardware
 from rlswarm_jax.qwen.config import QwenConfig, read_config
 
-ROOT = Path(__file__).resolve().parents[1]
 BYTES = {"float32": 4, "bfloat16": 2}
 NEW_TOKENS = {"0.5b": 128, "tiny": 12}
 CPU_ROWS = (
@@ -91,38 +90,17 @@ def parse_row(name: str) -> Row:
     return Row(found[1], *map(int, found.groups()[1:]), new_tokens=NEW_TOKENS[found[1]])
 
 
-class Failed(Exception):
-    """A side did not answer; the message is its reason."""
-
-
-class Worker:
-    """A side's process. It computes only while `ask` waits for it."""
+class Side(Worker):
+    """A side's process."""
 
     def __init__(self, python: str, *words: str):
-        # by its path: as a part of this package it would ask for all that the package needs
-        command = [python, str(ROOT / "benchmarks/decode_sides.py"), *words]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=environment)  # type: ignore[call-overload]
+        super().__init__(python, "decode_sides.py", *words)
 
-    def hear(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"unavailable": f"exit code {self._process.wait()}"}
-        if "unavailable" in answer:
-            raise Failed(answer["unavailable"])
-        return answer
-
-    def ask(self, row: Row, new_tokens: int, seed: int) -> dict[str, Any]:
-        request = {"prompts": row.prompts(), "group": row.group, "new_tokens": new_tokens, "seed": seed}
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        answer = self.hear()
+    def make(self, row: Row, new_tokens: int, seed: int) -> dict[str, Any]:
+        answer = self.ask({"prompts": row.prompts(), "group": row.group, "new_tokens": new_tokens, "seed": seed})
         if answer["tokens"] != row.questions * row.group * new_tokens:
             raise Failed(f"made {answer['tokens']} tokens instead of {row.questions * row.group * new_tokens}")
         return answer
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
 
 
 @dataclasses.dataclass
@@ -138,22 +116,22 @@ class Figures:
 
 def measure(row: Row, pythons: dict[str, str], checkpoint: Path, dtype: str, turns: int) -> dict[str, Figures]:
     """Starts the sides, each with a first call of either length, then lets them take turns."""
-    workers: dict[str, Worker] = {}
+    workers: dict[str, Side] = {}
     found: dict[str, Figures] = {}
 
     def attempt(side: str, turn: int) -> None:
         try:
             if turn == 0:
-                workers[side] = Worker(pythons[side], side, dtype, str(checkpoint))
+                workers[side] = Side(pythons[side], side, dtype, str(checkpoint))
                 versions = workers[side].hear()["versions"]
                 compiles = side in COMPILING
-                first_call = workers[side].ask(row, row.new_tokens if compiles else 2, seed=0)["seconds"]
-                workers[side].ask(row, 1, seed=0)
+                first_call = workers[side].make(row, row.new_tokens if compiles else 2, seed=0)["seconds"]
+                workers[side].make(row, 1, seed=0)
                 first_call = first_call if compiles else math.nan
                 found[side] = Figures(versions, first_call, [], [])
             elif side in found:
-                found[side].one.append(workers[side].ask(row, 1, turn)["seconds"])
-                whole = workers[side].ask(row, row.new_tokens, turn)
+                found[side].one.append(workers[side].make(row, 1, turn)["seconds"])
+                whole = workers[side].make(row, row.new_tokens, turn)
                 found[side].whole.append(whole["seconds"])
                 found[side].peak_mb = whole["peak_mb"]
         except Failed as reason:
@@ -244,7 +222,7 @@ def checkpoints(directory: Path, models: set[str]) -> dict[str, Path]:
         fields = json.loads((paths["tiny"] / "config.json").read_text()) | {"eos_token_id": None}
         (paths["tiny"] / "config.json").write_text(json.dumps(fields))
     if "0.5b" in models:
-        writer = Worker(sys.executable, "checkpoint", "float32", str(paths["0.5b"]))
+        writer = Side(sys.executable, "checkpoint", "float32", str(paths["0.5b"]))
         writer.hear()
         writer.close()
     return paths
@@ -318,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         line["versions"] = {"python": platform.python_version()} | line["versions"]
         print(json.dumps(line | about), flush=True)
 
-    meter = Worker(sys.executable if gpu or not args.peer_python else args.peer_python, "bandwidth", dtype)
+    meter = Side(sys.executable if gpu or not args.peer_python else args.peer_python, "bandwidth", dtype)
     said = meter.hear()
     meter.close()
     for line in rate_lines(said):

@@ -92,7 +92,7 @@ def ours(checkpoint: Path, row: Row) -> Turn:
     most = max(len(one.completion) for one in rows)
     held, hidden = [learns.init(policy.params)], policy.config.hidden_size
     del policy
-    shapes = tiles.shapes(longest, most, hidden_size=hidden)
+    shapes = tiles.shapes(longest, most, int(os.environ["TRAIN_SEQUENCES"]), hidden_size=hidden)
 
     def turn() -> float:
         held[0], metrics = learns.step(held[0], tiles.tiles(rows, shapes), RATE)

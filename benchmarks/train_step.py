@@ -39,70 +39,43 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.train_sides import Row, parse_row
+from benchmarks.worker import ROOT, Failed, Worker
 from rlswarm_jax import assets, speed
 from rlswarm_jax.grpo import tiles
 from rlswarm_jax.machine import hardware
 from rlswarm_jax.qwen.config import QwenConfig, read_config
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
     "tiny-0x7-0+11,tiny-1x8-16+12,tiny-8x8-16+12,tiny-32x8-16+12,10m-8x8-64+64,50m-4x8-64+64,"
     "0.5b-4x4-64+64,0.5b-1x8-512+512"
 )
 SMALL = 0.05  # seconds; a turn repeats what is quicker
 SIDE = 2048  # of the large matmul
+Turns = list[dict[str, Any]]  # of a side: seconds by both clocks, the process's peak, and versions
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 
-class Worker:
-    """A side's process, which computes only while `ask` waits for it."""
-
-    def __init__(self, python: str, *words: str):
-        # by its path: as a part of this package it would ask for all that the package needs
-        command = [python, str(ROOT / "benchmarks/train_sides.py"), *words]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=environment)  # type: ignore[call-overload]
-        self.versions = self._hear()["versions"]
-
-    def ask(self, repeats: int) -> dict[str, float]:
-        print(repeats, file=self._process.stdin, flush=True)
-        return self._hear()
-
-    def _hear(self) -> dict[str, Any]:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(map(str, self._process.args))} ended with {self._process.wait()}.")  # type: ignore[arg-type]
-        return json.loads(line)
-
-    def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def in_turns(sides: dict[str, str], checkpoint: Path, row: Row, turns: int) -> dict[str, list[dict[str, float]]]:
+def in_turns(sides: dict[str, str], checkpoint: Path, row: Row, turns: int) -> dict[str, Turns]:
     """What each turn of each side took. sides: and their interpreters."""
-    workers, repeats, norms = {}, {}, []
+    workers, versions, repeats, norms = {}, {}, {}, []
     for side, python in sides.items():
-        workers[side] = Worker(python, side, str(checkpoint), row.name)
+        workers[side] = Worker(python, "train_sides.py", side, str(checkpoint), row.name)
+        versions[side] = workers[side].hear()["versions"]
         norms.append(workers[side].ask(1)["grad_norm"])
         repeats[side] = 1 + int(SMALL / workers[side].ask(1)["wall"])
     if not any(side.endswith("-iteration") for side in sides):  # which sample what they learn from
         np.testing.assert_allclose(norms, norms[0], rtol=1e-3, err_msg="the sides compute something else")
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    found: dict[str, Turns] = {side: [] for side in sides}
     for _ in range(turns):
         for side, worker in workers.items():
-            found[side].append(worker.ask(repeats[side]))
-    for side, worker in workers.items():
-        found[side][0]["versions"] = worker.versions  # type: ignore[assignment]
+            found[side].append(worker.ask(repeats[side]) | {"versions": versions[side]})
+    for worker in workers.values():
         worker.close()
     return found
 
 
 def lines(
-    row: Row, found: dict[str, list[dict[str, float]]], config: QwenConfig, matmul: dict[str, float], dtype: str
+    row: Row, found: dict[str, Turns], config: QwenConfig, matmul: dict[str, float], dtype: str
 ) -> Iterator[dict[str, Any]]:
     """A JSON line's fields for each side and clock."""
     texts = row.texts(config.vocab_size)
@@ -129,7 +102,7 @@ def lines(
                 "unit": "ms",
                 **against,
                 "measured": {name: float(f"{value:.3g}") for name, value in measured.items()},
-                "versions": {"python": platform.python_version()} | turns[0]["versions"],  # type: ignore[operator]
+                "versions": {"python": platform.python_version()} | turns[0]["versions"],
             }
 
 
@@ -138,7 +111,8 @@ def packed(row: Row, texts, hidden_size: int) -> dict[str, float]:
     rows = [tiles.Row(*one, None, external=False) for one in texts]
     longest = max(max(len(one.prompt) + len(one.completion) for one in rows), 108 if row.is_live else 0)
     most = max(len(one.completion) for one in rows)
-    parts = tiles.tiles(rows, tiles.shapes(longest, most, hidden_size=hidden_size))
+    sequences = int(os.environ.get("TRAIN_SEQUENCES", 0))
+    parts = tiles.tiles(rows, tiles.shapes(longest, most, sequences, hidden_size=hidden_size))
     slots = sum(part.tokens_XT.size for part in parts)
     return {"slots": slots, "width": parts[0].tokens_XT.shape[1], "text": tiles.filled(parts)}
 
@@ -196,6 +170,7 @@ def parse_args(name: str, doc: str | None, rows: str, argv: Sequence[str] | None
     parser.add_argument("--rows", default=rows, help=f"comma-separated; default: {rows}")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of ours while learning")
+    parser.add_argument("--sequences", type=int, default=0, help="of a tile of ours; default: as the learner chooses")
     parser.add_argument("--smoke", action="store_true", help="ours alone, the tiny model, one turn")
     return parser.parse_args(argv)
 
@@ -205,11 +180,18 @@ def run(args: argparse.Namespace, ours: str, peer: str, smoke: str) -> None:
     sides = {ours: sys.executable} | ({peer: args.peer_python} if args.peer_python and not args.smoke else {})
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    os.environ |= {"TRAIN_DTYPE": args.dtype, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    os.environ |= {
+        "TRAIN_DTYPE": args.dtype,
+        "TRAIN_SEQUENCES": str(args.sequences),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
-    for line in measure(rows, sides, 1 if args.smoke else args.turns, args.dtype):
-        line["config"] |= {"threads": threads}
-        print(json.dumps(line | {"hardware": hardware()}), flush=True)
+    try:
+        for line in measure(rows, sides, 1 if args.smoke else args.turns, args.dtype):
+            line["config"] |= {"threads": threads} | ({"sequences": args.sequences} if args.sequences else {})
+            print(json.dumps(line | {"hardware": hardware()}), flush=True)
+    except Failed as reason:
+        raise SystemExit(f"a side ended: {reason}; what it said is above.") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -33,6 +33,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 SOURCES = ("parallel.py", "randomness.py", "compilation.py", "qwen/*.py", "grpo/*.py")  # that programs are made of
 ARRAYS = np.ndarray, np.generic, jax.Array
 SALT = "salt"
+CANNOT = ValueError, NotImplementedError, jax.errors.JaxRuntimeError  # of a backend, or of one whose driver is new
 HIT = "/jax/compilation_cache/cache_hits"
 log = logging.getLogger("rlswarm_jax.compilation")
 
@@ -123,8 +124,10 @@ class _Kept:
         if hits:
             (self._folder / SALT).unlink(missing_ok=True)
         else:
-            with contextlib.suppress(ValueError, NotImplementedError, OSError):  # a backend that can't, a full disk
+            try:
                 _store(path, compiled)
+            except (*CANNOT, OSError) as error:
+                log.debug("%s is not kept: %s", path.name, error)
         return compiled
 
 
@@ -143,9 +146,12 @@ def _store(path: Path, compiled: Any) -> None:
     payload, _, out_tree = serialize_executable.serialize(compiled)
     content = pickle.dumps((payload, jax.tree.unflatten(out_tree, range(out_tree.num_leaves))))
     partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(hashlib.sha256(content).digest() + content)
-    partial.replace(path)
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(hashlib.sha256(content).digest() + content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # of a disk that is full
     kept = sorted(
         (one for one in path.parent.iterdir() if one.name != SALT), key=lambda one: one.stat().st_mtime, reverse=True
     )
@@ -172,7 +178,12 @@ def _load(path: Path, args: tuple) -> Callable | None:
         return None
     payload, out = pickle.loads(content[32:])
     in_tree, out_tree = jax.tree.structure((args, {})), jax.tree.structure(out)
-    return serialize_executable.deserialize_and_load(payload, in_tree, out_tree, execution_devices=jax.devices()[:1])
+    devices = jax.devices()[:1]
+    try:
+        return serialize_executable.deserialize_and_load(payload, in_tree, out_tree, execution_devices=devices)
+    except CANNOT as error:
+        log.warning("the program %s cannot be loaded (%s): it is compiled again", path, str(error).partition("\n")[0])
+        return None
 
 
 def _own_folder(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -124,6 +125,28 @@ class TestPrograms:
         for file in tmp_path.glob("scale_*"):
             file.write_bytes(damage(file.read_bytes()))
         assert self.run(tmp_path, 2.0) == 1 and "is damaged" in caplog.text
+
+    def test_what_a_backend_does_not_load_is_compiled_again(self, tmp_path, monkeypatch, caplog):
+        """After a new driver, say."""
+
+        def refuse(*_, **__):
+            raise jax.errors.JaxRuntimeError("INTERNAL: made for another\nand more")
+
+        self.run(tmp_path / "p", 2.0)
+        with monkeypatch.context() as new:
+            new.setattr(compilation.serialize_executable, "deserialize_and_load", refuse)
+            assert self.run(tmp_path / "p", 2.0) == 1
+        assert "cannot be loaded (INTERNAL: made for another): it is compiled again" in caplog.text
+        assert self.run(tmp_path / "p", 2.0) == 0
+
+    def test_a_full_disk_keeps_nothing_and_stops_nobody(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as disk:
+            disk.setattr(Path, "replace", full)
+            assert self.run(tmp_path / "p", 2.0) == 1
+        assert {one.suffix for one in (tmp_path / "p").glob("scale_*")} == {".lock"}
 
     def test_nothing_is_loaded_that_others_could_have_written(self, tmp_path, caplog):
         tmp_path.chmod(0o700)

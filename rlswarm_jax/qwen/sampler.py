@@ -20,10 +20,12 @@ WAITING = 4  # completions in a tile for each of its rows, where rows are limite
 class Prepared:
     """`model.prepare`, done once: the last copy that was made is kept, 2 GB for half a billion parameters."""
 
+    _given: list[Any]
+    _leaves: list[Any]  # keep their ids
+    _made: Params
+
     def __init__(self) -> None:
-        self._given: list[Any] = []
-        self._leaves: list[Any] = []  # keep their ids
-        self._made: Params = {}
+        self.forget()
 
     def __call__(
         self, params: Params, dtype: Any, rows: int, made_of: Callable[[Params], Params] = lambda params: params
@@ -39,7 +41,7 @@ class Prepared:
         return self._made
 
     def forget(self) -> None:
-        self.__init__()  # type: ignore[misc]
+        self._given, self._leaves, self._made = [], [], {}
 
 
 class Sampler:
