@@ -225,7 +225,7 @@ def loss_sums(logprobs_BC: Array, entropy_BC: Array, batch: Any, o: Objective) -
     logprobs_BC, entropy_BC: the current policy's. batch: a `learner.Batch`.
     """
     mask_BC = jnp.arange(batch.max_new_tokens) < batch.completion_lengths_B[:, None]
-    external_BC = jnp.zeros_like(mask_BC) if batch.external_B is None else mask_BC & batch.external_B[:, None]
+    external_BC = mask_BC & batch.external_B[:, None]
     likely_BC = likely_tokens(logprobs_BC, external_BC, o.external_min_prob)
     mask_BC = jnp.where(external_BC, likely_BC, mask_BC)
 

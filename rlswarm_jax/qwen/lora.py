@@ -91,7 +91,7 @@ def attached(base: Params, adapter: Adapter, lora: LoraConfig, keys_B: Array | N
 
 
 def dropout_keys(key: Array, step: Array, tokens_BT: Array) -> Array:
-    """Of each text of a batch, `[B]`: by the update and by what it says, whatever stands beside it."""
+    """Of each sequence of a batch, `[B]`: by the update and by what it says, whatever other sequences there are."""
 
     def of(tokens_T: Array) -> Array:
         def fold(state: Array, token: Array) -> tuple[Array, None]:
