@@ -109,6 +109,27 @@ def test_sequences_are_twice_as_wide_as_the_longest_text_if_there_are_such():
         assert part.tokens_XT.shape[1] == width  # the last token is only a target
 
 
+@pytest.mark.parametrize("lengths", [(40, 40, 60, 60), (60, 60, 40, 40), (60, 40, 40, 60)])
+def test_long_texts_find_their_place_first(lengths):
+    """In the order in which they come the short ones would share a sequence, and the long ones have none."""
+    rows = [Row([1 + n, *[2] * (length - 10)], [2] * 10, 1.0, None, False) for n, length in enumerate(lengths)]
+    (batch,) = tiles(rows, [Shape(4, 100, 8, 10, 2)])
+    assert len(batch.tokens_XT) == 2 and (batch.prompts_XT > 0).all()
+
+
+def test_nothing_is_asked_of_prompts_and_of_what_fills_a_tile(monkeypatch):
+    asked, (batch,) = [], tiles(some(), [Shape(4, 20, 9, tiny.NEW_TOKENS)])
+    monkeypatch.setattr(
+        learner.losses,
+        "chunked_logprobs",
+        lambda params, states_XD, tokens_X, *_, **__: asked.append(tokens_X) or 2 * [np.zeros(len(tokens_X))],
+    )
+    learner.completion_logprobs(tiny.params(), batch, tiny.CONFIG, 1.0)
+    expected = np.where(batch.rows_XT > 0, batch.targets_XT, -1)
+    assert (batch.prompts_XT == 0).any() and (expected == -1).sum() > (batch.prompts_XT == 0).sum()
+    np.testing.assert_array_equal(asked[0], expected.reshape(-1))
+
+
 def share(rows, into):
     """Of slots that hold text."""
     parts = tiles(rows, into)

@@ -209,6 +209,13 @@ def policy_of_its_own():
     return dataclasses.replace(base.shallow(), tokenizer=Tokenizer(tokenizer.backend, tokenizer.vocab_size, {}))
 
 
+def test_exact_completions_come_in_the_order_of_their_prompts_whatever_tiles_they_were_in():
+    prompts = ["long enough for", "a", "another width", "bc"]
+    generate = functools.partial(qwen.generate, base.shallow(), temperature=0, max_new_tokens=4, exact=True)
+    together, alone = generate(prompts), [generate([prompt]).text[0] for prompt in prompts]
+    assert together.text == alone and len({texts[0] for texts in alone}) > 2
+
+
 @tiny.as_users_run
 class TestExactly:
     def test_no_bit_of_a_completion_depends_on_what_else_is_asked_for(self):
