@@ -43,6 +43,7 @@ def pass_at_k_advantages(rewards_PG: Array, k: int, eps: float = EPS) -> Array:
         raise ValueError(f"the best of {k} is asked for, of groups of {size}.")
     order_PG = jnp.argsort(rewards_PG, axis=1)
     sorted_PG = jnp.take_along_axis(jnp.asarray(rewards_PG, jnp.float32), order_PG, axis=1)
+    sorted_PG -= sorted_PG[:, k - 1 : k]  # above the least that k can earn: if they can earn no more, zeros all along
     # of all choices of k, the share whose best is the j-th from below; and of those that have one that is not it
     best_G = np.array([math.comb(j, k - 1) / math.comb(size, k) for j in range(size)], np.float32)
     with_other_G = np.array([math.comb(j - 1, k - 2) if j and k > 1 else 0 for j in range(size)]) / math.comb(
