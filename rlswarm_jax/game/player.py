@@ -19,6 +19,7 @@ from rlswarm_jax.journal import Entry, Journal, JournalError
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.inbox import Inbox, SavedInbox
 from rlswarm_jax.records.pool import Pool
+from rlswarm_jax.records.teachers import Teachers
 
 BEGIN = "begin"  # the journal's first row of a round: which round follows which is a decision too
 
@@ -43,6 +44,7 @@ class SavedPlayer(msgspec.Struct, array_like=True):
     inbox: SavedInbox
     sheets: dict[bytes, Sheet]
     account: Account
+    teachers: Teachers
 
 
 class Fed(NamedTuple):
@@ -139,11 +141,11 @@ class Player:
     def save(self, state: NodeState, at: float, inbox: SavedInbox) -> SavedPlayer:
         """state: of the boundary that the checkpoint is for."""
         pool, sheets = state.pool.to_bytes(), dict(state.sheets)
-        return SavedPlayer(state.round, state.policy_version, pool, at, inbox, sheets, state.account)
+        return SavedPlayer(state.round, state.policy_version, pool, at, inbox, sheets, state.account, state.teachers)
 
     def restore(self, saved: SavedPlayer) -> None:
         pool = Pool.from_bytes(saved.pool)
-        self.state = NodeState(saved.round, saved.policy_version, pool, saved.sheets, saved.account)
+        self.state = NodeState(saved.round, saved.policy_version, pool, saved.sheets, saved.account, saved.teachers)
         self.inbox.restore(saved.inbox)
 
     def _start(self) -> None:

@@ -7,7 +7,7 @@ says and earns is in `turns.py`; what is shown to whom in `stages.py`.
 
 import collections
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence, Set
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from rlswarm_jax.records import schema
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.pool import Pool, ScoredGroup
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, Record
+from rlswarm_jax.records.teachers import WORTH, Teachers
 from rlswarm_jax.tasks import Problem
 
 MAX_NAMED = 32  # authors that a round's metrics name
@@ -48,6 +49,7 @@ class NodeState:
     """What a node carries from one round to the next, besides its weights: a value.
 
     sheets: what was said in the latest rounds, which late records may answer to. account: its account of the chain.
+    teachers: how useful its peers' groups were.
     """
 
     round: int = 0
@@ -55,6 +57,7 @@ class NodeState:
     pool: Pool = dataclasses.field(default_factory=Pool)
     sheets: Sheets = dataclasses.field(default_factory=dict)
     account: Account = dataclasses.field(default_factory=Account)
+    teachers: Teachers = dataclasses.field(default_factory=Teachers)
 
 
 Round = Generator[Effect, Any, tuple[NodeState, Metrics]]
@@ -121,11 +124,8 @@ def play_round(game: Game, state: NodeState) -> Round:
     ways = {turn.problem.task for turn in own if any(turns.lenient(game, turn, scores))}
     taught = [turns.teaches(game, t, rewards, scores, ways) for t, rewards in zip(everything, earned, strict=True)]
     groups = [turns.to_scored(game, turn, rewards) for turn, rewards in zip(everything, taught, strict=True)]
-    pool = state.pool.add(group for group in groups if group.external)
-    pool = pool.expire(round_ - game.max_staleness)  # a late record may be too old already
-    most = _most(game, {sheet.author for sheet in sheets.values()} - {game.author})
-    drawn, pool = pool.draw(game.external_groups, beacon, game.author, most=most)
-    local = [group for group in groups if not group.external and group.has_advantage]
+    local = [group for group in groups if not group.external and (game.flat or group.has_advantage)]
+    drawn, pool, teachers = _draw(game, state, groups, len(local), sheets, beacon)
     learned = yield Learn(local + drawn, round_)
     if game.chain_every:
         worth = [(t.author if t.external else t.stage, amount(r)) for t, r in zip(everything, earned, strict=True)]
@@ -154,7 +154,7 @@ def play_round(game: Game, state: NodeState) -> Round:
         metrics |= _prefixed("final/", (yield Evaluate()))
     version = state.policy_version + int(learned.get("updates", 0))
     recent = {h: sheet for h, sheet in sheets.items() if sheet.round > round_ - game.max_staleness}
-    return NodeState(round_ + 1, version, pool, recent, account), metrics
+    return NodeState(round_ + 1, version, pool, recent, account, teachers), metrics
 
 
 def next_round(state: NodeState, latest_rounds: dict[bytes, int], voters: int) -> NodeState:
@@ -204,9 +204,23 @@ def _is_live(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> bool:
     return turns.to_scored(game, turn, turns.rewards(game, sheets, turn, scores)).has_advantage
 
 
-def _most(game: Game, heard: Set[bytes]) -> int:
-    """Groups of one author that are learned from in a round: twice an even share among those that were heard."""
-    return max(1, -(-2 * game.external_groups // max(1, len(heard))))
+def _draw(
+    game: Game, state: NodeState, groups: Sequence[ScoredGroup], local: int, sheets: Sheets, beacon: bytes
+) -> tuple[list[ScoredGroup], Pool, Teachers]:
+    """Peers' groups to learn from beside so many of the node's own, what is left of the pool, and who is useful.
+
+    Of one author at most twice an even share among those that were heard.
+    """
+    external = [group for group in groups if group.external]
+    pool = state.pool.add(external, flat=game.flat)
+    pool = pool.expire(state.round - game.max_staleness)  # a late record may be too old already
+    teachers = state.teachers.seen(external)
+    count = game.external_groups + (max(0, game.local_groups - local) if game.fill else 0)
+    heard = {sheet.author for sheet in sheets.values()} - {game.author}
+    most = max(1, -(-2 * count // max(1, len(heard))))
+    until, worth = state.round - game.min_staleness, WORTH[game.choose](teachers)
+    drawn, pool = pool.draw(count, beacon, game.author, most=most, until=until, worth=worth)
+    return drawn, pool, teachers
 
 
 def _make_record(game: Game, state: NodeState, stage: str, beacon: bytes, played: Sequence[Turn]) -> Record:

@@ -118,6 +118,9 @@ class Rules:
 class Game(Rules):
     """One node's game: the rules, and what the node has of its own, in which it may differ from others.
 
+    external_groups: of peers, that it learns from each round, and with `fill` one more for each of its own that teaches
+    nothing; groups that teach nothing are learned from if `flat`. min_staleness, max_staleness: rounds that a peer's
+    group is old when it is. choose: which of them are taken first (`records.teachers.WORTH`).
     weights: of the stages' samples in the loss. max_prompt_tokens: that this node's model reads; where others have
     written more, it leaves the problem out. chain_every: rounds after which the chain is heard, and committed to (0:
     there is none). state_hash: of the train state that it begins with.
@@ -134,6 +137,10 @@ class Game(Rules):
     max_new_tokens: int
     max_staleness: int
     evaluate_every: int
+    min_staleness: int = 0
+    fill: bool = False
+    flat: bool = False
+    choose: str = "turns"
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     max_prompt_tokens: int = 2**31
     chain_every: int = 0

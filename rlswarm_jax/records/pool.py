@@ -2,9 +2,11 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 
 import msgspec
+import numpy as np
 
 from rlswarm_jax import randomness
 
@@ -38,6 +40,16 @@ class ScoredGroup(msgspec.Struct, array_like=True, frozen=True):
         """Whether the completions differ in reward, and it counts: other groups teach nothing."""
         return self.weight > 0 and max(self.rewards) > min(self.rewards)
 
+    @property
+    def reward(self) -> float:
+        """Mean over the completions."""
+        return float(np.mean(self.rewards))
+
+    @property
+    def variety(self) -> float:
+        """Of the completions, the share that are each a text of their own."""
+        return len(set(map(tuple, self.tokens))) / len(self.tokens)
+
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
@@ -46,13 +58,13 @@ class Pool:
     groups: tuple[ScoredGroup, ...] = ()
     capacity: int = 1024
 
-    def add(self, groups: Iterable[ScoredGroup]) -> "Pool":
-        """With more groups; those without an advantage are left out.
+    def add(self, groups: Iterable[ScoredGroup], flat: bool = False) -> "Pool":
+        """With more groups; those without an advantage are left out, unless `flat` ones are wanted.
 
         When it is full, the oldest of whoever has most in it go: who sends many crowds out none but themselves.
         """
         known = {group.slot: group for group in self.groups}
-        known |= {group.slot: group for group in groups if group.has_advantage}
+        known |= {group.slot: group for group in groups if flat or group.has_advantage}
         newest = sorted(known.values(), key=lambda group: (-group.round, randomness.digest("pool", *group.slot)))
         kept = sorted(_in_turns(newest)[: self.capacity], key=lambda group: group.slot)
         return dataclasses.replace(self, groups=tuple(kept))
@@ -61,20 +73,31 @@ class Pool:
         """Without groups from before `oldest_round`."""
         return dataclasses.replace(self, groups=tuple(g for g in self.groups if g.round >= oldest_round))
 
-    def draw(self, count: int, *fields: randomness.Field, most: int | None = None) -> tuple[list[ScoredGroup], "Pool"]:
+    def draw(
+        self,
+        count: int,
+        *fields: randomness.Field,
+        most: int | None = None,
+        until: float = math.inf,
+        worth: Callable[[ScoredGroup], float] = lambda group: 0.0,
+    ) -> tuple[list[ScoredGroup], "Pool"]:
         """Up to `count` groups without replacement, up to `most` of them of one author, and the pool without them.
+
+        until: the newest round that is drawn from. worth: what is taken first; of equal worth, by chance.
 
         Authors take turns: each gives a group before any gives another, so what an author offers, be it ever so much,
         is drawn no oftener than what the others do. The draw is a function of the *set* of groups and of `fields`:
-        authors and each one's groups are ranked by a hash of what names them. What a group says has no part in it, so
-        nobody can grind it, and rounding cannot change who is learned from.
+        authors and each one's groups are ranked by a hash of what names them. Unless `worth` looks at it, what a group
+        says has no part in it, so nobody can grind it, and rounding cannot change who is learned from.
         """
 
         authors = {group.author for group in self.groups}
         ranks = {author: randomness.digest("pool", *fields, "author", author) for author in authors}
-        ranked = sorted(
-            self.groups, key=lambda group: (ranks[group.author], randomness.digest("pool", *fields, *group.slot))
-        )
+
+        def rank(group: ScoredGroup) -> tuple[float, bytes, bytes]:
+            return -worth(group), ranks[group.author], randomness.digest("pool", *fields, *group.slot)
+
+        ranked = sorted((group for group in self.groups if group.round <= until), key=rank)
         chosen = _in_turns(ranked, most)[:count]
         slots = {group.slot for group in chosen}
         rest = tuple(group for group in self.groups if group.slot not in slots)

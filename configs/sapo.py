@@ -1,0 +1,103 @@
+"""Does sharing help? Eight nodes that learn from each other in several ways, beside nodes alone (SAPO, arXiv:2509.08721).
+
+    python -m experiments.sweep --config configs/sapo.py               all points, each with eight seeds; some hours
+    python -m experiments.sweep --config configs/sapo.py:smoke         alone against half and half, two seeds
+    python -m experiments.sweep --config configs/sapo.py:tune          learning rates, on seeds of their own
+    python -m experiments.run   --config configs/sapo.py               one run: half of what is learned from is peers'
+
+Hardware: 2 CPU cores. What was found: docs/does-sharing-help.md, rendered from results/sapo/.
+
+A split "6-2" is a node's 6 own groups and 2 of peers'. All nodes of a run are alike unless the point says otherwise, so
+each point is eight samples a seed, but only seeds are independent. The seeds were named before the first run, and the
+learning rate was chosen on others.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from configs import common
+from configs.sweeps import Sweep
+
+SEEDS = range(8)
+TUNING_SEEDS = (100, 101)
+GROUPS = 8  # that a node may learn from in a round
+LONG = {"rounds": 1000, "evaluation.every": 100}
+ALONE, HALF = "8-0", "4-4"
+
+Point = Mapping[str, Any]
+
+
+def split(own: int, **more: Any) -> Point:
+    return {"swarm.local_groups": own, "swarm.external_groups": GROUPS - own} | more
+
+
+def with_fields(point: Point, fields: Point) -> Point:
+    return {**point, **fields}
+
+
+ADAPTIVE = split(GROUPS) | {"swarm.fill": True, "swarm.choose": "useful"}
+EPOCHS = {"learn.loss": "grpo", "learn.updates_per_round": 4}
+CONTROLS = {
+    # a node alone that draws as many problems as a swarm of eight at 4-4 does, until eight of them teach something
+    "alone-redrawn": split(8) | {"game.redraws": 3},
+    "alone-32": split(8) | {"swarm.local_groups": 32},
+    "8-0-unfiltered": split(8) | {"swarm.flat": True},
+    "4-4-unfiltered": split(4) | {"swarm.flat": True},
+    "8-0-epochs": split(8) | EPOCHS,
+    "4-4-epochs": split(4) | EPOCHS,
+    "4-4-stages": split(4) | {"game.stages": 3},
+}
+VARIANTS = {
+    "4-4-negatives": split(4) | {"learn.positive_only_external": False},
+    "4-4-reward": split(4) | {"swarm.choose": "reward"},
+    "4-4-variety": split(4) | {"swarm.choose": "variety"},
+    "4-4-fill": split(4) | {"swarm.fill": True},
+    "adaptive": ADAPTIVE,
+}
+STALENESS = {
+    f"4-4-{correction}-{rounds}": split(4)
+    | {
+        "learn.external_correction": correction,
+        "swarm.min_staleness": rounds,
+        "swarm.max_staleness": rounds + 4,
+    }
+    for correction in ("reencode", "behaviour")
+    for rounds in (0, 1, 4, 16)
+    if (correction, rounds) != ("reencode", 0)  # that is 4-4
+}
+
+
+def smoke(config: ml_collections.ConfigDict) -> None:
+    config.rounds, config.evaluation.every = 60, 30
+
+
+def tune(config: ml_collections.ConfigDict) -> None:
+    config.rounds = 200
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = common.swarm("sapo")
+    common.simulate(config)
+    config.swarm.nodes, config.game.stages = 8, 1
+    config.swarm.local_groups = config.swarm.external_groups = GROUPS // 2
+    config.chain.endpoint = "none"
+    config.learn.learning_rate = 1e-4
+    config.rounds, config.evaluation.every, config.checkpoint_every = 300, 50, 100
+    config.wandb.mode = "disabled"
+    common.apply(config, variant, smoke, tune)
+    return config
+
+
+def get_sweep(variant: str = "") -> Sweep:
+    if variant == "smoke":
+        return Sweep({ALONE: split(8), HALF: split(4)}, seeds=SEEDS[:2], baseline=ALONE)
+    if variant == "tune":
+        rates = (3e-5, 1e-4, 2e-4, 3e-4)
+        points = {f"{own}-{GROUPS - own}-{rate:g}": split(own) | {"learn.learning_rate": rate} for own in (8, 4) for rate in rates}
+        return Sweep(points, seeds=TUNING_SEEDS, baseline=f"{ALONE}-0.0001")
+    points = {f"{own}-{GROUPS - own}": split(own) for own in range(GROUPS, 0, -1)}
+    points |= CONTROLS | VARIANTS | STALENESS
+    points |= {f"{own}-{GROUPS - own}-long": split(own) | LONG for own in (8, 6, 4, 2)} | {"adaptive-long": ADAPTIVE | LONG}
+    return Sweep(points, seeds=SEEDS, baseline=ALONE)
