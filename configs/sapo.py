@@ -95,9 +95,15 @@ def get_sweep(variant: str = "") -> Sweep:
         return Sweep({ALONE: split(8), HALF: split(4)}, seeds=SEEDS[:2], baseline=ALONE)
     if variant == "tune":
         rates = (3e-5, 1e-4, 2e-4, 3e-4)
-        points = {f"{own}-{GROUPS - own}-{rate:g}": split(own) | {"learn.learning_rate": rate} for own in (8, 4) for rate in rates}
+        points = {
+            f"{own}-{GROUPS - own}-{rate:g}": split(own) | {"learn.learning_rate": rate}
+            for own in (8, 4)
+            for rate in rates
+        }
         return Sweep(points, seeds=TUNING_SEEDS, baseline=f"{ALONE}-0.0001")
     points = {f"{own}-{GROUPS - own}": split(own) for own in range(GROUPS, 0, -1)}
     points |= CONTROLS | VARIANTS | STALENESS
-    points |= {f"{own}-{GROUPS - own}-long": split(own) | LONG for own in (8, 6, 4, 2)} | {"adaptive-long": ADAPTIVE | LONG}
+    points |= {f"{own}-{GROUPS - own}-long": split(own) | LONG for own in (8, 6, 4, 2)} | {
+        "adaptive-long": ADAPTIVE | LONG
+    }
     return Sweep(points, seeds=SEEDS, baseline=ALONE)

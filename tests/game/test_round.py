@@ -26,6 +26,7 @@ from rlswarm_jax.identity import simulated
 from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.records import schema
 from rlswarm_jax.records.pool import Pool
+from rlswarm_jax.records.teachers import Teacher, Teachers
 from tests.game import hand_driver as by_hand
 from tests.game.hand_driver import (
     ALICE,
@@ -325,6 +326,35 @@ def test_groups_too_old_are_not_learned_from_however_late_they_come():
     waiting = Pool().add(played.external)
     later = play(game, NodeState(round=7, pool=waiting))
     assert {group.round for group in later.external} == {5} and later.state.pool.groups == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "live"), [(half_right, 3), (all_wrong, 0), (lambda p, g, right: right * (g + p == 0), 1)]
+)
+@pytest.mark.parametrize("fill", [False, True])
+def test_a_peer_s_group_comes_in_the_place_of_each_own_one_that_teaches_nothing(fill, own, live):
+    arrived = [signed(record_of(ALICE), ALICE), signed(record_of(BOB), BOB)]
+    played = play(make_game(external_groups=1, fill=fill), arrived=arrived, model=own)
+    assert len(played.learned) - len(played.external) == live
+    assert len(played.external) == 1 + fill * (3 - live)
+    assert Teachers().seen(played.state.pool.groups + tuple(played.external)) == played.state.teachers
+
+
+def test_groups_that_teach_nothing_are_learned_from_only_if_that_is_wanted():
+    arrived = [signed(record_of(ALICE, model=all_wrong), ALICE)]
+    for flat in (False, True):
+        played = play(make_game(external_groups=9, flat=flat), arrived=arrived, model=all_wrong)
+        assert len(played.learned) == 6 * flat
+        assert played.state.teachers.known[ALICE.author] == Teacher(3.0, 0.0)  # of use it was not
+
+
+@pytest.mark.parametrize(("least", "rounds"), [(0, {3, 4, 5}), (1, {3, 4}), (2, {3}), (3, set())])
+def test_peers_groups_can_be_kept_until_they_are_old(least, rounds):
+    game = make_game(external_groups=9, min_staleness=least)  # max_staleness 2
+    records = [signed(record_of(ALICE, round_), ALICE) for round_ in (3, 4, 5)]
+    played = play(game, NodeState(round=5), arrived=records)
+    assert {group.round for group in played.external} == rounds
+    assert {group.round for group in played.state.pool.groups} == {3, 4, 5} - rounds
 
 
 # --- what a peer can get wrong, one at a time

@@ -81,6 +81,17 @@ def test_only_groups_that_teach_enter(rewards):
     assert len(pool.groups) == (len(set(rewards)) > 1)
 
 
+def test_others_enter_where_they_are_wanted():
+    flat = scored(1, (0.5, 0.5))
+    assert Pool().add([flat], flat=True).groups == (flat,) and Pool().add([flat]).groups == ()
+
+
+def test_a_draw_can_leave_what_is_too_new_for_later():
+    pool = Pool().add(scored(name, round_=name) for name in range(6))
+    drawn, rest = pool.draw(9, b"x", until=2)
+    assert {group.round for group in drawn} == {0, 1, 2} and {group.round for group in rest.groups} == {3, 4, 5}
+
+
 def test_a_group_enters_once():
     pool = Pool().add([scored(1), scored(1)]).add([scored(1), scored(2)])
     assert [group.slot for group in pool.groups] == [scored(1).slot, scored(2).slot]
