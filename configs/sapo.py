@@ -1,4 +1,4 @@
-"""Does sharing help? Eight nodes that learn from each other in several ways, beside nodes alone (SAPO, arXiv:2509.08721).
+"""Does sharing help? Eight nodes that learn from each other, in several ways, beside nodes alone (arXiv:2509.08721).
 
     python -m experiments.sweep --config configs/sapo.py               all points, each with eight seeds; some hours
     python -m experiments.sweep --config configs/sapo.py:smoke         alone against half and half, two seeds
@@ -12,7 +12,6 @@ each point is eight samples a seed, but only seeds are independent. The seeds we
 learning rate was chosen on others.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -23,18 +22,13 @@ from configs.sweeps import Sweep
 SEEDS = range(8)
 TUNING_SEEDS = (100, 101)
 GROUPS = 8  # that a node may learn from in a round
+RATE, RATES = "learn.learning_rate", (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
 LONG = {"rounds": 1000, "evaluation.every": 100}
 ALONE, HALF = "8-0", "4-4"
 
-Point = Mapping[str, Any]
 
-
-def split(own: int, **more: Any) -> Point:
+def split(own: int, **more: Any) -> dict[str, Any]:
     return {"swarm.local_groups": own, "swarm.external_groups": GROUPS - own} | more
-
-
-def with_fields(point: Point, fields: Point) -> Point:
-    return {**point, **fields}
 
 
 ADAPTIVE = split(GROUPS) | {"swarm.fill": True, "swarm.choose": "useful"}
@@ -94,13 +88,8 @@ def get_sweep(variant: str = "") -> Sweep:
     if variant == "smoke":
         return Sweep({ALONE: split(8), HALF: split(4)}, seeds=SEEDS[:2], baseline=ALONE)
     if variant == "tune":
-        rates = (3e-5, 1e-4, 2e-4, 3e-4)
-        points = {
-            f"{own}-{GROUPS - own}-{rate:g}": split(own) | {"learn.learning_rate": rate}
-            for own in (8, 4)
-            for rate in rates
-        }
-        return Sweep(points, seeds=TUNING_SEEDS, baseline=f"{ALONE}-0.0001")
+        points = {f"{own}-{GROUPS - own}-{rate:g}": split(own, **{RATE: rate}) for own in (8, 4) for rate in RATES}
+        return Sweep(points, seeds=TUNING_SEEDS)
     points = {f"{own}-{GROUPS - own}": split(own) for own in range(GROUPS, 0, -1)}
     points |= CONTROLS | VARIANTS | STALENESS
     points |= {f"{own}-{GROUPS - own}-long": split(own) | LONG for own in (8, 6, 4, 2)} | {
