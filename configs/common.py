@@ -138,6 +138,7 @@ FIELDS = {
     "swarm.key": Field("", text(), "file with the key of a single node; '': node.key in its folder, made if not there"),
     "swarm.bootnodes": Field((), each(BOOTNODE), "addresses of running nodes: ('/ip4/.../tcp/.../p2p/...',)"),
     "swarm.peers": Field((), each(PEER), "peer ids to wait for before they have spoken (the launcher fills them in)"),
+    "swarm.alone": Field(False, yes_no(), "beside a local swarm nodes alone are played, to compare with"),
     "swarm.target_peers": Field(6, whole(1, 1024), "peers to be connected with, if there are so many"),
     "swarm.devices": Field("cpu", one_of("cpu", "gpu", "tpu"), "of a local swarm's nodes; gpu: shared out among them"),
     #

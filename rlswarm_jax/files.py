@@ -11,6 +11,7 @@ CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metric
 JOURNAL_FILE, CHECKPOINT_FOLDER, NODE_FILE = "journal.sqlite", "checkpoints", "node.json"
 PROFILE_FOLDER = "profile"
 BEST_FOLDER = "best"  # in it a folder for each node of the process, by index
+ALONE_FOLDER, SAMPLED, LEARNED = "alone", "sampled", "learned"  # nodes alone beside a swarm: see running/alone.py
 CHAIN_FOLDER = "chain"  # in a node's: its outbox; in a swarm's: the embedded development network
 FULL = (errno.ENOSPC, errno.EDQUOT)
 

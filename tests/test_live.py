@@ -18,6 +18,8 @@ from wandb.proto import wandb_internal_pb2
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records.envelope import seal
+from rlswarm_jax.reporting.results import load, mean
+from rlswarm_jax.reporting.sections import ALONE
 from rlswarm_jax.running import arguments as cli
 from tests.metric_names import complaint, undocumented
 from tests.records.samples import record
@@ -71,7 +73,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path, int]:
     process = start("simulate-smoke", simulation)  # first: the nodes find compiled what it compiles
     process.communicate(timeout=400)
     assert process.returncode == 0
-    process = start("smoke", live, "--config.wandb.mode=offline")
+    process = start("smoke", live, "--config.wandb.mode=offline", "--config.swarm.alone=True")
     forged = attack(live)
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said + "".join(log.read_text() for log in live.glob("node-*/log.txt"))
@@ -109,6 +111,23 @@ def test_a_report_has_the_line_to_start_the_same_again(runs, which):
     line = re.search(r"```bash\n(.*)\n```", (runs[which] / "report.md").read_text())[1]
     again = cli.parse(shlex.split(line)[3:]).config
     assert json.loads(again.to_json_best_effort()) == json.loads((runs[which] / "config.json").read_text())
+
+
+def test_nodes_alone_were_played_beside_it_with_as_many_samples_and_updates(runs):
+    swarm = load(runs[0])
+    assert set(swarm.alone) == {"sampled", "learned"}
+    of_a_node = swarm.summary.samples["generated"] / NODES
+    for kind, one in swarm.alone.items():
+        assert one.summary.status == "finished" and one.summary.rounds_done == {one.names[0]: ROUNDS}
+        assert one.summary.external_fraction == 0 and not one.summary.ledger
+        assert one.summary.config["learn"] == swarm.summary.config["learn"]
+        more = swarm.summary.config["swarm"]["external_groups"] * 4 * ROUNDS if kind == "learned" else 0
+        assert one.summary.samples["generated"] == of_a_node + more
+    report = (runs[0] / "report.md").read_text()
+    after = [f"{100 * mean(one.after.values()):.1f} %" for one in (swarm, *swarm.alone.values())]
+    for label, accuracy in zip(["this swarm", *ALONE.values()], after, strict=True):
+        assert f"| {label} | {accuracy} |" in re.sub(" +", " ", report)
+    assert (runs[0] / "alone.png").stat().st_size > 10_000
 
 
 def test_every_metric_of_real_rounds_is_in_the_docs(runs):
@@ -247,6 +266,8 @@ def test_a_killed_node_is_restarted_and_comes_to_the_end_with_the_others(tmp_pat
     process = start("smoke", workdir, "--config.swarm.deadline=30.0", "--config.wandb.mode=offline")
     rows = workdir / "node-1" / "metrics.jsonl"
     wait_for(lambda: rows.exists() and read_rows(rows), "a round is over", 120.0)
+    wandb = workdir / "node-1" / "wandb"
+    wait_for(lambda: [*wandb.glob("offline-run-*/*.wandb")], "it is being told", 60.0)
     os.kill(json.loads((workdir / "node-1" / "node.json").read_text())["pid"], 9)
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
@@ -256,5 +277,5 @@ def test_a_killed_node_is_restarted_and_comes_to_the_end_with_the_others(tmp_pat
     rounds = [row["round"] for row in read_rows(rows)]
     assert rounds == sorted(set(rounds)) and rounds[0] == 0 and rounds[-1] == ROUNDS - 1
     assert read_rows(rows)[-1]["records/received"] >= NODES - 1
-    steps = [wandb_steps(file.read_bytes()) for file in (workdir / "node-1" / "wandb").glob("offline-run-*/*.wandb")]
+    steps = [wandb_steps(file.read_bytes()) for file in wandb.glob("offline-run-*/*.wandb")]
     assert len(steps) == 2 and max(steps) == len(rounds)  # the second one is whole

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from rlswarm_jax.evaluation import wilson
-from rlswarm_jax.files import aside
+from rlswarm_jax.files import LEARNED, SAMPLED, aside
 from rlswarm_jax.reporting.results import Run
 
 STYLE = {"axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlesize": 11, "font.size": 9.5}
@@ -17,13 +17,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 
 
 def plot(run: Run) -> None:
-    """Writes held_out.png, reward.png and, for a swarm, game.png and learned_from.png."""
+    """Writes held_out.png, reward.png and, for a swarm, game.png, learned_from.png and alone.png."""
     import matplotlib  # half a second: only where it is used
 
     with matplotlib.rc_context(STYLE):
         if run.rows:
             _plot_held_out(run)
             _plot_reward(run)
+            if run.alone:
+                _plot_alone(run)
             if run.summary.game:
                 _plot_game(run)
         if len(run.authors) > 1:
@@ -64,6 +66,22 @@ def _plot_held_out(run: Run) -> None:
             low, high = ([100 * wilson(a, n)[side] for _, a in found] for side in (0, 1))
             axes.fill_between(rounds, low, high, color=colour, alpha=0.1, linewidth=0)
     _save(figure, axes, run.workdir / "held_out.png")
+
+
+def _plot_alone(run: Run) -> None:
+    figure, axes = _axes("This swarm, and nodes alone", "held-out accuracy, %", 100)
+    labels = {SAMPLED: "alone, samples as much", LEARNED: "alone, as much\nto learn from"}
+    runs = {"this swarm": run} | {labels[kind]: one for kind, one in run.alone.items()}
+    for i, (label, one) in enumerate(runs.items()):
+        by_round: dict[int, list[float]] = {}
+        for name in one.names:
+            for at, accuracy in one.measured(name):
+                by_round.setdefault(at, []).append(100 * accuracy)
+        rounds, (colour, line) = sorted(by_round), _pen(i)
+        axes.plot(rounds, [fmean(by_round[r]) for r in rounds], line, color=colour, linewidth=1.8, label=label)
+        low, high = ([side(by_round[r]) for r in rounds] for side in (min, max))
+        axes.fill_between(rounds, low, high, color=colour, alpha=0.15, linewidth=0)
+    _save(figure, axes, run.workdir / "alone.png")
 
 
 def _smooth(values: Sequence[float], part: int):

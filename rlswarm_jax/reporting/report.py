@@ -38,8 +38,8 @@ def print_summary(workdir: Path, console: Console) -> None:
     console.rule(Text(title(run.summary), style="bold"))
     if said := nothing_to_learn(run):
         console.print(Text(f"\n{said}", style="bold yellow"))
-    first, *others = sections(run)
-    for section in [*others, first]:
+    found, most = sections(run), 2 if run.alone else 1  # what matters most comes last, where people look
+    for section in [*found[most:], *found[:most][::-1]]:
         console.print(Text(f"\n{section.title}", style="bold cyan"))
         if section.text:
             console.print(Text(section.text))

@@ -15,7 +15,7 @@ import msgspec
 from rlswarm_jax.chain.ledger import Ledger
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.evaluation import wilson
-from rlswarm_jax.files import METRICS_FILE, SUMMARY_FILE
+from rlswarm_jax.files import ALONE_FOLDER, LEARNED, METRICS_FILE, SAMPLED, SUMMARY_FILE
 
 Accuracy = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Scores = dict[str, Accuracy | None]
@@ -98,12 +98,16 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read. rows: by node, in order of rounds. skipped: unreadable lines of metrics.jsonl."""
+    """A run's folder, read. rows: by node, in order of rounds. skipped: unreadable lines of metrics.jsonl.
+
+    alone: the nodes alone that were played beside a swarm, by kind.
+    """
 
     workdir: Path
     summary: Summary
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
     skipped: int
+    alone: Mapping[str, "Run"]
 
     @property
     def names(self) -> list[str]:
@@ -179,7 +183,9 @@ def load(workdir: Path) -> Run:
             rows[row["name"]][int(row["round"])] = row
         except (ValueError, KeyError, TypeError):
             skipped += 1
-    return Run(workdir, summary, {name: [own[r] for r in sorted(own)] for name, own in rows.items()}, skipped)
+    kinds = [kind for kind in (SAMPLED, LEARNED) if (workdir / ALONE_FOLDER / kind / SUMMARY_FILE).exists()]
+    alone = {kind: load(workdir / ALONE_FOLDER / kind) for kind in kinds}
+    return Run(workdir, summary, {name: [own[r] for r in sorted(own)] for name, own in rows.items()}, skipped, alone)
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from configs import common
+from rlswarm_jax.files import LEARNED, SAMPLED
 from rlswarm_jax.reporting.blocks import Section, Table
 from rlswarm_jax.reporting.ledger import ledger_sections, read_verified
 from rlswarm_jax.reporting.results import (
@@ -50,6 +51,7 @@ def sections(run: Run) -> list[Section]:
     exchange = [_exchange(run), _received(run), _records(run)] if len(run.authors) > 1 else []
     return [
         _learned(run),
+        *([_alone(run)] if run.alone else []),
         _tasks(run),
         *([_game(run)] if run.summary.game else []),
         *exchange,
@@ -111,6 +113,27 @@ def _spoiled(summary: Summary) -> str:
     played = {name: options.get("dataset", name) for name, options in summary.config.get("tasks", {}).items()}
     others = [name for name, dataset in played.items() if dataset not in taught]
     return SPOILED_FOR_OTHERS.format(" and ".join(others), percent(base)) if others else SPOILED.format(percent(base))
+
+
+ALONE = {SAMPLED: "a node alone that samples as much", LEARNED: "a node alone with as much to learn from"}
+
+
+def _alone(run: Run) -> Section:
+    """The swarm beside nodes alone, in the same rounds."""
+    rows = [["mean over nodes", "after", "reward, sum of all rounds", "sampled", "learned from"]]
+    for label, one in {"this swarm": run, **{ALONE[kind]: other for kind, other in run.alone.items()}}.items():
+        nodes, samples = one.summary.nodes, one.summary.samples
+        learned = samples.get("trained_local", 0) + samples.get("trained_external", 0)
+        rewards = [mean(row.get("reward/mean") for row in own) for own in one.rows.values()]
+        rounds = max((len(own) for own in one.rows.values()), default=0)
+        total = mean(rewards)
+        row = [label, percent(mean(one.after.values())), MISSING if total is None else f"{rounds * total:.1f}"]
+        rows.append([*row, f"{samples.get('generated', 0) / nodes:,.0f}", f"{learned / nodes:,.0f}"])
+    text = (
+        "Held-out accuracy and first answers' reward, by the same rounds; completions by node. One run of each: "
+        "docs/does-sharing-help.md has eight."
+    )
+    return Section("Beside nodes alone", text, rows, ["alone.png"] if run.rows else [])
 
 
 def _tasks(run: Run) -> Section:

@@ -89,7 +89,7 @@ def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: boo
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         earlier = _stored_config(stored)
-        if earlier is not None and _status(workdir) == "finished":
+        if earlier is not None and status(workdir) == "finished":
             moved = workdir.with_name(f"{workdir.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
             workdir.rename(moved)
             print(f"the finished run there was moved to {moved}")
@@ -189,7 +189,8 @@ def _clear(workdir: Path, earlier: dict[str, Any]) -> None:
             shutil.rmtree(node / CHAIN_FOLDER, ignore_errors=True)
 
 
-def _status(workdir: Path) -> str | None:
+def status(workdir: Path) -> str | None:
+    """As the summary of the run there says; None if it has none."""
     try:
         return json.loads((workdir / SUMMARY_FILE).read_text())["status"]
     except (FileNotFoundError, ValueError, KeyError):

@@ -28,7 +28,7 @@ from rlswarm_jax.machine import peak_memory_mb
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.reporting import report
 from rlswarm_jax.reporting.ledger import INDEX_FILE
-from rlswarm_jax.running import folder, joining
+from rlswarm_jax.running import alone, folder, joining
 from rlswarm_jax.running.arguments import Arguments
 from rlswarm_jax.running.record import summarise, write_summary
 from rlswarm_jax.running.view import SwarmView
@@ -80,12 +80,16 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
             if chain and (said := chain.tend()):
                 view.say(said)
 
-        with Launcher(members, _command, _environment(config)) as launcher, view:
+        environment = _environment(config)
+        with Launcher(members, _command, environment) as launcher, view:
             launcher.start()
-            while launcher.running and not stopping:
-                time.sleep(POLL)
-                show(launcher.poll())
-            show(launcher.stop())
+            with alone.beside(config, workdir, environment(members[0])) as compared:
+                while launcher.running and not stopping:
+                    time.sleep(POLL)
+                    show(launcher.poll())
+                show(launcher.stop())
+                while not stopping and not compared():
+                    time.sleep(POLL)
         ledger, of_chain_mb = _ledger(chain, console), peak_memory_mb(chain.pid) if chain else 0
     summary = _summarise(arguments, members, before + time.monotonic() - started, ledger, of_chain_mb)
     report.write_report(workdir)
