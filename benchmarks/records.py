@@ -130,7 +130,7 @@ def json_open(raw: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def record_open(raw: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
-    record = envelope.open_envelope.__wrapped__(raw).record  # what it costs the first time
+    record = envelope._open(raw).record  # what it costs the first time
     return [(c.tokens_T, c.logprobs_T) for group in record.groups for c in group.completions]
 
 

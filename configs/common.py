@@ -23,10 +23,10 @@ from configs.fields import (
     one_of,
     plain,
     real,
+    row,
     span,
     such,
     text,
-    triple,
     whole,
     yes_no,
     zero_or,
@@ -71,7 +71,8 @@ FOLDER = matching(r"[^./\n][^/\n]{0,99}", "a name for a folder: 1 to 100 charact
 ADDRESS = matching("(0x[0-9a-fA-F]{40})?", "an address, 0x and 40 hexadecimal digits, or nothing")
 PEER = such(lambda peer: author_of(peer) is not None, "the peer id of a secp256k1 key")
 BOOTNODE = such(lambda address: addresses.read(address) is not None, addresses.WANTED)
-PARTITION = triple(real(0), real(0), each(each(whole(0))))
+PARTITION = row(real(0), real(0), each(each(whole(0))))
+STRATEGIES = ("wrong", "copy", "spam")
 ROUNDS = span("() for none, or (first, end): two whole numbers from 0, the first one smaller")
 
 
@@ -140,6 +141,7 @@ FIELDS = {
     "swarm.peers": Field((), each(PEER), "peer ids to wait for before they have spoken (the launcher fills them in)"),
     "swarm.alone": Field(False, yes_no(), "beside a local swarm nodes alone are played, to compare with"),
     "swarm.target_peers": Field(6, whole(1, 1024), "peers to be connected with, if there are so many"),
+    "swarm.adversary": Field("", one_of("", *STRATEGIES), "for studies of what ill-meaning nodes do: each is one"),
     "swarm.devices": Field("cpu", one_of("cpu", "gpu", "tpu"), "of a local swarm's nodes; gpu: shared out among them"),
     #
     "game.stages": Field(3, whole(1, len(STAGES)), "1: answer; 2: and criticise each other's; 3: and revise one's own"),
@@ -246,6 +248,7 @@ FIELDS = {
     "simulation.jitter": Field(0.05, real(0), "added to it, at most"),
     "simulation.loss": Field(0.0, real(0, 1), "probability per message and receiver"),
     "simulation.partitions": Field((), each(PARTITION), "((start, end, ((0, 1), (2, 3))), ...)"),
+    "simulation.adversaries": Field((), each(row(whole(0), one_of(*STRATEGIES))), "((node, 'wrong'), ...)"),
     #
     "checkpoint_every": Field(20, whole(1), "rounds"),
     "checkpoints.keep": Field(2, whole(1, 1000), "newest ones"),
@@ -322,6 +325,9 @@ def _simulated(config: ml_collections.ConfigDict) -> None:
     nodes = config.swarm.nodes
     if len(config.simulation.slowdown) > nodes:
         raise FieldError(f"config.simulation.slowdown has {len(config.simulation.slowdown)} factors for {nodes} nodes.")
+    for node, _ in config.simulation.adversaries:
+        if node >= nodes:
+            raise FieldError(f"config.simulation.adversaries names node {node} of {nodes}; the first one is 0.")
     for start, end, groups in config.simulation.partitions:
         if end < start:
             raise FieldError(f"config.simulation.partitions has one from {start} to {end}; it ends before it starts.")

@@ -128,12 +128,11 @@ def span(expected: str) -> Range:
     return Range(expected, holds)
 
 
-def triple(first: Range, second: Range, third: Range) -> Range:
-    """A tuple or list of three, each with its own range."""
-    ranges = first, second, third
+def row(*ranges: Range) -> Range:
+    """A tuple or list of so many, each with its own range."""
     return Range(
-        "a tuple of 3",
-        lambda value: isinstance(value, tuple | list) and len(value) == 3,
+        f"a tuple of {len(ranges)}",
+        lambda value: isinstance(value, tuple | list) and len(value) == len(ranges),
         lambda value: ((f"[{i}]", inner, ranges[i]) for i, inner in enumerate(value)),
     )
 

@@ -5,7 +5,6 @@ fields, so a peer that knows the fields can recompute the draw, and no two draws
 """
 
 import hashlib
-import struct
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 VERSION = 1
 Domain = Literal["problem", "sample", "eval", "pool", "network"]
 Field = bytes | str | int
+_FIELDS = (bytes, str, int)
 
 
 def digest(domain: Domain, *fields: Field) -> bytes:
@@ -24,14 +24,13 @@ def digest(domain: Domain, *fields: Field) -> bytes:
     A field is prefixed by its length in bytes (uint32, little-endian); text is UTF-8, an integer its decimal
     text. Raises TypeError on any other type (a float has no canonical form).
     """
-    h = hashlib.sha256(domain.encode())
+    parts = [domain.encode()]
     for field in fields:
-        if isinstance(field, bool) or not isinstance(field, bytes | str | int):
+        if type(field) not in _FIELDS and (isinstance(field, bool) or not isinstance(field, bytes | str | int)):
             raise TypeError(f"a randomness field must be bytes, str or int, got {type(field).__name__}")
         raw = field if isinstance(field, bytes) else str(field).encode()
-        h.update(struct.pack("<I", len(raw)))
-        h.update(raw)
-    return h.digest()
+        parts += len(raw).to_bytes(4, "little"), raw
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def seed(domain: Domain, *fields: Field) -> int:

@@ -41,7 +41,7 @@ from rlswarm_jax.grpo.learner import TrainState, state_hash
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.qwen import Params
-from rlswarm_jax.records.envelope import open_envelope, seal
+from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
 from rlswarm_jax.records.shelf import Slot
 from rlswarm_jax.swarm.virtual import VirtualNetwork
 from rlswarm_jax.swarm.waiting import Company, Standing, quorum_time, stage_end, still_to_speak
@@ -181,8 +181,8 @@ class Simulation:
         at, what, index, *rest = event
         node = self.nodes[index]
         if what == _DELIVER:
-            _, raw = rest
-            if signed := node.inbox.offer(raw, node.state.round):
+            _, said = rest
+            if signed := node.inbox.offer(_raw(said), node.state.round):
                 record = signed.record
                 node.arrived[record.author, record.round, record.stage] = at
                 if record.author in self._authors:
@@ -308,8 +308,9 @@ class Simulation:
         self._complete(node, inbox.take(effect.round, effect.stage, registered), at)
 
     def _send(self, sender: int, raw: bytes, at: float) -> None:
-        for receiver, arrival in self._network.arrivals(sender, open_envelope(raw).hash, at).items():
-            heapq.heappush(self._events, (arrival, _DELIVER, receiver, sender, raw))
+        signed = open_envelope(raw)  # once: what is on its way is held
+        for receiver, arrival in self._network.arrivals(sender, signed.hash, at).items():
+            heapq.heappush(self._events, (arrival, _DELIVER, receiver, sender, signed))
 
     def _join(self, node: _Node) -> None:
         latest = {author: r for author, r in node.inbox.latest_rounds().items() if author in self._authors}
@@ -354,7 +355,7 @@ class Simulation:
 
     def _saved(self, number: int, boundaries: Sequence[_Boundary]) -> _Saved:
         nodes = [node.save(b.state, b.at, node.inbox.save()) for node, b in zip(self.nodes, boundaries, strict=True)]
-        deliveries = [(e[0], e[2], e[3], e[4]) for e in sorted(self._events) if e[1] == _DELIVER]
+        deliveries = [(e[0], e[2], e[3], _raw(e[4])) for e in sorted(self._events) if e[1] == _DELIVER]
         chain = self._chain.save() if self._chain else b""
         arrived, standings = [node.arrived for node in self.nodes], [node.company.standings for node in self.nodes]
         offsets = self._journal.offset, self._metrics_offset()
@@ -378,7 +379,8 @@ class Simulation:
         if self._chain:
             self._chain.restore(saved.chain)
         for at, receiver, sender, raw in saved.deliveries:
-            heapq.heappush(self._events, (at, _DELIVER, receiver, sender, raw))
+            said = raw if sender < 0 else open_envelope(raw)
+            heapq.heappush(self._events, (at, _DELIVER, receiver, sender, said))
         for node, kept, arrived, standings in zip(self.nodes, saved.nodes, saved.arrived, saved.standings, strict=True):
             node.restore(kept)
             node.arrived, node.company.standings = arrived, standings
@@ -415,3 +417,8 @@ class Simulation:
             self._join(node)
             self._cross(node, played, at)
             self._begin(node, at)
+
+
+def _raw(said: SignedRecord | bytes) -> bytes:
+    """What travels: a node's record, which is opened once for all whom it reaches, or bytes of anyone's making."""
+    return said.raw if isinstance(said, SignedRecord) else said

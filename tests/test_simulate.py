@@ -1,5 +1,6 @@
 """What is true of a simulated swarm, whatever its nodes learn."""
 
+import dataclasses
 import itertools
 import shutil
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ import pytest
 from benchmarks.poison import hostile_record
 from configs import common
 from rlswarm_jax import assets, identity, qwen, tasks
+from rlswarm_jax.adversaries import STRATEGIES
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.engine import Engine, EngineConfig
 from rlswarm_jax.game.effects import Publish, decode_result
 from rlswarm_jax.game.player import RoundReport
 from rlswarm_jax.game.prompts import FORMATS
+from rlswarm_jax.game.readings import Readings
 from rlswarm_jax.game.round import Game
 from rlswarm_jax.grpo import learner
 from rlswarm_jax.journal import Journal
@@ -97,12 +100,16 @@ class World:
         ]
 
     def simulation(
-        self, path, *, nodes=NODES, rounds=ROUNDS, exact=False, seed=0, timing=None, checkpoints=None, **network
+        self, path, *, nodes=NODES, rounds=ROUNDS, exact=False, seed=0, timing=None, checkpoints=None, own=(), **network
     ) -> "Played":
+        """own: fields of some nodes' games, by node."""
         reports: list[RoundReport] = []
         journal = Journal(path)
         simulation = Simulation(
-            self.games(nodes, seed, rounds),
+            [
+                dataclasses.replace(game, **dict(own).get(i, {}))
+                for i, game in enumerate(self.games(nodes, seed, rounds))
+            ],
             [identity.simulated(seed, node) for node in range(nodes)],
             self.engine(nodes, exact),
             VirtualNetwork(seed, nodes, **network),
@@ -304,6 +311,29 @@ def test_hostile_bytes_change_nothing_and_are_counted(world, paths):
     assert sum(attacked.metrics(0, "records/rejected/bad signature")) == 1
     # a validly signed copy of another's rollouts: a record, but its problems are not its author's
     assert sum(attacked.metrics(0, "groups/unused/foreign problem")) == LOCAL
+
+
+@pytest.mark.parametrize("records", [2, 64])
+def test_nodes_that_share_what_was_read_end_with_the_bits_of_those_that_do_not(world, paths, records):
+    """Also when it is forgotten before all have read it."""
+    alone = world.simulation(next(paths), loss=0.2).run()
+    shared = Readings(records)
+    together = world.simulation(next(paths), loss=0.2, own={n: {"readings": shared} for n in range(NODES)}).run()
+    assert together.reports == alone.reports and sum(alone.metrics(0, "groups/external")) > 0
+    assert all(equal(together.weights(node), alone.weights(node)) for node in range(NODES))
+
+
+@pytest.mark.parametrize("name", ["wrong", "copy", "spam"])
+def test_honest_nodes_learn_nothing_false_from_one_that_means_ill(world, paths, name):
+    played = world.simulation(next(paths), own={2: {"strategy": STRATEGIES[name]}}).run()
+    authors = [node.game.author.hex() for node in played.simulation.nodes]
+    for node in (0, 1):
+        assert played.metrics(node, f"received_from/{authors[2]}") == [1.0] * ROUNDS
+        assert sum(played.metrics(node, f"learned_from/{authors[1 - node]}")) > 0
+        taught = sum(played.metrics(node, f"learned_from/{authors[2]}"))
+        assert taught == 0 if name != "copy" else taught < ROUNDS * LOCAL
+    # in its records, what it said; in its weights, what it did sample
+    assert sum(played.metrics(2, "learn/updates")) > 0 and sum(played.metrics(2, "groups/local")) > 0
 
 
 @pytest.mark.parametrize("keys", [1, 8])

@@ -93,10 +93,11 @@ def play_round(game: Game, state: NodeState) -> Round:
         own += played
         if slow := _slow(game, played):
             yield Verify(list(slow), list(slow.values()))
-        record = _make_record(game, state, stage, tag(chain), played)
+        told = played if game.strategy is None else game.strategy(game, played, state.pool)
+        record = _make_record(game, state, stage, tag(chain), told)
         yield Publish(record)
         published.append(schema.content_hash(schema.encode(record)))
-        sheets[published[-1]] = turns.to_sheet(game, game.author, round_, stage, played, chain)
+        sheets[published[-1]] = turns.to_sheet(game, game.author, round_, stage, told, chain)
 
         heard = yield Gather(round_, stage)
         arrived += heard

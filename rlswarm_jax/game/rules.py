@@ -1,10 +1,14 @@
 """What the nodes of a swarm have agreed on, and what follows from it for a round."""
 
 import dataclasses
+import functools
 import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game.prompts import PromptFormat
+from rlswarm_jax.game.readings import Readings
 from rlswarm_jax.game.rewards import PAY_VERSION, Rewards
 from rlswarm_jax.game.stages import Reading, Seat
 from rlswarm_jax.qwen.tokenizer import Tokenizer
@@ -22,6 +26,12 @@ from rlswarm_jax.records.agreement import (
 from rlswarm_jax.records.schema import ANSWER, STAGES
 from rlswarm_jax.tasks import Mixture, Problem
 
+if TYPE_CHECKING:
+    from rlswarm_jax.game.turns import Turn
+    from rlswarm_jax.records.pool import Pool
+
+# a node's game, the turns of a stage as it played them, and what it holds of peers -> the turns that it says instead
+Strategy = Callable[["Game", "Sequence[Turn]", "Pool"], "list[Turn]"]
 SHARED = b"shared"  # the author of problems that all nodes have
 MAX_TASKS = 24  # that the rules name; of more, they say what all of them hash to
 
@@ -54,7 +64,7 @@ class Rules:
     contract: str | None = None
     chain_id: int = 0
 
-    @property
+    @functools.cached_property
     def dialect(self) -> str:
         """What a record calls its prompts: nodes whose games show different things do not understand each other."""
         rules = f"{self.local_groups} {self.shared} {self.shown} {self.critics} {self.show_votes}"
@@ -123,7 +133,8 @@ class Game(Rules):
     group is old when it is. choose: which of them are taken first (`records.teachers.WORTH`).
     weights: of the stages' samples in the loss. max_prompt_tokens: that this node's model reads; where others have
     written more, it leaves the problem out. chain_every: rounds after which the chain is heard, and committed to (0:
-    there is none). state_hash: of the train state that it begins with.
+    there is none). state_hash: of the train state that it begins with. readings: of records, kept for all nodes of this
+    process that play by the same rules; None where there is but one. strategy: of a node that means ill.
     """
 
     author: bytes
@@ -145,12 +156,19 @@ class Game(Rules):
     max_prompt_tokens: int = 2**31
     chain_every: int = 0
     state_hash: bytes = b""
+    readings: Readings | None = dataclasses.field(default=None, compare=False, repr=False)
+    strategy: Strategy | None = None
 
     @property
     def terms(self) -> dict[str, str]:
         """And what binds only nodes that have the same tokenizer: what ends a completion is one of its ids."""
         ends = " ".join(map(str, sorted(self.eos_token_ids)))
         return super().terms | {TOKENIZER: self.tokenizer_fingerprint, END_TOKENS: ends}
+
+    @functools.cached_property
+    def eyes(self) -> tuple:
+        """What, of a node's own, decides how it reads records."""
+        return self.seed, self.tokenizer_fingerprint, self.eos_token_ids, self.max_new_tokens, self.max_prompt_tokens
 
     @property
     def agreement(self) -> bytes:

@@ -55,6 +55,8 @@ class Turn:
     chain: bytes = b""
 
 
+Read = tuple[dict[int, Turn], dict[int, str], Sheet]  # as `read_record` has it, and what the record says to others
+
 # --- own turns
 
 
@@ -135,16 +137,30 @@ def read_records(
     turns: list[Turn] = []
     waiting, unused = [], collections.Counter[str]()
     for signed in sorted(records, key=in_time):
-        found, causes = read_record(game, sheets, signed, beacons)
+        found, causes, sheet = _read(game, sheets, signed, beacons)
         flaws = collections.Counter(causes.values())
         if flaws.keys() & {"unknown parent", "unknown beacon"} and not last:  # it may come
             waiting.append(signed)
             continue
         turns += found.values()
         unused += flaws
-        at = (signed.record.author, signed.record.round, signed.record.stage)
-        sheets[signed.hash] = to_sheet(game, *at, found.values(), beacons.get(signed.record.beacon, b""))
+        sheets[signed.hash] = sheet
     return turns, waiting, unused
+
+
+def _read(game: Game, sheets: Sheets, signed: SignedRecord, beacons: Mapping[bytes, bytes]) -> Read:
+    """As `read_record`, and what the record says to others; not again where somebody here has read it as this node."""
+
+    def anew() -> Read:
+        found, flaws = read_record(game, sheets, signed, beacons)
+        at = (record.author, record.round, record.stage)
+        return found, flaws, to_sheet(game, *at, found.values(), beacons.get(record.beacon, b""))
+
+    record = signed.record
+    if game.readings is None:
+        return anew()
+    parents = [sheets.get(parent) for group in record.groups for parent in group.parents]
+    return game.readings.of((signed.hash, beacons.get(record.beacon), *game.eyes), parents, anew)
 
 
 def read_record(

@@ -1,7 +1,7 @@
 """Signing records and checking what arrives."""
 
 import dataclasses
-import functools
+import weakref
 
 import msgspec
 
@@ -13,13 +13,17 @@ _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 MAX_ENVELOPE_BYTES = schema.MAX_RECORD_BYTES + 128
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class SignedRecord:
-    """A record whose form, bounds and signature were checked. `raw` are the bytes that travel."""
+    """A record whose form, bounds and signature were checked. `raw`, from which all follows, travels."""
 
     raw: bytes
-    hash: bytes
-    record: Record
+    hash: bytes = dataclasses.field(compare=False)
+    record: Record = dataclasses.field(compare=False)
+
+
+# pure, so the same bytes are opened once for as long as anybody in this process holds what they say
+_opened: "weakref.WeakValueDictionary[bytes, SignedRecord]" = weakref.WeakValueDictionary()
 
 
 def seal(record: Record, identity: Identity) -> bytes:
@@ -28,9 +32,15 @@ def seal(record: Record, identity: Identity) -> bytes:
     return msgspec.msgpack.encode(Envelope(payload, identity.sign(payload)))
 
 
-@functools.lru_cache(maxsize=128)  # pure: in a simulation every node opens the same bytes
 def open_envelope(raw: bytes) -> SignedRecord:
     """Decodes, bounds and verifies. Raises RecordError("undecodable" | "not canonical" | "bad signature")."""
+    known = _opened.get(raw)
+    if known is None:
+        known = _opened[raw] = _open(raw)
+    return known
+
+
+def _open(raw: bytes) -> SignedRecord:
     if len(raw) > MAX_ENVELOPE_BYTES:
         raise RecordError("undecodable", f"{len(raw)} bytes, at most {MAX_ENVELOPE_BYTES} are read")
     try:

@@ -10,11 +10,13 @@ import ml_collections
 from rich.console import Console
 
 from rlswarm_jax import assets, compilation, parallel, qwen, tasks
+from rlswarm_jax.adversaries import STRATEGIES
 from rlswarm_jax.engine import Engine, EngineConfig
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.game.prompts import PromptFormat, choose_format
+from rlswarm_jax.game.readings import Readings
 from rlswarm_jax.game.rewards import Rewards
-from rlswarm_jax.game.rules import Game
+from rlswarm_jax.game.rules import Game, Strategy
 from rlswarm_jax.grpo.learner import Learner, LearnerConfig, TrainState, first_adapter, state_hash
 from rlswarm_jax.grpo.objective import resolved
 from rlswarm_jax.identity import Identity
@@ -29,6 +31,7 @@ from rlswarm_jax.running.arguments import check
 from rlswarm_jax.tasks.verifier import Verifier, VerifierError
 
 Made = TypeVar("Made")
+READ_RECORDS = 8  # of each node's, whose reading is kept for the others: a round's, and some that came late
 
 EMBEDDED = {"embedded": assets.SPOILED, "embedded:base": assets.BASE}
 # prompt and completion tokens, where the config says 0: of a game of one stage, and of one that shows what others said
@@ -240,4 +243,16 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
     engine = Engine(*parts, programs.jit)
     if config.chain.endpoint != "none":
         game = dataclasses.replace(game, state_hash=state_hash(parallel.fetch(engine.state(0)), engine.base))
-    return Pieces([dataclasses.replace(game, author=identity.author) for identity in identities], engine)
+    if len(identities) > 1:
+        game = dataclasses.replace(game, readings=Readings(READ_RECORDS * len(identities)))
+    games = [
+        dataclasses.replace(game, author=identity.author, strategy=strategy(config, node))
+        for node, identity in enumerate(identities)
+    ]
+    return Pieces(games, engine)
+
+
+def strategy(config: ml_collections.ConfigDict, node: int) -> Strategy | None:
+    """Of a node that means ill."""
+    ill = dict(config.simulation.adversaries) if config.driver == "simulate" else {}
+    return STRATEGIES.get(ill.get(node, config.swarm.adversary))

@@ -266,10 +266,14 @@ def play_together(
     heard: Heard = lambda stage, speaker, listener: stage,
     states: Mapping[Identity, NodeState] | None = None,
     chain: Sequence[Moment] = (),
+    own: Mapping[Identity, Mapping[str, Any]] | None = None,
     **fields,
 ) -> dict[Identity, Played]:
-    """One round of some nodes who hear each other, stage by stage. chain: what it says to all of them."""
-    games = {who: three_stages(who, **fields) for who in speakers}
+    """One round of some nodes who hear each other, stage by stage. chain: what it says to all of them.
+
+    own: fields of some nodes' games.
+    """
+    games = {who: three_stages(who, **fields, **(own or {}).get(who, {})) for who in speakers}
     states = states or dict.fromkeys(speakers, NodeState(round=1))
     rounds = {who: play_round(games[who], states[who]) for who in speakers}
     effects, results = ({who: list[Any]() for who in speakers} for _ in range(2))

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from configs import common, quickstart
+from rlswarm_jax.adversaries import STRATEGIES
 from rlswarm_jax.engine import EngineConfig
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo.learner import LearnerConfig
@@ -52,6 +53,17 @@ def test_a_new_setting_arrives_with_a_line_in_the_table_and_one_where_it_is_used
     )
     monkeypatch.setattr(build, kind.__name__, more)
     assert of(config, made).gradient_noise == 0.25
+
+
+def test_each_node_of_a_simulation_has_the_strategy_that_the_config_says():
+    config = quickstart.get_config("simulate")
+    config.simulation.adversaries = ((1, "wrong"), (3, "spam"))
+    found = [build.strategy(config, node) for node in range(4)]
+    assert found == [None, STRATEGIES["wrong"], None, STRATEGIES["spam"]]
+    config.driver = "node"  # a node by itself: they are about others
+    assert build.strategy(config, 1) is None
+    config.swarm.adversary = "copy"
+    assert build.strategy(config, 0) is STRATEGIES["copy"]
 
 
 def test_no_setting_of_sampling_and_learning_gets_lost():
