@@ -35,8 +35,8 @@ ADAPTIVE = split(GROUPS) | {"swarm.fill": True, "swarm.choose": "useful"}
 EPOCHS = {"learn.loss": "grpo", "learn.updates_per_round": 4}
 CONTROLS = {
     # a node alone that draws as many problems as a swarm of eight at 4-4 does, until eight of them teach something
-    "alone-redrawn": split(8) | {"game.redraws": 3},
-    "alone-32": split(8) | {"swarm.local_groups": 32},
+    "alone-redrawn": split(8) | {"game.redraws": 3, "swarm.nodes": 4},
+    "alone-32": split(8) | {"swarm.local_groups": 32, "swarm.nodes": 4},
     "8-0-unfiltered": split(8) | {"swarm.flat": True},
     "4-4-unfiltered": split(4) | {"swarm.flat": True},
     "8-0-epochs": split(8) | EPOCHS,
@@ -77,7 +77,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.swarm.nodes, config.game.stages = 8, 1
     config.swarm.local_groups = config.swarm.external_groups = GROUPS // 2
     config.chain.endpoint = "none"
-    config.learn.learning_rate = 1e-4
+    config.learn.learning_rate = 2e-4
     config.rounds, config.evaluation.every, config.checkpoint_every = 300, 50, 100
     config.wandb.mode = "disabled"
     common.apply(config, variant, smoke, tune)
