@@ -61,6 +61,13 @@ STALENESS = {
     for rounds in (0, 1, 4, 16)
     if (correction, rounds) != ("reencode", 0)  # that is 4-4
 }
+# of eight nodes, the last one or two; what they do is in rlswarm_jax/adversaries
+ILL = {
+    f"{name}-{strategy}-{count}": point | {"simulation.adversaries": [[7 - n, strategy] for n in range(count)]}
+    for name, point in ((HALF, split(4)), ("adaptive", ADAPTIVE))
+    for strategy in ("wrong", "copy", "spam")
+    for count in (1, 2)
+}
 
 
 def smoke(config: ml_collections.ConfigDict) -> None:
@@ -91,7 +98,7 @@ def get_sweep(variant: str = "") -> Sweep:
         points = {f"{own}-{GROUPS - own}-{rate:g}": split(own, **{RATE: rate}) for own in (8, 4) for rate in RATES}
         return Sweep(points, seeds=TUNING_SEEDS)
     points = {f"{own}-{GROUPS - own}": split(own) for own in range(GROUPS, 0, -1)}
-    points |= CONTROLS | VARIANTS | STALENESS
+    points |= CONTROLS | VARIANTS | STALENESS | ILL
     points |= {f"{own}-{GROUPS - own}-long": split(own) | LONG for own in (8, 6, 4, 2)} | {
         "adaptive-long": ADAPTIVE | LONG
     }

@@ -46,6 +46,10 @@ def configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Confi
     return found
 
 
+def command(directory: Path) -> list[str]:
+    return [sys.executable, "-m", "rlswarm_jax.running.alone", str(directory)]
+
+
 @contextmanager
 def beside(
     config: ml_collections.ConfigDict, workdir: Path, environment: Mapping[str, str]
@@ -58,10 +62,14 @@ def beside(
     for kind, own in configs(config).items():
         (directory / kind).mkdir(parents=True, exist_ok=True)
         write_whole(directory / kind / CONFIG_FILE, json.dumps(json.loads(own.to_json_best_effort()), indent=2) + "\n")
-    command = [sys.executable, "-m", "rlswarm_jax.running.alone", str(directory)]
     with (directory / launch.LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+            command(directory),
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         yield lambda: process.poll() is not None
