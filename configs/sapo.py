@@ -61,6 +61,13 @@ STALENESS = {
     for rounds in (0, 1, 4, 16)
     if (correction, rounds) != ("reencode", 0)  # that is 4-4
 }
+# six letters backwards, by a model that was taught words of up to five, and gets none of these right
+NEW_TASK = {
+    "model.path": "embedded:base",
+    "tasks": {"six_letters": {"dataset": "spell_backward", "min_word_len": 6, "max_word_len": 6, "weight": 1.0}},
+    "rounds": 200,
+}
+NEW = {"new-8-0": split(8) | NEW_TASK, "new-4-4": split(4) | NEW_TASK, "new-adaptive": ADAPTIVE | NEW_TASK}
 # of eight nodes, the last one or two; what they do is in rlswarm_jax/adversaries
 ILL = {
     f"{name}-{strategy}-{count}": point | {"simulation.adversaries": [[7 - n, strategy] for n in range(count)]}
@@ -76,6 +83,26 @@ def smoke(config: ml_collections.ConfigDict) -> None:
 
 def tune(config: ml_collections.ConfigDict) -> None:
     config.rounds = 200
+
+
+HORIZONS = (100, 200, 300)
+# of docs/does-sharing-help.md: points, the first of which others are compared with, and after how many rounds
+TABLES = {
+    "splits": ([f"{own}-{GROUPS - own}" for own in range(GROUPS, 0, -1)], HORIZONS),
+    "controls": ([ALONE, HALF, *CONTROLS], HORIZONS),
+    "variants": ([HALF, *VARIANTS], HORIZONS),
+    "staleness": ([HALF, *STALENESS], HORIZONS),
+    "ill": ([ALONE, HALF, "adaptive", *ILL], HORIZONS),
+    "new": ([*NEW], (100, 200)),
+    "long": ([f"{own}-{GROUPS - own}-long" for own in (8, 6, 4, 2)] + ["adaptive-long"], (300, 1000)),
+}
+CLAIMS = (  # what, a point, the one that it is to be better than, after how many rounds
+    ("Nodes that learn half of it from each other are ahead of nodes alone", HALF, ALONE, 100),
+    ("They still are when both have had three times as long", HALF, ALONE, 300),
+    ("They are ahead of a node alone that may sample as much as all of them together", HALF, "alone-redrawn", 300),
+    ("Filling the places of dead groups with peers' beats the half-and-half split", "adaptive", HALF, 300),
+    ("A skill that no node had is found sooner together", "new-4-4", "new-8-0", 200),
+)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -98,7 +125,7 @@ def get_sweep(variant: str = "") -> Sweep:
         points = {f"{own}-{GROUPS - own}-{rate:g}": split(own, **{RATE: rate}) for own in (8, 4) for rate in RATES}
         return Sweep(points, seeds=TUNING_SEEDS)
     points = {f"{own}-{GROUPS - own}": split(own) for own in range(GROUPS, 0, -1)}
-    points |= CONTROLS | VARIANTS | STALENESS | ILL
+    points |= CONTROLS | VARIANTS | STALENESS | ILL | NEW
     points |= {f"{own}-{GROUPS - own}-long": split(own) | LONG for own in (8, 6, 4, 2)} | {
         "adaptive-long": ADAPTIVE | LONG
     }

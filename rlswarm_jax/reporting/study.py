@@ -1,0 +1,88 @@
+"""What a study of configs/NAME.py came to, in the documents: tables of its points, and what may be claimed."""
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.reporting import statistics
+from rlswarm_jax.reporting.comparison import cumulative, held_out
+from rlswarm_jax.reporting.figures import Block
+from rlswarm_jax.reporting.outcomes import Outcome, Outcomes, by_point
+from rlswarm_jax.reporting.results import MISSING, mean_sd
+from rlswarm_jax.reporting.statistics import Paired
+
+ENOUGH = 4  # seeds, of fewer of which nothing is claimed
+
+
+def study_block(name: str, table: str, found: Outcomes) -> Block:
+    """A table of the points that configs/NAME.py has under TABLES[table], each against the first of them.
+
+    Raises UsageError where it has no such table.
+    """
+    tables = importlib.import_module(f"configs.{name}").TABLES
+    if table not in tables:
+        raise UsageError(f"unknown block {name}/{table}; expected one of {', '.join(tables)}, or claims.")
+    points, horizons = tables[table]
+    runs = {point: own for point, own in by_point(found).items() if point in points}
+    runs = {point: runs[point] for point in points if point in runs}
+    header = ["point", "seeds", *(f"held out, {at} rounds" for at in horizons), "less the first", "reward, all rounds"]
+    rows = [[*header, "less the first", "sampled", "learned from"]]
+    first = runs.get(points[0], [])
+    for point, own in runs.items():
+        cells = [_spread([held_out(run, at) for run in own]) for at in horizons]
+        cells += [_against(own, first, held_out) if point != points[0] else ""]
+        cells += [_spread([cumulative(run) for run in own])]
+        cells += [_against(own, first, cumulative) if point != points[0] else ""]
+        learned = [(run.trained_local + run.trained_external) / run.nodes for run in own]
+        cells += [f"{sum(run.generated / run.nodes for run in own) / len(own):,.0f}"]
+        rows.append([point, str(len(own)), *cells, f"{sum(learned) / len(own):,.0f}"])
+    missing = [point for point in points if point not in runs]
+    note = (
+        "Held out: accuracy on 512 problems, %, mean over nodes; mean ± sd over seeds. Less the first: by seed, mean "
+        f"and {statistics.LEVEL:.0%} BCa bootstrap interval. Sampled, learned from: completions a node, all rounds."
+    )
+    note += f" Not run yet: {', '.join(missing)}." if missing else ""
+    used = [run for own in runs.values() for run in own]
+    machines, commits = (", ".join(dict.fromkeys(of)) for of in ([r.hardware for r in used], [r.commit for r in used]))
+    return Block(rows, f"{note} {machines}; commit {commits}." if used else note, [])
+
+
+def claims(name: str, found: Outcomes) -> list[str]:
+    """A sentence for each comparison that configs/NAME.py has under CLAIMS, as far as there are seeds enough."""
+    points, said = by_point(found), list[str]()
+    for what, point, other, horizon in importlib.import_module(f"configs.{name}").CLAIMS:
+        difference = compared(points, point, other, horizon)
+        if difference is None or difference.n < ENOUGH:
+            said.append(f"**{what}:** not measured enough yet.")
+            continue
+        verdict = "holds" if difference.low > 0 else "the opposite holds" if difference.high < 0 else "cannot be told"
+        ours, theirs = (_spread([held_out(run, horizon) for run in points[p]]) for p in (point, other))
+        said.append(
+            f"**{what}: {verdict}.** After {horizon} rounds {ours} % held out ({point}) against {theirs} % ({other}): "
+            f"{_interval(difference)} points, {difference.n} seeds."
+        )
+    return said
+
+
+def compared(points: Mapping[str, Sequence[Outcome]], point: str, other: str, horizon: int | None) -> Paired | None:
+    """How much more accurate one is by seed; None where no seed has both."""
+    ours, theirs = ({run.seed: held_out(run, horizon) for run in points.get(p, ())} for p in (point, other))
+    seeds = [s for s in ours.keys() & theirs.keys() if not math.isnan(ours[s] - theirs[s])]
+    return statistics.paired([ours[s] - theirs[s] for s in sorted(seeds)]) if seeds else None
+
+
+def _against(runs: Sequence[Outcome], first: Sequence[Outcome], of) -> str:
+    ours, theirs = ({run.seed: of(run) for run in own} for own in (runs, first))
+    seeds = sorted(ours.keys() & theirs.keys())
+    return _interval(statistics.paired([ours[s] - theirs[s] for s in seeds])) if seeds else MISSING
+
+
+def _interval(found: Paired) -> str:
+    between = f" ({found.low:+.1f} to {found.high:+.1f})" if not math.isnan(found.low) else ""
+    return f"{found.mean:+.1f}{between}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    return mean_sd(known, ".1f") if known else MISSING
