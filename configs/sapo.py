@@ -65,7 +65,9 @@ STALENESS = {
 NEW_TASK = {
     "model.path": "embedded:base",
     "tasks": {"six_letters": {"dataset": "spell_backward", "min_word_len": 6, "max_word_len": 6, "weight": 1.0}},
+    "sampling.temperature": 1.5,  # at 1 nothing right is ever found by one node in 200 rounds
     "rounds": 200,
+    "evaluation.every": 25,
 }
 NEW = {"new-8-0": split(8) | NEW_TASK, "new-4-4": split(4) | NEW_TASK, "new-adaptive": ADAPTIVE | NEW_TASK}
 # of eight nodes, the last one or two; what they do is in rlswarm_jax/adversaries

@@ -17,7 +17,7 @@ import msgspec
 
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.files import SUMMARY_FILE
-from rlswarm_jax.reporting import results
+from rlswarm_jax.reporting import outcomes, results
 from rlswarm_jax.reporting.blocks import markdown_table
 from rlswarm_jax.reporting.figures import (
     BLOCKS_OF_THEIR_OWN,
@@ -36,6 +36,7 @@ from rlswarm_jax.reporting.figures import (
     runs_block,
     warmstart_block,
 )
+from rlswarm_jax.reporting.study import claims, study_block
 
 OPEN, CLOSE = "<!-- rendered: ", "<!-- /rendered -->"
 MARKDOWN_BLOCK = re.compile(f"({OPEN}(\\S+) -->\n).*?({CLOSE})", re.DOTALL)
@@ -63,6 +64,9 @@ def find_block(root: Path, name: str) -> Block:
         if not paths:
             raise NotMeasured("results/benchmarks/*.jsonl")
         return benchmarks_block([b for path in paths for b in _read(path, list[Benchmark])])
+    study, _, table = name.partition("/")
+    if table and (root / "configs" / f"{study}.py").exists():
+        return study_block(study, table, _study(root, study))
     if not (root / "configs" / f"{name}.py").exists():
         raise UsageError(f"unknown block {name!r}; expected warmstart, gas, benchmarks, or NAME of configs/NAME.py.")
     if "evaluations" in _read(path, dict[str, Any]):
@@ -112,13 +116,25 @@ def why_lines(root: Path) -> list[str]:
     ]
 
 
+def claim_lines(root: Path, name: str) -> list[str]:
+    return claims(name, _study(root, name))
+
+
+def _study(root: Path, name: str) -> outcomes.Outcomes:
+    path = root / "results" / f"{name}.json"
+    if not path.exists():
+        raise NotMeasured(str(path.relative_to(root)))
+    return outcomes.read(path)
+
+
 def fill_markdown(text: str, root: Path) -> str:
     """The text with all its blocks as the results have them."""
 
     def fill(match: re.Match) -> str:
         try:
-            if match[2] == "why":
-                body = "".join(f"- {line}\n" for line in why_lines(root))
+            if match[2] == "why" or match[2].endswith("/claims"):
+                lines = why_lines(root) if match[2] == "why" else claim_lines(root, match[2].removesuffix("/claims"))
+                body = "".join(f"- {line}\n" for line in lines)
             elif match[2].endswith("/line"):
                 body = f"{'; '.join(find_block(root, match[2].removesuffix('/line')).lines)}.\n"
             else:

@@ -137,7 +137,7 @@ def state(config: ml_collections.ConfigDict, workdir: Path) -> tuple[str, str | 
         return "new", None
     wanted = json.loads(config.to_json_best_effort())
     differs = first_difference(_brought_up_to_date(earlier, wanted, say=lambda sentence: None), wanted)
-    return "finished" if _status(workdir) == "finished" else "begun", differs
+    return "finished" if status(workdir) == "finished" else "begun", differs
 
 
 def in_use(workdir: Path) -> bool:
