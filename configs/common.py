@@ -249,6 +249,10 @@ FIELDS = {
     "profile.rounds": Field((), ROUNDS, "(10, 12): trace 10 and 11 of the first node, for TensorBoard or XProf"),
     "wandb.mode": Field("auto", one_of("auto", "online", "offline", "disabled"), "auto: online where one is logged in"),
     "wandb.project": Field("rlswarm_jax", PROJECT, "there"),
+    "wandb.group": Field(
+        "", text(0, 128), "there, of a sweep: group, tags and seed give a run its id; '': name and seed"
+    ),
+    "wandb.tags": Field((), each(text(1, 64)), "there"),
 }
 
 

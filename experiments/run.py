@@ -18,28 +18,8 @@ still writes the report; the same command with --resume goes on. A simulation th
 had never been stopped; live nodes join the round in which the others are.
 """
 
-import importlib
-import os
-
-from rlswarm_jax.running.arguments import Arguments, check, main
-
-DRIVERS = {"live": "live", "node": "node", "simulate": "simulated"}
-
-
-def run(arguments: Arguments) -> int:
-    if arguments.plan:
-        check(arguments.config)
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        return importlib.import_module("rlswarm_jax.running.plan").run(arguments.config, arguments.memory)
-    print(f"run folder: {arguments.workdir}", flush=True)
-    config = arguments.config
-    check(config)
-    driver = DRIVERS[config.driver]
-    if driver == "node" and config.devices.processes != 1:
-        driver = "processes"  # which it is, together
-    # only now: what a driver needs (jax and its friends) can take seconds
-    return importlib.import_module(f"rlswarm_jax.running.{driver}").run(arguments)
-
+from rlswarm_jax.running.arguments import main
+from rlswarm_jax.running.start import run
 
 if __name__ == "__main__":
     main(run, __doc__)

@@ -123,6 +123,8 @@ def environment(
     Raises LaunchError if the device cannot be had.
     """
     result = dict(base) | {"PYTHONUNBUFFERED": "1"}
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID") if index else ():  # of a run that an agent started, which is one
+        result.pop(name, None)
     if devices == "cpu":
         own = {} if base.keys() & {"PJRT_NPROC", "NPROC"} else {"PJRT_NPROC": str(max(1, _cores() // nodes))}
         return result | own | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -228,8 +230,8 @@ class Launcher:
         """What ended since the last call; also restarts what is due. Never blocks: call it a few times a second."""
         exits = []
         for child in self._children:
-            if child.process and (code := _reap(child.process)) is not None:
-                exits.append(self._note(child, code, _reason(child, code)))
+            if child.process and (code := reap(child.process)) is not None:
+                exits.append(self._note(child, code, reason(child.member.folder / LOG_FILE, child.log_offset, code)))
             elif child.state == "restarting" and time.monotonic() >= child.restart_at:
                 try:
                     self._spawn(child)
@@ -244,7 +246,7 @@ class Launcher:
         try:
             for child in self._children:
                 if child.process:  # its life line stays whole: one request to stop is enough
-                    _send(os.kill, child.process.pid, signal.SIGTERM)
+                    send(os.kill, child.process.pid, signal.SIGTERM)
                 elif child.state == "restarting":
                     child.state = "stopped"
             exits += self.poll()
@@ -254,7 +256,7 @@ class Launcher:
         finally:  # also where a second Ctrl-C ends the waiting
             for child in self._children:
                 if child.process:
-                    _send(os.killpg, child.process.pid, signal.SIGKILL)
+                    send(os.killpg, child.process.pid, signal.SIGKILL)
                     code = child.process.wait()
                     exits.append(self._note(child, code, f"killed: it did not stop within {self._stop_seconds:g} s"))
         return exits
@@ -287,7 +289,7 @@ class Launcher:
         return Exit(child.member, code, child.state == "restarting", reason)
 
 
-def _reap(process: subprocess.Popen[bytes]) -> int | None:
+def reap(process: subprocess.Popen[bytes]) -> int | None:
     """The exit code of a process that has ended, whose group is killed with it; None while it lives."""
     if process.returncode is None and hasattr(os, "waitid"):
         # looks without reaping: until it is reaped its id, which is also its group's, is given to nobody else
@@ -296,26 +298,34 @@ def _reap(process: subprocess.Popen[bytes]) -> int | None:
         ended = process.poll() is not None
     if not ended:
         return None
-    _send(os.killpg, process.pid, signal.SIGKILL)
+    send(os.killpg, process.pid, signal.SIGKILL)
     return process.wait()
 
 
-def _send(kill: Callable[[int, int], None], target: int, number: int) -> None:
+def send(kill: Callable[[int, int], None], target: int, number: int) -> None:
+    """A signal by `os.kill` to a process or by `os.killpg` to a group; nothing where it is gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter is macOS for a group of zombies
         kill(target, number)
 
 
-def _reason(child: _Child, code: int) -> str:
+def reason(log: Path, offset: int, code: int) -> str:
+    """Why a process ended, for people. log: that it wrote from `offset` on."""
     if code < 0:
         names = {each.value: each.name for each in signal.Signals}
         return f"killed by {names.get(-code, f'signal {-code}')}"
+    said = last_line(log, offset)
+    return f"ended with code {code}" + (f": {said[:300]}" if said else "")
+
+
+def last_line(log: Path, offset: int = 0) -> str:
+    """Of a log from `offset` on, the last that is not empty."""
     lines: list[str] = []
-    with contextlib.suppress(OSError), (child.member.folder / LOG_FILE).open("rb") as log:
-        log.seek(max(child.log_offset, log.seek(0, os.SEEK_END) - 16384))
-        lines = log.read().decode(errors="replace").splitlines()
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(offset, file.seek(0, os.SEEK_END) - 16384))
+        lines = file.read().decode(errors="replace").splitlines()
     # without control characters: the line may quote a stranger, and people read it in a terminal
     said = ["".join(filter(str.isprintable, line)).strip() for line in lines]
-    return f"ended with code {code}" + next((f": {line[:300]}" for line in reversed(said) if line), "")
+    return next((line for line in reversed(said) if line), "")
 
 
 def follow_parent(on_gone: Callable[[], None], grace: float = 20.0) -> None:
@@ -327,7 +337,7 @@ def follow_parent(on_gone: Callable[[], None], grace: float = 20.0) -> None:
     gone = threading.Event()
 
     def kill_group() -> None:
-        _send(os.killpg, os.getpid(), signal.SIGKILL)  # there is such a group if this process leads one
+        send(os.killpg, os.getpid(), signal.SIGKILL)  # there is such a group if this process leads one
 
     def follow() -> None:
         while os.read(0, 4096):

@@ -6,6 +6,7 @@ Names have one schema, `group/name`; docs/metrics.md has each with its unit and 
 import json
 import netrc
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,12 +42,16 @@ class MetricsLog:
         group: str,
         config: dict[str, Any],
         name: str | None = None,
+        tags: Sequence[str] = (),
+        run_id: str | None = None,
     ) -> str:
         """Mirrors rows to wandb, those that are there already too; returns the mode in force, in words.
 
         "auto": as WANDB_MODE and WANDB_DISABLED say; else online where the user is logged in, unless wandb's own
         settings files (`wandb offline`) say otherwise. The run does not depend on wandb: what keeps it from starting
         is part of the answer.
+
+        run_id: there; a run that goes on takes the place of what was there under it. None: a new one.
         """
         chosen = _from_environment() if mode == "auto" else mode
         if chosen is None and not _logged_in():
@@ -55,9 +60,8 @@ class MetricsLog:
             return chosen
         import wandb  # seconds of import: only where it is used
 
-        options: dict[str, Any] = dict(
-            dir=str(workdir), project=project, group=group, name=name or workdir.name, config=config
-        )
+        named = dict(project=project, group=group, name=name or workdir.name, tags=tuple(tags), id=run_id)
+        options: dict[str, Any] = dict(dir=str(workdir), config=config, **named)
         # online comes first, and offline if the service is out of reach
         for attempt in dict.fromkeys((chosen, "offline")):
             try:

@@ -26,15 +26,17 @@ from unittest import mock
 
 import ml_collections
 import numpy as np
+import yaml
 from packaging.requirements import Requirement
 
 from configs import quickstart
+from experiments import sweep as sweep_command
 from rlswarm_jax import assets, qwen
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.qwen.verdict import Replay
 from rlswarm_jax.records.schema import ANSWER
 from rlswarm_jax.running import arguments as cli
-from rlswarm_jax.running import build
+from rlswarm_jax.running import build, sweep
 from rlswarm_jax.tasks import make_mixture
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +49,7 @@ FILLED = {  # what a page leaves open, and what a reader may put there
     r"\bNAME\b": "decode",
     r"\b(DIR|PATH)\b": "here",
     r"\b(N|K)\b": "1",
+    r"\$SLURM_ARRAY_TASK_ID\b": "0",
     r"\bURL\b": "http://127.0.0.1:8545",
 }
 
@@ -127,6 +130,8 @@ class Page:
                 json.loads(block.text)
             case "toml":
                 tomllib.loads(block.text)
+            case "yaml":
+                self._agents(yaml.safe_load(block.text))
             case "ini":
                 configparser.ConfigParser().read_string(block.text)
             case other:
@@ -168,6 +173,9 @@ class Page:
             packages = json.loads((ROOT / "tests/chain/anvil/package.json").read_text())["dependencies"]
             if words[1] != "install" or not all(any(one.startswith(word) for one in packages) for word in words[2:]):
                 raise Wrong(f"{shlex.join(words)}: the tests know {', '.join(packages)}")
+        elif program == "wandb":
+            if importlib.import_module("wandb.cli.cli").cli.get_command(None, words[1]) is None:
+                raise Wrong(f"wandb has no command {words[1]!r}")
         elif program in ("python", "python3") and words[1] == "-m":
             self._module(words[2], words[3:], named)
         else:
@@ -197,10 +205,22 @@ class Page:
         if "    main(run, __doc__" in source:
             if words != ["--help"]:
                 self._experiment(name, words)
+        elif name == "experiments.sweep":
+            self._sweep(words)
         elif "ArgumentParser(" in source or "parse_args(" in source:
             takes(importlib.import_module(found.name).main, f"python -m {name}", words, whole=not named)
         elif words:
             raise Wrong(f"{name} takes no arguments, and gets {words}")
+
+    def _agents(self, told: dict) -> None:
+        """A sweep's of Weights & Biases: what its agent would start takes every value that it lists, or draws from."""
+        wandb = importlib.import_module("wandb.sdk.launch.sweeps.utils")
+        drawn = {name: [*of.get("values", [])] or [of["min"], of["max"]] for name, of in told["parameters"].items()}
+        for values in itertools.product(*drawn.values()):
+            given = {name: {"value": value} for name, value in zip(drawn, values, strict=True)}
+            command = wandb.create_sweep_command(told["command"])
+            place, args = command.index("${args}"), wandb.create_sweep_command_args({"args": given})["args"]
+            self.try_command(["python", *command[1:place], *args, *command[place + 1 :]])
 
     def _is_package(self, name: str) -> bool:
         return bool(importlib.util.find_spec(name).submodule_search_locations)
@@ -214,6 +234,14 @@ class Page:
         cli.check(arguments.config)
         if "devices.process" not in " ".join(words):  # needs others
             described(arguments.config)
+
+    def _sweep(self, words: list[str]) -> None:
+        """Its points are made and checked; nothing is run."""
+        words = [re.sub(r"^(--config=)?(configs/\w+\.py)", self._file, word) for word in words]
+        if words != ["--help"]:
+            own, rest = sweep_command.options(words)
+            if not sweep.plan(rest).chosen(own.points, own.seeds):
+                raise Wrong(f"{shlex.join(words)} has no run")
 
     def _file(self, found: re.Match) -> str:
         at = self._home if found[2] in self._saved else ROOT

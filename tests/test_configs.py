@@ -15,7 +15,7 @@ from rlswarm_jax.errors import UsageError
 from rlswarm_jax.running import arguments as cli
 
 NAMES = sorted(path.stem for path in Path(common.__file__).parent.glob("[a-z]*.py"))
-NAMES = [name for name in NAMES if name not in ("common", "fields")]
+NAMES = [name for name in NAMES if name not in ("common", "fields", "sweeps")]
 TABLES = [(common, common.FIELDS), (tiny, tiny.FIELDS)]
 NUMBERS = [
     (table, name)

@@ -40,16 +40,16 @@ def print_table(table: Table, console: Console, optional: Sequence[str] = ()) ->
     """The same table in a terminal, gains in colour; without columns of `optional` where it is too narrow."""
     header, left_out = list(table[0]), list[str]()
     going = [column for column in optional if column in header]
-    shown, unbounded = _fitted(table, header), console.options.update(max_width=10_000)
+    shown, unbounded = fitted(table, header), console.options.update(max_width=10_000)
     while going and Measurement.get(console, unbounded, shown).minimum > console.width:
         left_out.append(going.pop(0))
-        shown = _fitted(table, [column for column in header if column not in left_out])
+        shown = fitted(table, [column for column in header if column not in left_out])
     console.print(shown)
     if left_out:
         console.print(Text(f"(too narrow for: {', '.join(left_out)})", style="dim"))
 
 
-def _fitted(table: Table, columns: Sequence[str]) -> RichTable:
+def fitted(table: Table, columns: Sequence[str]) -> RichTable:
     """Some columns; names and short cells are never broken, headers between words."""
     header = any(table[0])
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_header=header)

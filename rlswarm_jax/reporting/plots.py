@@ -1,13 +1,14 @@
 """The plots of a run's report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from rlswarm_jax.evaluation import wilson
 from rlswarm_jax.files import aside
 from rlswarm_jax.reporting.results import Run
+from rlswarm_jax.reporting.statistics import mean_interval
 
 STYLE = {"axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlesize": 11, "font.size": 9.5}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888"}
@@ -49,6 +50,25 @@ def _save(figure, axes, path: Path) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5, handlelength=1.4)
     with aside(path) as partial:
         figure.savefig(partial)
+
+
+def plot_bands(
+    curves: Mapping[str, Sequence[Mapping[int, float]]], heading: str, quantity: str, top: float, path: Path
+) -> None:
+    """A line for each name, the mean of its curves (value by round), in a band, the 95 % interval of that mean.
+
+    A round counts where all curves of a name have it.
+    """
+    figure, axes = _axes(heading, quantity, top)
+    for i, (name, own) in enumerate(curves.items()):
+        rounds = sorted(set.intersection(*(set(curve) for curve in own))) if own else []
+        values = [[curve[r] for curve in own] for r in rounds]
+        bands = [mean_interval(found) for found in values]
+        colour, line = _pen(i)
+        low, high = [band[0] for band in bands], [band[1] for band in bands]
+        axes.fill_between(rounds, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(rounds, [fmean(found) for found in values], line, color=colour, linewidth=1.8, label=name)
+    _save(figure, axes, path)
 
 
 def _plot_held_out(run: Run) -> None:

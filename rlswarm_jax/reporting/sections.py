@@ -1,24 +1,19 @@
-"""What a report says of a run, in sections; and of several runs, side by side."""
+"""What a report says of a run, in sections."""
 
-import collections
-import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from configs import common
 from rlswarm_jax.reporting.blocks import Section, Table
 from rlswarm_jax.reporting.ledger import ledger_sections, read_verified
 from rlswarm_jax.reporting.results import (
     MISSING,
-    UNIMPORTANT,
     Run,
     Summary,
     command,
     duration,
-    flatten,
     interval,
     mean,
-    mean_sd,
     percent,
     points,
 )
@@ -205,36 +200,3 @@ def _reproduce(run: Run) -> Section:
     if code and run.summary.status == "stopped":
         code += f" --workdir {shlex.quote(str(run.workdir))} --resume   # goes on where it stopped"
     return Section("Reproduce", " ".join(text), code=code)
-
-
-def comparison(runs: Sequence[Run]) -> list[list[str]]:
-    """Runs side by side, with the config fields they differ in; mean ± sd where only the seed differs."""
-    configs = [{"name": r.summary.name, **flatten(r.summary.config), "seed": r.summary.seed} for r in runs]
-    fields = dict.fromkeys(f for config in configs for f in config if f.split(".")[0] not in UNIMPORTANT)
-    differing = [f for f in fields if len({json.dumps(config.get(f)) for config in configs}) > 1]
-    if set(differing) - {"name", "seed"}:
-        differing = [f for f in differing if f != "name"]
-    families: dict[str, list[Run]] = collections.defaultdict(list)
-    for run, config in zip(runs, configs, strict=True):
-        families[" ".join(f"{f}={config.get(f)}" for f in differing if f != "seed")].append(run)
-    rows = [["run", "settings", "seed", "rounds", "before", "after", "gain", "external", "wall time"]]
-    for settings, members in families.items():
-        gains = []
-        for run in members:
-            summary, before, after = run.summary, run.summary.before, mean(run.after.values())
-            done = f"{min(summary.rounds_done.values(), default=0)} of {summary.rounds}"
-            cells = [percent(before), percent(after), points(before, after)]
-            cells += [percent(summary.external_fraction), duration(summary.wall_seconds)]
-            rows.append([str(run.workdir), settings, str(summary.seed), done, *cells])
-            gains += [100 * (after - before)] if before is not None and after is not None else []
-        if len(gains) > 1:
-            by = differing_by(members)
-            rows.append([f"mean ± sd of {len(gains)}", settings, by, "", "", "", mean_sd(gains), "", ""])
-    return rows if any(row[1] for row in rows[1:]) else [[row[0], *row[2:]] for row in rows]
-
-
-def differing_by(runs: Sequence[Run]) -> str:
-    """What else than their seeds makes runs of the same settings differ."""
-    if not any(run.summary.by_chance for run in runs):
-        return ""
-    return "seeds and chance beacons" if len({run.summary.seed for run in runs}) > 1 else "chance beacons"

@@ -30,7 +30,7 @@ class Arguments:
 
     checkpoint: the folder of a run, for an experiment that looks at one. best: at its best instead of its newest.
     words: what was said of the config. plan: only say what a run would take of a device's memory, and whether that
-    is in `memory`.
+    is in `memory`. file: the config's, and its variant.
     """
 
     config: ml_collections.ConfigDict
@@ -41,6 +41,7 @@ class Arguments:
     best: bool = False
     plan: bool = False
     memory: str = ""
+    file: str = ""
 
 
 def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Arguments:
@@ -76,17 +77,22 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     with config.unlocked():
         for name in complete(config, table):
             print(f"the config has no {name}: its default, {table[name].default!r}, holds", file=sys.stderr)
-        if "config.name" not in _overrides(argv):
+        if "config.name" not in overrides(argv):
             config.name = _name(str(config.get("name", "")), config_flags.get_config_filename(values["config"]))
     _check_name(config.name, table)
-    workdir = Path(values.workdir or Path("runs") / config.name)
+    workdir = Path(values.workdir or Path("runs") / config.name / _of_agent())
     checkpoint = Path(values.checkpoint) if values.checkpoint else None
-    return Arguments(
-        config, workdir, values.resume, checkpoint, _of_config(argv), values.best, values.plan, values.memory
-    )
+    file = config_flags.get_config_filename(values["config"])
+    words = of_config(argv)
+    return Arguments(config, workdir, values.resume, checkpoint, words, values.best, values.plan, values.memory, file)
 
 
-def _of_config(argv: Sequence[str]) -> tuple[str, ...]:
+def _of_agent() -> str:
+    """What a `wandb agent` calls the run that it starts, so that each has a folder of its own; else nothing."""
+    return os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""
+
+
+def of_config(argv: Sequence[str]) -> tuple[str, ...]:
     """The arguments but for those that say where a run writes: with these it can be started anew."""
     words, rest = [], iter(argv)
     for word in rest:
@@ -94,7 +100,7 @@ def _of_config(argv: Sequence[str]) -> tuple[str, ...]:
         if name in ("workdir", "checkpoint"):
             if not value:
                 next(rest, None)
-        elif name not in ("resume", "noresume", "best", "nobest"):
+        elif name not in ("resume", "noresume", "best", "nobest", "config.wandb.group", "config.wandb.tags"):
             words.append(word)
     return tuple(words)
 
@@ -172,7 +178,7 @@ def _say(sentence: str, code: int) -> int:
 # --- what a person needs of the libraries' errors, which quote themselves and end in a traceback's last line
 
 
-def _overrides(argv: Sequence[str]) -> dict[str, str]:
+def overrides(argv: Sequence[str]) -> dict[str, str]:
     """The flags that set a field, by name without dashes."""
     split = (argument.lstrip("-").partition("=") for argument in argv if argument.startswith("-"))
     return {name: value for name, _, value in split if name.startswith(("config.", "noconfig."))}
@@ -181,7 +187,7 @@ def _overrides(argv: Sequence[str]) -> dict[str, str]:
 def _unknown_flag(argv: Sequence[str], table: fields.Fields) -> str | None:
     for argument in argv:
         flag = argument.lstrip("-").partition("=")[0]
-        if not argument.startswith("-") or flag.removeprefix("no") in FLAGS or flag in _overrides([argument]):
+        if not argument.startswith("-") or flag.removeprefix("no") in FLAGS or flag in overrides([argument]):
             continue
         near = [f"--{name}" for name in difflib.get_close_matches(flag, FLAGS, 1)]
         near = near or [f"--config.{name}" for name in fields.nearest(flag, table)]
@@ -191,7 +197,7 @@ def _unknown_flag(argv: Sequence[str], table: fields.Fields) -> str | None:
 
 def _wrong_override(error: Exception, argv: Sequence[str], table: fields.Fields) -> str | None:
     """Of a flag that sets a field which isn't there, or can't be that."""
-    for flag, value in _overrides(argv).items():
+    for flag, value in overrides(argv).items():
         name = flag.partition(".")[2]
         own = name in table or name.startswith("tasks.") or any(known.startswith(f"{name}.") for known in table)
         if not own and isinstance(error, AttributeError | KeyError):
@@ -209,7 +215,7 @@ def _files_like(name: str) -> list[str]:
     """Config files that may be meant by a name that is none."""
     folder = Path(name).parent if Path(name).suffix else Path("configs")
     files = {path.stem: path for path in sorted(folder.glob("*.py")) + sorted(Path("configs").glob("*.py"))}
-    near = difflib.get_close_matches(Path(name).stem, files.keys() - {"__init__", "common", "fields"}, 1)
+    near = difflib.get_close_matches(Path(name).stem, files.keys() - {"__init__", "common", "fields", "sweeps"}, 1)
     return [str(files[stem]) for stem in near]
 
 

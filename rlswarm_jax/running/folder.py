@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from rlswarm_jax.running.arguments import complete
 # refuses another key
 CHANGEABLE = (
     *("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "swarm.key"),
-    *("checkpoints", "profile", "wandb.mode"),
+    *("checkpoints", "profile", "wandb.mode", "wandb.group", "wandb.tags"),
     "devices",
 )
 
@@ -127,6 +127,30 @@ def read_config(directory: Path) -> ml_collections.ConfigDict:
         raise UsageError(f"{path} is not the config of a node.") from None
 
 
+def state(config: ml_collections.ConfigDict, workdir: Path) -> tuple[str, str | None]:
+    """Of the run that a folder is for: "new", "begun" or "finished", and the field in which a run there is another.
+
+    Raises UsageError if something else is there.
+    """
+    earlier = _stored_config(workdir / CONFIG_FILE)
+    if earlier is None or not _has_begun(workdir):
+        return "new", None
+    wanted = json.loads(config.to_json_best_effort())
+    differs = first_difference(_brought_up_to_date(earlier, wanted, say=lambda sentence: None), wanted)
+    return "finished" if _status(workdir) == "finished" else "begun", differs
+
+
+def in_use(workdir: Path) -> bool:
+    """Whether another process is at work there."""
+    try:
+        with lock(workdir):
+            return False
+    except InUseError:
+        return True
+    except FileNotFoundError:
+        return False
+
+
 def _stored_config(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text())
@@ -139,16 +163,18 @@ def _stored_config(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _brought_up_to_date(earlier: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+def _brought_up_to_date(
+    earlier: dict[str, Any], wanted: dict[str, Any], say: Callable[[str], object] = print
+) -> dict[str, Any]:
     """A config that another version stored, with this one's fields; says what is new and what is gone."""
     found = copy.deepcopy(earlier)
     if new := complete(found):
         defaults = ", ".join(f"config.{name} {fields.value_of(found, name)!r}" for name in new)
-        print(f"this run began with a version that did not have these fields, whose defaults hold: {defaults}")
+        say(f"this run began with a version that did not have these fields, whose defaults hold: {defaults}")
     if gone := [name for name in fields.unknown(found, common.FIELDS) if not fields.has(wanted, name)]:
         for name in gone:
             fields.drop(found, name)
-        print(f"this run began with fields that are no more, and have no effect: {', '.join(gone)}")
+        say(f"this run began with fields that are no more, and have no effect: {', '.join(gone)}")
     return json.loads(json.dumps(found))  # its tuples are lists in a file
 
 

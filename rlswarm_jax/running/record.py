@@ -1,6 +1,7 @@
 """Where the rounds of a process go (metrics.jsonl, wandb, the view), and what they came to (summary.json)."""
 
 import collections
+import hashlib
 import json
 import platform
 import time
@@ -73,8 +74,10 @@ class Recorder:
             config.wandb.mode,
             workdir=self._workdir,
             project=config.wandb.project,
-            group=f"{config.name}-{config.seed}",
-            name=self._name,
+            group=config.wandb.group or f"{config.name}-{config.seed}",
+            tags=config.wandb.tags,
+            name=self._name or "-".join([*config.wandb.tags, self._workdir.name]),
+            run_id=run_id(config, self._name),
             config=config.to_dict(),
         )
         if mode != "disabled":
@@ -213,6 +216,15 @@ def summarise(
         "hardware": hardware,
         "command": list(command),
     }
+
+
+def run_id(config: ml_collections.ConfigDict, name: str | None) -> str | None:
+    """Of a run in Weights & Biases, by group, tags and seed; None, for a new one each time, without a group.
+
+    name: of the node, where each has a run of its own.
+    """
+    named = [config.wandb.group, list(config.wandb.tags), config.seed, name]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16] if config.wandb.group else None
 
 
 def _tenth(rows: Sequence[dict[str, Any]], which: int) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@ import io
 import json
 import re
 import shlex
-import statistics
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from configs import quickstart
 from experiments import report as report_command
-from rlswarm_jax.reporting import blocks, report, results, sections
+from rlswarm_jax.reporting import blocks, report, results
 from rlswarm_jax.reporting.plots import plot
 from rlswarm_jax.running import arguments as cli
 
@@ -322,46 +321,6 @@ def test_with_a_chain_the_line_is_for_the_same_settings_and_other_problems(tmp_p
     alone.chain.endpoint = "none"
     for name, config in {"simulated": simulated, "alone": alone}.items():
         assert "other problems" not in written(make_run(tmp_path / name, config=config))
-
-
-def test_runs_that_differ_by_chance_beacons_are_called_that(tmp_path):
-    def last_row(name, seeds, variant=""):
-        runs = [
-            make_run(tmp_path / f"{name}{i}", seed=seed, config=quickstart.get_config(variant)) for i, seed in seeds
-        ]
-        return sections.comparison([results.load(run) for run in runs])[-1]
-
-    assert "chance beacons" in last_row("same", enumerate((1, 1, 1)))
-    assert "seeds and chance beacons" in last_row("seeds", enumerate((1, 2, 3)))
-    assert not any("beacons" in cell for cell in last_row("simulated", enumerate((1, 2)), "simulate"))
-
-
-def test_seeds_side_by_side_have_their_mean_and_deviation(tmp_path):
-    afters = ((0.7, 0.8), (0.8, 0.9), (0.6, 0.8))
-    runs = [results.load(make_run(tmp_path / f"{seed}", seed=seed, after=a)) for seed, a in enumerate(afters)]
-    gains = [100 * (sum(after) / 2 - 0.15) for after in afters]
-    last = sections.comparison(runs)[-1]
-    assert last[0] == "mean ± sd of 3"
-    assert f"{statistics.mean(gains):+.1f} ± {statistics.stdev(gains):.1f}" in last
-
-
-def test_runs_of_different_configs_are_not_averaged(tmp_path):
-    one, other = quickstart.get_config(), quickstart.get_config()
-    one.swarm.external_groups, other.swarm.external_groups = 4, 0
-    runs = [
-        results.load(make_run(tmp_path / "a", config=one)),
-        results.load(make_run(tmp_path / "b", config=other)),
-    ]
-    table = sections.comparison(runs)
-    assert [row[1] for row in table] == ["settings", "swarm.external_groups=4", "swarm.external_groups=0"]
-
-
-def test_program_writes_and_prints_reports(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    runs = [str(make_run(tmp_path / f"{seed}", seed=seed)) for seed in (0, 1)]
-    assert report_command.main(runs) == 0
-    assert "mean ± sd of 2" in capsys.readouterr().out
-    assert all((tmp_path / name / "report.md").exists() for name in "01")
 
 
 @pytest.mark.parametrize(

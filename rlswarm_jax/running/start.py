@@ -1,0 +1,31 @@
+"""A run as its config says, by the driver that it names; as a program a run of a sweep, which ends with its parent."""
+
+import importlib
+import os
+import signal
+
+from rlswarm_jax import launch
+from rlswarm_jax.running.arguments import Arguments, check, main
+
+DRIVERS = {"live": "live", "node": "node", "simulate": "simulated"}
+
+
+def run(arguments: Arguments) -> int:
+    """Returns an exit code. Raises UsageError for whatever the user can mend."""
+    if arguments.plan:
+        check(arguments.config)
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        return importlib.import_module("rlswarm_jax.running.plan").run(arguments.config, arguments.memory)
+    print(f"run folder: {arguments.workdir}", flush=True)
+    config = arguments.config
+    check(config)
+    driver = DRIVERS[config.driver]
+    if driver == "node" and config.devices.processes != 1:
+        driver = "processes"  # which it is, together
+    # only now: what a driver needs (jax and its friends) can take seconds
+    return importlib.import_module(f"rlswarm_jax.running.{driver}").run(arguments)
+
+
+if __name__ == "__main__":
+    launch.follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    main(run, __doc__)
