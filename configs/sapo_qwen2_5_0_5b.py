@@ -1,6 +1,6 @@
 """SAPO on what its paper ran it on (arXiv:2509.08721): eight Qwen2.5-0.5B-Instruct, a card each, nine kinds of tasks.
 
-    python -m experiments.sweep --config configs/sapo_qwen2_5_0_5b.py             its four splits, three seeds each
+    python -m experiments.sweep --config configs/sapo_qwen2_5_0_5b.py --jobs 1    its four splits, three seeds each
     python -m experiments.run --config configs/sapo_qwen2_5_0_5b.py               one of them: 4 own + 4 of peers
     python -m experiments.run --config configs/sapo_qwen2_5_0_5b.py:node --plan --memory 16GB
     python -m experiments.run --config configs/sapo_qwen2_5_0_5b.py:tpu           all eight simulated on one TPU host
@@ -21,14 +21,10 @@ then over completions; temperature 1; 512 new tokens; prompts; groups of the lat
 corrected; and an answer is right or it is not (their scorers pay parts, too: `--config.tasks.NAME.score=graded`).
 """
 
-from typing import TYPE_CHECKING
-
 import ml_collections
 
 from configs import common
-
-if TYPE_CHECKING:
-    from configs.sweeps import Sweep
+from configs.sweeps import Sweep
 
 TASKS = (
     *("base_conversion", "basic_arithmetic", "arc_1d", "bf", "propositional_logic"),
@@ -73,9 +69,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     return config
 
 
-def get_sweep(variant: str = "") -> "Sweep":
-    """The paper's four splits. Seeds are ours: it has one."""
-    from configs.sweeps import Sweep
-
+def get_sweep(variant: str = "") -> Sweep:
+    """The paper's four splits, of every variant. Seeds are ours: it has one."""
     points = {f"{own}-{peers}": {"swarm.local_groups": own, "swarm.external_groups": peers} for own, peers in SPLITS}
     return Sweep(points=points, seeds=(0, 1, 2), baseline="8-0")

@@ -12,7 +12,7 @@ from configs import sapo_qwen2_5_0_5b as sapo
 from rlswarm_jax.game import prompts
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.running import arguments as cli
-from rlswarm_jax.running import plan, simulated
+from rlswarm_jax.running import plan, simulated, sweep
 from rlswarm_jax.tasks import Mixture, make_mixture
 from tests.grpo import tiny
 from tests.qwen import make_golden
@@ -47,9 +47,11 @@ def test_they_fit_the_cards_that_they_name(config, card, peak, capsys):
     assert f"computed: {peak} GB" in header and "NOT YET MEASURED" in header
 
 
-def test_the_splits_are_the_papers():
-    splits = [(8, 0), (6, 2), (4, 4), (2, 6)]
-    assert list(sapo.SPLITS) == splits and len(sapo.TASKS) == 9
+def test_the_splits_are_the_papers(tmp_path):
+    planned = sweep.plan([f"--config={sapo.__file__}:tpu", f"--workdir={tmp_path}"])
+    splits = {run.point: (run.config.swarm.local_groups, run.config.swarm.external_groups) for run in planned.runs}
+    assert splits == {"8-0": (8, 0), "6-2": (6, 2), "4-4": (4, 4), "2-6": (2, 6)}
+    assert len(planned.runs) == 12 and planned.sweep.baseline == "8-0" and len(sapo.TASKS) == 9
     config = sapo.get_config()
     assert (config.swarm.nodes, config.rounds, config.sampling.group_size) == (8, 2000, 8)
     assert sapo.get_config("paper").learn.learning_rate == 1e-3
