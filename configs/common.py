@@ -153,6 +153,7 @@ FIELDS = {
     "game.weights": Field((1.0, 1.0, 1.0), each(real(0), len(STAGES)), "of the stages' samples in the loss"),
     "game.form_reward": Field(0.0, real(0), "for a completion that has an answer at all, or names one"),
     "game.improvement_reward": Field(0.0, real(0), "for a revision, by as much as it is better than the first answer"),
+    "game.derivation_reward": Field(0.0, real(0), "for a compact critique that names and answers rightly itself"),
     "game.consensus_reward": Field(0.0, real(0), "for a revision as the swarm voted, where nothing can verify it"),
     "game.answer_tokens": Field(0, whole(0, MAX_TOKENS), "of an answer as shown, its end; 0: 9 compact, 384 chat"),
     "game.critique_tokens": Field(0, whole(0, MAX_TOKENS), "of a critique; 0: 9 and 256"),

@@ -44,6 +44,7 @@ NOTHING = View()
 class Family:
     """render: stage, problem, view with its texts quoted, persona -> prompt. parse: a critique's or revision's prompt
     back to the view; raises ValueError for what is not such a prompt. answer: completion to answer text.
+    derived: critique to the answer in it, "" where there is none.
     named: completion and the answers' numbers -> which it names, the first being 1; NONE; or None if it names nothing.
     said: what of a completion others are shown. reserved: characters that structure begins with.
     numbered: whether answers are called by the numbers of the view.
@@ -53,6 +54,7 @@ class Family:
     render: Callable[[str, Problem, View, str], Prompt]
     parse: Callable[[str, Prompt], View]
     answer: Callable[[str], str]
+    derived: Callable[[str], str]
     named: Callable[[str, Sequence[int]], int | None]
     said: Callable[[str, str], str]
     reserved: str
@@ -133,6 +135,9 @@ class PromptFormat:
 
     def answer(self, text: str) -> str:
         return self.family.answer(text)
+
+    def derived(self, text: str) -> str:
+        return self.family.derived(text)
 
     def named(self, text: str, numbers: Sequence[int]) -> int | None:
         return self.family.named(text, numbers)
@@ -279,6 +284,7 @@ FAMILIES = {
         render=_compact,
         parse=_parse_compact,
         answer=lambda text: text,
+        derived=lambda text: text.rpartition("#")[0],
         named=_named_compact,
         said=_said_compact,
         reserved=_COMPACT_RESERVED,
@@ -290,6 +296,7 @@ FAMILIES = {
         render=_chat,
         parse=_parse_chat,
         answer=_tagged_answer,
+        derived=lambda text: "",
         named=_named_chat,
         said=_said_chat,
         reserved="<",

@@ -20,12 +20,14 @@ class Rewards:
     form: for a completion in which there is an answer, or something named. improvement: for a revision, by as much as
     it is better than the first answer. (It makes recoveries weigh more where advantages keep their scale,
     `learn.advantage="none"`; within a group it is the same for equal scores.) consensus: for a revision that
-    says what the swarm voted for, of a problem whose answers nothing can verify.
+    says what the swarm voted for, of a problem whose answers nothing can verify. derivation: for a critique that names
+    something and answers rightly itself, where its format has it answer (compact, "17#1"): whoever revises reads that.
     """
 
     form: float = 0.0
     improvement: float = 0.0
     consensus: float = 0.0
+    derivation: float = 0.0
 
 
 def answer_reward(score: float, well_formed: bool, weights: Rewards) -> float:
@@ -49,14 +51,18 @@ def names_best(named: int | None, scores: Sequence[float]) -> bool:
     return best < RIGHT if named == NONE else 0 < scores[named - 1] == best
 
 
-def critique_reward(named: int | None, scores: Sequence[float] | None, weights: Rewards) -> float:
+def critique_reward(named: int | None, scores: Sequence[float] | None, weights: Rewards, derived: float = 0.0) -> float:
     """1 for the truth (`names_best`) where it is contested; where it is not, a constant would earn as much: nothing.
 
-    scores: None where nothing can score the answers shown, so that no critique is known to be true.
+    scores: None where nothing can score the answers shown, so that no critique is known to be true. derived: score of
+    what the critic answers itself, which no constant earns.
     """
-    if named is None or (scores is not None and not contested(scores)):
+    if named is None:
         return 0.0
-    return float(scores is not None and names_best(named, scores)) + weights.form
+    derivation = weights.derivation * derived
+    if scores is not None and not contested(scores):
+        return derivation
+    return float(scores is not None and names_best(named, scores)) + weights.form + derivation
 
 
 def chance(scores: Sequence[float]) -> float:

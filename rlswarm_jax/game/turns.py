@@ -280,8 +280,16 @@ def to_score(game: Game, turn: Turn) -> list[tuple[Problem, str]]:
     """The answers whose scores `rewards` needs."""
     shown = [said.answer or "" for said in turn.reading.answers] if turn.reading else []
     shown = shown[:1] if turn.stage == REVISE else shown
-    own = [game.prompt_format.answer(s.text) for s in turn.completions] if turn.stage != CRITIQUE else []
-    return [(turn.problem, text) for text in shown + own]
+    return [(turn.problem, text) for text in shown + _answers(game, turn)]
+
+
+def _answers(game: Game, turn: Turn) -> list[str]:
+    """What each completion answers; of critiques nothing, unless that is paid for."""
+    how = game.prompt_format
+    if turn.stage != CRITIQUE:
+        return [how.answer(s.text) for s in turn.completions]
+    paid = game.rewards.derivation and turn.problem.verifiable
+    return [how.derived(s.text) for s in turn.completions] if paid else []
 
 
 def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[float]:
@@ -290,8 +298,10 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
     if turn.stage == CRITIQUE:
         assert reading is not None
         shown = [scores[problem, said.answer or ""] for said in reading.answers] if problem.verifiable else None
-        return [critique_reward(named, shown, weights) for named in named_by(game, turn)]
-    answers = [game.prompt_format.answer(s.text) for s in turn.completions]
+        derived = [scores[problem, text] for text in _answers(game, turn)] or [0.0] * len(turn.completions)
+        named = named_by(game, turn)
+        return [critique_reward(n, shown, weights, own) for n, own in zip(named, derived, strict=True)]
+    answers = _answers(game, turn)
     if turn.stage == ANSWER:
         return [answer_reward(scores[problem, text], bool(text.strip()), weights) for text in answers]
     assert reading is not None
@@ -313,13 +323,13 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
 
 def lenient(game: Game, turn: Turn, scores: Scored) -> list[bool]:
     """Which completions are right only because their scorer is lenient: they say what an accepted answer says, in
-    another way (white space, case, zeros before a number). Of critiques none is.
+    another way (white space, case, zeros before a number).
     """
-    if turn.stage == CRITIQUE:
-        return [False] * len(turn.completions)
     problem, canonical = turn.problem, functools.partial(game.mixture.canonical, turn.problem)
     accepted = {canonical(answer) for answer in problem.answers}
-    texts = [game.prompt_format.answer(s.text) for s in turn.completions]
+    texts = _answers(game, turn)
+    if not texts:
+        return [False] * len(turn.completions)
     return [scores[problem, t] > 0 and t not in problem.answers and canonical(t) in accepted for t in texts]
 
 

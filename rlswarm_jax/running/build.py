@@ -94,7 +94,7 @@ def make_game(
         evaluate_every=config.evaluation.every,
         stages=stages,
         shared=game.shared if len(stages) > 1 else 0,
-        rewards=Rewards(game.form_reward, game.improvement_reward, game.consensus_reward),
+        rewards=Rewards(game.form_reward, game.improvement_reward, game.consensus_reward, game.derivation_reward),
         weights=tuple(game.weights),
         max_prompt_tokens=max_prompt_tokens,
         chain_every=config.chain.every if chained else 0,

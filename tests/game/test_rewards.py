@@ -16,6 +16,7 @@ from rlswarm_jax.game.rewards import (
     names_best,
     revise_reward,
 )
+from rlswarm_jax.records.schema import CRITIQUE
 
 PLAIN, FORM = Rewards(), Rewards(form=0.25)
 scores = st.floats(0, 1)
@@ -99,6 +100,41 @@ def test_what_a_critique_earns(named, shown, earned):
 )
 def test_what_a_critique_earns_from_its_text(critique, shown, earned):
     assert critique_reward(FORMATS["chat"].named(critique, range(1, len(shown) + 1)), shown, PLAIN) == earned
+
+
+@pytest.mark.parametrize(
+    ("named", "shown", "derived", "earned"),
+    [
+        (1, [1, 0], 1, 1.5),
+        (2, [1, 0], 1, 0.5),  # it says what is right, and names what is not
+        (1, [1, 0], 0, 1),
+        (1, [1, 1], 1, 0.5),  # not contested: any name would do, but not any answer
+        (1, [1, 1], 0, 0),
+        (NONE, [0, 0], 1, 0.5),
+        (None, [1, 0], 1, 0),  # who names nothing has not criticised
+        (None, [1, 1], 1, 0),
+        (1, [1, 0], 0.5, 1.25),
+    ],
+)
+def test_what_a_critique_earns_that_answers_itself(named, shown, derived, earned):
+    assert critique_reward(named, shown, Rewards(derivation=0.5), derived) == earned
+    assert critique_reward(named, shown, PLAIN, derived) == critique_reward(named, shown, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("family", "critique", "derived"),
+    [
+        ("compact", "17#1", "17"),
+        ("compact", "7 5##2", "7 5#"),  # as whoever revises is shown it
+        ("compact", "#0", ""),
+        ("compact", "17", ""),
+        ("compact", "", ""),
+        ("chat", "It is <answer>17</answer>. <best>1</best>", ""),
+    ],
+)
+def test_a_compact_critique_answers_itself(family, critique, derived):
+    assert FORMATS[family].derived(critique) == derived
+    assert family == "chat" or FORMATS[family].said(CRITIQUE, critique) == derived
 
 
 @given(st.lists(scores, max_size=6))

@@ -214,6 +214,32 @@ def test_improvement_is_over_one_s_own_first_answer():
             assert group.rewards == (expected or [1 if first == right else 1.5, 0, 0, 0])
 
 
+def right_answers(p: int, g: int, right: str) -> str:
+    return right
+
+
+def derives(how: str):
+    """Critics of answers that are all right, who name one; what they write is right in the first completion alone."""
+    return lambda p, g, right, view: [how.format(right), "9", f"{right}0", ""][g] + "#1"
+
+
+def test_a_critique_that_answers_rightly_itself_is_paid_for_that():
+    """It is not contested, so that nothing else is, and whoever revises reads it."""
+    speakers = dict.fromkeys(ALL, Speaker(right_answers, derives("{}")))
+    for rewards, expected in ((Rewards(), []), (Rewards(derivation=0.5), [[0.5, 0, 0, 0]] * 6)):
+        played = play_together(speakers, rewards=rewards)
+        for me in ALL:
+            assert [group.rewards for group in played[me].learned if group.stage == CRITIQUE] == expected
+
+
+def test_a_peer_s_critique_that_only_a_lenient_scorer_takes_is_not_learned_from():
+    speakers = dict.fromkeys(ALL, Speaker(right_answers, derives("{} ")))
+    speakers[ME] = Speaker(right_answers, derives("{}"))
+    played = play_together(speakers, rewards=Rewards(derivation=0.5))
+    assert {group.author for group in played[ME].learned if group.stage == CRITIQUE} == {ME.author}
+    assert {group.author for group in played[BOB].learned if group.stage == CRITIQUE} == {who.author for who in ALL}
+
+
 def test_a_vote_is_not_paid_for_where_an_answer_can_be_verified():
     """Two of three critics vote for a wrong answer: saying the same earns nothing, and only what is right does."""
     revise = lambda p, g, right, view: ["9", right, "8", "#8|8:9;8"][g]  # noqa: E731
