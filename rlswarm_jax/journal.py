@@ -33,11 +33,12 @@ _COLUMNS = ", ".join(Entry._fields)
 class Journal:
     """Append-only but for `truncate` and `prune`. A row is safe from SIGKILL once `write` has returned.
 
-    durable: kinds of rows that are safe from a loss of power, too (an fsync each).
+    durable: kinds of rows that are safe from a loss of power, too (an fsync each). together: so many rows are written
+    at a time, for whoever computes again what is lost: those are safe once `offset` has been asked for.
     Every method raises JournalError if the file is locked, damaged, or its disk full.
     """
 
-    def __init__(self, path: Path, durable: Collection[str] = ()):
+    def __init__(self, path: Path, durable: Collection[str] = (), together: int = 1):
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -50,7 +51,7 @@ class Journal:
                 self._db.execute(f"PRAGMA user_version={secrets.randbelow(2**31 - 1) + 1}")
         except sqlite3.Error as error:
             raise JournalError(f"cannot open the journal {path}: {error}.") from None
-        self._path, self._durable = path, frozenset(durable)
+        self._path, self._durable, self._together, self._begun = path, frozenset(durable), together, 0
 
     @property
     def id(self) -> int:
@@ -61,7 +62,13 @@ class Journal:
         """Adds a row. Raises JournalError, too, if the step is there already."""
         if self._durable:
             self._execute(f"PRAGMA synchronous={'FULL' if entry.kind in self._durable else 'NORMAL'}")
+        if self._together > 1:
+            if not self._begun:
+                self._execute("BEGIN")
+            self._begun += 1
         self._execute(f"INSERT INTO journal ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", entry)
+        if self._begun >= self._together:
+            self._commit()
 
     def read(self, node: int, from_round: int) -> list[Entry]:
         """A node's rows from a round on, in order."""
@@ -81,6 +88,7 @@ class Journal:
     @property
     def offset(self) -> int:
         """The id of the last row."""
+        self._commit()
         return self._execute("SELECT coalesce(max(id), 0) FROM journal")[0][0]
 
     def truncate(self, offset: int) -> None:
@@ -99,7 +107,13 @@ class Journal:
             self._execute("DELETE FROM journal WHERE node = ? AND round < ?", (node, records_before))
 
     def close(self) -> None:
+        self._commit()
         self._db.close()
+
+    def _commit(self) -> None:
+        if self._begun:
+            self._begun = 0
+            self._execute("COMMIT")
 
     def _execute(self, statement: str, values: tuple = ()) -> list[tuple]:
         try:

@@ -196,11 +196,16 @@ class Simulation:
                 self._complete(node, self._heard(), at)
         else:
             if index not in self._results:
-                self._compute(type(node.effect))
+                self._compute(type(node.effect), index)
             self._complete(node, self._results.pop(index), at)
 
-    def _compute(self, kind: type) -> None:
-        waiting, self._waiting[kind] = self._waiting[kind], {}
+    def _compute(self, kind: type, index: int) -> None:
+        """A node's effect, and with it all others' that wait for the same; but an update only once it is over."""
+        waiting = self._waiting[kind]
+        if kind is Learn:
+            waiting = {index: waiting.pop(index)}
+        else:
+            self._waiting[kind] = {}
         with jax.profiler.TraceAnnotation(kind.__name__.lower()):
             self._results |= self._run(kind, waiting)
 
@@ -208,8 +213,9 @@ class Simulation:
         if kind is Sample:
             return self._engine.sample(requests)
         if kind is Learn:
-            for node in requests if self._checkpoints else ():
-                self.nodes[node].before = parallel.fetch(self._engine.state(node))
+            for node in map(self.nodes.__getitem__, requests if self._checkpoints else ()):
+                if node.state.round + 1 == node.game.rounds:  # in all others an update ends the round at once
+                    node.before = parallel.fetch(self._engine.state(node.index))
             return self._engine.learn(requests)
         found = self._engine.evaluate(list(requests))
         for index, metrics in found.items():

@@ -144,6 +144,35 @@ def test_what_was_written_survives_sigkill(path):
     assert all(e.result == b"signed bytes %d" % e.step for e in found)
 
 
+TOGETHER = """
+import os, sys
+from pathlib import Path
+from rlswarm_jax.journal import Entry, Journal
+
+journal = Journal(Path(sys.argv[1]), together=10)
+for step in range(25):
+    journal.write(Entry(0, 0, step, "Learn", b"", 0.0))
+    if step == int(sys.argv[2]):
+        assert journal.offset == step + 1
+assert len(journal.read(0, 0)) == 25
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(99, 20), (22, 23), (3, 24)])
+def test_rows_that_are_written_together_are_kept_whole_and_all_once_the_offset_was_asked_for(path, asked, kept):
+    assert subprocess.run([sys.executable, "-c", TOGETHER, str(path), str(asked)]).returncode == -signal.SIGKILL
+    assert [entry.step for entry in Journal(path).read(0, 0)] == list(range(kept))
+
+
+def test_a_journal_that_is_closed_has_all_rows(path):
+    journal = Journal(path, together=10)
+    journal.write(entry())
+    assert journal.read(0, 0) == [entry()] and Journal(path).read(0, 0) == []
+    journal.close()
+    assert Journal(path).read(0, 0) == [entry()]
+
+
 # --- what a disk can do
 
 

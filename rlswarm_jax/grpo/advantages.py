@@ -1,5 +1,6 @@
 """Group-relative advantages: a completion is judged against the other completions of its own prompt."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -81,4 +82,10 @@ def judged(
 ) -> np.ndarray:
     """Advantages of one group's completions, of so many tokens each, `[G]` float32."""
     rewards = np.array(rewards_G, np.float32) + overlong_penalties(lengths_G, max_new_tokens, overlong_buffer)
-    return np.asarray(group_advantages(rewards[None], how=advantage, pass_k=pass_k))[0]
+    return np.array(_of_group(tuple(rewards.tolist()), advantage, pass_k), np.float32)
+
+
+@functools.lru_cache(maxsize=4096)  # rewards are mostly 0 and 1, and dispatching costs half a millisecond
+def _of_group(rewards_G: tuple[float, ...], advantage: str, pass_k: int) -> list[float]:
+    rewards_1G = np.array(rewards_G, np.float32)[None]
+    return np.asarray(group_advantages(rewards_1G, how=advantage, pass_k=pass_k))[0].tolist()

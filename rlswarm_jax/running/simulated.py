@@ -23,6 +23,8 @@ from rlswarm_jax.simulate import Simulation, Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
 from rlswarm_jax.tasks.verifier import VerifierError
 
+JOURNAL_ROWS = 512  # written at a time: what a kill loses is computed again from the checkpoint, to the same bits
+
 
 def run(arguments: Arguments) -> int:
     """Runs until done or Ctrl-C. Raises UsageError for whatever the user can mend."""
@@ -61,7 +63,7 @@ def identities(config: ml_collections.ConfigDict) -> list[identity.Identity]:
 def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[int]) -> int:
     started, config, workdir = time.monotonic(), arguments.config, arguments.workdir
     made = build.build(config, identities(config), console)
-    journal = Journal(workdir / JOURNAL_FILE)
+    journal = Journal(workdir / JOURNAL_FILE, together=JOURNAL_ROWS)
     checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER, config.checkpoints.keep)
     best = [Best(workdir / BEST_FOLDER / str(i)) for i in range(config.swarm.nodes) if config.checkpoints.best]
     recorder = Recorder(config, workdir, console, made, started, arguments.words)

@@ -65,6 +65,9 @@ class Problem:
     verifiable: bool = True
     data: Any = dataclasses.field(default=None, compare=False, repr=False)
 
+    def __hash__(self) -> int:
+        return hash((self.task, self.seed, self.split))  # which make it: the texts need not be hashed, too
+
 
 def split_of(task: str, content: str) -> Split:
     """Held-out problems are disjoint from training ones by content: the question's hash decides, not the seed."""

@@ -27,6 +27,7 @@ from rlswarm_jax.tasks.worker import Setup, as_score
 log = logging.getLogger("rlswarm_jax.tasks")
 MAX_ANSWER_CHARACTERS = 65_536
 MEMO = 65_536  # outcomes
+QUICK, QUICK_CHARACTERS = 16_384, 512  # the same of what is scored in place, in a simulation once for all nodes
 QUEUE = 4_096  # items that were begun and nobody waits for
 SHARE = 10.0  # seconds that the answers of one peer, or twice so many that this node's own, may take in a round
 SHARES = 4  # of these, what the answers of all peers may
@@ -100,6 +101,7 @@ class Verifier:
         self._threads: list[threading.Thread] = []
         self._processes: set[WorkerProcess] = set()
         self._memo: collections.OrderedDict[Key, Outcome] = collections.OrderedDict()
+        self._quick: collections.OrderedDict[Item, Outcome] = collections.OrderedDict()  # of what needs no worker
         self._jobs: dict[Key, _Job] = {}  # without an outcome: in one of the queues, or with a worker
         self._wanted: collections.OrderedDict[Key, _Job] = collections.OrderedDict()
         self._begun: collections.OrderedDict[Key, _Job] = collections.OrderedDict()
@@ -154,11 +156,19 @@ class Verifier:
     def _in_place(self, problem: Problem, answer_text: str) -> Outcome:
         if len(answer_text) > MAX_ANSWER_CHARACTERS:
             return Outcome(0.0)
+        item = problem, answer_text
+        if known := self._quick.get(item):
+            return known
         try:
-            return Outcome(as_score(self.mixture.score(problem, answer_text)))
+            outcome = Outcome(as_score(self.mixture.score(problem, answer_text)))
         except Exception as error:  # a scorer's, as in a worker: it costs this item, not the run
             outcome = Outcome(0.0, "error", reason(error))
-        self._tell(problem, outcome)
+            self._tell(problem, outcome)
+        if len(answer_text) <= QUICK_CHARACTERS:
+            with self._changed:
+                self._quick[item] = outcome._replace(wrong="")
+                if len(self._quick) > QUICK:
+                    self._quick.popitem(last=False)
         return outcome
 
     def _ask(self, problem: Problem, answer_text: str, payers: Collection[bytes], *, wanted: bool) -> Future[Outcome]:
