@@ -122,7 +122,7 @@ def _cost(points: Mapping[str, Sequence[Outcome]]) -> Section:
     machines = "; ".join(dict.fromkeys(run.hardware for run in every))
     commits = ", ".join(dict.fromkeys(run.commit for run in every))
     text = (
-        "Mean over seeds, of all nodes together: completions that were sampled and that were learned from, tokens and "
+        "Mean over seeds, of all honest nodes together: completions that were sampled and learned from, tokens and "
         f"floating-point operations of learning, wall time of a run. {machines}; commit {commits}."
     )
     return Section("Cost", text, rows)

@@ -24,9 +24,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """A finished run. point: of its sweep; "" of a run by itself. settings: the fields in which its config differs
     from the defaults, but for those that say nothing of what is learned.
 
-    rewards: by round, the mean over nodes of `reward/mean`. held_out: (rounds learned from by then, accuracy, mean over
-    nodes). Sums over nodes and rounds: generated, trained_local, trained_external (completions), sampled_tokens (of
-    those not put aside), text_tokens (of texts learned from) and flops (of learning from them).
+    All else is of honest nodes alone (not `simulation.adversaries`). rewards: by round, the mean of `reward/mean`.
+    held_out: (rounds learned from by then, mean accuracy). Sums: generated, trained_local, trained_external
+    (completions), sampled_tokens (of those not put aside), text_tokens (of texts learned from), flops (of learning).
     """
 
     name: str
@@ -78,32 +78,31 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 def of_run(run: Run, point: str = "", commit: str = "unknown") -> Outcome:
     """Of a finished run."""
     summary = run.summary
-    rows = [row for own in run.rows.values() for row in own]
-    by_round, held_out = (
-        collections.defaultdict[int, list[float]](list),
-        collections.defaultdict[int, list[float]](list),
-    )
+    ill = {node for node, _ in summary.config.get("simulation", {}).get("adversaries", ())}
+    honest = {name: own for name, own in run.rows.items() if own[0].get("node") not in ill}
+    rows = [row for own in honest.values() for row in own]
+    rewards, held_out = (collections.defaultdict[int, list[float]](list) for _ in range(2))
     for row in rows:
         if "reward/mean" in row:
-            by_round[row["round"]].append(row["reward/mean"])
-    for name in run.names:
+            rewards[row["round"]].append(row["reward/mean"])
+    for name in honest:
         for learned, accuracy in run.measured(name):
             held_out[learned].append(accuracy)
 
     def total(metric: str) -> float:
-        return sum(row.get(metric, 0.0) for row in rows)
+        return float(sum(row.get(metric, 0.0) for row in rows))
 
     return Outcome(
         name=summary.name,
         point=point,
         seed=summary.seed,
         settings=settings_of(summary.config),
-        nodes=summary.nodes,
-        rewards=[round(fmean(by_round[r]), 6) for r in sorted(by_round)],
+        nodes=summary.nodes - len(ill),
+        rewards=[round(fmean(rewards[r]), 6) for r in sorted(rewards)],
         held_out=[(learned, round(fmean(held_out[learned]), 6)) for learned in sorted(held_out)],
-        generated=summary.samples.get("generated", 0),
-        trained_local=summary.samples.get("trained_local", 0),
-        trained_external=summary.samples.get("trained_external", 0),
+        generated=total("sample/completions"),
+        trained_local=total("learn/rows_local"),
+        trained_external=total("learn/rows_external"),
         sampled_tokens=total("sample/tokens"),
         text_tokens=total("learn/text_tokens"),
         flops=total("learn/flops"),

@@ -15,16 +15,16 @@ def submit(runs: Sequence[Planned], argv: Sequence[str], options: str, at_once: 
     argv: of the sweep, its config and folder. options: "NAME=VALUE ...", those of submitit's `update_parameters`, and
     `cluster`, such as "local" to try it without SLURM. folder: of the jobs' logs. Raises UsageError.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise UsageError("--slurm needs submitit: pip install 'rlswarm_jax[slurm]' installs it.") from None
     parameters: dict[str, int | str] = {"name": "sweep", "slurm_array_parallelism": at_once or len(runs)}
     for word in shlex.split(options):
         name, given, value = word.partition("=")
         if not given:
             raise UsageError(f"--slurm has {word!r}; expected NAME=VALUE, such as timeout_min=120.")
         parameters[name] = int(value) if value.isdecimal() else value
+    try:
+        import submitit
+    except ImportError:
+        raise UsageError("--slurm needs submitit: pip install 'rlswarm_jax[slurm]' installs it.") from None
     cluster = parameters.pop("cluster", "slurm")
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)

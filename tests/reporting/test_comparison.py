@@ -26,7 +26,7 @@ def run_of(workdir, point, seed, rate=0.1, rounds=24):
     metrics = workdir / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     for row in rows:
-        row |= {"reward/mean": rate * row["round"] + row["node"], "learn/flops": 3.0, "learn/text_tokens": 10.0}
+        row |= {"reward/mean": rate * row["round"] + row["node"], "sample/completions": 2, "learn/flops": 3.0}
     metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return workdir
 
@@ -64,7 +64,7 @@ def test_a_sweeps_tables_are_what_its_runs_came_to(sweep):
     assert rows["few"]["cumulative at 8"] == f"{np.mean(early):.1f} ± {np.std(early, ddof=1):.1f}"
     assert "seed-9" in found[0].text and "not finished" in found[0].text
     cost = {row["point"]: row for row in table(found, "Cost")}["few"]
-    assert cost["FLOP"] == "144" and cost["text tokens"] == "480" and cost["generated"] == "5,120"
+    assert cost["FLOP"] == "144" and cost["generated"] == "96" and cost["nodes"] == "2"
 
 
 def test_differences_are_paired_by_seed(sweep):
@@ -156,6 +156,17 @@ def test_runs_by_themselves_are_grouped_by_what_they_differ_in(tmp_path):
     other = make_run(tmp_path / "other", seed=2, config=quickstart.get_config())
     named = table(comparison.sections(outcomes.find([folders[0], other])), "Outcomes")
     assert [row["point"] for row in named] == ["quickstart-simulate", "quickstart"]
+
+
+def test_nodes_that_mean_ill_do_not_count(tmp_path):
+    workdir = run_of(tmp_path / "run", "few", 0)
+    summary = json.loads((workdir / "summary.json").read_text())
+    summary["config"]["simulation"]["adversaries"] = [[1, "wrong"]]
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    (honest,) = outcomes.find([workdir]).runs
+    assert honest.nodes == 1 and honest.generated == 48
+    assert honest.rewards == pytest.approx([0.1 * round_ for round_ in range(24)])  # of node 0, not of both
+    assert honest.held_out[:2] == [(0, 0.1), (4, pytest.approx(0.3))]
 
 
 def test_runs_of_one_seed_and_chance_problems_are_called_that(tmp_path):
