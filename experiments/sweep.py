@@ -66,11 +66,12 @@ def _run(own: argparse.Namespace, rest: Sequence[str]) -> int:
         print(len(runs))
         return DONE
     if own.index is not None:
-        return _one(runs, own.index)
+        return _one(plan, runs, own.index)
     if own.jobs < 0:
         raise UsageError(f"--jobs is {own.jobs}; expected at least 1.")
     states = {run.name: run.state() for run in runs}
-    print_table(overview(runs, states), console)
+    if own.dry_run or not console.is_terminal:
+        print_table(overview(runs, states), console)
     for run in runs:
         if said := sweeping.last_error(run) if states[run.name] in (sweep.NEW, sweep.BEGUN) else "":
             console.print(f"{run.name} broke: {said}", highlight=False, soft_wrap=True, markup=False)
@@ -90,13 +91,14 @@ def _run(own: argparse.Namespace, rest: Sequence[str]) -> int:
     return code
 
 
-def _one(runs: Sequence[sweep.Planned], index: int) -> int:
+def _one(plan: sweep.Plan, runs: Sequence[sweep.Planned], index: int) -> int:
     if not 0 <= index < len(runs):
         raise UsageError(f"--index is {index}; there are {len(runs)} runs, and the first one is 0.")
     run = runs[index]
     if (state := run.state()) in (sweep.FINISHED, sweep.HAD):
         print(f"{run.name} is finished" if state == sweep.FINISHED else f"the outcome of {run.name} is known")
         return DONE
+    plan.record()
     return start.run(run.arguments)
 
 

@@ -186,6 +186,13 @@ def test_nodes_on_the_cpu_share_its_cores_as_xla_s_threads_unless_the_user_says_
     assert "PJRT_NPROC" not in environment(0, 4, "gpu", ["0"], {})
 
 
+def test_one_node_alone_is_the_run_that_a_wandb_agent_asked_for():
+    base = {"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "r", "WANDB_PROJECT": "p"}
+    first, second = (environment(index, 2, "cpu", None, base) for index in (0, 1))
+    assert base.items() <= first.items()
+    assert "WANDB_SWEEP_ID" not in second and "WANDB_RUN_ID" not in second and second["WANDB_PROJECT"] == "p"
+
+
 @pytest.mark.parametrize(
     ("visible", "base", "cards"),
     [

@@ -112,14 +112,15 @@ def test_auto_obeys_the_environment_and_else_is_online_where_one_is_logged_in(
         monkeypatch.setenv(name, value)
     log = MetricsLog(tmp_path / "m.jsonl")
     log.write(row(2))
-    assert log.start_wandb("auto", workdir=tmp_path, project="p", group="g", config={}) == mode
+    labels = {"tags": ["t"], "run_id": "abc"}
+    assert log.start_wandb("auto", workdir=tmp_path, project="p", group="g", config={}, **labels) == mode
     assert started["mode"] == handed_over
     log.write(row(3))
     log.close({"x": 1})
     if mode == "disabled":
         assert len(started) == 1
         return
-    assert started["group"] == "g"
+    assert (started["group"], started["tags"], started["id"]) == ("g", ("t",), "abc")
     assert started["rows"] == [{"round": r, "node0/reward/mean": 0.5} for r in (2, 3)]  # what was there, too
     assert started["finished"] and started["summary"] == {"x": 1}
 

@@ -59,7 +59,7 @@ def fitted(table: Table, columns: Sequence[str]) -> RichTable:
         whole, words = longest <= (32 if i == 0 else 12), table[0][i].split()
         title = "\n".join(words) if whole and sum(map(len, words)) > longest else table[0][i]
         least = max([longest if whole else 0, *map(cell_len, title.split("\n") if whole else words)])
-        justify: Literal["left", "right"] = "left" if i == 0 or table[0][i] == "settings" or not header else "right"
+        justify: Literal["left", "right"] = "left" if i == 0 or table[0][i] == "changes" or not header else "right"
         shown.add_column(Text(title), justify=justify, overflow="fold", no_wrap=whole, min_width=least)
     for row in table[1:]:
         cells = [row[i] for i in kept]

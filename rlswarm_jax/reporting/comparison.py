@@ -123,7 +123,7 @@ def _cost(points: Mapping[str, Sequence[Outcome]]) -> Section:
     commits = ", ".join(dict.fromkeys(run.commit for run in every))
     text = (
         "Mean over seeds, of all honest nodes together: completions that were sampled and learned from, tokens and "
-        f"floating-point operations of learning, wall time of a run. {machines}; commit {commits}."
+        f"floating-point operations of learning, wall time of a run. {machines}; collected at commit {commits}."
     )
     return Section("Cost", text, rows)
 

@@ -87,7 +87,13 @@ class Plan:
             self.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(self.workdir, error, "; choose another --workdir") from None
-        write_whole(self.workdir / SWEEP_FILE, json.dumps(said, indent=1) + "\n")
+        path, text = self.workdir / SWEEP_FILE, json.dumps(said, indent=1) + "\n"
+        if not path.exists() or path.read_text() != text:
+            try:
+                write_whole(path, text)
+            except UsageError:
+                if not path.exists():  # else another job of an array has just written it
+                    raise
 
 
 def plan(argv: Sequence[str], had: Sequence[outcomes.Outcome] = ()) -> Plan:
@@ -113,8 +119,9 @@ def plan(argv: Sequence[str], had: Sequence[outcomes.Outcome] = ()) -> Plan:
             with_seed = config.copy_and_resolve_references()
             with_seed.seed = seed
             workdir = given.workdir / point / f"seed-{seed}"
-            is_known = (seed, outcomes.fingerprint(outcomes.settings_of(with_seed))) in known
-            runs.append(Planned(point, seed, workdir, with_seed, [*words, f"--config.seed={seed}"], changes, is_known))
+            words_of_seed = [*words, f"--config.seed={seed}"]
+            is_known = bool(known) and (seed, outcomes.fingerprint(outcomes.settings_of(with_seed))) in known
+            runs.append(Planned(point, seed, workdir, with_seed, words_of_seed, changes, is_known))
     return Plan(name, given.workdir, sweep, runs)
 
 

@@ -58,10 +58,10 @@ def seconds_left(runs: Sequence[Planned], states: States, took: Mapping[str, flo
 
 
 class SweepView:
-    """`with` it, `update` it with the states of all runs."""
+    """`with` it, `update` it now and then. states: of all runs, which it follows."""
 
     def __init__(self, runs: Sequence[Planned], states: States, jobs: int, console: Console):
-        self._runs, self._jobs, self._console = runs, jobs, console
+        self._runs, self._states, self._jobs, self._console = runs, states, jobs, console
         self._took = {run.name: self._seconds(run) for run in runs if states[run.name] == FINISHED}
         self._live, self._shown = Live(console=console, auto_refresh=False), 0.0
 
@@ -71,6 +71,8 @@ class SweepView:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._shown = 0.0
+        self.update()
         if self._console.is_terminal:
             self._live.stop()
 
@@ -78,26 +80,24 @@ class SweepView:
         """Prints above what is shown."""
         self._console.print(sentence, highlight=False, soft_wrap=True, markup=False)
 
-    def finished(self, run: Planned, states: States) -> None:
+    def finished(self, run: Planned) -> None:
         self._took[run.name] = self._seconds(run)
         if not self._console.is_terminal:
-            self.say(f"{run.name} finished in {duration(self._took[run.name])}; {self._so_far(states)}")
+            self.say(f"{run.name} finished in {duration(self._took[run.name])}; {self._so_far()}")
 
-    def update(self, states: States) -> None:
+    def update(self) -> None:
         if self._console.is_terminal and time.monotonic() > self._shown + EVERY:
             self._shown = time.monotonic()
-            table = overview(self._runs, states)
-            parts = fitted(table, table[0]), Text(self._so_far(states)), Text(self._at_work(states), style="dim")
+            table = overview(self._runs, self._states)
+            running = [run for run in self._runs if self._states[run.name] == RUNNING]
+            at_work = "  ".join(f"{run.name} {rounds_done(run)}/{run.config.rounds}" for run in running)
+            parts = fitted(table, table[0]), Text(self._so_far()), Text(at_work, style="dim")
             self._live.update(Group(*parts), refresh=True)
 
     def _seconds(self, run: Planned) -> float:
         return load_summary(run.workdir).wall_seconds
 
-    def _so_far(self, states: States) -> str:
-        done = sum(state in (FINISHED, HAD) for state in states.values())
-        left = seconds_left(self._runs, states, self._took, self._jobs)
+    def _so_far(self) -> str:
+        done = sum(state in (FINISHED, HAD) for state in self._states.values())
+        left = seconds_left(self._runs, self._states, self._took, self._jobs)
         return f"{done} of {len(self._runs)}" + (f", {duration(left)} left" if left else "")
-
-    def _at_work(self, states: States) -> str:
-        running = [run for run in self._runs if states[run.name] == RUNNING]
-        return "  ".join(f"{run.name} {rounds_done(run)}/{run.config.rounds}" for run in running)

@@ -95,7 +95,7 @@ class Local:
                             launch.send(os.kill, child.process.pid, signal.SIGTERM)
                     self._reap()
                     self._fill()
-                    self._view.update(self.states)
+                    self._view.update()
                     time.sleep(POLL)
             finally:  # also where a second Ctrl-C ends the waiting
                 for child in self._children:
@@ -166,7 +166,7 @@ class Local:
             self.states[run.name] = run.state()
             if code == DONE:
                 self.errors.pop(run.name, None)
-                self._view.finished(run, self.states)
+                self._view.finished(run)
             elif code != INTERRUPTED:
                 why = launch.reason(run.log, child.log_offset, code)
                 self._broken(run, code, why)

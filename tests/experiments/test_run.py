@@ -11,6 +11,7 @@ import pytest
 
 from rlswarm_jax.errors import DiskError, TransientError, UsageError
 from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import record
 from tests.small import SHAPES
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -146,7 +147,8 @@ def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name
     """The live quickstart's is in tests/test_live.py, a single node's in tests/running/test_single_node.py."""
     workdir = tmp_path / "run"
     arguments = [f"--config=configs/{name}.py:{variant}", f"--workdir={workdir}", *changes]
-    done = run(*arguments, "--config.wandb.mode=offline")
+    labels = ["--config.wandb.group=study", "--config.wandb.tags=('point',)"]
+    done = run(*arguments, "--config.wandb.mode=offline", *labels)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"run folder: {workdir}")
     summary = json.loads((workdir / "summary.json").read_text())
@@ -162,7 +164,9 @@ def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name
     for file in ("report.md", "held_out.png", "reward.png", "config.json", "journal.sqlite"):
         assert (workdir / file).stat().st_size > 0
     assert list((workdir / "checkpoints").iterdir())
-    (offline,) = (workdir / "wandb").glob("offline-run-*/*.wandb")
+    own = record.run_id(cli.parse([*arguments, *labels]).config, None)
+    (offline,) = (workdir / "wandb").glob(f"offline-run-*/run-{own}.wandb")
+    assert not any("wandb.group" in word or "wandb.tags" in word for word in summary["command"])
     assert offline.stat().st_size > 1000
 
 

@@ -28,7 +28,7 @@ def get_config(variant=""):
     config.swarm.nodes = 2
     config.game.stages = 1
     config.chain.endpoint = "none"
-    config.rounds, config.evaluation.every, config.checkpoint_every = 24, 8, 3
+    config.rounds, config.evaluation.every, config.checkpoint_every = 12, 6, 2
     config.wandb.mode = "disabled"
     return config
 
@@ -99,7 +99,7 @@ def undisturbed(tmp_path_factory):
 def test_a_sweep_that_is_killed_and_started_again_ends_with_equal_tables(undisturbed, tmp_path, killed):
     study = Study(tmp_path)
     process = study.start()
-    wait_for(lambda: study.rounds("alone/seed-0") >= 7, seconds=120)
+    wait_for(lambda: study.rounds("alone/seed-0") >= 5, seconds=120)
     if killed == "sweep":
         process.kill()
         process.communicate()
@@ -107,7 +107,7 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_equal_tables(undistu
         os.kill(study.child("alone/seed-0"), signal.SIGKILL)
         told, errors = process.communicate(timeout=400)
         assert "alone/seed-0: killed by SIGKILL; once more at the end" in told and process.returncode == 0, errors
-    assert (study.rounds("both/seed-5") == 24) == (killed == "run")
+    assert (study.rounds("both/seed-5") == 12) == (killed == "run")
     study.run()
     assert study.tables() == undisturbed.tables()
     assert study.weights() == undisturbed.weights() and len(study.weights()) == 4

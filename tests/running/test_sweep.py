@@ -1,5 +1,6 @@
 """What a sweep's runs are and how far they are, and how processes play them: fake ones, that take no time."""
 
+import io
 import json
 import os
 import signal
@@ -252,6 +253,15 @@ def test_all_are_played_so_many_at_once_each_on_its_cores(study, capsys):
     assert "a/seed-0 finished in 10 s" in capsys.readouterr().out
     assert played(plan, lambda *_: (0, 1))[0] == 0  # none is played again
     assert all(len(tries(run)) == 1 for run in plan.runs)
+
+
+def test_a_terminal_shows_each_point_and_how_many_are_done(study):
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=120)
+    assert played(sweep.plan(study()), lambda *_: (1.5, 0), console=console)[0] == 0
+    assert "a/seed-0 3/150  a/seed-3 3/150" in shown.getvalue()
+    last = shown.getvalue().split("point")[-1]
+    assert "4 of 4" in last and "swarm.local_groups=8" in last and "left" not in last
 
 
 @pytest.mark.parametrize(("jobs", "of"), [(1, 4), (2, 4), (3, 8), (4, 4), (5, 2)])
