@@ -71,6 +71,7 @@ FOLDER = matching(r"[^./\n][^/\n]{0,99}", "a name for a folder: 1 to 100 charact
 ADDRESS = matching("(0x[0-9a-fA-F]{40})?", "an address, 0x and 40 hexadecimal digits, or nothing")
 PEER = such(lambda peer: author_of(peer) is not None, "the peer id of a secp256k1 key")
 BOOTNODE = such(lambda address: addresses.read(address) is not None, addresses.WANTED)
+PRESENT = row(whole(0), each(row(whole(0), whole(1))))
 PARTITION = row(real(0), real(0), each(each(whole(0))))
 STRATEGIES = ("wrong", "copy", "spam")
 ROUNDS = span("() for none, or (first, end): two whole numbers from 0, the first one smaller")
@@ -133,6 +134,7 @@ FIELDS = {
     "swarm.fill": Field(False, yes_no(), "one more of peers' groups for each of its own that teaches nothing"),
     "swarm.flat": Field(False, yes_no(), "groups that teach nothing, all rewards equal, are learned from as well"),
     "swarm.choose": Field("turns", one_of("turns", "reward", "variety", "useful"), "which of peers' groups come first"),
+    "swarm.reads": Field(0, whole(0, 4096), "authors whose records a node reads in a round, drawn anew; 0: all"),
     "swarm.deadline": Field(60.0, real(0, 1_000_000), "seconds a stage waits for its peers at most (0: for ever)"),
     "swarm.host": Field("127.0.0.1", HOST, "to listen on; 0.0.0.0 for other machines to reach"),
     "swarm.port": Field(0, whole(0, 65535), "of a single node; 0: any that is free"),
@@ -249,6 +251,8 @@ FIELDS = {
     "simulation.jitter": Field(0.05, real(0), "added to it, at most"),
     "simulation.loss": Field(0.0, real(0, 1), "probability per message and receiver"),
     "simulation.partitions": Field((), each(PARTITION), "((start, end, ((0, 1), (2, 3))), ...)"),
+    "simulation.bandwidth": Field(0.0, real(0), "bytes a second that a node can send (0: any number)"),
+    "simulation.present": Field((), each(PRESENT), "((node, ((first round, end), ...)), ...); others are always there"),
     "simulation.adversaries": Field((), each(row(whole(0), one_of(*STRATEGIES))), "((node, 'wrong'), ...)"),
     #
     "checkpoint_every": Field(20, whole(1), "rounds"),
@@ -330,6 +334,17 @@ def _simulated(config: ml_collections.ConfigDict) -> None:
     nodes = config.swarm.nodes
     if len(config.simulation.slowdown) > nodes:
         raise FieldError(f"config.simulation.slowdown has {len(config.simulation.slowdown)} factors for {nodes} nodes.")
+    for node, times in config.simulation.present:
+        if node >= nodes:
+            raise FieldError(f"config.simulation.present names node {node} of {nodes}; the first one is 0.")
+        rounds = [round_ for time in times for round_ in time]
+        if rounds != sorted(set(rounds)):
+            raise FieldError(
+                f"config.simulation.present of node {node} has times that end before they begin, or overlap."
+            )
+    late = [node for node, times in dict(config.simulation.present).items() if not times or times[0][0]]
+    if len(late) == nodes:
+        raise FieldError("config.simulation.present has no node in round 0; expected one at least.")
     for node, _ in config.simulation.adversaries:
         if node >= nodes:
             raise FieldError(f"config.simulation.adversaries names node {node} of {nodes}; the first one is 0.")

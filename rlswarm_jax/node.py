@@ -213,6 +213,7 @@ class Node:
         if self._chain:
             mailbox.members = self._chain.members()
         with mailbox.changed:
+            mailbox.draw(effect.round, effect.beacon)
             while missing := mailbox.missing(*at):
                 now, end = time.monotonic(), mailbox.stage_end(*at, began, spoke, deadline)
                 if should_stop():

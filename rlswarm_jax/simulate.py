@@ -8,7 +8,7 @@ config and the seed, and a killed simulation goes on from its checkpoint and jou
 import dataclasses
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ from rlswarm_jax.game.effects import (
     decode_result,
 )
 from rlswarm_jax.game.player import BEGIN, Player, RoundReport, SavedPlayer
-from rlswarm_jax.game.round import NodeState
+from rlswarm_jax.game.round import NodeState, next_round
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo.learner import TrainState, state_hash
 from rlswarm_jax.identity import Identity
@@ -44,7 +44,7 @@ from rlswarm_jax.qwen import Params
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
 from rlswarm_jax.records.shelf import Slot
 from rlswarm_jax.swarm.virtual import VirtualNetwork
-from rlswarm_jax.swarm.waiting import Company, Standing, quorum_time, stage_end, still_to_speak
+from rlswarm_jax.swarm.waiting import Company, Standing, quorum_time, read_by, stage_end, still_to_speak
 
 _DELIVER, _DONE, _DEADLINE = range(3)
 
@@ -53,7 +53,8 @@ _DELIVER, _DONE, _DEADLINE = range(3)
 class Timing:
     """Virtual seconds: what the effects take, and how long a stage waits for its peers at most (0: for ever).
 
-    slowdown: factors on a node's own effects, by node index; nodes beyond its end have 1.
+    slowdown: factors on a node's own effects, by node index; nodes beyond its end have 1. present: of nodes that are
+    not there all the time, from which round of the swarm on they are, and in which they are killed: each time.
     """
 
     sample: float = 1.0
@@ -61,6 +62,11 @@ class Timing:
     evaluate: float = 0.5
     deadline: float = 5.0
     slowdown: tuple[float, ...] = ()
+    present: Mapping[int, Sequence[tuple[int, int]]] = dataclasses.field(default_factory=dict)
+
+    def is_there(self, node: int, round_: int) -> bool:
+        """Whether a node is there while the first of the swarm are in a round."""
+        return node not in self.present or any(start <= round_ < end for start, end in self.present[node])
 
     def of(self, node: int, effect: Effect) -> float:
         factor = self.slowdown[node] if node < len(self.slowdown) else 1.0
@@ -81,7 +87,9 @@ class _Node(Player):
     its present one. before: its train state then, if it has learned since.
 
     stage_began: when it began to work on the stage. spoke: when it had done. arrived: when records came. company: of
-    its peers.
+    its peers. read: by round, the authors that were drawn to be read. missing: who is still to speak in the stage.
+    there: whether it runs. life: how often it was started and killed. came: when, at last. gone: peers that went and
+    were not heard since. free: when all that it sent is out. said: in its last round, signed.
     """
 
     def __init__(self, index: int, game: Game, identity: Identity, journal: Journal):
@@ -92,13 +100,42 @@ class _Node(Player):
         self.stage_began = self.spoke = 0.0
         self.arrived: dict[Slot, float] = {}
         self.company = Company()
+        self.read: dict[int, frozenset[bytes]] = {}
+        self.missing: set[bytes] = set()
+        self.there, self.life, self.came, self.free = False, 0, 0.0, 0.0
+        self.gone: set[bytes] = set()
+        self.said: tuple[int, list[bytes]] = (0, [])
+
+    def whereabouts(self) -> "_Whereabouts":
+        told, gone, read = sorted(self.company.told), sorted(self.gone), sorted(self.read.items())
+        drawn = [(round_, sorted(authors)) for round_, authors in read]
+        return _Whereabouts(self.there, self.life, self.came, self.free, told, gone, drawn, self.said)
+
+    def restore_whereabouts(self, saved: "_Whereabouts") -> None:
+        self.there, self.life, self.came, self.free = saved.there, saved.life, saved.came, saved.free
+        self.said = saved.said
+        self.company.told, self.gone = frozenset(saved.told), set(saved.gone)
+        self.read = {round_: frozenset(authors) for round_, authors in saved.read}
+
+
+class _Whereabouts(msgspec.Struct, array_like=True):
+    """Of a node in a checkpoint: see `_Node`. told: of whom, when it was started."""
+
+    there: bool
+    life: int
+    came: float
+    free: float
+    told: list[bytes]
+    gone: list[bytes]
+    read: list[tuple[int, list[bytes]]]
+    said: tuple[int, list[bytes]]
 
 
 class _Saved(msgspec.Struct, array_like=True):
     """A simulation at one instant, besides the train states. deliveries: (at, receiver, sender, signed bytes).
 
     arrived, standings: each node's. chain: the coordinator, empty if there is none. number: of times that all nodes had
-    crossed a checkpoint's round; None where the checkpoint itself is called so.
+    crossed a checkpoint's round; None where the checkpoint itself is called so. front: the round of the first node.
     """
 
     nodes: list[SavedPlayer]
@@ -109,6 +146,8 @@ class _Saved(msgspec.Struct, array_like=True):
     metrics_offset: int
     chain: bytes
     number: int | None = None
+    front: int = -1
+    whereabouts: list[_Whereabouts] = []
 
 
 class Simulation:
@@ -134,9 +173,13 @@ class Simulation:
             _Node(i, game, identity, journal) for i, (game, identity) in enumerate(zip(games, identities, strict=True))
         ]
         self._authors = frozenset(node.game.author for node in self.nodes)
+        self._by_author = {node.game.author: node for node in self.nodes}
         for node in self.nodes:
             node.inbox.favoured = self._authors
-            node.company = Company(self._authors - {node.game.author})
+            node.there = timing.is_there(node.index, 0)
+        for node in self.nodes:
+            node.company = Company(self._peers(node))
+        self._front = -1  # the latest round that anybody has begun
         self._engine, self._network, self._timing, self._journal = engine, network, timing, journal
         self._on_round, self._metrics_offset = on_round, metrics_offset
         self._checkpoints, self._every, self._chain = checkpoints, checkpoint_every, chain
@@ -152,7 +195,9 @@ class Simulation:
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         if not self._started:
             self._started = True
-            for node in self.nodes:
+            self._front = 0
+            for node in [node for node in self.nodes if node.there]:
+                node.life = 1
                 self._begin(node, 0.0)
         while self._events and not should_stop():
             self._process(heapq.heappop(self._events))
@@ -165,7 +210,8 @@ class Simulation:
 
     @property
     def finished(self) -> bool:
-        return all(node.finished for node in self.nodes)
+        """Whether all are done that are there."""
+        return all(node.finished for node in self.nodes if node.there)
 
     def weights(self, node: int) -> Params:
         """A node's parameters as they are now."""
@@ -181,14 +227,10 @@ class Simulation:
         at, what, index, *rest = event
         node = self.nodes[index]
         if what == _DELIVER:
-            _, said = rest
-            if signed := node.inbox.offer(_raw(said), node.state.round):
-                record = signed.record
-                node.arrived[record.author, record.round, record.stage] = at
-                if record.author in self._authors:
-                    node.company.spoke(record.author, record.round, node.state.round)
-            if isinstance(node.effect, Gather):
-                self._gather(node, node.effect, at)
+            if node.there:
+                self._deliver(node, rest[1], at)
+        elif rest.pop() != node.life:
+            pass  # it was killed since
         elif what == _DEADLINE:
             if isinstance(node.effect, Gather) and rest == [node.effect.round, node.step]:
                 self._gather(node, node.effect, at)
@@ -198,6 +240,18 @@ class Simulation:
             if index not in self._results:
                 self._compute(type(node.effect), index)
             self._complete(node, self._results.pop(index), at)
+
+    def _deliver(self, node: _Node, said: SignedRecord | bytes, at: float) -> None:
+        signed, author = node.inbox.offer(_raw(said), node.state.round), b""
+        if signed:
+            record, author = signed.record, signed.record.author
+            node.arrived[author, record.round, record.stage] = at
+            if author in self._authors:
+                node.gone.discard(author)
+                node.company.spoke(author, record.round, node.state.round)
+        # what nobody waits for ends no stage; but whoever reads all may begin to wait for who was late
+        if isinstance(node.effect, Gather) and (not node.game.reads or author in node.missing):
+            self._gather(node, node.effect, at)
 
     def _compute(self, kind: type, index: int) -> None:
         """A node's effect, and with it all others' that wait for the same; but an update only once it is over."""
@@ -232,10 +286,69 @@ class Simulation:
 
     def _begin(self, node: _Node, at: float) -> None:
         node.latest, node.before = (node.state, at), None
-        if not node.finished:
+        life = node.life
+        while self._front < node.state.round and not node.finished:
+            self._front += 1
+            self._come_and_go(at)
+        if node.there and node.life == life and not node.finished:
             node.begin(at)
             node.stage_began = at
             self._start(node, at)
+
+    def _come_and_go(self, at: float) -> None:
+        """Kills and starts nodes as the first of the swarm begins a round; those that go are gone for all who come."""
+        changed = [node for node in self.nodes if node.there != self._timing.is_there(node.index, self._front)]
+        for node in [node for node in changed if node.there]:
+            self._kill(node, at)
+        for node in [node for node in changed if not node.there and self._timing.is_there(node.index, self._front)]:
+            self._start_again(node, at)
+
+    def _kill(self, node: _Node, at: float) -> None:
+        """What a node was doing is lost, and what it had heard and not taken; its journal stands."""
+        node.there = False
+        node.life += 1  # so that nothing of what it had begun is ever done
+        for waiting in self._waiting.values():
+            waiting.pop(node.index, None)
+        self._results.pop(node.index, None)
+        held = node.inbox.save()
+        slots = set(held.taken)
+        held.held = [s.raw for slot, s in node.inbox.records.items() if slot in slots]
+        held.counts = {}
+        node.inbox.restore(held)
+        for peer in self.nodes:
+            peer.gone.add(node.game.author)
+            if peer.there and isinstance(peer.effect, Gather) and node.game.author in peer.missing:
+                self._gather(peer, peer.effect, at)
+
+    def _start_again(self, node: _Node, at: float) -> None:
+        """As a live node that comes, or comes back: it is told what the others said last, hears where they are, and
+        goes there unless it is bound to finish its round; what it said last it says again.
+        """
+        node.there, node.came, node.gone = True, at, set()
+        node.company, node.read = Company(self._peers(node)), {}
+        node.life += 1
+        for raw in node.said[1]:
+            self._send(node.index, raw, at)
+        for peer in (self._by_author[author] for author in node.company.told):
+            for signed in map(open_envelope, peer.said[1]):
+                if (arrival := self._network.arrivals(peer.index, signed.hash, at).get(node.index)) is not None:
+                    heapq.heappush(self._events, (arrival, _DELIVER, node.index, peer.index, signed))
+        before, was = node.state.round, node.effect
+        latest = {a: self._by_author[a].state.round for a in self._peers(node)}
+        ahead = next_round(node.state, latest, len(latest)).round > before
+        if was is not None and ahead and not node.bound:
+            node.abandon()
+        if node.effect is None:
+            node.join(latest, len(latest))
+            self._cross(node, before, at)
+            self._begin(node, at)
+        else:
+            node.stage_began = at
+            self._start(node, at)
+
+    def _peers(self, node: _Node) -> frozenset[bytes]:
+        """The others that are there."""
+        return frozenset(other.game.author for other in self.nodes if other.there) - {node.game.author}
 
     def _complete(self, node: _Node, result: Any, at: float) -> None:
         """Resumes a round with an effect's result and starts the next effect."""
@@ -263,6 +376,8 @@ class Simulation:
             self._complete(node, self._engine.verifier.score(effect.items, effect.payers), at)
         elif isinstance(effect, Publish):
             raw = seal(effect.record, node.identity)
+            round_, said = node.said
+            node.said = effect.record.round, [*(said if effect.record.round == round_ else ()), raw]
             self._send(node.index, raw, at)
             self._complete(node, raw, at)
         elif isinstance(effect, Hear):
@@ -271,7 +386,7 @@ class Simulation:
                 self._complete(node, heard, at)
             else:
                 at += self._timing.deadline
-                heapq.heappush(self._events, (at, _DEADLINE, node.index, node.state.round, node.step))
+                heapq.heappush(self._events, (at, _DEADLINE, node.index, node.state.round, node.step, node.life))
         elif isinstance(effect, Commit):
             assert self._chain
             self._chain.commit(node.game.author, effect.moment.round, commit.root(effect.work.records))
@@ -282,7 +397,7 @@ class Simulation:
         else:
             assert effect is not None
             self._waiting[type(effect)][node.index] = effect
-            heapq.heappush(self._events, (at + self._timing.of(node.index, effect), _DONE, node.index))
+            heapq.heappush(self._events, (at + self._timing.of(node.index, effect), _DONE, node.index, node.life))
 
     def _heard(self) -> list[Moment]:
         assert self._chain, "a game that hears a chain has one"
@@ -295,32 +410,59 @@ class Simulation:
         With a chain they are not registered either, and so not heard.
         """
         began, own, inbox = node.stage_began, node.spoke - node.stage_began, node.inbox
-        awaited = {author for author in node.company.told if node.company.earned(author)}
+        awaited = {author for author in self._read_by(node, effect) if node.company.earned(author)} - node.gone
         missing = still_to_speak(awaited, inbox, effect.round, effect.stage)
+        node.missing = missing
         spoken = awaited & inbox.authors(effect.round, effect.stage)
         times = {a: max(0.0, node.arrived[a, effect.round, effect.stage] - began) for a in sorted(spoken)}
         heard = own, list(times.values()), len(missing | spoken)
         end = began + stage_end(*heard, self._timing.deadline)
         if missing and at < end:
             if end < math.inf:
-                heapq.heappush(self._events, (end, _DEADLINE, node.index, effect.round, node.step))
+                heapq.heappush(self._events, (end, _DEADLINE, node.index, effect.round, node.step, node.life))
             return
         if self._timing.deadline and (quorum := quorum_time(*heard)) < math.inf:
             node.company.heard(times, quorum)
             node.company.late(missing)  # where most are silent, it is the network that is
         node.stage_began = at
         node.arrived = {slot: when for slot, when in node.arrived.items() if slot in inbox.records}
-        registered = self._authors.__contains__ if self._chain else lambda author: True
-        self._complete(node, inbox.take(effect.round, effect.stage, registered), at)
+        self._complete(node, self._taken(node, effect), at)
+
+    def _read_by(self, node: _Node, effect: Gather) -> Iterable[bytes]:
+        """Whom a node reads in a round: drawn once, of those that it then waits for, or of all nodes."""
+        if not node.game.reads:
+            return self._authors if self._timing.present else node.company.told
+        if effect.round not in node.read:
+            known = [author for author in self._authors - node.gone if node.company.earned(author)]
+            author, reads = node.game.author, node.game.reads
+            node.read[effect.round] = read_by(author, known, reads, effect.beacon, effect.round)
+            if len(node.read) > node.game.max_staleness + 1:
+                del node.read[min(node.read)]
+        return node.read[effect.round]
+
+    def _taken(self, node: _Node, effect: Gather) -> list[SignedRecord]:
+        reads, nobody = node.game.reads, frozenset[bytes]()
+
+        def wanted(author: bytes, round_: int) -> bool:
+            if author not in self._authors:
+                return self._chain is None
+            return not reads or author in node.read.get(round_, nobody)
+
+        room = max(0, reads - len(node.read.get(effect.round, nobody))) if reads else None
+        return node.inbox.take(effect.round, effect.stage, wanted, room)
 
     def _send(self, sender: int, raw: bytes, at: float) -> None:
-        signed = open_envelope(raw)  # once: what is on its way is held
+        signed, node = open_envelope(raw), self.nodes[sender]  # once: what is on its way is held
+        at = node.free = self._network.sent(len(raw), at, node.free)
         for receiver, arrival in self._network.arrivals(sender, signed.hash, at).items():
             heapq.heappush(self._events, (arrival, _DELIVER, receiver, sender, signed))
 
     def _join(self, node: _Node) -> None:
-        latest = {author: r for author, r in node.inbox.latest_rounds().items() if author in self._authors}
-        node.join(latest, voters=len(self.nodes) - 1)
+        voters = self._peers(node)
+        if self._timing.present:  # a newcomer has no say in where the others are until it has played with them
+            voters = frozenset(a for a in voters if node.company.earned(a) or a in node.company.told)
+        latest = {author: r for author, r in node.inbox.latest_rounds().items() if author in voters}
+        node.join(latest, voters=len(voters))
 
     # --- checkpoints
 
@@ -336,12 +478,13 @@ class Simulation:
         return _Boundary(node.before or parallel.fetch(self._engine.state(node.index)), state, at)
 
     def _save_if_all_crossed(self) -> None:
-        common = min(max(node.boundaries, default=0) for node in self.nodes)
+        common = min(max(node.boundaries, default=0) for node in self.nodes if node.there)
         if common > self._last_checkpoint:
             self._save(common)
 
     def _save(self, number: int) -> None:
-        self._write(number, [node.boundaries[number] for node in self.nodes])
+        # who is not there stands where it stood when it was killed
+        self._write(number, [n.boundaries.get(number) or self._boundary(n, *n.latest) for n in self.nodes])
         self._last_checkpoint = number
         for node in self.nodes:
             node.boundaries = {k: b for k, b in node.boundaries.items() if k >= number}
@@ -365,7 +508,8 @@ class Simulation:
         chain = self._chain.save() if self._chain else b""
         arrived, standings = [node.arrived for node in self.nodes], [node.company.standings for node in self.nodes]
         offsets = self._journal.offset, self._metrics_offset()
-        return _Saved(nodes, deliveries, arrived, standings, *offsets, chain, number)
+        whereabouts = [node.whereabouts() for node in self.nodes]
+        return _Saved(nodes, deliveries, arrived, standings, *offsets, chain, number, self._front, whereabouts)
 
     def restore(self) -> int | None:
         """Goes back to the newest checkpoint; returns the metrics' offset it stands at, None if there is none.
@@ -393,12 +537,18 @@ class Simulation:
             node.latest = node.state, kept.at
             crossed = range(number, node.state.round // self._every + 1 if self._every else number + 1)
             node.boundaries = dict.fromkeys(crossed, _Boundary(found.states[node.index], *node.latest))
-        for node, kept in zip(self.nodes, saved.nodes, strict=True):
-            self._replay(node, kept.at)
+        self._front = saved.front
+        for node, known in zip(self.nodes, saved.whereabouts, strict=False):  # versions before had none
+            node.restore_whereabouts(known)
+        replayed = [(node, *self._replay(node, kept.at)) for node, kept in zip(self.nodes, saved.nodes, strict=True)]
+        # whoever was between two rounds last: as it begins, others may come and go
+        for node, at, played in sorted(replayed, key=lambda one: one[0].effect is None):
+            if node.there:
+                self._go_on(node, at, played)
         return saved.metrics_offset
 
-    def _replay(self, node: _Node, at: float) -> None:
-        """Feeds a node its journal since the checkpoint's boundary, then starts the effect it was waiting for.
+    def _replay(self, node: _Node, at: float) -> tuple[float, int]:
+        """Feeds a node its journal since the checkpoint's boundary; returns when the last of it was, and its round.
 
         Only learning is done again: the weights of a boundary are in the checkpoint, later ones nowhere.
         """
@@ -416,6 +566,11 @@ class Simulation:
             elif isinstance(fed.effect, Learn):
                 self._run(Learn, {node.index: fed.effect})
             played = entry.round
+        return at, played
+
+    def _go_on(self, node: _Node, at: float, played: int) -> None:
+        """Starts the effect that a node was waiting for, or its next round."""
+        at, node.stage_began = max(at, node.came), max(node.stage_began, node.came)
         if node.effect is not None:
             self._start(node, at)
         else:

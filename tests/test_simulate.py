@@ -26,6 +26,7 @@ from rlswarm_jax.journal import Journal
 from rlswarm_jax.records.envelope import open_envelope, seal
 from rlswarm_jax.simulate import Simulation, Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
+from rlswarm_jax.swarm.waiting import read_by
 from rlswarm_jax.tasks.verifier import Verifier
 from tests.grpo import tiny
 
@@ -48,10 +49,10 @@ class World:
             dual_clip=3.0,
             temperature=self.temperature,
         )
-        self.engines: dict[tuple[int, bool], Engine] = {}
+        self.engines: dict[bool, Engine] = {}
 
     def engine(self, nodes: int, exact: bool) -> Engine:
-        if (nodes, exact) not in self.engines:
+        if exact not in self.engines:
             config = EngineConfig(
                 max_prompt_tokens=16,
                 max_new_tokens=12,
@@ -70,8 +71,8 @@ class World:
             )
             verifier = Verifier({}, self.mixture)
             made = Engine(self.policy, verifier, FORMATS["compact"], config, self.learner_config, nodes)
-            self.engines[nodes, exact] = made
-        engine = self.engines[nodes, exact]
+            self.engines[exact] = made
+        engine = self.engines[exact]
         engine.set_states([learner.Learner(self.learner_config, self.policy.config).init(self.policy.params)] * nodes)
         return engine
 
@@ -380,3 +381,120 @@ def test_what_was_published_is_in_the_journal_as_the_bytes_that_were_sent(world,
         "Learn",
     ]
     assert decode_result(Publish(played.records(0)[0]), entries[3].result) is None
+
+
+# --- who is there when
+
+
+FOR_EVER = 10**6
+
+
+@tiny.as_users_run
+def test_nodes_that_never_start_change_no_bit_of_the_others(world, paths):
+    alone = world.simulation(next(paths), loss=0.2).run()
+    idle = world.simulation(next(paths), nodes=NODES + 3, timing=Timing(present={3: (), 4: (), 5: ()}), loss=0.2).run()
+    assert idle.reports == alone.reports and idle.simulation.finished
+    assert all(equal(idle.weights(node), alone.weights(node)) for node in range(NODES))
+    assert sum(alone.metrics(0, "groups/external")) > 0
+
+
+@tiny.as_users_run
+def test_a_late_joiner_plays_the_swarms_round_and_is_heard_from_there(world, paths):
+    timing = Timing(deadline=60.0, present={2: ((2, FOR_EVER),)})
+    played = world.simulation(next(paths), rounds=6, timing=timing).run()
+    # as the first began round 2, most were still in the round before
+    assert [r.round for r in played.reports if r.node == 2] == [1, 2, 3, 4, 5]
+    joiner = played.simulation.nodes[2].game.author.hex()
+    assert played.metrics(0, "records/received")[0] == 1.0
+    assert sum(played.metrics(0, f"received_from/{joiner}")) >= 4 and played.metrics(0, "records/received")[-1] == 2.0
+    assert sum(played.metrics(2, "learn/rows_external")) > 0 and played.simulation.finished
+    assert max(r.at for r in played.reports) < 60.0  # nobody waited for who was still to come
+
+
+@tiny.as_users_run
+def test_a_crash_holds_up_nobody_and_who_comes_back_goes_to_the_others_without_contradicting_itself(world, paths):
+    timing = Timing(deadline=60.0, present={2: ((0, 2), (4, FOR_EVER))}, slowdown=(1.0, 1.0, 1.5))
+    played = world.simulation(next(paths), rounds=7, timing=timing).run()
+    rounds = [r.round for r in played.reports if r.node == 2]
+    assert rounds[0] == 0 and rounds[-2:] == [5, 6] and 2 not in rounds
+    assert [r.round for r in played.reports if r.node == 0] == list(range(7))
+    records = played.records(2)
+    assert len({(r.round, r.stage) for r in records}) == len(records)
+    assert max(played.metrics(0, "records/equivocations")) == 0
+    assert max(r.at for r in played.reports) < 60.0 and played.simulation.finished
+    steps = [(e.round, e.step) for e in played.journal.read(2, 0)]
+    assert steps == sorted(set(steps))
+
+
+@tiny.as_users_run
+def test_who_is_killed_bound_to_its_round_finishes_it_when_it_comes_back(world, paths):
+    """It has published the last stage: what it learns from is what it says it learned from."""
+    timing = Timing(learn=4.0, deadline=60.0, present={2: ((0, 1), (3, FOR_EVER))}, slowdown=(1.0, 1.0, 1.2))
+    played = world.simulation(next(paths), rounds=6, timing=timing).run()
+    rounds = [r.round for r in played.reports if r.node == 2]
+    assert rounds[0] == 0 and rounds[1] >= 3  # killed as the others began round 1, and it was learning
+    kinds = [e.kind for e in played.journal.read(2, 0) if e.round == 0]
+    assert kinds == ["begin", "Evaluate", "Sample", "Publish", "Gather", "Score", "Learn"]
+
+
+def test_a_swarm_goes_on_when_one_is_gone_for_good(world, paths):
+    played = world.simulation(next(paths), timing=Timing(present={0: ((0, 2),)})).run()
+    assert {r.round for r in played.reports if r.node == 0} <= {0, 1} and played.simulation.finished
+    assert [r.round for r in played.reports if r.node == 1] == list(range(ROUNDS))
+
+
+def test_who_can_send_little_is_heard_later(world, paths):
+    at_once = world.simulation(next(paths), rounds=1, jitter=0.0).run()
+    size = max(len(seal(r, identity.simulated(0, n))) for n in range(NODES) for r in at_once.records(n))
+    slow = world.simulation(next(paths), rounds=1, jitter=0.0, bandwidth=size / 2.0).run()
+    ends = [max(r.at for r in played.reports) for played in (at_once, slow)]
+    assert ends[1] - ends[0] == pytest.approx(2.0, rel=0.1)
+    assert all(equal(at_once.weights(n), slow.weights(n)) for n in range(NODES))
+
+
+# --- a part of the swarm is read
+
+
+def test_with_reads_a_node_hears_and_awaits_only_those_drawn_and_in_time_everybody(world, paths):
+    own = {node: {"reads": 1} for node in range(4)}
+    played = world.simulation(next(paths), nodes=4, rounds=6, own=own, timing=Timing(deadline=60.0)).run()
+    authors = [node.game.author for node in played.simulation.nodes]
+    for node, game in enumerate(n.game for n in played.simulation.nodes):
+        assert played.metrics(node, "records/received") == [1.0] * 6
+        for report in (r for r in played.reports if r.node == node):
+            (drawn,) = read_by(game.author, authors, 1, game.beacon(report.round), report.round)
+            assert report.metrics[f"received_from/{drawn.hex()}"] == 1.0
+    # whoever does not read the slow one does not wait for it
+    timing = Timing(deadline=60.0, slowdown=(1.0, 1.0, 1.0, 2.0))
+    slow = world.simulation(next(paths), nodes=4, rounds=1, own=own, timing=timing).run()
+    first = {r.node: r.at for r in slow.reports if r.round == 0}
+    pair = {authors.index(a) for a in read_by(authors[3], authors, 1, played.simulation.nodes[0].game.beacon(0), 0)}
+    assert {node for node in range(3) if first[node] > min(first.values()) + 1.0} == pair
+
+
+@pytest.mark.parametrize("end", ["kill", "save"])
+def test_comings_goings_and_draws_are_the_same_bits_after_any_stop(world, tmp_path, end):
+    present = {2: ((0, 2), (3, FOR_EVER)), 3: ((1, FOR_EVER),), 4: ()}
+    timing = Timing(deadline=1.5, slowdown=(1.0, 1.2, 1.0, 2.2), present=present)
+    options = dict(nodes=5, timing=timing, loss=0.1, bandwidth=20_000.0, own={n: {"reads": 2} for n in (0, 2)})
+    whole = world.simulation(tmp_path / "whole.sqlite", **options).run()
+    assert {2, 3} <= {r.node for r in whole.reports} and not any(r.node == 4 for r in whole.reports)
+    for events in (31, 52, 67, 90):
+        folder = tmp_path / str(events)
+        folder.mkdir()
+        checkpoints = Checkpoints(folder / "checkpoints")
+        stopped = world.simulation(folder / "journal.sqlite", checkpoints=checkpoints, **options)
+        countdown = itertools.count(events, -1)
+        stopped.simulation.run(lambda countdown=countdown: next(countdown) == 0)
+        assert not stopped.simulation.finished
+        if end == "save":
+            stopped.simulation.save()
+        stopped.journal.close()
+        checkpoints.close()
+        resumed = world.simulation(
+            folder / "journal.sqlite", checkpoints=Checkpoints(folder / "checkpoints"), **options
+        )
+        kept = resumed.simulation.restore() or 0
+        resumed.run()
+        assert stopped.reports[:kept] + resumed.reports == whole.reports, events
+        assert all(equal(resumed.weights(node), whole.weights(node)) for node in range(5)), events

@@ -64,10 +64,14 @@ class Publish:
 
 @dataclasses.dataclass(frozen=True)
 class Gather:
-    """-> list of `SignedRecord` not handed over before, when all live peers have spoken or at the deadline."""
+    """-> list of `SignedRecord` not handed over before, when all live peers have spoken or at the deadline.
+
+    beacon: the round's; with `Game.reads` it draws whose records these are, and who is waited for.
+    """
 
     round: int
     stage: str
+    beacon: bytes = b""
 
 
 @dataclasses.dataclass(frozen=True)

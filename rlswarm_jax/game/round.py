@@ -99,7 +99,7 @@ def play_round(game: Game, state: NodeState) -> Round:
         published.append(schema.content_hash(schema.encode(record)))
         sheets[published[-1]] = turns.to_sheet(game, game.author, round_, stage, told, chain)
 
-        heard = yield Gather(round_, stage)
+        heard = yield Gather(round_, stage, beacon)
         arrived += heard
         if game.chain_every and any(signed.record.beacon not in beacons for signed in [*waiting, *heard]):
             beacons |= by_tag((yield Hear()))  # others may have heard of a new round before this one began

@@ -132,9 +132,10 @@ class Game(Rules):
     nothing; groups that teach nothing are learned from if `flat`. min_staleness, max_staleness: rounds that a peer's
     group is old when it is. choose: which of them are taken first (`records.teachers.WORTH`).
     weights: of the stages' samples in the loss. max_prompt_tokens: that this node's model reads; where others have
-    written more, it leaves the problem out. chain_every: rounds after which the chain is heard, and committed to (0:
-    there is none). state_hash: of the train state that it begins with. readings: of records, kept for all nodes of this
-    process that play by the same rules; None where there is but one. strategy: of a node that means ill.
+    written more, it leaves the problem out. reads: authors whose records it reads in a round, at most (0: all).
+    chain_every: rounds after which the chain is heard, and committed to (0: there is none). state_hash: of the train
+    state that it begins with. readings: of records, kept for all nodes of this process that play by the same rules;
+    None where there is but one. strategy: of a node that means ill.
     """
 
     author: bytes
@@ -154,6 +155,7 @@ class Game(Rules):
     choose: str = "turns"
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     max_prompt_tokens: int = 2**31
+    reads: int = 0
     chain_every: int = 0
     state_hash: bytes = b""
     readings: Readings | None = dataclasses.field(default=None, compare=False, repr=False)

@@ -112,29 +112,35 @@ class Inbox:
         return self._shelf.last_of(author)[1] if self._shelf.of_author(author)[0] else otherwise
 
     def take(
-        self, round_: int, stage: str, wanted: Callable[[bytes], bool] = lambda author: True
+        self,
+        round_: int,
+        stage: str,
+        wanted: Callable[[bytes, int], bool] = lambda author, round_: True,
+        strangers: int | None = None,
     ) -> list[SignedRecord]:
         """Hands over, once, all records up to a stage of a round, late ones too, in canonical order (content hash).
 
-        Those of later stages wait for theirs: which of them come before the others is chance. wanted: whose; others'
-        stay. Of authors that are not favoured it is `MAX_UNKNOWN` at a time, as many authors as possible, the latest
-        first; which of them is drawn anew in each stage.
+        Those of later stages wait for theirs: which of them come before the others is chance. wanted: whose, and of
+        which rounds; others stay. Of authors that are not favoured it is `MAX_UNKNOWN` at a time, or `strangers` if
+        that is less, as many authors as possible, the latest first; which of them is drawn anew in each stage.
         """
         order = {stage: number for number, stage in enumerate(self.stages)}
         until = round_, order[stage]
         found = [
             slot
             for slot in self.records
-            if (slot[1], order[slot[2]]) <= until and slot not in self.taken and wanted(slot[0])
+            if (slot[1], order[slot[2]]) <= until and slot not in self.taken and wanted(*slot[:2])
         ]
         slots = [slot for slot in found if slot[0] in self.favoured]
-        slots += self._some([slot for slot in found if slot[0] not in self.favoured], round_, stage, order)
+        unknown = [slot for slot in found if slot[0] not in self.favoured]
+        most = MAX_UNKNOWN if strangers is None else min(strangers, MAX_UNKNOWN)
+        slots += self._some(unknown, round_, stage, order, most)
         self.taken.update(slots)
         return sorted((self.records[slot] for slot in slots), key=lambda signed: signed.hash)
 
-    def _some(self, slots: list[Slot], round_: int, stage: str, order: dict[str, int]) -> list[Slot]:
-        """`MAX_UNKNOWN` of these at most: everybody's last before anyone's last but one."""
-        if len(slots) <= MAX_UNKNOWN:
+    def _some(self, slots: list[Slot], round_: int, stage: str, order: dict[str, int], most: int) -> list[Slot]:
+        """So many of these at most: everybody's last before anyone's last but one."""
+        if len(slots) <= most:
             return slots
         behind: collections.Counter[bytes] = collections.Counter()
         ranked = []
@@ -142,7 +148,7 @@ class Inbox:
             rank = randomness.digest("pool", "read", self.owner, round_, stage, slot[0])
             ranked.append((behind[slot[0]], rank, slot))
             behind[slot[0]] += 1
-        return [slot for _, _, slot in sorted(ranked)[:MAX_UNKNOWN]]
+        return [slot for _, _, slot in sorted(ranked)[:most]]
 
     def expire(self, current_round: int) -> None:
         """Forgets rounds that nobody may send records of any more."""

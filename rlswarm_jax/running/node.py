@@ -114,7 +114,7 @@ def play(
         bootnodes += [one for one in account.bootnodes(coordinator) if not one.endswith(own.peer_id)]
     memory = Memory(workdir / FILE)
     told = [address.rpartition("/p2p/")[2] for address in bootnodes] or memory.peers
-    mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(told))
+    mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(told), config.swarm.reads)
     parts = own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory, mailbox.trusts
     transport = Gossip(*parts)
     claimed = _claimed(key, workdir / JOURNAL_FILE)

@@ -48,9 +48,12 @@ def make_simulation(config: ml_collections.ConfigDict, made: build.Pieces, journ
         simulated.jitter,
         simulated.loss,
         [Partition(start, end, groups) for start, end, groups in simulated.partitions],
+        simulated.bandwidth,
     )
-    timing = build.made_of(Timing, [simulated], slowdown=tuple(simulated.slowdown))
-    chain = VirtualCoordinator(config.seed, quorum(nodes)) if config.chain.endpoint != "none" else None
+    present = dict(simulated.present)
+    timing = build.made_of(Timing, [simulated], slowdown=tuple(simulated.slowdown), present=present)
+    ever = nodes - sum(not times for times in present.values())
+    chain = VirtualCoordinator(config.seed, quorum(ever)) if config.chain.endpoint != "none" else None
     parts = made.games, identities(config), made.engine, network, timing, journal, on_round
     return Simulation(*parts, chain=chain, **options)
 

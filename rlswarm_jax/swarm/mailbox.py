@@ -8,7 +8,7 @@ from collections.abc import Collection
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.shelf import Slot
-from rlswarm_jax.swarm.waiting import EARN, VOTING, Company, quorum_time, stage_end, still_to_speak
+from rlswarm_jax.swarm.waiting import EARN, VOTING, Company, quorum_time, read_by, stage_end, still_to_speak
 
 
 class Mailbox:
@@ -27,12 +27,16 @@ class Mailbox:
     and each that did must speak in more rounds than before. A node that was told of nobody, or finds none of them,
     follows those of standing; in its first `EARN` rounds, most of all that it is connected with.
 
+    reads: authors that are read in a round, drawn from those that are waited for as it begins (`waiting.read_by`); none
+    but they are waited for in it, and only their records of it are handed over. 0: all.
+
     Hold `changed` to look at the inbox or to change it; it is notified when records or peers come or go. round: the
     one being played; records from too far behind it are refused.
     """
 
-    def __init__(self, inbox: Inbox, named: Collection[bytes] = (), bootnodes: Collection[bytes] = ()):
-        self.inbox = inbox
+    def __init__(self, inbox: Inbox, named: Collection[bytes] = (), bootnodes: Collection[bytes] = (), reads: int = 0):
+        self.inbox, self._reads = inbox, reads
+        self._read: dict[int, frozenset[bytes]] = {}  # by round, the authors that were drawn
         self.named, self.bootnodes = (frozenset(authors) - {inbox.owner} for authors in (named, bootnodes))
         self.round = 0
         self.members: frozenset[bytes] | None = None
@@ -119,9 +123,26 @@ class Mailbox:
         latest = {author: self.inbox.latest_round(author, -1) for author in self.voters()}
         return {author: round_ for author, round_ in latest.items() if round_ >= 0}
 
+    def draw(self, round_: int, beacon: bytes) -> None:
+        """Decides whom this node reads in a round, once."""
+        if self._reads and round_ not in self._read:
+            known = filter(self.is_peer, self._awaited)
+            self._read[round_] = read_by(self.inbox.owner, known, self._reads, beacon, round_)
+            if len(self._read) > self.inbox.max_staleness + 1:
+                del self._read[min(self._read)]
+
+    def _reads_of(self, author: bytes, round_: int) -> bool:
+        """Whether an author is read in a round; a stranger where there is room (`take`)."""
+        if not self.is_peer(author):
+            return False
+        return not self._reads or author not in self.inbox.favoured or author in self._read.get(round_, ())
+
+    def _waited_for(self, round_: int) -> set[bytes]:
+        return {a for a in self._awaited if self.is_peer(a) and (not self._reads or a in self._read.get(round_, ()))}
+
     def missing(self, round_: int, stage: str) -> set[bytes]:
         """Who is still to speak in a stage; one that has spoken in a later round will not."""
-        return still_to_speak(filter(self.is_peer, self._awaited), self.inbox, round_, stage)
+        return still_to_speak(self._waited_for(round_), self.inbox, round_, stage)
 
     def stage_end(self, round_: int, stage: str, began: float, spoke: float, deadline: float) -> float:
         """When a stage ends if nobody says any more; all on the monotonic clock but `deadline`, seconds from `spoke`.
@@ -152,7 +173,7 @@ class Mailbox:
 
     def _times(self, round_: int, stage: str, began: float) -> dict[bytes, float]:
         """When those who are waited for spoke in a stage, in seconds from its begin; 0 for all that came before."""
-        speakers = filter(self.is_peer, self._awaited & self.inbox.authors(round_, stage))
+        speakers = self._waited_for(round_) & self.inbox.authors(round_, stage)
         slots = {author: (author, round_, stage) for author in speakers}
         return {author: max(0.0, self._arrived.get(slot, began) - began) for author, slot in slots.items()}
 
@@ -164,7 +185,8 @@ class Mailbox:
 
     def take(self, round_: int, stage: str) -> list[SignedRecord]:
         """Hands over the peers' records up to a stage of a round, once, as `Inbox.take` does."""
-        return self.inbox.take(round_, stage, self.is_peer)
+        room = max(0, self._reads - len(self._read.get(round_, ()))) if self._reads else None
+        return self.inbox.take(round_, stage, self._reads_of, room)
 
     def behind(self, round_: int) -> set[bytes]:
         """Peers that have not come to a round yet: the named, and of the others those that are here, unless late."""

@@ -27,6 +27,8 @@ class Partition:
 class VirtualNetwork:
     """latency and jitter in virtual seconds, loss a probability per message and receiver.
 
+    bandwidth: bytes a second that a node can send, each message once and one after the other (0: all at once).
+
     What happens to a message depends on (seed, sender, receiver, content hash) and the time alone: one that was lost
     by chance is lost again if it is sent again.
     """
@@ -37,6 +39,11 @@ class VirtualNetwork:
     jitter: float = 0.05
     loss: float = 0.0
     partitions: Sequence[Partition] = ()
+    bandwidth: float = 0.0
+
+    def sent(self, size: int, at: float, free: float) -> float:
+        """When a message of so many bytes is out, whose sender had sent all before by `free`."""
+        return max(at, free) + size / self.bandwidth if self.bandwidth else at
 
     def arrivals(self, sender: int, content_hash: bytes, at: float) -> dict[int, float]:
         """When a message sent at `at` reaches each other node; nodes it never reaches are absent."""
@@ -45,7 +52,7 @@ class VirtualNetwork:
             fields = (self.seed, sender, receiver, content_hash)
             if receiver == sender or any(p.separates(at, sender, receiver) for p in self.partitions):
                 continue
-            if randomness.uniform("network", "loss", *fields) >= self.loss:
-                delay = self.latency + self.jitter * randomness.uniform("network", "delay", *fields)
-                found[receiver] = at + delay
+            if not self.loss or randomness.uniform("network", "loss", *fields) >= self.loss:
+                drawn = randomness.uniform("network", "delay", *fields) if self.jitter else 0.0
+                found[receiver] = at + (self.latency + self.jitter * drawn)
         return found

@@ -5,10 +5,12 @@ All times are seconds from the stage's begin here, so they hold the work that th
 """
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 
+from rlswarm_jax import randomness
 from rlswarm_jax.records.inbox import Inbox
 
 GRACE = 2.0  # times the median of the quorum's own times: who takes more than three times as long is late
@@ -53,6 +55,25 @@ def still_to_speak(awaited: Iterable[bytes], inbox: Inbox, round_: int, stage: s
     """Who of those awaited is; one that has spoken in a later round will not."""
     silent = set(awaited) - inbox.authors(round_, stage)
     return {author for author in silent if inbox.latest_round(author, round_) <= round_}
+
+
+def read_by(reader: bytes, authors: Iterable[bytes], reads: int, beacon: bytes, round_: int) -> frozenset[bytes]:
+    """Whom a node reads in a round, of the authors that it knows: at most `reads` of them, or all where that is 0.
+
+    The beacon puts them all in an order, the reader among them, that is cut into as few equal parts as will do: those
+    of one part read each other, and so what the others there answer to. Where two nodes do not know the same authors,
+    a part loses an author here or there. Nobody's word has a say in it, nor their place in the swarm.
+    """
+    everyone = _in_order(frozenset([*authors, reader]), beacon, round_)
+    parts = -(-len(everyone) // (reads + 1)) if reads else 1
+    own = everyone.index(reader) * parts // len(everyone)
+    bounds = (-(-part * len(everyone) // parts) for part in (own, own + 1))
+    return frozenset(everyone[slice(*bounds)]) - {reader}
+
+
+@functools.lru_cache(maxsize=16)  # in a simulation it is the same for most nodes
+def _in_order(authors: frozenset[bytes], beacon: bytes, round_: int) -> list[bytes]:
+    return sorted(authors, key=lambda author: randomness.digest("pool", "reads", beacon, round_, author))
 
 
 @dataclasses.dataclass

@@ -118,7 +118,7 @@ def test_effects_come_in_their_order(round_, before, after):
     played = play(make_game(), NodeState(round=round_))
     course = [Sample, Publish, Gather, Score, Learn]
     assert [type(e) for e in played.effects] == [Evaluate] * before + course + [Evaluate] * after
-    assert played.one(Gather) == Gather(round_, "answer")
+    assert played.one(Gather) == Gather(round_, "answer", make_game().beacon(round_))
     assert ("held_out/accuracy" in played.metrics, "final/accuracy" in played.metrics) == (before, after)
     assert played.state.round == round_ + 1
 

@@ -9,6 +9,7 @@ from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.mailbox import Mailbox
+from rlswarm_jax.swarm.waiting import read_by
 from tests.records.samples import ALICE, BOB, CAROL, ME, sealed
 
 IDENTITIES = [simulated(41, index) for index in range(30)]
@@ -328,3 +329,55 @@ def test_the_round_s_thread_is_woken_by_what_arrives():
     assert waiting.wait(10)
     send(box, ALICE, 3)  # takes the lock: by then the other thread has let it go, and waits
     assert woken.wait(10)
+
+
+# --- a part of the swarm is read
+
+
+def test_with_reads_only_those_drawn_are_waited_for_and_handed_over_whoever_speaks_first():
+    """The rule is that of a simulated node (`waiting.read_by`); others' records stay, and say where they are."""
+    others = IDENTITIES[:9]
+    box = make(*others, reads=4)
+    everyone = [i.author for i in others]
+    for round_ in (3, 4):
+        box.round = round_
+        box.draw(round_, b"beacon%d" % round_)
+        drawn = read_by(ME.author, everyone, 4, b"beacon%d" % round_, round_)
+        assert len(drawn) == 4 and box.missing(round_, "answer") == drawn
+        for one in others:
+            send(box, one, round_)
+        assert box.missing(round_, "answer") == set()
+        assert {signed.record.author for signed in box.take(round_, "answer")} == drawn
+        assert box.latest_rounds() == {} or set(box.latest_rounds().values()) == {round_}
+    assert box.inbox.speakers() == set(everyone)
+
+
+def test_what_somebody_said_late_in_a_round_in_which_it_was_drawn_is_handed_over_later():
+    others = IDENTITIES[:9]
+    box = make(*others, reads=4)
+    box.draw(3, b"b")
+    late = sorted(box.missing(3, "answer"))[0]
+    (who,) = (i for i in others if i.author == late)
+    for one in others:
+        if one is not who:
+            send(box, one, 3)
+    box.close_stage(3, "answer", 0.0, 0.0, 60.0)
+    assert late not in {signed.record.author for signed in box.take(3, "answer")}
+    box.round = 4
+    box.draw(4, b"b")
+    send(box, who, 3)
+    assert {(s.record.author, s.record.round) for s in box.take(4, "answer")} == {(late, 3)}
+
+
+def test_strangers_are_read_where_there_is_room_and_crowd_out_nobody():
+    box = make(*IDENTITIES[:2], reads=4)
+    box.draw(3, b"b")
+    for one in IDENTITIES[:12]:
+        send(box, one, 3)
+    authors = {signed.record.author for signed in box.take(3, "answer")}
+    assert len(authors) == 4 and peers(*IDENTITIES[:2]) < authors
+    full = make(*IDENTITIES[:4], reads=4)
+    full.draw(3, b"b")
+    for one in IDENTITIES[:12]:
+        send(full, one, 3)
+    assert {signed.record.author for signed in full.take(3, "answer")} == peers(*IDENTITIES[:4])

@@ -1,5 +1,6 @@
 """When a stage ends, and whom it waited for."""
 
+import collections
 import math
 from fractions import Fraction
 
@@ -14,7 +15,7 @@ from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.simulate import Simulation, Timing
 from rlswarm_jax.swarm import waiting
 from rlswarm_jax.swarm.virtual import VirtualNetwork
-from rlswarm_jax.swarm.waiting import Company, quorum_time, stage_end, still_to_speak
+from rlswarm_jax.swarm.waiting import Company, quorum_time, read_by, stage_end, still_to_speak
 from tests.game.hand_driver import Speaker, answer, half_right, make_game, signed
 from tests.game.hand_driver import record_of as honest_record
 from tests.records.samples import ALICE, BOB, CAROL, ME, sealed
@@ -57,6 +58,38 @@ def test_the_grace_is_twice_the_median_of_the_quorum_s_own_times():
 
 def test_one_peer_alone_is_waited_for_three_times_as_long_as_the_own_work_took():
     assert stage_end(4.0, [], 1, 600.0) == 12.0
+
+
+# --- who is read
+
+MANY = [simulated(31, index).author for index in range(40)]
+
+
+@given(st.integers(2, 40), st.integers(1, 40), st.binary(max_size=32), st.integers(0, 9))
+def test_those_who_are_read_are_bounded_read_each_other_and_share_all_out(count, reads, beacon, round_):
+    authors = MANY[:count]
+    read = {one: read_by(one, authors, reads, beacon, round_) for one in authors}
+    sizes = [len(others) for others in read.values()]
+    assert max(sizes) <= reads and max(sizes) - min(sizes) <= 1  # parts of equal size
+    assert max(sizes) >= min(reads, count - 1) // 2  # and no more of them than it takes
+    for one, others in read.items():
+        assert one not in others and others <= set(authors)
+        assert all(read[other] == (others | {one}) - {other} for other in others)
+    assert read_by(authors[0], reversed(authors[1:]), reads, beacon, round_) == read[authors[0]]  # a set, not an order
+
+
+def test_whom_one_reads_is_drawn_anew_by_round_and_beacon_and_evenly():
+    met = collections.Counter(a for round_ in range(390) for a in read_by(MANY[0], MANY, 4, b"b", round_))
+    assert met.keys() == set(MANY[1:])
+    expected = 390 * 4 / 39
+    assert sum((n - expected) ** 2 / expected for n in met.values()) < 70  # 99.9 % of chi squared, 39 degrees
+    assert read_by(MANY[0], MANY, 4, b"b", 0) != read_by(MANY[0], MANY, 4, b"c", 0)
+    assert read_by(MANY[0], MANY[1:], 0, b"b", 0) == set(MANY[1:])  # 0: all
+
+
+def test_who_does_not_know_an_author_still_reads_most_of_those_that_the_others_do():
+    same = [len(read_by(MANY[0], MANY[1:], 7, b"b", r) & read_by(MANY[0], MANY[1:-1], 7, b"b", r)) for r in range(50)]
+    assert sum(same) > 0.8 * 50 * 7 * 39 / 40
 
 
 # --- standing
