@@ -222,14 +222,14 @@ def _read_completion(game: Game, completion: Completion, same_tokenizer: bool) -
         if game.tokenizer.decode(tokens) != completion.text:  # a special token's name, an unknown character
             raise RecordError("text mismatch", f"{completion.text[:40]!r} cannot be said in this node's tokens")
         return Sampled(tokens, [], completion.text, False)
-    tokens_T = completion.tokens_T
-    if len(tokens_T) > game.max_new_tokens or tokens_T.max() >= game.tokenizer.vocab_size:
-        raise RecordError("misshapen group", f"{len(tokens_T)} tokens, largest id {tokens_T.max()}")
-    if np.isin(tokens_T[:-1], game.eos_token_ids).any():
+    tokens = completion.tokens_T.tolist()
+    if len(tokens) > game.max_new_tokens or max(tokens) >= game.tokenizer.vocab_size:
+        raise RecordError("misshapen group", f"{len(tokens)} tokens, largest id {max(tokens)}")
+    if not set(tokens[:-1]).isdisjoint(game.eos_token_ids):
         raise RecordError("text mismatch", f"{completion.text[:40]!r} goes on behind its end")
-    if game.tokenizer.decode(tokens_T.tolist()) != completion.text:
+    if game.tokenizer.decode(tokens) != completion.text:
         raise RecordError("text mismatch", f"{completion.text[:40]!r} is not what the ids say")
-    return Sampled(tokens_T.tolist(), completion.logprobs_T.tolist(), completion.text, False)
+    return Sampled(tokens, completion.logprobs_T.tolist(), completion.text, False)
 
 
 # --- what turns say to others
