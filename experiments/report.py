@@ -3,10 +3,11 @@
     python -m experiments.report runs/quickstart             writes runs/quickstart/report.md and prints it
     python -m experiments.report runs/sapo                   a sweep: its points, and how they differ by seed
     python -m experiments.report runs/A runs/B               any runs: grouped by the settings that they differ in
-    python -m experiments.report runs/sapo --save results/sapo.json     keeps what tables and curves are made of
-    python -m experiments.report results/sapo.json           ... and makes them again, from that alone
+    python -m experiments.report runs/sapo --save results/sapo.json     ... and keeps what tables are made of
+    python -m experiments.report results/sapo.json           the same tables and curves, from that alone
 
   --at 100,200        also after so many rounds           --baseline POINT    that the others are compared with
+  --points a,b        these alone, in this order          --save FILE         keeps all of them, whatever is shown
   --out DIR           where report.md, report.html and the curves go (default: the sweep's folder, else runs/report)
 
 Each DIR is the folder of a run, of a point's seeds, or of a sweep. One run's report says what was learned on held-out
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", metavar="DIR", type=Path, nargs="+", help="folder of a run or a sweep; a saved file")
     parser.add_argument("--save", metavar="FILE", type=Path, help="where outcomes are kept")
     parser.add_argument("--at", metavar="R,R", default="", help="horizons, in rounds")
+    parser.add_argument("--points", metavar="A,B", default="", help="that are shown")
     parser.add_argument("--baseline", metavar="POINT", default="", help="that others are compared with")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where reports of several runs go")
     own, console = parser.parse_args(argv), Console()
@@ -58,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _side_by_side(own: argparse.Namespace, console: Console) -> list[Path]:
     at, found = _rounds(own.at), outcomes.find(own.paths, render.commit(ROOT))
     out = own.out or (own.paths[0] if (own.paths[0] / SWEEP_FILE).exists() else OUT)
-    sections = comparison.sections(found, at, own.baseline)
-    paths = comparison.write(found, out, sections)
+    shown = outcomes.only(found, own.points.split(",")) if own.points else found
+    sections = comparison.sections(shown, at, own.baseline)
+    paths = comparison.write(shown, out, sections)
     for section in sections:
         console.print(f"\n{section.title}", style="bold cyan", highlight=False, markup=False)
         print_table(section.table, console, section.optional)

@@ -58,7 +58,7 @@ def sections(found: Outcomes, at: Sequence[int] = (), baseline: str = "") -> lis
         raise UsageError("none of these runs is finished: there is nothing to compare.")
     reference = baseline or found.baseline
     if baseline and baseline not in points:
-        raise UsageError(f"there is no point {baseline!r} to compare with; there are {', '.join(points)}.")
+        raise UsageError(f"there is no point {baseline!r}; there are {', '.join(points)}.")
     reference = reference if reference in points else next(iter(points))
     against = [_differences(points, reference, at)] if len(points) > 1 else []
     return [_outcomes(found, points, at), *against, _cost(points)]

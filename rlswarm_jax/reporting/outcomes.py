@@ -198,9 +198,20 @@ def by_point(found: Outcomes) -> dict[str, list[Outcome]]:
     by_name = all(a.settings == b.settings for a in alone for b in alone if a.name == b.name)
     every = {field for run in alone for field in run.settings}
     differing = sorted(f for f in every if len({json.dumps(run.settings.get(f)) for run in alone}) > 1)
+    defaults = {name: field.default for name, field in common.FIELDS.items()}
     groups: dict[str, list[Outcome]] = {name: [] for name in found.points}
     for run in found.runs:
-        own = {field: run.settings.get(field, common.FIELDS[field].default) for field in differing}
+        own = {field: run.settings.get(field, defaults.get(field)) for field in differing}
         told = run.name if by_name else " ".join(f"{field}={value}" for field, value in own.items())
         groups.setdefault(run.point or told, []).append(run)
     return {name: sorted(runs, key=lambda run: run.seed) for name, runs in groups.items() if runs}
+
+
+def only(found: Outcomes, names: Sequence[str]) -> Outcomes:
+    """The runs of some points, in that order, under the names that they have among all. Raises UsageError."""
+    groups = by_point(found)
+    if unknown := [name for name in names if name not in groups]:
+        raise UsageError(f"there is no point {unknown[0]!r}; there are {', '.join(groups)}.")
+    runs = [msgspec.structs.replace(run, point=name) for name in names for run in groups[name]]
+    points = {name: found.points.get(name, {}) for name in names}
+    return msgspec.structs.replace(found, runs=runs, points=points)

@@ -49,7 +49,8 @@ def _pen(i: int) -> tuple[str, str]:
 
 
 def _save(figure, axes, path: Path) -> None:
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5, handlelength=1.4)
+    columns = 1 + (len(axes.get_legend_handles_labels()[0]) - 1) // 16
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5, handlelength=1.4, ncols=max(columns, 1))
     with aside(path) as partial:
         figure.savefig(partial)
 

@@ -101,7 +101,7 @@ class Local:
                 for child in self._children:
                     launch.send(os.killpg, child.process.pid, signal.SIGKILL)
                     child.process.wait()
-        if stopping:
+        if stopping or not {NEW, BEGUN}.isdisjoint(self.states.values()):  # one alone may be stopped, too
             return INTERRUPTED
         codes = {code for code, _ in self.errors.values()}
         return DONE if not codes else MEND if codes == {MEND} else errors.BROKEN
@@ -119,8 +119,10 @@ class Local:
                 self.states[run.name] = ELSEWHERE
                 self._not_before[run.name] = time.monotonic() + AGAIN
                 self._waiting.append(run)
-            elif (state := run.state()) == FINISHED:
-                self.states[run.name] = state
+            elif run.state() == FINISHED:  # by another
+                self.states[run.name] = FINISHED
+                self.errors.pop(run.name, None)
+                self._view.finished(run)
             else:
                 self._start(run, free.pop(0))
 
@@ -164,12 +166,11 @@ class Local:
             child.process.stdin.close()
             run = child.run
             self.states[run.name] = run.state()
-            if code == DONE:
+            if self.states[run.name] == FINISHED:
                 self.errors.pop(run.name, None)
                 self._view.finished(run)
             elif code != INTERRUPTED:
-                why = launch.reason(run.log, child.log_offset, code)
-                self._broken(run, code, why)
+                self._broken(run, code, launch.reason(run.log, child.log_offset, code))
 
     def _broken(self, run: Planned, code: int, why: str) -> None:
         if code == MAY_PASS and folder.in_use(run.workdir):  # another was quicker

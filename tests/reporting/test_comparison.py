@@ -158,6 +158,16 @@ def test_runs_by_themselves_are_grouped_by_what_they_differ_in(tmp_path):
     assert [row["point"] for row in named] == ["quickstart-simulate", "quickstart"]
 
 
+def test_some_points_alone_are_shown_as_they_are_named_among_all(sweep, tmp_path):
+    found = outcomes.only(outcomes.find([sweep]), ["none", "few"])
+    tables = comparison.sections(found)
+    assert [row["point"] for row in table(tables, "Outcomes")] == ["none", "few"]
+    assert {row["point"] for row in table(tables, "Against few")} == {"none"}
+    folders = [run_of(tmp_path / f"{point}{seed}", point, seed) for point in ("few", "many") for seed in (0, 1)]
+    alone = outcomes.only(outcomes.find(folders), ["swarm.external_groups=2"])
+    assert [row["point"] for row in table(comparison.sections(alone), "Outcomes")] == ["swarm.external_groups=2"]
+
+
 def test_nodes_that_mean_ill_do_not_count(tmp_path):
     workdir = run_of(tmp_path / "run", "few", 0)
     summary = json.loads((workdir / "summary.json").read_text())
@@ -190,11 +200,12 @@ def test_a_run_of_an_earlier_version_has_the_defaults_of_new_fields():
         (["nowhere"], "nowhere/summary.json does not exist"),
         (["broken.json"], "is not what experiments.report --save writes"),
         (["stopped", "stopped"], "none of these runs is finished"),
-        (["run", "run", "--baseline", "x"], "there is no point 'x' to compare with; there are quickstart"),
+        (["run", "run", "--baseline", "x"], "there is no point 'x'; there are quickstart"),
+        (["run", "run", "--points", "quickstart,y"], "there is no point 'y'; there are quickstart"),
         (["run", "run", "--at", "ten"], "--at is 'ten'; expected rounds by commas"),
         (["run", "run", "--at", "0"], "--at is '0'; expected rounds by commas"),
     ],
-    ids=["nothing", "no outcomes", "unfinished", "no baseline", "no number", "no round"],
+    ids=["nothing", "no outcomes", "unfinished", "no baseline", "no point", "no number", "no round"],
 )
 def test_what_cannot_be_compared_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)

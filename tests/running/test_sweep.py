@@ -17,6 +17,7 @@ from rlswarm_jax.errors import UsageError
 from rlswarm_jax.reporting import outcomes
 from rlswarm_jax.running import arguments as cli
 from rlswarm_jax.running import folder, sweep, sweep_view, sweeping
+from tests.waits import wait_for
 
 CONFIG = """
 from configs import common
@@ -216,10 +217,10 @@ open(folder + "/summary.json", "w").write(summary)
 
 
 class Fakes:
-    """fate: (seconds, exit code) of a run by its name and try, from 0."""
+    """fate: (seconds, exit code) of a run by its name and try, from 0. finished: all have, however they end."""
 
-    def __init__(self, fate):
-        self._fate, self.tries = fate, dict[str, int]()
+    def __init__(self, fate, finished):
+        self._fate, self._finished, self.tries = fate, finished, dict[str, int]()
 
     def __call__(self, run):
         number = self.tries[run.name] = self.tries.get(run.name, -1) + 1
@@ -228,7 +229,8 @@ class Fakes:
             begin(run)
         summary = finish(run).workdir / "summary.json"
         text = summary.read_text()
-        summary.unlink()
+        if not self._finished:
+            summary.unlink()
         return [sys.executable, "-S", "-c", FAKE, str(run.workdir), str(seconds), str(code), text]
 
 
@@ -236,8 +238,8 @@ def tries(run):
     return [json.loads(line) for line in (run.workdir / "tries").read_text().splitlines()]
 
 
-def played(plan, fate, jobs=2, console=None):
-    local = sweeping.Local(plan.runs, jobs, console or Console(quiet=True), Fakes(fate))
+def played(plan, fate, jobs=2, console=None, finished=False):
+    local = sweeping.Local(plan.runs, jobs, console or Console(quiet=True), Fakes(fate, finished))
     return local.play(), local
 
 
@@ -246,7 +248,8 @@ def test_all_are_played_so_many_at_once_each_on_its_cores(study, capsys):
     code, local = played(plan, lambda *_: (0.5, 0), console=Console())
     assert code == 0 and set(local.states.values()) == {"finished"} and not local.errors
     began = sorted(tries(run)[0][1] for run in plan.runs)
-    assert began[1] < began[0] + 0.5 < began[2]  # two, then the others
+    ended = sorted((run.workdir / "summary.json").stat().st_mtime for run in plan.runs)
+    assert all(start > end for start, end in zip(began[2:], ended, strict=False))  # never three at once
     used = {tuple(tries(run)[0][0]) for run in plan.runs}
     if len(sweeping.cores()) > 1:
         assert len(used) == 2 and set(next(iter(used))).isdisjoint(*(set(own) for own in list(used)[1:]))
@@ -299,9 +302,20 @@ def test_where_all_that_is_broken_is_to_be_mended_the_exit_code_says_so(study):
     assert played(sweep.plan(study()), lambda name, _: (0, 2 * (name == "b/seed-0")))[0] == 2
 
 
+def test_one_that_is_killed_when_it_has_finished_has_finished(study):
+    plan = sweep.plan(study())
+    code, local = played(plan, lambda *_: (0, -signal.SIGKILL), finished=True)
+    assert code == 0 and not local.errors and all(len(tries(run)) == 1 for run in plan.runs)
+
+
 def test_ctrl_c_lets_all_save(study):
     plan = sweep.plan(study())
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def stop():
+        wait_for(lambda: all((run.workdir / "tries").exists() for run in plan.runs[:2]))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop).start()
     code, local = played(plan, lambda *_: (60, 0))
     assert code == 130 and not local.errors
     assert [(run.workdir / "saved").exists() for run in plan.runs] == [True, True, False, False]
