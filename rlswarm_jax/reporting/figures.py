@@ -226,7 +226,8 @@ def trials_block(found: Trials) -> Block:
         rows.append([", ".join(told) or "default", str(len(of)), *means, f"{fmean(gains):+.1f}{within}", accuracy])
     note = "% right, of all nodes' shared problems over the last fifth of the rounds; *held out* are first answers, "
     note += "greedy. " + (f"With {', '.join(f'`{n}={v}`' for n, v in common.items())}. " if common else "")
-    return Block(rows, f"{note}{found.hardware}; commit {found.commit}.", [])
+    lines = [f"{row[0].replace('`', '')}: revised, less first answer, {row[5]} points" for row in rows[1:]]
+    return Block(rows, f"{note}{found.hardware}; commit {found.commit}.", [*lines, f"commit {found.commit}"])
 
 
 def warmstart_block(found: Warmstart) -> Block:
