@@ -6,12 +6,14 @@
                                                      merges finished runs into results/quickstart.json
     python -m experiments.render --evaluations game runs/game-0 runs/game-control-0 ...
                                                      merges their evaluation.json into results/game.json
+    python -m experiments.render --trials reviser runs/a runs/b ...
+                                                     what runs with other fields came to into results/reviser.json
 
 In Markdown a block stands between `<!-- rendered: NAME -->` and `<!-- /rendered -->`. In a config's docstring
 it is the indented lines after `Measured (rendered: NAME):`. NAME is warmstart, gas, gas/day, benchmarks/chain,
 benchmarks/decode, benchmarks/replay, benchmarks (all other results/benchmarks/*.jsonl), why (sentences for the README),
-an experiment of configs/ such as quickstart (results/NAME.json; NAME/line is that in one line), or of a study such as
-sapo a table of its points (sapo/splits) or what may be claimed (sapo/claims).
+reviser, an experiment of configs/ such as quickstart (results/NAME.json; NAME/line is that in one line), or of a study
+such as sapo a table of its points (sapo/splits) or what may be claimed (sapo/claims).
 """
 
 import argparse
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.reporting.render import collect, collect_evaluations, render
+from rlswarm_jax.reporting.render import collect, collect_evaluations, collect_trials, render
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,14 +33,18 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--check", action="store_true", help="only say whether a block is stale")
     parser.add_argument("--collect", metavar="NAME", help="merge finished runs into results/NAME.json")
+    parser.add_argument("--trials", metavar="NAME", help="merge how runs ended into results/NAME.json")
     parser.add_argument("workdirs", metavar="DIR", type=Path, nargs="*", help="folders of the runs to collect")
     parser.add_argument("--evaluations", metavar="NAME", help="merge evaluations of runs into results/NAME.json")
     arguments = parser.parse_args(argv)
-    if bool(arguments.collect or arguments.evaluations) != bool(arguments.workdirs):
+    if bool(arguments.collect or arguments.evaluations or arguments.trials) != bool(arguments.workdirs):
         parser.error("--collect NAME goes with the folders of its runs: --collect quickstart runs/seed-0 ...")
     try:
         if arguments.evaluations:
             print(f"wrote {collect_evaluations(root, arguments.evaluations, arguments.workdirs)}")
+            return 0
+        if arguments.trials:
+            print(f"wrote {collect_trials(root, arguments.trials, arguments.workdirs)}")
             return 0
         if arguments.collect:
             print(f"wrote {collect(root, arguments.collect, arguments.workdirs)}")

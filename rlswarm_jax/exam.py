@@ -165,7 +165,7 @@ def _stage(game: Game, sheets: Mapping[bytes, Sheet], played: Sequence[Turn], sc
     def said(turn: Turn, text: str) -> str:
         if turn.stage == CRITIQUE:
             return str(game.prompt_format.named(text, turn.reading.numbers if turn.reading else ()))
-        return game.mixture.canonical(turn.problem, game.prompt_format.answer(text))
+        return game.mixture.canonical(turn.problem, turns.answer(game, turn, text))
 
     def right(turn: Turn) -> list[float]:
         if turn.stage != CRITIQUE or turn.reading is None:

@@ -44,7 +44,8 @@ NOTHING = View()
 class Family:
     """render: stage, problem, view with its texts quoted, persona -> prompt. parse: a critique's or revision's prompt
     back to the view; raises ValueError for what is not such a prompt. answer: completion to answer text.
-    derived: critique to the answer in it, "" where there is none.
+    derived: critique to the answer in it, "" where there is none. keeps: whether a revision says that its
+    author stands by the first answer.
     named: completion and the answers' numbers -> which it names, the first being 1; NONE; or None if it names nothing.
     said: what of a completion others are shown. reserved: characters that structure begins with.
     numbered: whether answers are called by the numbers of the view.
@@ -55,6 +56,7 @@ class Family:
     parse: Callable[[str, Prompt], View]
     answer: Callable[[str], str]
     derived: Callable[[str], str]
+    keeps: Callable[[str], bool]
     named: Callable[[str, Sequence[int]], int | None]
     said: Callable[[str, str], str]
     reserved: str
@@ -138,6 +140,9 @@ class PromptFormat:
 
     def derived(self, text: str) -> str:
         return self.family.derived(text)
+
+    def keeps(self, text: str) -> bool:
+        return self.family.keeps(text)
 
     def named(self, text: str, numbers: Sequence[int]) -> int | None:
         return self.family.named(text, numbers)
@@ -285,6 +290,7 @@ FAMILIES = {
         parse=_parse_compact,
         answer=lambda text: text,
         derived=lambda text: text.rpartition("#")[0],
+        keeps=lambda text: text == "?",
         named=_named_compact,
         said=_said_compact,
         reserved=_COMPACT_RESERVED,
@@ -297,6 +303,7 @@ FAMILIES = {
         parse=_parse_chat,
         answer=_tagged_answer,
         derived=lambda text: "",
+        keeps=lambda text: False,
         named=_named_chat,
         said=_said_chat,
         reserved="<",

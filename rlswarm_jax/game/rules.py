@@ -43,9 +43,10 @@ class Rules:
     local_groups: problems that a node answers in a round, the first `shared` of which all nodes have: those are
     criticised and revised. redraws: how often another is drawn in the place of one of the others, where its answers all
     earn the same. shown, critics: most answers of others, and critiques, that a node is shown of a problem.
-    show_votes: and how the critics voted. stages: those that are played, in order. contract, chain_id: address of the
-    coordinator, and its chain (empty and 0: simulated; None: problems are drawn from `seed`, and there is no chain).
-    `chain` in a method's parameters: the coordinator's beacon that is in force, 32 bytes; empty without one.
+    show_votes: and how the critics voted. stand_by: whether a revision may be to stand by the first answer. stages:
+    those that are played, in order. contract, chain_id: address of the coordinator, and its chain (empty and 0:
+    simulated; None: problems are drawn from `seed`, and there is no chain). `chain` in a method's parameters: the
+    coordinator's beacon that is in force, 32 bytes; empty without one.
     """
 
     swarm: str
@@ -60,6 +61,7 @@ class Rules:
     shown: int = 3
     critics: int = 3
     show_votes: bool = True
+    stand_by: bool = True
     rewards: Rewards = dataclasses.field(default_factory=Rewards)
     contract: str | None = None
     chain_id: int = 0
@@ -91,6 +93,7 @@ class Rules:
             "game.shown": str(self.shown),
             "game.critics": str(self.critics),
             "game.show_votes": str(self.show_votes),
+            "game.stand_by": str(self.stand_by),
             "sampling.group_size": str(self.group_size),
             **{f"game.{name}_reward": str(float(paid)) for name, paid in dataclasses.asdict(self.rewards).items()},
             **{name: str(value) for name, value in chance.items()},

@@ -261,7 +261,7 @@ def _said(game: Game, turn: Turn) -> Said:
     beacon, how = game.beacon(turn.round, turn.chain), game.prompt_format
     spoken = turn.completions[speaks(beacon, turn.author, turn.stage, turn.index, game.group_size)].text
     if turn.stage != CRITIQUE:
-        return Said(how.said(turn.stage, spoken), how.answer(spoken))
+        return Said(how.said(turn.stage, spoken), answer(game, turn, spoken))
     assert turn.reading is not None
     votes_for = None if turn.vote is None else turn.reading.answers[turn.vote - 1].answer if turn.vote else ""
     return Said(how.said(turn.stage, spoken), votes_for)
@@ -280,16 +280,22 @@ def to_score(game: Game, turn: Turn) -> list[tuple[Problem, str]]:
     """The answers whose scores `rewards` needs."""
     shown = [said.answer or "" for said in turn.reading.answers] if turn.reading else []
     shown = shown[:1] if turn.stage == REVISE else shown
-    return [(turn.problem, text) for text in shown + _answers(game, turn)]
+    return [(turn.problem, text) for text in shown + answers(game, turn)]
 
 
-def _answers(game: Game, turn: Turn) -> list[str]:
+def answers(game: Game, turn: Turn) -> list[str]:
     """What each completion answers; of critiques nothing, unless that is paid for."""
-    how = game.prompt_format
-    if turn.stage != CRITIQUE:
-        return [how.answer(s.text) for s in turn.completions]
-    paid = game.rewards.derivation and turn.problem.verifiable
-    return [how.derived(s.text) for s in turn.completions] if paid else []
+    how, texts = game.prompt_format, [s.text for s in turn.completions]
+    if turn.stage == CRITIQUE:
+        return list(map(how.derived, texts)) if game.rewards.derivation and turn.problem.verifiable else []
+    return [answer(game, turn, text) for text in texts]
+
+
+def answer(game: Game, turn: Turn, text: str) -> str:
+    """Of an answer or a revision, which may be to stand by the first answer."""
+    if game.stand_by and turn.stage == REVISE and turn.reading and game.prompt_format.keeps(text):
+        return turn.reading.answers[0].answer or ""
+    return game.prompt_format.answer(text)
 
 
 def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[float]:
@@ -298,12 +304,12 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
     if turn.stage == CRITIQUE:
         assert reading is not None
         shown = [scores[problem, said.answer or ""] for said in reading.answers] if problem.verifiable else None
-        derived = [scores[problem, text] for text in _answers(game, turn)] or [0.0] * len(turn.completions)
+        derived = [scores[problem, text] for text in answers(game, turn)] or [0.0] * len(turn.completions)
         named = named_by(game, turn)
         return [critique_reward(n, shown, weights, own) for n, own in zip(named, derived, strict=True)]
-    answers = _answers(game, turn)
+    said = answers(game, turn)
     if turn.stage == ANSWER:
-        return [answer_reward(scores[problem, text], bool(text.strip()), weights) for text in answers]
+        return [answer_reward(scores[problem, text], bool(text.strip()), weights) for text in said]
     assert reading is not None
     first = scores[problem, reading.answers[0].answer or ""]
     # where an answer can be verified, saying what the others say is worth nothing by itself
@@ -317,7 +323,7 @@ def rewards(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> list[floa
             bool(text.strip()),
             weights,
         )
-        for text in answers
+        for text in said
     ]
 
 
@@ -327,7 +333,7 @@ def lenient(game: Game, turn: Turn, scores: Scored) -> list[bool]:
     """
     problem, canonical = turn.problem, functools.partial(game.mixture.canonical, turn.problem)
     accepted = {canonical(answer) for answer in problem.answers}
-    texts = _answers(game, turn)
+    texts = answers(game, turn)
     if not texts:
         return [False] * len(turn.completions)
     return [scores[problem, t] > 0 and t not in problem.answers and canonical(t) in accepted for t in texts]

@@ -1,5 +1,6 @@
 """Measured figures for documents: what is in results/, and the tables and lines that it is written as."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from rlswarm_jax.reporting import results
 from rlswarm_jax.reporting.blocks import Table
 from rlswarm_jax.reporting.measures import Measure
 from rlswarm_jax.reporting.results import Summary, duration, mean, mean_sd, percent, points
+from rlswarm_jax.reporting.statistics import mean_interval
 
 
 class Runs(msgspec.Struct, frozen=True):
@@ -36,6 +38,27 @@ class Evaluations(msgspec.Struct, frozen=True):
     """results/NAME.json of a study: of configs/NAME.py and its variants, one for each seed."""
 
     evaluations: list[Evaluation]
+    commit: str
+    hardware: str
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """How a run with other fields than its config's ended. first, vote, revised: share that is right, of problems that
+    all nodes have, over the last fifth of its rounds. accuracy: held out, after the last.
+    """
+
+    changed: dict[str, Any]
+    seed: int
+    first: float
+    vote: float
+    revised: float
+    accuracy: float
+
+
+class Trials(msgspec.Struct, frozen=True):
+    """results/NAME.json of what was tried."""
+
+    trials: list[Trial]
     commit: str
     hardware: str
 
@@ -179,6 +202,32 @@ def evaluations_block(found: Evaluations) -> Block:
     return Block(
         rows, f"{note}commit {found.commit}.", [*lines, f"± standard error over {seeds} seeds; {found.commit}"]
     )
+
+
+def trials_block(found: Trials) -> Block:
+    """A row for each setting, in the order tried: means over its seeds, and what a revision is worth beside the first
+    answer, with Student's 95 % interval where there are several seeds.
+    """
+    rows = [["setting", "seeds", "first answer", "critics' vote", "revised", "revised, less first", "held out"]]
+    settings = list(dict.fromkeys(json.dumps(trial.changed) for trial in found.trials))
+    common = {
+        name: value
+        for name, value in json.loads(settings[0]).items()
+        if all(json.loads(setting).get(name) == value for setting in settings)
+    }
+    for setting in settings:
+        of = [trial for trial in found.trials if json.dumps(trial.changed) == setting]
+        means = [f"{100 * fmean(getattr(trial, name) for trial in of):.1f}" for name in ("first", "vote", "revised")]
+        gains = [100 * (trial.revised - trial.first) for trial in of]
+        low, high = mean_interval(gains)
+        within = f" ({low:+.1f} to {high:+.1f})" if len(gains) > 1 else ""
+        told = [f"`{name}={value}`" for name, value in json.loads(setting).items() if name not in common]
+        accuracy = f"{100 * fmean(trial.accuracy for trial in of):.1f}"
+        rows.append([", ".join(told) or "default", str(len(of)), *means, f"{fmean(gains):+.1f}{within}", accuracy])
+    note = "% right, of all nodes' shared problems over the last fifth of the rounds; *held out* are first answers, "
+    note += "greedy. " + (f"With {', '.join(f'`{n}={v}`' for n, v in common.items())}. " if common else "")
+    lines = [f"{row[0].replace('`', '')}: revised, less first answer, {row[5]} points" for row in rows[1:]]
+    return Block(rows, f"{note}{found.hardware}; commit {found.commit}.", [*lines, f"commit {found.commit}"])
 
 
 def warmstart_block(found: Warmstart) -> Block:

@@ -27,6 +27,7 @@ from rlswarm_jax.reporting.figures import (
     Evaluations,
     Gas,
     Runs,
+    Trials,
     Warmstart,
     benchmarks_block,
     changed_fields,
@@ -34,6 +35,7 @@ from rlswarm_jax.reporting.figures import (
     gas_block,
     gas_day_block,
     runs_block,
+    trials_block,
     warmstart_block,
 )
 from rlswarm_jax.reporting.study import claims, study_block
@@ -67,6 +69,8 @@ def find_block(root: Path, name: str) -> Block:
     study, _, table = name.partition("/")
     if table and (root / "configs" / f"{study}.py").exists():
         return study_block(study, table, _study(root, study))
+    if name == "reviser":
+        return trials_block(_read(path, Trials))
     if not (root / "configs" / f"{name}.py").exists():
         raise UsageError(f"unknown block {name!r}; expected warmstart, gas, benchmarks, or NAME of configs/NAME.py.")
     if "evaluations" in _read(path, dict[str, Any]):
@@ -218,6 +222,27 @@ def collect_evaluations(root: Path, name: str, workdirs: Sequence[Path]) -> Path
     found.sort(key=lambda e: (e["name"], e["seed"]))
     merged = {"evaluations": found, "commit": commit(root), "hardware": "; ".join(dict.fromkeys(hardware))}
     path = root / "results" / f"{name}.json"
+    path.write_text(json.dumps(merged, indent=1) + "\n")
+    return path
+
+
+def collect_trials(root: Path, name: str, workdirs: Sequence[Path]) -> Path:
+    """What finished runs with other fields than their configs' came to, in the order given, as results/NAME.json."""
+    found, hardware = [], []
+    for workdir in workdirs:
+        run = results.load(workdir)
+        summary, after = run.summary, run.summary.after
+        if summary.status != "finished" or after is None or "game/revised" not in summary.game:
+            raise UsageError(f"{workdir} is no finished run of a game in which answers are revised.")
+        late = [row for own in run.rows.values() for row in own if row["round"] >= 0.8 * summary.rounds]
+        measured = {key: fmean(row[f"game/{key}"] for row in late) for key in ("first", "vote", "revised")}
+        fields = results.overrides(summary) or {}
+        counted = [f for f in sorted(fields) if f in changed_fields(summary) and not f.startswith("evaluation.")]
+        found.append({"changed": {f: fields[f] for f in counted}, "seed": summary.seed, **measured, "accuracy": after})
+        hardware.append(summary.hardware)
+    merged = {"trials": found, "commit": commit(root), "hardware": "; ".join(dict.fromkeys(hardware))}
+    path = root / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(merged, indent=1) + "\n")
     return path
 

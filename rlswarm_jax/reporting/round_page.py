@@ -86,7 +86,7 @@ class RoundPage:
         if turn.stage == CRITIQUE and turn.reading:
             named = self._game.prompt_format.named(sampled.text, turn.reading.numbers)
             return [*words, f"names {self._choice(turn, named)}"]
-        answer = self._game.prompt_format.answer(sampled.text)
+        answer = turns.answer(self._game, turn, sampled.text)
         return [*words, f"score {self.scores[turn.problem, answer]:.2f}"]
 
     def _choice(self, turn: Turn, which: int | None) -> str:

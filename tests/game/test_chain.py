@@ -292,7 +292,14 @@ def test_nodes_that_agree_have_the_same_hash_and_others_have_not():
     )
     others = {
         **{"group_size": 8, "local_groups": 4, "swarm": "other", "shown": 1, "stages": STAGES[:2], "shared": 1},
-        **{"redraws": 2, "critics": 1, "show_votes": False, "chain_id": 1, "contract": "0x" + "cd" * 20},
+        **{
+            "redraws": 2,
+            "critics": 1,
+            "show_votes": False,
+            "stand_by": False,
+            "chain_id": 1,
+            "contract": "0x" + "cd" * 20,
+        },
         **{"rewards": Rewards(form=0.5), "mixture": weighted, "prompt_format": FORMATS["chat"]},
     }
     assert {*others, "seed"} == {field.name for field in dataclasses.fields(Rules)}

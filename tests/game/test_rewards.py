@@ -137,6 +137,21 @@ def test_a_compact_critique_answers_itself(family, critique, derived):
     assert family == "chat" or FORMATS[family].said(CRITIQUE, critique) == derived
 
 
+@pytest.mark.parametrize(
+    ("family", "revision", "keeps"),
+    [
+        ("compact", "?", True),
+        ("compact", "", False),
+        ("compact", "?5", False),
+        ("compact", " ?", False),
+        ("chat", "?", False),
+        ("chat", "<answer>?</answer>", False),
+    ],
+)
+def test_what_says_that_the_first_answer_stands(family, revision, keeps):
+    assert FORMATS[family].keeps(revision) == keeps
+
+
 @given(st.lists(scores, max_size=6))
 def test_a_critique_is_paid_for_the_truth_alone(shown):
     """By hand: the best have the highest score, and it is not nothing; "none" is true where nothing is right."""

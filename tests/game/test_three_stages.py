@@ -240,6 +240,24 @@ def test_a_peer_s_critique_that_only_a_lenient_scorer_takes_is_not_learned_from(
     assert {group.author for group in played[BOB].learned if group.stage == CRITIQUE} == {who.author for who in ALL}
 
 
+def half_kept(p: int, g: int, right: str, view) -> str:
+    return ["?", right, "9", "? "][g]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_who_revises_may_stand_by_the_first_answer(keep):
+    """It is worth what that was, and it is what others hear."""
+    for answers, first in ((right_answers, 1), (says("8 8 8"), 0)):
+        played = play_together(dict.fromkeys(ALL, Speaker(answers, revise=half_kept)), stand_by=keep)
+        revised = [group for group in played[ME].learned if group.stage == REVISE]
+        assert [group.rewards for group in revised] == [[first if keep else 0, 1, 0, 0]] * 6
+        for index in SHARED:
+            said = played[BOB].state.sheets[played[ME].said[REVISE].hash].said[index]
+            right = GAME.problem(b"", 1, index).answers[0]
+            stood_by = answers(0, 0, right) if keep else "?"
+            assert said.answer == [stood_by, right, "9", "? "][spoken(ME, REVISE, index)]
+
+
 def test_a_vote_is_not_paid_for_where_an_answer_can_be_verified():
     """Two of three critics vote for a wrong answer: saying the same earns nothing, and only what is right does."""
     revise = lambda p, g, right, view: ["9", right, "8", "#8|8:9;8"][g]  # noqa: E731

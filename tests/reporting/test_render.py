@@ -169,6 +169,37 @@ def test_a_study_has_means_over_seeds_and_differences_within_them(root, tmp_path
     assert "512 problems, mean over nodes; ± standard error over 3 seeds, on the same problems." in text
 
 
+def make_trial(tmp_path, seed, revised, **changed):
+    config = quickstart.get_config()
+    config.chain.endpoint = "none"
+    config.update_from_flattened_dict({f"game.{name}": value for name, value in changed.items()})
+    workdir = make_run(tmp_path / f"{len(changed)}-{seed}", seed=seed, rounds=10, after=(0.8, 0.9), config=config)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        late = row["round"] >= 8
+        row |= {"game/first": 0.5 if late else 0.0, "game/vote": 0.25, "game/revised": revised if late else 1.0}
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = json.loads((workdir / "summary.json").read_text())
+    summary["game"] = {"game/revised": [0.0, revised]}
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    return workdir
+
+
+def test_what_was_tried_is_told_by_what_it_changed(root, tmp_path, capsys):
+    """By hand: 0.5 + 0.125 and 0.5 + 0.25 are +12.5 and +25 points, whose t-interval is 18.75 ± 12.706 * 6.25."""
+    tried = [make_trial(tmp_path, 0, 0.375, shared=3), make_trial(tmp_path, 0, 0.625), make_trial(tmp_path, 1, 0.75)]
+    assert render_command.main(["--trials", "reviser", *map(str, tried)], root) == 0
+    (root / "README.md").write_text("<!-- rendered: reviser -->\n<!-- /rendered -->\n")
+    assert render_command.main([], root) == 0
+    text = readme(root)
+    assert "| `game.shared=3` | 1 | 50.0 | 25.0 | 37.5 | -12.5 | 85.0 |" in text
+    assert "| `rounds" not in text and "With `chain.endpoint=none`, `rounds=10`." in text
+    assert "| default | 2 | 50.0 | 25.0 | 68.8 | +18.8 (-60.7 to +98.2) | 85.0 |" in text
+    alone = make_run(tmp_path / "alone", rounds=ROUNDS)
+    assert render_command.main(["--trials", "reviser", str(alone)], root) == 2
+    assert "no finished run of a game in which answers are revised" in capsys.readouterr().err
+
+
 def write_reasons(root, tmp_path):
     """Results in which every figure that speaks for a swarm can be told by eye."""
     write_results(root, tmp_path)
