@@ -10,11 +10,14 @@ from typing import Any
 import msgspec
 
 from rlswarm_jax.errors import UsageError
+from rlswarm_jax.files import LEARNED, SAMPLED
 from rlswarm_jax.reporting import results
 from rlswarm_jax.reporting.blocks import Table
 from rlswarm_jax.reporting.measures import Measure
 from rlswarm_jax.reporting.results import Summary, duration, mean, mean_sd, percent, points
 from rlswarm_jax.reporting.statistics import mean_interval
+
+ALONE = {SAMPLED: "alone, samples as much", LEARNED: "alone, as much to learn from"}
 
 
 class Runs(msgspec.Struct, frozen=True):
@@ -115,17 +118,21 @@ def runs_block(name: str, found: Runs) -> Block:
     if not len(befores) == len(afters) == len(found.runs) > 0:
         raise UsageError(f"results/{name}.json needs runs with accuracies before and after; collect it again.")
     gains = [after - before for before, after in zip(befores, afters, strict=True)]
-    rows = [["seed", "before", "after", "gain, points", "rounds", "wall time, s", "peak, MB", "external"]]
+    kinds = [kind for kind in ALONE if all(kind in run.alone for run in found.runs)]
+    rows = [["seed", "before", "after", *(ALONE[kind] for kind in kinds), "gain, points", "rounds"]]
+    rows[0] += ["wall time, s", "peak, MB", "external"]
     for run in found.runs:
-        cells = [percent(run.before), percent(run.after), points(run.before, run.after), f"{run.rounds:,}"]
+        cells = [percent(run.before), percent(run.after), *(percent(run.alone[kind]) for kind in kinds)]
+        cells += [points(run.before, run.after), f"{run.rounds:,}"]
         peak = results.MISSING if run.peak_memory_mb is None else f"{run.peak_memory_mb:,.0f}"
         rows.append([str(run.seed), *cells, f"{run.wall_seconds:,.0f}", peak, percent(run.external_fraction)])
-    columns = [(befores, ".1f"), (afters, ".1f"), (gains, "+.1f"), ([], ""), (walls, ",.0f"), (peaks, ",.0f")]
-    columns.append((shares, ".1f"))
+    alone = {kind: [100 * (run.alone[kind] or 0.0) for run in found.runs] for kind in kinds}
+    columns = [(befores, ".1f"), (afters, ".1f"), *((values, ".1f") for values in alone.values()), (gains, "+.1f")]
+    columns += [([], ""), (walls, ",.0f"), (peaks, ",.0f"), (shares, ".1f")]
     rows.append(["mean ± sd", *(mean_sd(values, form) if values else "" for values, form in columns)])
     base = mean(run.held_out_accuracy.base for run in found.runs)
     if base is not None:
-        rows.append(["un-spoiled base", "", percent(base), "", "", "", "", ""])
+        rows.append(["un-spoiled base", "", percent(base), *[""] * (len(rows[0]) - 3)])
     first, seeds = found.runs[0], f"{len(gains)} seed{'s' * (len(gains) > 1)}"
     by_chance = any(run.by_chance for run in found.runs)
     nodes = "one node" if first.nodes == 1 else f"mean over {first.nodes} nodes"
@@ -134,6 +141,7 @@ def runs_block(name: str, found: Runs) -> Block:
     before, after = percent(fmean(befores) / 100), percent(fmean(afters) / 100)
     gain = f"{mean_sd(gains)} points over {seeds}, {min(gains):+.1f} with the worst"
     lines = [f"held-out accuracy {before} -> {after}: {gain}"]
+    lines += [f"{ALONE[kind]}: {mean_sd(values, '.1f')} %" for kind, values in alone.items()]
     lines += [f"{mean_sd(walls, '.0f')} s a run on {found.hardware}", origin]
     lines += ["runs differ by seed and by chance beacons"] if by_chance else []
     note = f"Greedy accuracy on {first.held_out_problems:,} held-out problems, {nodes}. {found.hardware}; "

@@ -16,10 +16,11 @@ from typing import Any
 import msgspec
 
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.files import SUMMARY_FILE
+from rlswarm_jax.files import SAMPLED, SUMMARY_FILE
 from rlswarm_jax.reporting import outcomes, results
 from rlswarm_jax.reporting.blocks import markdown_table
 from rlswarm_jax.reporting.figures import (
+    ALONE,
     BLOCKS_OF_THEIR_OWN,
     Benchmark,
     Block,
@@ -100,17 +101,17 @@ def why_lines(root: Path) -> list[str]:
         return found
 
     swarm = _read(root / "results" / "quickstart.json", Runs)
-    external = [100 * run.external_fraction for run in swarm.runs if run.external_fraction is not None]
-    studied = evaluations_block(_read(root / "results" / "game.json", Evaluations))
-    gain = {row[0]: row[1] for row in studied.table}
+    head, *rows = runs_block("quickstart", swarm).table
+    means = next(dict(zip(head, row, strict=True)) for row in rows if row[0].startswith("mean"))
     alone, attacked = (benchmark("poison", keys=keys) for keys in (0, 8))
     shape = {"model": "0.5b", "questions": 1, "completions": 8}
     ours, theirs = (benchmark("decode", side=side, prompt=64, **shape) for side in ("ours", "genrl"))
     times, seconds = ours.value / theirs.value, fmean(run.wall_seconds for run in swarm.runs)
     return [
-        f"**Others' work is worth having.** {fmean(external):.0f} % of what a quickstart node learns from are its "
-        "peers' completions, and the majority of four nodes' answers is "
-        f"{gain['majority of the swarm, less first answer']} points better than the average node's.",
+        "**Together they find what one finds too seldom.** Words of six letters backwards, of which the embedded model "
+        f"gets none right: after {swarm.runs[0].rounds} rounds the quickstart's four nodes spell {means['after']} % of "
+        "words that nobody trained on, a node alone that samples as much "
+        f"{means.get(ALONE[SAMPLED], results.MISSING)} %.",
         "**Others need not be trusted.** Each node scores everything again itself: four honest ones reach "
         f"{alone.value:.1f} % in {alone.config['rounds']} rounds by themselves, and {attacked.value:.1f} % beside "
         f"{attacked.config['keys']} keys that send records made to spoil them.",
@@ -194,6 +195,7 @@ def collect(root: Path, name: str, workdirs: Sequence[Path]) -> Path:
             raise UsageError(f"{workdir} has seed {summary.seed}, as another of these runs does.")
         run = json.loads((workdir / SUMMARY_FILE).read_bytes())
         run.pop("ledger", None)  # thousands of lines, and they are on the chain
+        run["alone"] = {kind: other.summary.after for kind, other in results.load(workdir).alone.items()}
         run["config"] = {k: v for k, v in summary.config.items() if k not in results.UNIMPORTANT}
         runs[summary.seed] = run
     ordered = [runs[seed] for seed in sorted(runs)]

@@ -52,6 +52,7 @@ class Records(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """summary.json of a run. game: of its metrics, the means of the first and of the last tenth of the rounds.
 
+    alone: held-out accuracy after, of the nodes alone that were played beside it, by kind; in collected results only.
     ledger: what the chain has of it; None without a chain. command: the arguments that it was started with, but for
     its folder; empty where it was not started by a command.
     """
@@ -76,6 +77,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any] = {}
     versions: dict[str, str] = {}
     hardware: str = "unknown"
+    alone: dict[str, Accuracy | None] = {}
     ledger: Ledger | None = None
     command: list[str] = []
 
