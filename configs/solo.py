@@ -1,16 +1,12 @@
-"""One node alone, that samples as much as a quickstart node: the same rounds and completions, all its own answers.
+"""One node alone brings back a skill of the embedded model, which was taught it and then spoiled (configs/tiny.py).
 
     python -m experiments.run --config configs/solo.py [--config.seed=1]
     python -m experiments.run --config configs/solo.py:smoke
 
 Hardware: 2 CPU cores, no GPU.
-Measured (rendered: solo):
-  held-out accuracy 1.0 % -> 89.0 %: +88.0 ± 1.1 points over 5 seeds, +86.9 with the worst
-  13 ± 6 s a run on AMD EPYC, 2 cores
-  commit c00f206995e0, before changes of learn.advantage_scale, learn.clip_high, learn.clip_low
 
-It has nobody to criticise, so it plays the first stage only. It samples as many completions a round as a quickstart
-node, which spends half of them on critiques and revisions, and has no groups of peers to learn from besides.
+It has nobody to criticise, so it plays the first stage only, in one process, without a chain: the quickest way to try a
+loss, a task or a model. What a node alone comes to beside a swarm: docs/does-sharing-help.md, point 8-0.
 """
 
 import ml_collections
