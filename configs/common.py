@@ -71,6 +71,7 @@ FOLDER = matching(r"[^./\n][^/\n]{0,99}", "a name for a folder: 1 to 100 charact
 ADDRESS = matching("(0x[0-9a-fA-F]{40})?", "an address, 0x and 40 hexadecimal digits, or nothing")
 PEER = such(lambda peer: author_of(peer) is not None, "the peer id of a secp256k1 key")
 BOOTNODE = such(lambda address: addresses.read(address) is not None, addresses.WANTED)
+OWN = row(each(whole(0)), mapping("fields with values", plain()))
 PRESENT = row(whole(0), each(row(whole(0), whole(1))))
 PARTITION = row(real(0), real(0), each(each(whole(0))))
 STRATEGIES = ("wrong", "copy", "spam")
@@ -252,6 +253,7 @@ FIELDS = {
     "simulation.jitter": Field(0.05, real(0), "added to it, at most"),
     "simulation.loss": Field(0.0, real(0, 1), "probability per message and receiver"),
     "simulation.partitions": Field((), each(PARTITION), "((start, end, ((0, 1), (2, 3))), ...)"),
+    "simulation.own": Field((), each(OWN), "(((4, 5), {'learn.learning_rate': 1e-3}), ...): what some nodes have else"),
     "simulation.bandwidth": Field(0.0, real(0), "bytes a second that a node can send (0: any number)"),
     "simulation.present": Field((), each(PRESENT), "((node, ((first round, end), ...)), ...); others are always there"),
     "simulation.adversaries": Field((), each(row(whole(0), one_of(*STRATEGIES))), "((node, 'wrong'), ...)"),
@@ -280,6 +282,14 @@ def check_together(config: ml_collections.ConfigDict) -> None:
     """Raises FieldError that names a field, in its range by itself, which cannot be what it is beside another."""
     for rule in (_rounds, _shared, _best_of, _devices, _chain, _simulated):
         rule(config)
+
+
+# what may differ from node to node of a swarm: neither a term on which all must agree nor the process's
+OWN_SECTIONS = ("sampling", "learn", "lora", "evaluation")
+OWN_FIELDS = (
+    *("model.path", "swarm.external_groups", "swarm.max_staleness", "swarm.reads", "swarm.adversary", "game.weights"),
+    *(name for name in FIELDS if name.partition(".")[0] in OWN_SECTIONS and name != "sampling.group_size"),
+)
 
 
 # --- what a field may be beside others
@@ -340,9 +350,17 @@ def _simulated(config: ml_collections.ConfigDict) -> None:
             raise FieldError(f"config.simulation.present names node {node} of {nodes}; the first one is 0.")
         rounds = [round_ for time in times for round_ in time]
         if rounds != sorted(set(rounds)):
-            raise FieldError(
-                f"config.simulation.present of node {node} has times that end before they begin, or overlap."
-            )
+            raise FieldError(f"config.simulation.present of node {node} has times out of order.")
+    for owners, others in config.simulation.own:
+        for node in owners:
+            if node >= nodes:
+                raise FieldError(f"config.simulation.own names node {node} of {nodes}; the first one is 0.")
+        for name, value in others.items():
+            if name not in FIELDS:
+                raise FieldError(fields.unknown_sentence(name, FIELDS))
+            if name not in OWN_FIELDS:
+                raise FieldError(f"config.simulation.own has {name}, which all must have the same: no node's own.")
+            FIELDS[name].range.check(name, value)
     late = [node for node, times in dict(config.simulation.present).items() if not times or times[0][0]]
     if len(late) == nodes:
         raise FieldError("config.simulation.present has no node in round 0; expected one at least.")

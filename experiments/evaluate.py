@@ -54,7 +54,8 @@ def run(arguments: Arguments) -> int:
                 if checkpoint and name == "after":
                     made.engine.set_states(load_states(checkpoint, made.engine.state(0), nodes, arguments.best))
                 with Progress(console=console, transient=True) as progress:
-                    rounds = progress.track(sit(exams, identities, made.engine), exams[0].num_rounds, description=name)
+                    taken = sit(exams, identities, made.one_engine)
+                    rounds = progress.track(taken, exams[0].num_rounds, description=name)
                     outcomes = [outcome for round_ in rounds for outcome in round_]
                 found[name] = by_task(outcomes)
         except (CheckpointError, PromptError, VerifierError) as error:

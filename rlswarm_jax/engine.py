@@ -143,6 +143,10 @@ class Engine:
         """A node's policy as it is: plain parameters, with the adapter in them if there is one."""
         return self._learner.policy(self._states[node].params)
 
+    def base_of(self, node: int) -> bytes:
+        """The digest of the weights beneath a node's adapter; empty where there is none."""
+        return self.base
+
     def set_states(self, states: Sequence[learner.TrainState]) -> None:
         """Goes on from copies of these."""
         self._states = [self._own(one) for one in states]

@@ -19,6 +19,7 @@ from rlswarm_jax.audit import commit
 from rlswarm_jax.chain.virtual import VirtualCoordinator
 from rlswarm_jax.checkpoint import Best, Checkpoints
 from rlswarm_jax.engine import Engine
+from rlswarm_jax.engines import Engines
 from rlswarm_jax.game.chain import Moment
 from rlswarm_jax.game.effects import (
     Commit,
@@ -157,7 +158,7 @@ class Simulation:
         self,
         games: Sequence[Game],
         identities: Sequence[Identity],
-        engine: Engine,
+        engine: Engine | Engines,
         network: VirtualNetwork,
         timing: Timing,
         journal: Journal,
@@ -390,7 +391,7 @@ class Simulation:
         elif isinstance(effect, Commit):
             assert self._chain
             self._chain.commit(node.game.author, effect.moment.round, commit.root(effect.work.records))
-            self._complete(node, state_hash(self._engine.state(node.index), self._engine.base), at)
+            self._complete(node, state_hash(self._engine.state(node.index), self._engine.base_of(node.index)), at)
         elif isinstance(effect, Gather):
             node.spoke = at
             self._gather(node, effect, at)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rlswarm_jax import assets, compilation, parallel, qwen, tasks
 from rlswarm_jax.adversaries import STRATEGIES
 from rlswarm_jax.engine import Engine, EngineConfig
+from rlswarm_jax.engines import Engines
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.game.prompts import PromptFormat, choose_format
 from rlswarm_jax.game.readings import Readings
@@ -26,6 +27,7 @@ from rlswarm_jax.qwen.draw import Draw
 from rlswarm_jax.qwen.lora import LoraConfig
 from rlswarm_jax.qwen.tokenizer import Tokenizer
 from rlswarm_jax.qwen.weights import read_model, resolve
+from rlswarm_jax.records.agreement import differences
 from rlswarm_jax.records.schema import MAX_TOKENS, STAGES
 from rlswarm_jax.running.arguments import check
 from rlswarm_jax.tasks.verifier import Verifier, VerifierError
@@ -137,10 +139,17 @@ def observed(config: ml_collections.ConfigDict) -> Game:
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """games: one for each node. engine: the weights of all of them."""
+    """games: one for each node. engine: the weights of all; of nodes of a simulation that differ, in several."""
 
     games: list[Game]
-    engine: Engine
+    engine: Engine | Engines
+
+    @property
+    def one_engine(self) -> Engine:
+        """For who takes nodes that do not differ. Raises UsageError."""
+        if isinstance(self.engine, Engines):
+            raise UsageError("the nodes of config.simulation.own have several models; this takes nodes of one.")
+        return self.engine
 
     def compile(self) -> None:
         """Compiles before the first round; of processes that share a cache, one compiles and the others wait for it."""
@@ -213,13 +222,103 @@ def build(config: ml_collections.ConfigDict, identities: Sequence[Identity], con
         raise UsageError(str(error)) from error
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What nodes with the same config of their own are made of."""
+
+    game: Game
+    policy: qwen.Policy
+    engine: EngineConfig
+    learner: LearnerConfig
+
+    def shares_engine_with(self, other: "_Kind") -> bool:
+        same = self.policy is other.policy
+        return same and (self.engine, self.learner) == (other.engine, other.learner)
+
+
 def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], console: Console | None) -> Pieces:
-    path = model_path(config)
+    fields = [own_fields(config, node) for node in range(len(identities))]
+    names = [repr(sorted(one.items())) for one in fields]
     devices = made_of(DeviceConfig, [config.devices])
+    kinds: dict[str, _Kind] = {}
+    policies: dict[str, qwen.Policy] = {}
+    for name, own in zip(names, fields, strict=True):
+        if name not in kinds:
+            kinds[name] = _kind(with_own(config, own), devices, policies, [*kinds.values()][:1])
+    first, *others = kinds.values()
+    _say(config, [first, *others], len(identities), console)
+    verifier = make_verifier(config, first.game)
+    cache = compilation.use_cache()
+    programs = compilation.Programs(cache / "programs" if cache else None)
+    unlike: list[_Kind] = []
+    for kind in kinds.values():
+        if not any(kind.shares_engine_with(other) for other in unlike):
+            unlike.append(kind)
+    number_of = {name: _place(kind, unlike) for name, kind in kinds.items()}
+    numbers = [number_of[name] for name in names]
+    engines = [
+        Engine(
+            *(
+                kind.policy,
+                verifier,
+                kind.game.prompt_format,
+                kind.engine,
+                kind.learner,
+                numbers.count(number),
+                devices,
+            ),
+            programs.jit,
+        )
+        for number, kind in enumerate(unlike)
+    ]
+    engine = engines[0] if len(engines) == 1 else Engines(engines, numbers)
+    readings: Readings | None = Readings(READ_RECORDS * len(identities)) if len(identities) > 1 else None
+    games = []
+    for node, identity in enumerate(identities):
+        ill = strategy(config, node, fields[node].get("swarm.adversary", config.swarm.adversary))
+        game = dataclasses.replace(kinds[names[node]].game, author=identity.author, strategy=ill)
+        if config.chain.endpoint != "none":
+            hash_ = state_hash(parallel.fetch(engine.state(node)), engine.base_of(node))
+            game = dataclasses.replace(game, state_hash=hash_)
+        games.append(dataclasses.replace(game, readings=readings))
+    return Pieces(games, engine)
+
+
+def _place(kind: _Kind, unlike: Sequence[_Kind]) -> int:
+    return next(n for n, one in enumerate(unlike) if one.shares_engine_with(kind))
+
+
+def own_fields(config: ml_collections.ConfigDict, node: int) -> dict[str, Any]:
+    """What a node of a simulation has else than the others; of what is said twice the last holds."""
+    own = config.simulation.own if config.driver == "simulate" else ()
+    return {name: value for nodes, fields in own if node in nodes for name, value in fields.items()}
+
+
+def with_own(config: ml_collections.ConfigDict, own: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Raises UsageError for what a field cannot be."""
+    if not own:
+        return config
+    changed = ml_collections.ConfigDict(config.copy_and_resolve_references())
+    with changed.unlocked(), changed.ignore_type():
+        for name, value in own.items():
+            section, _, leaf = name.partition(".")
+            changed[section][leaf] = value
+    check(changed)
+    return changed
+
+
+def _kind(
+    config: ml_collections.ConfigDict, devices: DeviceConfig, policies: dict[str, qwen.Policy], first: Sequence[_Kind]
+) -> _Kind:
+    """policies: those that are loaded already. first: the swarm's first, by whose rules all play."""
     mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)
-    policy = load_policy(config, parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
+    path, adapter = model_path(config), make_lora_config(config)
+    key = f"{path} {adapter is not None and config.learn.dtype}"
+    if key not in policies:
+        policies[key] = load_policy(config, parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
+    policy = policies[key]
     fingerprint = qwen.fingerprint(parallel.fetch(policy.params))
-    if (adapter := make_lora_config(config)) is not None:
+    if adapter is not None:
         fingerprint = lora.fingerprint(fingerprint, first_adapter(policy.config, adapter), adapter)
     game = make_game(config, policy.tokenizer, policy.config.eos_token_ids, fingerprint)
     if game.max_prompt_tokens + game.max_new_tokens > policy.config.context_length:
@@ -227,32 +326,27 @@ def _build(config: ml_collections.ConfigDict, identities: Sequence[Identity], co
         what = f"config.sampling.max_prompt_tokens {prompt} and config.sampling.max_new_tokens {completion}"
         limit = f"the {policy.config.context_length} positions that {path} was made for (max_position_embeddings)"
         raise UsageError(f"{what} together exceed {limit}: lower one of them.")
-    if console is not None:
-        nodes = "1 node" if len(identities) == 1 else f"{len(identities)} nodes"
-        console.print(
-            f"{policy.config.model_type} with {policy.config.num_parameters:,} parameters from {path}, "
-            f"{nodes} on {jax.device_count()} {jax.default_backend()} device(s)",
-            soft_wrap=True,
-        )
-    verifier = make_verifier(config, game)
-    engine_config = make_engine_config(config, game)
-    learner_config = make_learner_config(config, game.max_new_tokens)
-    cache = compilation.use_cache()
-    programs = compilation.Programs(cache / "programs" if cache else None)
-    parts = policy, verifier, game.prompt_format, engine_config, learner_config, len(identities), devices
-    engine = Engine(*parts, programs.jit)
-    if config.chain.endpoint != "none":
-        game = dataclasses.replace(game, state_hash=state_hash(parallel.fetch(engine.state(0)), engine.base))
-    if len(identities) > 1:
-        game = dataclasses.replace(game, readings=Readings(READ_RECORDS * len(identities)))
-    games = [
-        dataclasses.replace(game, author=identity.author, strategy=strategy(config, node))
-        for node, identity in enumerate(identities)
-    ]
-    return Pieces(games, engine)
+    for other in first:
+        if differ := differences(other.game.terms, game.terms):
+            raise UsageError(f"a node with {path} cannot play with the others: it differs in {', '.join(differ)}.")
+        game = dataclasses.replace(game, mixture=other.game.mixture)
+    engine, learner = make_engine_config(config, game), make_learner_config(config, game.max_new_tokens)
+    return _Kind(game, policy, engine, learner)
 
 
-def strategy(config: ml_collections.ConfigDict, node: int) -> Strategy | None:
-    """Of a node that means ill."""
+def _say(config: ml_collections.ConfigDict, kinds: Sequence[_Kind], number: int, console: Console | None) -> None:
+    """Who plays."""
+    if console is None:
+        return
+    nodes = "1 node" if number == 1 else f"{number} nodes"
+    sizes = {id(kind.policy): kind.policy.config for kind in kinds}
+    models = " and ".join(f"{one.model_type} with {one.num_parameters:,} parameters" for one in sizes.values())
+    where = f" from {model_path(config)}" if len(sizes) == 1 else ""
+    devices = f"{jax.device_count()} {jax.default_backend()} device(s)"
+    console.print(f"{models}{where}, {nodes} on {devices}", soft_wrap=True)
+
+
+def strategy(config: ml_collections.ConfigDict, node: int, own: str = "") -> Strategy | None:
+    """Of a node that means ill. own: as its own config says."""
     ill = dict(config.simulation.adversaries) if config.driver == "simulate" else {}
-    return STRATEGIES.get(ill.get(node, config.swarm.adversary))
+    return STRATEGIES.get(ill.get(node, own or config.swarm.adversary))

@@ -169,7 +169,7 @@ def _play(
 
     made = build.build(config, [present.identity], console)
     if channel is not None:
-        made = dataclasses.replace(made, engine=multihost.lead(made.engine, channel))
+        made = dataclasses.replace(made, engine=multihost.lead(made.one_engine, channel))
     present.transport.tell_rules(made.games[0].terms)
     with compiling(console):
         made.compile()
@@ -190,7 +190,7 @@ def _play(
     try:
         checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER, config.checkpoints.keep)
         best = Best(workdir / BEST_FOLDER / "0") if config.checkpoints.best else None
-        parts = player, made.engine, present.transport, present.mailbox, journal, checkpoints
+        parts = player, made.one_engine, present.transport, present.mailbox, journal, checkpoints
         node = Node(*parts, live, recorder.on_round, present.chain, best)
         with view:
             node.restore(reported)

@@ -75,7 +75,7 @@ def _follow(config: ml_collections.ConfigDict, channel: multihost.Channel) -> in
         except UsageError as error:
             _leave(str(error), MEND)
         try:
-            return multihost.follow(made.engine, channel)
+            return multihost.follow(made.one_engine, channel)
         except DivergedError as error:
             _leave(str(error), MEND)
 

@@ -7,6 +7,7 @@ import pytest
 from configs import common, quickstart
 from rlswarm_jax.adversaries import STRATEGIES
 from rlswarm_jax.engine import EngineConfig
+from rlswarm_jax.errors import UsageError
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo.learner import LearnerConfig
 from rlswarm_jax.qwen.draw import Draw
@@ -105,3 +106,39 @@ def test_a_game_has_its_own_name_for_the_swarm_and_the_config_s_for_the_rest():
     game = build.described(config)
     assert (game.swarm, game.max_staleness, game.critics, game.group_size) == (config.swarm.name, 9, 2, 5)
     assert game.author == b""
+
+
+# --- what nodes of a simulation have of their own
+
+
+def test_what_a_node_has_of_its_own_is_in_its_config_and_in_no_other():
+    config = quickstart.get_config("simulate")
+    config.simulation.own = (((1, 2), {"learn.learning_rate": 1, "swarm.reads": 2}), ((2,), {"swarm.reads": 3}))
+    found = [build.with_own(config, build.own_fields(config, node)) for node in range(3)]
+    assert [one.swarm.reads for one in found] == [0, 2, 3]
+    assert [one.learn.learning_rate for one in found] == [3e-4, 1, 1]
+    assert found[0] is config and config.swarm.reads == 0
+    config.driver = "node"
+    assert build.own_fields(config, 1) == {}
+
+
+def test_what_all_must_have_the_same_is_no_nodes_own():
+    """The terms that nodes tell each other (`Rules.terms`), what belongs to the process, and the simulation's."""
+    config = quickstart.get_config("simulate-smoke")
+    game = build.described(config)
+    agreed = {name for name in game.terms if name in common.FIELDS}
+    assert len(agreed) > 10 and not agreed & set(common.OWN_FIELDS)
+    for name in (*sorted(agreed), "simulation.loss", "rounds", "tasks", "swarm.nodes", "model.thinking"):
+        config.simulation.own = (((0,), {name: common.FIELDS[name].default}),)
+        with pytest.raises(UsageError, match=rf"config\.simulation\.own has {name}, which all must have the same"):
+            build.check(config)
+    for own, sentence in [
+        ({"learn.learning_rte": 1e-3}, "did you mean config.learn.learning_rate"),
+        ({"learn.learning_rate": -1.0}, r"config.learn.learning_rate is -1.0; expected"),
+    ]:
+        config.simulation.own = (((0,), own),)
+        with pytest.raises(UsageError, match=sentence):
+            build.check(config)
+    config.simulation.own = (((4,), {}),)
+    with pytest.raises(UsageError, match=r"config\.simulation\.own names node 4 of 4"):
+        build.check(config)
