@@ -5,6 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import ModuleType
 
 import ml_collections
 import pytest
@@ -13,6 +14,7 @@ from configs import common, fields, tiny
 from configs.fields import Field, FieldError, above, real, whole
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import sweep
 
 NAMES = sorted(path.stem for path in Path(common.__file__).parent.glob("[a-z]*.py"))
 NAMES = [name for name in NAMES if name not in ("common", "fields", "sweeps")]
@@ -24,6 +26,10 @@ NUMBERS = [
     if isinstance(field.default, int | float) and not isinstance(field.default, bool)
 ]
 SENTENCE = re.compile(r"config\.[\w.\[\]]+ is[^\n]*; expected [^\n]+\.")
+
+
+def module_of(name: str) -> ModuleType:
+    return importlib.import_module(f"configs.{name}")
 
 
 def with_value(table: fields.Fields, name: str, value: object) -> ml_collections.ConfigDict:
@@ -47,10 +53,17 @@ def refusal(name: str, value: object, table: fields.Fields = common.FIELDS) -> s
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_is_its_table(name):
-    module = importlib.import_module(f"configs.{name}")
+    module = module_of(name)
     table = getattr(module, "FIELDS", common.FIELDS)
     for variant in ("", "smoke"):
         cli.check(module.get_config(variant), table)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(module_of(name), "get_sweep")])
+def test_a_config_s_sweep_can_be_played(name, tmp_path):
+    planned = sweep.plan([f"--config={module_of(name).__file__}", f"--workdir={tmp_path}"])
+    points = module_of(name).get_sweep().points
+    assert {run.point for run in planned.runs} == set(points) and len({run.workdir for run in planned.runs}) > 1
 
 
 @pytest.mark.parametrize(("table", "name"), NUMBERS, ids=[name for _, name in NUMBERS])
