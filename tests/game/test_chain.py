@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlswarm_jax import randomness, tasks
+from rlswarm_jax.adversaries import STRATEGIES
 from rlswarm_jax.game.chain import MOMENTS, Account, Moment, Work, amount
 from rlswarm_jax.game.effects import Commit, Gather, Hear, Learn, Publish
 from rlswarm_jax.game.player import Player
 from rlswarm_jax.game.prompts import FORMATS
+from rlswarm_jax.game.readings import Readings
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.game.rules import Game, Rules
@@ -281,6 +283,8 @@ def test_nodes_that_agree_have_the_same_hash_and_others_have_not():
     own = {
         **{"rounds": 3, "external_groups": 9, "temperature": 0.5, "max_new_tokens": 7, "chain_every": 5},
         **{"max_staleness": 3, "evaluate_every": 9, "weights": (2.0, 1.0, 1.0), "max_prompt_tokens": 64},
+        **{"min_staleness": 1, "fill": True, "flat": True, "choose": "useful", "reads": 2},
+        **{"readings": Readings(1), "strategy": STRATEGIES["copy"]},
         **{"state_hash": b"other", "author": ALICE.author, "weights_fingerprint": "other"},
     }
     tokens = {"tokenizer_fingerprint": "other", "eos_token_ids": (END, 5)}  # which bind those who have the same
