@@ -39,6 +39,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.learn.learning_rate = 5e-4
     config.swarm.local_groups, config.swarm.external_groups, config.swarm.fill = 8, 0, True
     config.swarm.alone = True
+    config.rounds, config.evaluation.every = 120, 10
     common.apply(config, variant, common.simulate, smoke)
     return config
 

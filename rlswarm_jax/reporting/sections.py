@@ -125,8 +125,8 @@ def _alone(run: Run) -> Section:
         row = [label, percent(mean(one.after.values())), MISSING if total is None else f"{rounds * total:.1f}"]
         rows.append([*row, f"{samples.get('generated', 0) / nodes:,.0f}", f"{learned / nodes:,.0f}"])
     text = (
-        "Held-out accuracy and first answers' reward, by the same rounds; completions by node. One run of each: "
-        "docs/does-sharing-help.md has eight."
+        "Held-out accuracy and first answers' reward, after the same rounds; completions by node. One run of each: "
+        "docs/does-sharing-help.md has more, and what follows from them."
     )
     return Section("Beside nodes alone", text, rows, ["alone.png"] if run.rows else [])
 

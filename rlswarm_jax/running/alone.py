@@ -26,11 +26,12 @@ STOP_SECONDS = 10.0
 
 
 def groups(config: ml_collections.ConfigDict) -> dict[str, int]:
-    """By kind, the groups that a node alone answers in a round: as many as a swarm's node samples, and as many as that
-    learns from at most. (All of them update their weights as often.)
+    """By kind, the groups that a node alone answers in a round: as many as a swarm's node samples and, where that is
+    more, as many as that learns from at most. (All of them update their weights as often.)
     """
     sampled = config.swarm.local_groups + config.game.shared * (config.game.stages - 1)
-    return {SAMPLED: sampled, LEARNED: sampled + config.swarm.external_groups}
+    more = {LEARNED: sampled + config.swarm.external_groups} if config.swarm.external_groups else {}
+    return {SAMPLED: sampled} | more
 
 
 def configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:

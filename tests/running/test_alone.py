@@ -34,11 +34,16 @@ def test_they_sample_or_learn_from_as_much_as_a_node_of_the_swarm_and_differ_in_
         assert one.swarm.external_groups == 0 and one.swarm.nodes == one.game.stages == 1 and not one.swarm.alone
 
 
+def test_one_is_enough_where_peers_groups_only_take_the_places_of_its_own():
+    assert alone.groups(swarm(**{"swarm.external_groups": 0})).keys() == {"sampled"}
+    assert alone.groups(swarm(**{"swarm.external_groups": 1})).keys() == {"sampled", "learned"}
+
+
 def test_who_is_done_is_not_played_again(tmp_path, monkeypatch):
     played = []
     monkeypatch.setattr(simulated, "run", lambda arguments: played.append(arguments.workdir.name) or 0)
     monkeypatch.setattr(alone.os, "nice", lambda by: by)
-    for kind, config in alone.configs(swarm()).items():
+    for kind, config in alone.configs(swarm(**{"swarm.external_groups": 1})).items():
         (tmp_path / kind).mkdir()
         (tmp_path / kind / CONFIG_FILE).write_text(config.to_json_best_effort())
     (tmp_path / "learned" / SUMMARY_FILE).write_text(json.dumps({"status": "finished"}))
@@ -53,7 +58,7 @@ def test_they_end_with_the_swarm_that_is_stopped(tmp_path, monkeypatch):
         wait_for(lambda: "begun" in log.read_text(), "it has begun")
         (process,) = psutil.Process().children()
         assert not done()
-        assert folder.read_config(tmp_path / "alone" / "learned").swarm.nodes == 1
+        assert folder.read_config(tmp_path / "alone" / "sampled").swarm.nodes == 1
     assert not process.is_running()
 
 
