@@ -6,7 +6,21 @@
 
 Hardware: 2 CPU cores, no GPU; two minutes a run.
 Measured (rendered: reviser):
-  not measured yet
+  game.derivation_reward=0.0, game.stand_by=False: revised, less first answer, -32.5 points
+  game.derivation_reward=0.0, game.shared=4, game.stand_by=False: revised, less first answer, -17.3
+    points
+  game.derivation_reward=0.0, game.stand_by=False, game.weights=[1.0, 1.0, 3.0]: revised, less first
+    answer, -12.1 points
+  game.derivation_reward=0.0, game.stand_by=False, learn.learning_rate=0.0006: revised, less first
+    answer, -32.9 points
+  game.derivation_reward=0.0, game.shared=4, game.stand_by=False, game.weights=[1.0, 1.0, 3.0]:
+    revised, less first answer, -20.2 points
+  game.critics=0, game.derivation_reward=0.0, game.stand_by=False: revised, less first answer, -10.0
+    points
+  game.stand_by=False: revised, less first answer, -30.8 points
+  default: revised, less first answer, -4.6 (-7.4 to -1.7) points
+  game.weights=[1.0, 1.0, 3.0]: revised, less first answer, -3.8 points
+  commit df3ba2e53416
 """
 
 import ml_collections
