@@ -23,13 +23,15 @@ Measured (rendered: reviser):
   commit 8f62622d9cdd
 """
 
+from typing import Any
+
 import ml_collections
 
 from configs import common
 from configs.sweeps import Sweep
 
-BEFORE = {"game.stand_by": False, "game.derivation_reward": 0.0}
-POINTS = {
+BEFORE: dict[str, Any] = {"game.stand_by": False, "game.derivation_reward": 0.0}
+POINTS: dict[str, dict[str, Any]] = {
     "before": BEFORE,
     "shared": BEFORE | {"game.shared": 4},
     "weighed": BEFORE | {"game.weights": (1.0, 1.0, 3.0)},
