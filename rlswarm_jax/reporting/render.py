@@ -239,7 +239,7 @@ def collect_trials(root: Path, name: str, workdirs: Sequence[Path]) -> Path:
         late = [row for own in run.rows.values() for row in own if row["round"] >= 0.8 * summary.rounds]
         measured = {key: fmean(row[f"game/{key}"] for row in late) for key in ("first", "vote", "revised")}
         fields = results.overrides(summary) or {}
-        counted = [f for f in sorted(fields) if f in changed_fields(summary) and not f.startswith("evaluation.")]
+        counted = [f for f in sorted(changed_fields(summary)) if not f.startswith(("name", "evaluation."))]
         found.append({"changed": {f: fields[f] for f in counted}, "seed": summary.seed, **measured, "accuracy": after})
         hardware.append(summary.hardware)
     merged = {"trials": found, "commit": commit(root), "hardware": "; ".join(dict.fromkeys(hardware))}
