@@ -9,11 +9,11 @@ Hardware: 2 CPU cores, no GPU.
 Measured (rendered: quickstart):
   held-out accuracy 1.0 % -> 89.9 %: +88.9 ± 1.0 points over 5 seeds, +87.7 with the worst
   153 ± 5 s a run on AMD EPYC, 2 cores
-  commit c00f206995e0, before changes of learn.advantage_scale, learn.clip_high, learn.clip_low,
-    learn.learning_rate, model.path, sampling.temperature, swarm.external_groups,
-    swarm.local_groups, tasks.chain_sum.max_digits, tasks.chain_sum.max_terms,
-    tasks.chain_sum.min_digits, tasks.chain_sum.min_terms, tasks.chain_sum.weight,
-    tasks.number_sorting.max_decimals, tasks.number_sorting.max_numbers,
+  commit c00f206995e0, before changes of evaluation.every, learn.advantage_scale, learn.clip_high,
+    learn.clip_low, learn.learning_rate, model.path, rounds, sampling.temperature,
+    swarm.external_groups, swarm.local_groups, tasks.chain_sum.max_digits,
+    tasks.chain_sum.max_terms, tasks.chain_sum.min_digits, tasks.chain_sum.min_terms,
+    tasks.chain_sum.weight, tasks.number_sorting.max_decimals, tasks.number_sorting.max_numbers,
     tasks.number_sorting.max_value, tasks.number_sorting.min_decimals,
     tasks.number_sorting.min_numbers, tasks.number_sorting.min_value, tasks.number_sorting.weight,
     tasks.spell_backward.max_word_len, tasks.spell_backward.min_word_len,
