@@ -5,7 +5,7 @@
     python -m experiments.sweep --config configs/sapo.py:tune          learning rates, on seeds of their own
     python -m experiments.run   --config configs/sapo.py               one run: half of what is learned from is peers'
 
-Hardware: 2 CPU cores. What was found: docs/does-sharing-help.md, rendered from results/sapo/.
+Hardware: 2 CPU cores. What was found: docs/does-sharing-help.md, rendered from results/sapo.json.
 
 A split "6-2" is a node's 6 own groups and 2 of peers'. All nodes of a run are alike unless the point says otherwise, so
 each point is eight samples a seed, but only seeds are independent. The seeds were named before the first run, and the
