@@ -69,7 +69,13 @@ NEW_TASK = {
     "rounds": 200,
     "evaluation.every": 25,
 }
-NEW = {"new-8-0": split(8) | NEW_TASK, "new-4-4": split(4) | NEW_TASK, "new-adaptive": ADAPTIVE | NEW_TASK}
+NEW = {
+    "new-8-0": split(8) | NEW_TASK,
+    "new-4-4": split(4) | NEW_TASK,
+    "new-adaptive": ADAPTIVE | NEW_TASK,
+    # a node alone that samples as much as all eight do together at 8-0
+    "new-alone-64": split(8) | NEW_TASK | {"swarm.local_groups": 64, "swarm.nodes": 1},
+}
 # of eight nodes, the last one or two; what they do is in rlswarm_jax/adversaries
 ILL = {
     f"{name}-{strategy}-{count}": point | {"simulation.adversaries": [[7 - n, strategy] for n in range(count)]}
@@ -103,7 +109,14 @@ CLAIMS = (  # what, a point, the one that it is to be better than, after how man
     ("They still are when both have had three times as long", HALF, ALONE, 300),
     ("They are ahead of a node alone that may sample as much as all of them together", HALF, "alone-redrawn", 300),
     ("Filling the places of dead groups with peers' beats the half-and-half split", "adaptive", HALF, 300),
-    ("A skill that no node had is found sooner together", "new-4-4", "new-8-0", 200),
+    (
+        "A skill that no node had is learned together, by nodes that fill dead groups' places",
+        "new-adaptive",
+        "new-8-0",
+        100,
+    ),
+    ("It is with half of each too, which samples half as much", "new-4-4", "new-8-0", 200),
+    ("They learn it sooner than a node alone that samples as much as all of them", "new-adaptive", "new-alone-64", 100),
 )
 
 
