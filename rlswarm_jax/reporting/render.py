@@ -39,7 +39,7 @@ from rlswarm_jax.reporting.figures import (
     trials_block,
     warmstart_block,
 )
-from rlswarm_jax.reporting.study import claims, study_block
+from rlswarm_jax.reporting.study import claims, headline, study_block
 
 OPEN, CLOSE = "<!-- rendered: ", "<!-- /rendered -->"
 MARKDOWN_BLOCK = re.compile(f"({OPEN}(\\S+) -->\n).*?({CLOSE})", re.DOTALL)
@@ -108,16 +108,16 @@ def why_lines(root: Path) -> list[str]:
     ours, theirs = (benchmark("decode", side=side, prompt=64, **shape) for side in ("ours", "genrl"))
     times, seconds = ours.value / theirs.value, fmean(run.wall_seconds for run in swarm.runs)
     return [
-        "**Together they find what one finds too seldom.** Words of six letters backwards, of which the embedded model "
-        f"gets none right: after {swarm.runs[0].rounds} rounds the quickstart's four nodes spell {means['after']} % of "
-        "words that nobody trained on, a node alone that samples as much "
+        "**Together they find what one finds too seldom.** Of words of six letters backwards the embedded model gets none "
+        f"right; after {swarm.runs[0].rounds} rounds the quickstart's four nodes get {means['after']} % of new words "
+        "right, a node alone that samples as much "
         f"{means.get(ALONE[SAMPLED], results.MISSING)} %.",
-        "**Others need not be trusted.** Each node scores everything again itself: four honest ones reach "
+        f"**They share the cost of finding what teaches.** {headline('sapo', _study(root, 'sapo'))}",
+        "**Others need not be trusted.** Each node scores everything itself: four honest ones reach "
         f"{alone.value:.1f} % in {alone.config['rounds']} rounds by themselves, and {attacked.value:.1f} % beside "
         f"{attacked.config['keys']} keys that send records made to spoil them.",
         f"**It is quick to try things in.** A quickstart run takes {seconds:.0f} s on two CPU cores, and "
-        f"{shape['completions']} completions of a 0.5B model come {times:.1f} times as fast there as from RL Swarm's "
-        "own trainer.",
+        f"{shape['completions']} completions of a 0.5B model come {times:.1f} times as fast as RL Swarm's trainer's.",
     ]
 
 

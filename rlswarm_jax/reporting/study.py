@@ -35,7 +35,7 @@ def study_block(name: str, table: str, found: Outcomes) -> Block:
         cells += [_spread([cumulative(run) for run in own])]
         cells += [_against(own, first, cumulative) if point != points[0] else ""]
         learned = [(run.trained_local + run.trained_external) / run.nodes for run in own]
-        cells += [f"{sum(run.generated / run.nodes for run in own) / len(own):,.0f}"]
+        cells += [f"{_sampled(own):,.0f}"]
         rows.append([point, str(len(own)), *cells, f"{sum(learned) / len(own):,.0f}"])
     missing = [point for point in points if point not in runs]
     note = (
@@ -63,6 +63,23 @@ def claims(name: str, found: Outcomes) -> list[str]:
             f"{_interval(difference)} points, {difference.n} seeds."
         )
     return said
+
+
+def headline(name: str, found: Outcomes) -> str:
+    """The study's answer in two sentences, of the points that configs/NAME.py has under HEADLINE."""
+    point, other, richer, horizons = importlib.import_module(f"configs.{name}").HEADLINE
+    points = by_point(found)
+    gains = [(at, compared(points, point, other, at)) for at in horizons]
+    told = ", ".join(f"{_interval(gain)} points after {at} rounds" for at, gain in gains if gain)
+    times = _sampled(points.get(richer, ())) / (_sampled(points.get(point, ())) or math.nan)
+    last = compared(points, point, richer, horizons[-1])
+    beside = f"; against one alone that samples {times:.1f} times as much, {_interval(last)}" if last else ""
+    return f"Eight nodes that learn half of it from peers, against nodes alone: {told}{beside}."
+
+
+def _sampled(runs: Sequence[Outcome]) -> float:
+    """Completions a node, mean over runs."""
+    return sum(run.generated / run.nodes for run in runs) / len(runs) if runs else 0.0
 
 
 def compared(points: Mapping[str, Sequence[Outcome]], point: str, other: str, horizon: int | None) -> Paired | None:

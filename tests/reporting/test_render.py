@@ -6,8 +6,9 @@ import pytest
 
 from configs import quickstart
 from experiments import render as render_command
-from rlswarm_jax.reporting import render
+from rlswarm_jax.reporting import outcomes, render
 from tests.reporting.test_report import make_run
+from tests.reporting.test_study import run as outcome
 
 CONFIG = '''"""A study.
 
@@ -206,6 +207,17 @@ def test_what_was_tried_is_told_by_what_it_changed(root, tmp_path, capsys):
 def write_reasons(root, tmp_path):
     """Results in which every figure that speaks for a swarm can be told by eye."""
     write_results(root, tmp_path)
+    found = {
+        "8-0": ((0.50, 0.60), (0.50, 0.60)),
+        "4-4": ((0.55, 0.63), (0.57, 0.64)),
+        "alone-redrawn": ((0.0, 0.64), (0.0, 0.66)),
+    }
+    runs = [
+        outcome(point, seed, {100: at, 300: end}, generated=800 if point == "alone-redrawn" else 200)
+        for point, both in found.items()
+        for seed, (at, end) in enumerate(both)
+    ]
+    outcomes.save(root / "results" / "sapo.json", outcomes.Outcomes(name="sapo", runs=runs))
     poison = [("keys", 0, 78.4), ("keys", 8, 77.7), ("code", "before", 3.0)]
     shape = {"model": "0.5b", "questions": 1, "completions": 8, "prompt": 64}
     rows = {
@@ -229,9 +241,12 @@ def test_the_readme_has_the_reasons_as_they_were_measured(root, tmp_path):
     assert "Not measured yet: `results/quickstart.json` does not exist." in readme(root)
     write_reasons(root, tmp_path)
     render.render(root)
-    together, trust, quick = [line for line in readme(root).splitlines() if line.startswith("- ")]
+    together, study, trust, quick = [line for line in readme(root).splitlines() if line.startswith("- ")]
     # 75, 85 and 70; 1, 2 and 3
-    assert "four nodes spell 76.7 ± 7.6 % of" in together and "samples as much 2.0 ± 1.0 %" in together
+    assert "four nodes get 76.7 ± 7.6 % of" in together and "samples as much 2.0 ± 1.0 %" in together
+    # 5 and 7; 3 and 4; 1 and 2 less; 800 against 200 completions
+    assert "against nodes alone: +6.0 points after 100 rounds, +3.5 points after 300 rounds; against one alone" in study
+    assert "samples 4.0 times as much, -1.5." in study
     assert "78.4 % in 32 rounds by themselves, and 77.7 % beside 8 keys" in trust
     assert "takes 101 s on two CPU cores" in quick and "8 completions of a 0.5B model come 8.0 times" in quick
 
