@@ -108,7 +108,7 @@ def why_lines(root: Path) -> list[str]:
     ours, theirs = (benchmark("decode", side=side, prompt=64, **shape) for side in ("ours", "genrl"))
     times, seconds = ours.value / theirs.value, fmean(run.wall_seconds for run in swarm.runs)
     return [
-        "**Together they find what one finds too seldom.** Spelling six letters backwards, the embedded model gets none "
+        "**Together they find what one finds too seldom.** Spelling six letters backwards, the model gets none "
         f"right; after {swarm.runs[0].rounds} rounds the quickstart's four nodes get {means['after']} % of new words "
         "right, a node alone that samples as much "
         f"{means.get(ALONE[SAMPLED], results.MISSING)} %.",
