@@ -13,6 +13,7 @@ from rlswarm_jax.reporting.results import MISSING, mean_sd
 from rlswarm_jax.reporting.statistics import Paired
 
 ENOUGH = 4  # seeds, of fewer of which nothing is claimed
+SURE = 0.05  # of few seeds the bootstrap's interval is too narrow, so a paired t-test has to agree
 
 
 def study_block(name: str, table: str, found: Outcomes) -> Block:
@@ -56,7 +57,10 @@ def claims(name: str, found: Outcomes) -> list[str]:
         if difference is None or difference.n < ENOUGH:
             said.append(f"**{what}:** not measured enough yet.")
             continue
-        verdict = "holds" if difference.low > 0 else "the opposite holds" if difference.high < 0 else "cannot be told"
+        verdict = (
+            "cannot be told" if difference.p_t >= SURE else "holds" if difference.low > 0 else "the opposite holds"
+        )
+        verdict = verdict if difference.low > 0 or difference.high < 0 else "cannot be told"
         ours, theirs = (_spread([held_out(run, horizon) for run in points[p]]) for p in (point, other))
         said.append(
             f"**{what}: {verdict}.** After {horizon} rounds {ours} % held out ({point}) against {theirs} % ({other}): "

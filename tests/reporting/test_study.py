@@ -34,6 +34,7 @@ def pairs(point, other, differences, at=100, base=0.5):
         ([0.1, 0.12, 0.09, 0.11, 0.1], "holds"),
         ([-0.1, -0.12, -0.09, -0.11, -0.1], "the opposite holds"),
         ([0.1, -0.12, 0.09, -0.11, 0.02], "cannot be told"),
+        ([0.02, 0.01, 0.02, 0.01, 0.6], "cannot be told"),  # the bootstrap's interval is above 0, t is 1.1
         ([0.1, 0.12, 0.09], "not measured enough"),
     ],
 )
