@@ -45,10 +45,10 @@ class TableEngine:
         self.player: Player | None = None
         self.verifier = Verifier(TASKS, mixture())
         self.digest, self.base = np.zeros(32, np.uint8), None
-
-    def base_of(self, node):
-        return self.base
         self.nonce = -1.0 - secrets.randbelow(2**20) / 2**20
+
+    def base_of(self, node: int):
+        return self.base
 
     def state(self, node: int):
         return TrainState({"digest": self.digest}, (), np.zeros((), np.int32))
