@@ -383,6 +383,7 @@ def smoke(config: ml_collections.ConfigDict) -> None:
     config.evaluation.problems = config.evaluation.rows = 64
     config.evaluation.every = 3
     config.checkpoint_every = 2
+    config.swarm.alone = False
     config.wandb.mode = "disabled"
 
 

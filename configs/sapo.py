@@ -105,6 +105,7 @@ TABLES = {
     "long": ([f"{own}-{GROUPS - own}-long" for own in (8, 6, 4, 2)] + ["adaptive-long"], (300, 1000)),
 }
 HEADLINE = HALF, ALONE, "alone-redrawn", (100, 300)  # of the README: who is ahead of whom, and of whom hardly, and when
+RARITY = "new-adaptive", "new-8-0", 100  # of the README, too: who has found what whom has not, and when
 CLAIMS = (  # what, a point, the one that it is to be better than, after how many rounds
     ("Nodes that learn half of it from each other are ahead of nodes alone", HALF, ALONE, 100),
     ("They still are when both have had three times as long", HALF, ALONE, 300),

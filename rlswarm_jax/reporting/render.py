@@ -16,11 +16,10 @@ from typing import Any
 import msgspec
 
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.files import SAMPLED, SUMMARY_FILE
+from rlswarm_jax.files import SUMMARY_FILE
 from rlswarm_jax.reporting import outcomes, results
 from rlswarm_jax.reporting.blocks import markdown_table
 from rlswarm_jax.reporting.figures import (
-    ALONE,
     BLOCKS_OF_THEIR_OWN,
     Benchmark,
     Block,
@@ -39,7 +38,7 @@ from rlswarm_jax.reporting.figures import (
     trials_block,
     warmstart_block,
 )
-from rlswarm_jax.reporting.study import claims, headline, study_block
+from rlswarm_jax.reporting.study import claims, headline, rarity, study_block
 
 OPEN, CLOSE = "<!-- rendered: ", "<!-- /rendered -->"
 MARKDOWN_BLOCK = re.compile(f"({OPEN}(\\S+) -->\n).*?({CLOSE})", re.DOTALL)
@@ -101,18 +100,15 @@ def why_lines(root: Path) -> list[str]:
         return found
 
     swarm = _read(root / "results" / "quickstart.json", Runs)
-    head, *rows = runs_block("quickstart", swarm).table
-    means = next(dict(zip(head, row, strict=True)) for row in rows if row[0].startswith("mean"))
+    study = _study(root, "sapo")
     alone, attacked = (benchmark("poison", keys=keys) for keys in (0, 8))
     shape = {"model": "0.5b", "questions": 1, "completions": 8}
     ours, theirs = (benchmark("decode", side=side, prompt=64, **shape) for side in ("ours", "genrl"))
     times, seconds = ours.value / theirs.value, fmean(run.wall_seconds for run in swarm.runs)
     return [
-        "**Together they find what one finds too seldom.** Spelling six letters backwards, the model gets none "
-        f"right; after {swarm.runs[0].rounds} rounds the quickstart's four nodes get {means['after']} % of new words "
-        "right, a node alone that samples as much "
-        f"{means.get(ALONE[SAMPLED], results.MISSING)} %.",
-        f"**They share the cost of finding what teaches.** {headline('sapo', _study(root, 'sapo'))}",
+        "**Together they find what one finds too seldom.** Spelling six letters backwards, eight nodes whose model was "
+        f"taught five, and gets none right: {rarity('sapo', study)}",
+        f"**They share the cost of finding what teaches.** {headline('sapo', study)}",
         "**Others need not be trusted.** Each node scores everything itself: four honest ones reach "
         f"{alone.value:.1f} % in {alone.config['rounds']} rounds by themselves, and {attacked.value:.1f} % beside "
         f"{attacked.config['keys']} keys that send records made to spoil them.",

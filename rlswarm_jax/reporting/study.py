@@ -81,6 +81,14 @@ def headline(name: str, found: Outcomes) -> str:
     return f"Eight nodes that learn half of it from peers, against nodes alone: {told}{beside}."
 
 
+def rarity(name: str, found: Outcomes) -> str:
+    """The same of the comparison under RARITY: both as they are, since one of them is next to nothing."""
+    point, other, horizon = importlib.import_module(f"configs.{name}").RARITY
+    points = by_point(found)
+    ours, theirs = (_spread([held_out(run, horizon) for run in points.get(p, ())]) for p in (point, other))
+    return f"after {horizon} rounds {ours} % of new words are right, and {theirs} % of each by itself."
+
+
 def _sampled(runs: Sequence[Outcome]) -> float:
     """Completions a node, mean over runs."""
     return sum(run.generated / run.nodes for run in runs) / len(runs) if runs else 0.0
