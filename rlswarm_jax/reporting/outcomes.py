@@ -17,7 +17,8 @@ from rlswarm_jax.files import SUMMARY_FILE, SWEEP_FILE, write_whole
 from rlswarm_jax.reporting.results import Run, load
 
 POINT_FOLDER = re.compile(r"seed-\d+")
-SAYS_NOTHING = ("name", "seed", "wandb", "checkpoint_every", "checkpoints", "profile")  # of what is learned
+# of what is learned
+SAYS_NOTHING = ("name", "seed", "wandb", "checkpoint_every", "checkpoints", "profile", "swarm.alone")
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +67,7 @@ def settings_of(config: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[s
     told = json.loads(ml_collections.ConfigDict(config).to_json_best_effort())
     defaults = {name: json.loads(json.dumps(field.default)) for name, field in common.FIELDS.items()}
     known = {name: fields.value_of(told, name) for name in common.FIELDS if fields.has(told, name)}
-    known = {name: value for name, value in known.items() if name.split(".")[0] not in SAYS_NOTHING}
+    known = {name: value for name, value in known.items() if not {name, name.split(".")[0]}.intersection(SAYS_NOTHING)}
     return {name: value for name, value in known.items() if value != defaults[name]}
 
 

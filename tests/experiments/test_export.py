@@ -72,7 +72,10 @@ def test_a_trace_of_the_rounds_that_were_asked_for_is_there_and_holds_what_happe
     """In the formats that TensorBoard and XProf open."""
     (trace,) = (run / files.PROFILE_FOLDER).glob("plugins/profile/*/*.trace.json.gz")
     names = [event.get("name", "") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
-    assert names.count("learn") == 1 and names.count("sample") >= 1 and any("PjitFunction" in name for name in names)
+    # of that round of the first node, and of what the other did meanwhile: a part of two rounds at most
+    assert (
+        1 <= names.count("learn") <= 3 and names.count("sample") >= 1 and any("PjitFunction" in name for name in names)
+    )
     (planes,) = trace.parent.glob("*.xplane.pb")
     assert b"/host:CPU" in planes.read_bytes()
 

@@ -30,6 +30,7 @@ def config():
     made.seed, made.rounds = 17, 10
     made.swarm.name, made.swarm.local_groups, made.swarm.max_staleness, made.swarm.nodes = "tests", 3, 2, 3
     made.game.shared, made.sampling.group_size, made.evaluation.every = 2, 4, 4
+    made.game.derivation_reward = 0.0
     made.chain.endpoint = "none"
     with made.unlocked():
         made.tasks = TASKS
