@@ -1,6 +1,7 @@
 """What a sweep's runs are and how far they are, and how processes play them: fake ones, that take no time."""
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -38,9 +39,13 @@ POINTS = """Sweep({"a": {"swarm.local_groups": 8, "game.weights": (1.0, 0.5, 0.0
 def study(tmp_path):
     """Arguments of the study of two points and two seeds; `study(sweep, more)` of another one."""
 
+    seconds = itertools.count(1)
+
     def arguments(sweep=POINTS, *more):
         file = tmp_path / "study.py"
         file.write_text(CONFIG.format(sweep=sweep))
+        written = next(seconds)  # by which, and its size, Python knows whether what it has compiled is still that
+        os.utime(file, (written, written))
         return [f"--config={file}:simulate", f"--workdir={tmp_path / 'runs'}", *more]
 
     return arguments
