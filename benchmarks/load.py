@@ -33,7 +33,7 @@ import numpy as np
 from rlswarm_jax import qwen
 from rlswarm_jax.machine import hardware
 from rlswarm_jax.qwen import config as qwen_config
-from rlswarm_jax.qwen import model, tensors, weights
+from rlswarm_jax.qwen import model, naming, tensors, weights
 
 TURNS = 5
 CONFIG = qwen.QwenConfig(
@@ -87,8 +87,8 @@ def write_checkpoint(directory: Path) -> None:
     """Random bits below infinity, straight into the file."""
     shapes = {
         name: shape[::-1] if transposed else shape
-        for name, path, transposed in weights._names(CONFIG)
-        for shape in [weights._at(model.param_shapes(CONFIG), path)]
+        for name, path, transposed in naming.layout(CONFIG)
+        for shape in [naming.at(model.param_shapes(CONFIG), path)]
     }
     rng = np.random.default_rng(0)
 

@@ -24,7 +24,7 @@ from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.grpo import learner, objective
 from rlswarm_jax.grpo import losses as chunks
 from rlswarm_jax.grpo.objective import PRESETS
-from rlswarm_jax.qwen import model, sampling
+from rlswarm_jax.qwen import model, naming, sampling
 from tests.grpo import test_objective, tiny
 
 STEPS = 3
@@ -232,6 +232,7 @@ def sharded(sizes):
     if mesh:  # as a loader does it, one after the other
         place = parallel.placer(mesh)
         params = jax.tree_util.tree_map_with_path(lambda path, x: place((path[-1].key,), x), params)
+    name = naming.tensors_hash(naming.to_tensors(params, WIDE, "bfloat16"))
     sample = sampling.make_sampler(WIDE, max_new_tokens=tiny.NEW_TOKENS, temperature=0.7)
     keys_PGM = np.arange(32, dtype=np.uint32).reshape(4, 4, 2)
     out = sample(params, sampling.make_tile([[3], [4, 5], [6, 7, 8], [9]], keys_PGM, prompt_slots=4))
@@ -240,7 +241,8 @@ def sharded(sizes):
     after, metrics = train(learns, lambda: params, wide_batches)
     state, _ = learns.step(learns.init(params), wide_batches()[0], tiny.LEARNER.learning_rate)
     held = [[shard.data.nbytes for shard in leaf.addressable_shards] for leaf in jax.tree.leaves(state)]
-    return {"out": jax.device_get(out), "logprobs": np.asarray(logprobs), "after": (after, metrics), "held": held}
+    learned = {"logprobs": np.asarray(logprobs), "after": (after, metrics), "held": held}
+    return {"name": name, "out": jax.device_get(out)} | learned
 
 
 def move_a_checkpoint(folder):
@@ -331,7 +333,8 @@ def test_split_rows_are_in_every_bit_those_of_one_device_and_no_device_waits_for
 
 
 def assert_sharded(there, whole):
-    """It learns and samples what one device does, and no device holds more of a matrix than its part."""
+    """It learns and samples what one device does, by the same name, and no device holds more of a matrix than a part."""
+    assert there["name"] == whole["name"]
     assert_same_lessons(there["after"], whole["after"], wide_params())
     np.testing.assert_allclose(there["logprobs"], whole["logprobs"], rtol=0, atol=1e-5)
     np.testing.assert_array_equal(there["out"].tokens_PGT, whole["out"].tokens_PGT)

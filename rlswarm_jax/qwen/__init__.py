@@ -17,6 +17,7 @@ from rlswarm_jax.qwen import weights
 from rlswarm_jax.qwen.config import QwenConfig
 from rlswarm_jax.qwen.draw import Draw
 from rlswarm_jax.qwen.model import Params, logits
+from rlswarm_jax.qwen.naming import Tensors, from_tensors, tensors_hash, to_tensors
 from rlswarm_jax.qwen.sampler import Prepared, Sampler
 from rlswarm_jax.qwen.stopping import cut_at_stop, stop_table
 from rlswarm_jax.qwen.tokenizer import Message, Prompt, Tokenizer
@@ -30,14 +31,18 @@ __all__ = [
     "QwenConfig",
     "Replay",
     "SaveError",
+    "Tensors",
     "Verdict",
     "digest",
     "fingerprint",
+    "from_tensors",
     "generate",
     "load",
     "logits",
     "replay",
     "save",
+    "tensors_hash",
+    "to_tensors",
 ]
 EXACT_ROWS = 8  # the tile of the exact mode
 

@@ -12,8 +12,9 @@ import numpy as np
 from rlswarm_jax.qwen import lora
 from rlswarm_jax.qwen.config import QwenConfig, read_json
 from rlswarm_jax.qwen.lora import Adapter, LoraConfig
+from rlswarm_jax.qwen.naming import LAYER_NAMES
 from rlswarm_jax.qwen.tensors import listed, read_header, write_file
-from rlswarm_jax.qwen.weights import LAYER_NAMES, SaveError
+from rlswarm_jax.qwen.weights import SaveError
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 MODULES = {name: LAYER_NAMES[name][0].removesuffix(".weight") for name in lora.TARGETS}  # "self_attn.q_proj"

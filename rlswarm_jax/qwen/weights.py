@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,14 @@ import jax
 import numpy as np
 
 from rlswarm_jax.qwen.config import QwenConfig, read_config, to_hf
-from rlswarm_jax.qwen.model import Params, param_shapes
+from rlswarm_jax.qwen.model import Params
+from rlswarm_jax.qwen.naming import KINDS, TOP_NAMES, assembled, at, layout, misfits, on_device
 from rlswarm_jax.qwen.tensors import (
-    DTYPES,
     INDEX,
     SINGLE,
     Stored,
     find_tensors,
     index_json,
-    listed,
     plan_files,
     write_file,
 )
@@ -29,29 +28,7 @@ from rlswarm_jax.qwen.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger("rlswarm_jax.qwen")
 
-# our name -> (Hugging Face name inside a layer, whether the matrix is stored transposed, [out, in])
-LAYER_NAMES = {
-    "input_norm": ("input_layernorm.weight", False),
-    "q": ("self_attn.q_proj.weight", True),
-    "k": ("self_attn.k_proj.weight", True),
-    "v": ("self_attn.v_proj.weight", True),
-    "o": ("self_attn.o_proj.weight", True),
-    "q_bias": ("self_attn.q_proj.bias", False),
-    "k_bias": ("self_attn.k_proj.bias", False),
-    "v_bias": ("self_attn.v_proj.bias", False),
-    "q_norm": ("self_attn.q_norm.weight", False),
-    "k_norm": ("self_attn.k_norm.weight", False),
-    "mlp_norm": ("post_attention_layernorm.weight", False),
-    "gate": ("mlp.gate_proj.weight", True),
-    "up": ("mlp.up_proj.weight", True),
-    "down": ("mlp.down_proj.weight", True),
-}
-_TOP_NAMES = {
-    "embed": ("model.embed_tokens.weight", False),
-    "norm": ("model.norm.weight", False),
-    "lm_head": ("lm_head.weight", True),
-}
-_EMBED, _HEAD = _TOP_NAMES["embed"][0], _TOP_NAMES["lm_head"][0]
+EMBED, HEAD = TOP_NAMES["embed"][0], TOP_NAMES["lm_head"][0]
 COMPARED_ROWS = 4096  # of two large matrices at a time
 
 
@@ -120,42 +97,28 @@ def load_params(directory: Path, config: QwenConfig, dtype: Any = np.float32, pl
     Raises ValueError that names every missing, unexpected and misshapen tensor, or the unreadable file.
     """
     stored = find_tensors(directory)
-    if config.tie_word_embeddings and _HEAD in stored:
-        embed = stored.setdefault(_EMBED, stored[_HEAD])
-        if _same_numbers(embed, stored[_HEAD], dtype):
-            del stored[_HEAD]
+    if config.tie_word_embeddings and HEAD in stored:
+        embed = stored.setdefault(EMBED, stored[HEAD])
+        if _same_numbers(embed, stored[HEAD], dtype):
+            del stored[HEAD]
         else:
             config = dataclasses.replace(config, tie_word_embeddings=False)
             log.warning(
                 "%s says tie_word_embeddings=true, but %s holds other numbers than %s: they are not tied.",
                 directory / "config.json",
-                _HEAD,
-                _EMBED,
+                HEAD,
+                EMBED,
             )
-    shapes = param_shapes(config)
-    expected = {}
-    for name, path, transposed in _names(config):
-        shape = _at(shapes, path)
-        expected[name] = shape[::-1] if transposed else shape
-    wrong = []
-    for names, what in ((expected.keys() - stored, "missing"), (stored.keys() - expected, "unexpected")):
-        if names:
-            wrong.append(f"{len(names)} tensors {what}: {listed(names)}")
-    for name in expected.keys() & stored:
-        if stored[name].shape != expected[name]:
-            wrong.append(f"tensor {name!r} is {stored[name].shape}, expected {expected[name]}")
-    if wrong:
-        raise ValueError(f"{directory}: {'; '.join(sorted(wrong))}.")
-    leaves = {}
-    for name, path, transposed in _names(config):
+    if wrong := misfits(config, stored):
+        raise ValueError(f"{directory}: {wrong}.")
+
+    def leaf(name: str, path: tuple, transposed: bool) -> jax.Array:
+        array = stored[name].map()
         if place is None:
-            leaves[path] = _on_device(stored[name], transposed, dtype)
-        else:
-            view = stored[name].map().T if transposed else stored[name].map()
-            leaves[path] = place(path, np.array(view, dtype, order="C"))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: leaves[_keys(path)], shapes, is_leaf=lambda x: isinstance(x, tuple)
-    )
+            return on_device(array, transposed, dtype)
+        return place(path, np.array(array.T if transposed else array, dtype, order="C"))
+
+    return assembled(config, leaf)
 
 
 def _same_numbers(one: Stored, other: Stored, dtype: Any) -> bool:
@@ -165,13 +128,6 @@ def _same_numbers(one: Stored, other: Stored, dtype: Any) -> bool:
     rows = range(0, one.shape[0] if one.shape else 0, COMPARED_ROWS)
     parts = ([view[r : r + COMPARED_ROWS].astype(dtype) for view in (one.map(), other.map())] for r in rows)
     return all(np.array_equal(a, b) for a, b in parts)
-
-
-def _on_device(stored: Stored, transposed: bool, dtype: Any) -> jax.Array:
-    view = stored.map().T if transposed else stored.map()
-    if view.flags.c_contiguous:  # jax may share such memory: the array would change with the file
-        view = view.copy()
-    return jax.device_put(view).astype(dtype).block_until_ready()  # jax transposes twice as fast as NumPy
 
 
 def save_checkpoint(
@@ -191,20 +147,19 @@ def save_checkpoint(
       ValueError: the directory holds files of another checkpoint, which would be taken for this one's.
       SaveError: the files cannot be written.
     """
-    paths = {name: (path, transposed) for name, path, transposed in _names(config)}
-    kinds = {dtype.name: kind for kind, dtype in DTYPES.items()}
+    paths = {name: (path, transposed) for name, path, transposed in layout(config)}
 
     def described(name: str) -> tuple[str, tuple[int, ...]]:
         path, transposed = paths[name]
-        leaf = _at(params, path)
-        return kinds[str(leaf.dtype)], leaf.shape[::-1] if transposed else leaf.shape
+        leaf = at(params, path)
+        return KINDS[np.dtype(leaf.dtype)], leaf.shape[::-1] if transposed else leaf.shape
 
     def read(name: str) -> np.ndarray:
         path, transposed = paths[name]
-        array = np.asarray(_at(params, path))
+        array = np.asarray(at(params, path))
         return array.T if transposed else array
 
-    sizes = {name: _at(params, path).nbytes for name, (path, _) in paths.items()}
+    sizes = {name: at(params, path).nbytes for name, (path, _) in paths.items()}
     files = plan_files(sizes, max_shard_bytes)
     indexed = set(files) != {SINGLE}
     others = {path.name for path in directory.glob("*.safetensors*")} - files.keys() - ({INDEX} if indexed else set())
@@ -269,25 +224,3 @@ def digest(tree: Any) -> bytes:
         h.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         h.update(array.tobytes())
     return h.digest()
-
-
-def _names(config: QwenConfig) -> Iterator[tuple[str, tuple, bool]]:
-    """Every tensor's Hugging Face name, its path in the pytree, and whether it is stored transposed."""
-    shapes = param_shapes(config)
-    for ours, (theirs, transposed) in _TOP_NAMES.items():
-        if ours in shapes:
-            yield theirs, (ours,), transposed
-    for index, layer in enumerate(shapes["layers"]):
-        for ours in layer:
-            theirs, transposed = LAYER_NAMES[ours]
-            yield f"model.layers.{index}.{theirs}", ("layers", index, ours), transposed
-
-
-def _at(tree: Any, path: tuple) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
-def _keys(path: tuple) -> tuple:
-    return tuple(p.key if isinstance(p, jax.tree_util.DictKey) else p.idx for p in path)

@@ -318,13 +318,13 @@ import os, signal
 from rlswarm_jax import qwen
 from rlswarm_jax.qwen import weights
 policy = qwen.load({str(variants.write(PLAIN, tmp_path / "a"))!r})
-original, calls = weights._at, []
+original, calls = weights.at, []
 def dies(tree, path):
     calls.append(path)
     if len(calls) == 60:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(tree, path)
-weights._at = dies
+weights.at = dies
 qwen.save(policy, {str(tmp_path / "out")!r})
 """
         assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -9

@@ -8,7 +8,7 @@ import pytest
 
 from rlswarm_jax import qwen
 from rlswarm_jax.grpo import learner
-from rlswarm_jax.qwen import weights
+from rlswarm_jax.qwen import naming
 from tests.qwen import gradients, variants
 
 TOLERANCE = 1e-4  # of each tensor's own norm
@@ -30,8 +30,8 @@ def check(case, expected, tmp_path):
     assert clipped / sums["tokens"] == pytest.approx(expected["clipped"]) and not sums["clip_dual"]
     assert 0.2 < expected["clipped"] < 0.8
     names = set()
-    for name, path, transposed in weights._names(policy.config):
-        ours = np.asarray(weights._at(found, path))
+    for name, path, transposed in naming.layout(policy.config):
+        ours = np.asarray(naming.at(found, path))
         theirs = expected[name].T if transposed else expected[name]
         assert ours.shape == theirs.shape and np.linalg.norm(theirs) > 1e-3
         assert np.linalg.norm(ours - theirs) <= TOLERANCE * np.linalg.norm(theirs), name
