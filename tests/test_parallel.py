@@ -333,7 +333,7 @@ def test_split_rows_are_in_every_bit_those_of_one_device_and_no_device_waits_for
 
 
 def assert_sharded(there, whole):
-    """It learns and samples what one device does, by the same name, and no device holds more of a matrix than a part."""
+    """It learns and samples what one device does, by the same name; no device holds more of a matrix than its part."""
     assert there["name"] == whole["name"]
     assert_same_lessons(there["after"], whole["after"], wide_params())
     np.testing.assert_allclose(there["logprobs"], whole["logprobs"], rtol=0, atol=1e-5)
