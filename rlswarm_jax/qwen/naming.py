@@ -74,8 +74,8 @@ def to_tensors(params: Params, config: QwenConfig, dtype: Any) -> Tensors:
     dtype = np.dtype(dtype)
 
     def of(leaf: Any, transposed: bool) -> np.ndarray:
-        array = np.asarray(leaf if leaf.dtype == dtype else leaf.astype(dtype))  # cast where it is, as the sampler does
-        return np.ascontiguousarray(array.T if transposed else array)
+        array = np.asarray(leaf) if jax.default_backend() == "cpu" else leaf  # others turn and cast faster than NumPy
+        return np.ascontiguousarray((array.T if transposed else array).astype(dtype, copy=False))
 
     return {name: of(at(params, path), transposed) for name, path, transposed in layout(config)}
 

@@ -92,6 +92,12 @@ class TestOfCheckpoints:
         named = [qwen.to_tensors(p, policy.config, dtype) for p in (policy.params, jax.device_get(policy.params))]
         assert same(*named)
 
+    def test_an_accelerator_turns_and_casts_to_the_same(self, case, dtype, tmp_path, monkeypatch):
+        policy = self.policy(case, tmp_path)
+        named = qwen.to_tensors(policy.params, policy.config, dtype)
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        assert same(qwen.to_tensors(policy.params, policy.config, dtype), named)
+
 
 def test_what_is_named_is_what_samples():
     """The sampler casts weights in a program of its own: every number that there is near a rounding, and denormals."""
