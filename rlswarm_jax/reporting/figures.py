@@ -335,6 +335,19 @@ def replay_block(found: Sequence[Benchmark]) -> Block:
     return Block(rows, f"Two honest computations, by dtype of weights and cache: {note}. {found[0].hardware}.", [])
 
 
+def patches_block(found: Sequence[Benchmark]) -> Block:
+    """What a step leaves of the weights, and what it takes to keep that and to make it again."""
+    timed = ("hash", "encode", "apply")
+    rows = [["dtype", "rate", "entries that stay", "patch", *timed, *(f"{name}, 0.5B" for name in timed)]]
+    for b in found:
+        sizes = [f"{100 - b.measured['changed']:.2f} %", "whole" if b.value > 99 else f"{number(b.value)} %"]
+        times = [f"{number(b.measured[name])} ms" for name in timed]
+        times += [f"{number(b.measured[f'{name} 0.5B'])} s" for name in timed]
+        rows.append([b.config["dtype"], f"{b.config['rate']:.0e}".replace("e-0", "e-"), *sizes, *times])
+    note = "A patch in % of the whole. Processor time; that of 0.5B is computed from copies of the same tensors"
+    return Block(rows, f"{note}. {found[0].hardware}.", [])
+
+
 def plan_block(found: Sequence[Benchmark]) -> Block:
     """A row for each size, a column for each card; below, how well it foresaw what was measured."""
     planned = [b for b in found if b.benchmark == "plan"]
@@ -361,6 +374,7 @@ def number(value: float) -> str:
 BLOCKS_OF_THEIR_OWN = {
     "benchmarks/chain": benchmarks_block,
     "benchmarks/decode": decode_block,
+    "benchmarks/patches": patches_block,
     "benchmarks/plan": plan_block,
     "benchmarks/replay": replay_block,
 }
