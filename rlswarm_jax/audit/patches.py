@@ -199,9 +199,8 @@ def _changes(gaps: np.ndarray, planes: Sequence[np.ndarray]) -> Iterator[tuple[n
         passed = np.cumsum(piece, dtype=np.int64)[last]
         count = len(passed)
         if count:
-            zigzag = (
-                np.stack([plane[used : used + count] for plane in planes], axis=1).reshape(-1).view(f"<u{len(planes)}")
-            )
+            pieces = [plane[used : used + count] for plane in planes]
+            zigzag = np.stack(pieces, axis=1).reshape(-1).view(f"<u{len(planes)}")
             yield before + passed + np.arange(1, count + 1), (zigzag >> 1) ^ -(zigzag & 1)
         before, used = before + int(piece.sum(dtype=np.int64)) + count, used + count
 

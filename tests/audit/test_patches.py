@@ -312,13 +312,17 @@ class TestHostile:
         refused(self.sparse(1, b"\0", b"\0\0", b"\0"), self.OLD, "takes 2 bytes for 1")
 
     @pytest.mark.parametrize(
-        "packed", [zlib.compress(bytes(599)), zlib.compress(bytes(601)), zlib.compress(bytes(600))[:-1]]
+        "packed",
+        [zlib.compress(bytes(599)), zlib.compress(bytes(601)), zlib.compress(bytes(600))[:-1]],
+        ids=["shorter", "longer", "cut"],
     )
     def test_a_stream_of_another_length(self, packed):
         plane = bytes(600)
         refused(self.sparse(600, packed, plane, plane, plain_gaps=600), self.OLD, "doesn't decompress to 600 bytes")
 
-    @pytest.mark.parametrize("packed", [zlib.compress(bytes(600)) + b"\0", zlib.compress(bytes(300)) * 2])
+    @pytest.mark.parametrize(
+        "packed", [zlib.compress(bytes(600)) + b"\0", zlib.compress(bytes(300)) * 2], ids=["a byte", "another"]
+    )
     def test_bytes_behind_what_is_compressed(self, packed):
         plane = bytes(600)
         refused(self.sparse(600, packed, plane, plane, plain_gaps=600), self.OLD, "doesn't decompress to 600 bytes")
@@ -328,9 +332,12 @@ class TestHostile:
         refused(self.sparse(600, b"nonsense", plane, plane, plain_gaps=600), self.OLD, "can't be decompressed")
 
     def test_little_that_swells_takes_no_memory(self):
-        """A hundred megabytes of zeros, in a stream of 600 bytes and in one that says it holds them."""
+        """As much as 600 bytes can hold, and a hundred megabytes of zeros where it is said that they are there."""
         bomb, plane = zlib.compress(bytes(100_000_000), 9), bytes(600)
+        short = zlib.compress(bytes(500_000), 9)
+        assert len(short) < 600
         mine = [
+            self.sparse(600, short, plane, plane, plain_gaps=600),
             self.sparse(600, bomb, plane, plane, plain_gaps=600),
             self.sparse(1, bomb, b"\0", b"\0", plain_gaps=100_000_000),
             forged([WHOLE, bytes(32), "BF16", [["a", [100_000_000]]]], bomb),
