@@ -9,6 +9,13 @@ from rlswarm_jax.audit.patches import PatchError, Sparse
 from rlswarm_jax.qwen.naming import Tensors, tensors_hash
 
 
+class NotHereError(PatchError):
+    """What the first part stands on, or all if there are no parts, is not among what was shown, or not any more.
+
+    That is nobody's fault who was told that it is there: ask again for all that leads to the weights.
+    """
+
+
 class Shown:
     """Weights of peers that were checked, by name: the last ones that were asked for, of `max_bytes` in all."""
 
@@ -38,13 +45,13 @@ def assemble(parts: Sequence[bytes], shown: Shown, wanted: bytes) -> Tensors:
     """The weights of that name, which are then among those shown. parts: patches, each on the one before, the first on
     nothing or on weights that were shown before.
 
-    Raises PatchError that says which part is wrong, and why.
+    Raises NotHereError, or PatchError that says which part is wrong, and why.
     """
-    if not parts and (kept := shown.get(wanted)) is not None:
-        return kept
+    if not parts:
+        return _shown(shown, wanted)
     _check_names(parts, wanted)
     first = patches.header(parts[0])
-    start = shown.get(first.parent) if isinstance(first, Sparse) else None
+    start = _shown(shown, first.parent) if isinstance(first, Sparse) else None
     entries = sum(array.size for array in start.values()) if start is not None else first.changed
     if sum(patches.header(part).changed for part in parts) > (1 + MAX_CHANGES) * entries:
         raise PatchError(f"{len(parts)} parts change more than {1 + MAX_CHANGES} times all {entries} entries")
@@ -57,6 +64,13 @@ def assemble(parts: Sequence[bytes], shown: Shown, wanted: bytes) -> Tensors:
     if found is None or tensors_hash(found) != wanted:
         raise _blamed(parts, start)
     shown.keep(wanted, found)
+    return found
+
+
+def _shown(shown: Shown, weights: bytes) -> Tensors:
+    found = shown.get(weights)
+    if found is None:
+        raise NotHereError(f"weights {weights.hex()[:16]} are not here, and no part leads to them")
     return found
 
 
