@@ -229,7 +229,7 @@ class Archive:
             number, first = int(match[1]), int(match[2])
             version = self._versions.setdefault(part.weights, Version(part.weights, first, first))
             self._note(version, part, name)
-            self._number, self._round = number + 1, max(self._round, first)
+            self._number = number + 1
         for version in list(self._versions.values()):
             if version.whole is None and cast(Part, version.link).parent not in self._versions:
                 self._drop(version)

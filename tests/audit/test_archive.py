@@ -200,6 +200,32 @@ class TestBounds:
         lately = [tensors for (_, tensors), last in zip(used, until, strict=True) if last > used[-1][0] - keep]
         assert most < 1 << 30 or all(shows(made, tensors) for tensors in lately)
 
+    def test_where_there_is_no_room_for_a_patch_beside_a_whole_one_all_are_whole(self, folder):
+        weights = versions(4, entries=700)
+        made = filled(folder, weights, max_bytes=WHOLE)
+        assert (
+            made.unkept == 0 and stored(made) < WHOLE and [shows(made, one) for one in weights] == [False] * 3 + [True]
+        )
+        (part,) = made.path(tensors_hash(weights[3]), [tensors_hash(weights[2])])
+        assert part.parent is None
+
+    def test_a_disk_that_is_full_just_then_is_said_once(self, tmp_path, caplog, monkeypatch):
+        weights = versions(3, entries=700)
+        made, real = filled(tmp_path, weights[:1], max_bytes=WHOLE), Path.write_bytes
+
+        def full(path, raw):
+            if len(raw) > WHOLE / 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(path, raw)
+
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+            patch.setattr(Path, "write_bytes", full)
+            made.add(weights[1], 1)
+        assert len(caplog.records) == 1 and "No space left" in caplog.text
+        assert stored(made) == 0 and not shows(made, weights[1])
+        made.add(weights[2], 2)
+        assert shows(made, weights[2])
+
     def test_weights_that_are_larger_than_all_that_is_kept(self, folder, caplog):
         weights = versions(5)
         with caplog.at_level(logging.WARNING):
