@@ -184,7 +184,7 @@ class TestBounds:
         assert stored(made) < 1.5 * WHOLE
 
     @given(data=st.data())
-    @settings(deadline=None, max_examples=25)
+    @settings(deadline=None, max_examples=12)
     def test_it_takes_no_more_bytes_and_shows_the_latest(self, data):
         """Steps small and large, and rounds in which nothing is learned."""
         most, keep = data.draw(st.integers(WHOLE, 4 * WHOLE) | st.just(1 << 30)), data.draw(st.integers(1, 6))

@@ -105,7 +105,7 @@ class TestBits:
     @pytest.mark.parametrize("block", [7, 1 << 20])
     @pytest.mark.parametrize("dtype", DTYPES)
     @given(data=st.data())
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=25)
     def test_every_bit_is_given_again(self, dtype, block, data):
         shapes = data.draw(st.dictionaries(st.from_regex("[a-z.0-9]{1,6}", fullmatch=True), SHAPE, min_size=1))
         old = drawn(dtype, **shapes)
@@ -232,7 +232,7 @@ class TestDamage:
         assert all(self.check(patch + more, old, new) for more in (b"\0", b"\xff", patch))
 
     @given(data=st.data())
-    @settings(deadline=None, max_examples=200)
+    @settings(deadline=None, max_examples=100)
     def test_any_bytes(self, data):
         old = drawn("BF16", a=(30,))
         for patch in (data.draw(st.binary(max_size=200)), forged(data.draw(HEADS), data.draw(st.binary(max_size=80)))):
