@@ -126,8 +126,8 @@ class Bench:
         keys_BM = self.keys_PGM.reshape(-1, 2)
         found = run(model.prepare(params, dtype, GROUP), sampled.text_BT, sampled.prompt_lengths_B, keys_BM)
         written_BC = np.arange(NEW_TOKENS) < sampled.lengths_B[:, None]
-        logprobs_X, margins_X = (np.asarray(x)[written_BC] for x in found)
-        return np.abs(logprobs_X - sampled.logprobs_BC[written_BC]), margins_X
+        logprobs_X, leads_X2 = (np.asarray(x)[written_BC] for x in found[:2])
+        return np.abs(logprobs_X - sampled.logprobs_BC[written_BC]), leads_X2.min(axis=1)
 
 
 def honest_rows(bench: Bench, params: qwen.Params) -> Iterator[dict[str, Any]]:
