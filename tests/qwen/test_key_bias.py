@@ -149,6 +149,6 @@ class TestVerdicts:
         found = qwen.replay(policy, "two", out.tokens_PGT[0, 0, : out.lengths_PG[0, 0]], out.keys_PGM[0, 0])
         assert (
             found.rounding.tau == pytest.approx(rounding("float32", "float32", 1.0, NORM).tau)
-            and found.tau > TAU["float32", "float32"]
+            and found.rounding.tau > TAU["float32", "float32"]
         )
         assert rounding("float32", "int8", 1.0).tau == TAU["float32", "int8"]
