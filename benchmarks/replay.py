@@ -52,8 +52,9 @@ class Sampled:
 class Bench:
     """The policies, the problems and the compiled samplers."""
 
-    def __init__(self):
+    def __init__(self, learning_rate: float | None = None):
         config = quickstart.get_config("simulate")
+        config.learn.learning_rate = learning_rate or config.learn.learning_rate
         config.evaluation.problems = config.evaluation.rows = 8
         made = build.build(config, [identity.simulated(0, 0)])
         self.made, self.game, self.config = made, made.games[0], qwen.load(assets.SPOILED).config

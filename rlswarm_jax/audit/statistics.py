@@ -90,8 +90,35 @@ def allowance(replays: Sequence[Replay]) -> float:
 def evidence(shortfalls_X: Sequence[np.ndarray], allowed: float, tau: float) -> float:
     """Log of the mean of the supermartingales: nats against a rounding that costs `allowed`."""
     x_X = np.concatenate([np.ravel(x) for x in shortfalls_X])
-    logs = []
-    for cap in tau * np.array(CAPS_OF_TAU):
-        count = np.minimum(x_X / cap, 1).sum()
-        logs += [slope * count - np.expm1(slope) * allowed / cap for slope in SLOPES]
-    return float(np.logaddexp.reduce(logs) - np.log(len(logs)))
+    caps_C1, slopes_S = tau * np.array(CAPS_OF_TAU)[:, None], np.array(SLOPES)
+    count_C1 = np.minimum(x_X / caps_C1, 1).sum(axis=1, keepdims=True)
+    logs_CS = slopes_S * count_C1 - np.expm1(slopes_S) * allowed / caps_C1
+    return float(np.logaddexp.reduce(logs_CS, axis=None) - np.log(logs_CS.size))
+
+
+def reach(allowed: float, tau: float) -> float:
+    """Nats of shortfall that one who knows this test can spread over tokens, as small parts as he likes, and pass."""
+
+    def passing(part: float) -> int:
+        few, many = 0, 1
+        while evidence([np.full(many, part)], allowed, tau) < -np.log(LEVEL):
+            few, many = many, 2 * many
+        while many - few > 1:
+            half = (few + many) // 2
+            few, many = (half, many) if evidence([np.full(half, part)], allowed, tau) < -np.log(LEVEL) else (few, half)
+        return few
+
+    return max(part * passing(part) for part in tau * np.array([*CAPS_OF_TAU[1:], 0.999, min(CAPS_OF_TAU) / 4]))
+
+
+def spent(behaviour_logprobs: Sequence[np.ndarray], replays: Sequence[Replay]) -> float:
+    """Share of the allowance that one's own completions cost, by the log-probs `[T]` each that the sampler named.
+
+    Half the square of what a log-prob differs by has the divergence for its mean, to second order. It is above 1 long
+    before `judge` accuses; a peer names what he likes, so of others it says nothing.
+    """
+    squares = sum(
+        float(np.square(np.asarray(own_T, np.float64) - replay.logprobs_T).sum())
+        for own_T, replay in zip(behaviour_logprobs, replays, strict=True)
+    )
+    return float(np.nan_to_num(squares, nan=np.inf)) / 2 / allowance(replays)

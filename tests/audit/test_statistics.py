@@ -147,6 +147,36 @@ class TestEvidence:
         assert evidence([np.array([*x, 0.1])], allowed, 0.5) > whole > evidence([np.array(x)], 2 * allowed, 0.5)
 
 
+class TestReach:
+    @pytest.mark.parametrize(("allowed", "tau"), [(1e-9, 1e-4), (0.06, 1.5), (3.0, 1.5)])
+    def test_nobody_who_shifts_more_than_that_passes(self, allowed, tau):
+        """In equal parts of any size below tau that is not much less than the caps, and in parts by chance."""
+        most, rng = statistics.reach(allowed, tau), np.random.default_rng(0)
+        limit = -np.log(LEVEL)
+        for part in tau * np.array([1 / 8, 1 / 4, 1 / 2, 0.999]):
+            assert evidence([np.full(int(most / part) + 1, part)], allowed, tau) >= limit
+        for _ in range(20):
+            x = rng.uniform(tau / 8, tau, int(16 * most / tau) + 16)
+            assert evidence([x[: np.searchsorted(x.cumsum(), 1.1 * most) + 1]], allowed, tau) >= limit
+        assert tau / 2 < most < allowed + 30 * tau
+
+
+class TestSpent:
+    def test_it_is_the_divergence_by_what_log_probs_differ_by(self):
+        """Every token as often as it is drawn; SciPy's relative entropy, to second order."""
+        a_V, b_V, _ = drawn_and_judged(2, noise=0.05)
+        own_V, replayed_V = (scipy.special.log_softmax(x.astype(np.float64)) for x in (a_V, b_V))
+        drawn = np.random.default_rng(0).choice(VOCABULARY, 100_000, p=np.exp(own_V))
+        replay = Replay(replayed_V[drawn], np.ones((len(drawn), 2)), np.full(len(drawn), 0.5), ROUNDING)
+        share = statistics.spent([own_V[drawn]], [replay])
+        divergence = scipy.special.rel_entr(np.exp(own_V), np.exp(replayed_V)).sum()
+        assert share * statistics.allowance([replay]) == pytest.approx(len(drawn) * divergence, rel=0.05)
+
+    def test_what_is_not_a_number_is_an_alarm(self):
+        assert statistics.spent([np.array([np.nan])], [replay_of([1.0])]) == np.inf
+        assert statistics.spent([np.array([-1.0])], [replay_of([1.0])]) == 0
+
+
 class TestJudgement:
     def test_the_verdict_is_by_the_worst_of_both_tests_and_the_bits(self):
         sure, enough = [1.0] * 100, 100
