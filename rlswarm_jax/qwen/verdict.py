@@ -229,6 +229,6 @@ def _check(config: QwenConfig, prompt: Sequence[int], tokens_T: np.ndarray) -> N
 def _drawn(tokens_T: np.ndarray, eos_token_ids: Sequence[int], whole: int) -> np.ndarray:
     """Which tokens can have been drawn at all: none behind an end, no last one before `whole` that is no end."""
     ends_T = np.isin(tokens_T, eos_token_ids)
-    drawn_T = np.cumsum(ends_T) - ends_T == 0
+    drawn_T: np.ndarray = np.cumsum(ends_T) - ends_T == 0
     drawn_T[-1] &= len(tokens_T) >= whole or ends_T[-1]
     return drawn_T
