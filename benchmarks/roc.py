@@ -1,6 +1,6 @@
 """How much a lie shows: what an audit of so many tokens finds, by what was not as it is said.
 
-    nice -n 10 python -m benchmarks.roc          about ten minutes on 2 CPU cores
+    nice -n 10 python -m benchmarks.roc [--parts lies old honest] [--temperatures 1 2] [--dtypes float32 bfloat16]
 
 Audits are `rlswarm_jax.audit.statistics.judge` over completions one after the other, the last one cut, of the embedded
 model after 25 steps of GRPO alone on the quickstart's tasks (`benchmarks.replay`). At temperature 1 it is sure of most
@@ -13,6 +13,7 @@ share of groups that are called "not produced", beside the share computed from h
 another key and how many such completions are found alone.
 """
 
+import argparse
 import dataclasses
 import functools
 import itertools
@@ -217,13 +218,23 @@ def row(name: str, config: dict[str, Any], value: float, unit: str, measured: di
     return {"benchmark": name, "config": config, "value": float(f"{value:.3g}"), "unit": unit} | about
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=["lies", "old", "honest"], choices=["lies", "old", "honest"])
+    parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
+    given = parser.parse_args(arguments)
     bench = Bench()
     params = bench.learn(UPDATES)
-    several = [Audits(bench, params, temperature, dtype) for temperature in TEMPERATURES for dtype in DTYPES]
-    sure = [of for of in several if of.temperature == 1]
-    parts = [*map(lie_rows, several), old_rows(bench, several), *map(honest_rows, sure)]
-    for found in itertools.chain(*parts):
+    several = [
+        Audits(bench, params, temperature, dtype) for temperature in given.temperatures for dtype in given.dtypes
+    ]
+    parts = {
+        "lies": itertools.chain.from_iterable(map(lie_rows, several)),
+        "old": old_rows(bench, several),
+        "honest": itertools.chain.from_iterable(map(honest_rows, several)),
+    }
+    for found in itertools.chain.from_iterable(parts[name] for name in given.parts):
         print(json.dumps(found), flush=True)
 
 

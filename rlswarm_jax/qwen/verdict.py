@@ -35,13 +35,14 @@ TAU_OF_BIAS = {
     ("bfloat16", "bfloat16"): 0.02,
     ("bfloat16", "int8"): 0.02,
 }
-# Root mean square of the difference, at temperature 1: 1.5 to 3 times what benchmarks/roc.py finds (`Rounding.rms`).
+# Root mean square of the difference, at temperature 1 (`Rounding.rms`): 2.5 to 5 times what it was over many tokens of
+# the embedded model (4.2e-6, 0.016, 0.036, 0.078, 0.068); single audits of 512 tokens came to twice that.
 RMS = {
     ("float32", "float32"): 2e-5,
     ("float32", "bfloat16"): 0.05,
     ("float32", "int8"): 0.1,
-    ("bfloat16", "bfloat16"): 0.12,
-    ("bfloat16", "int8"): 0.15,
+    ("bfloat16", "bfloat16"): 0.2,
+    ("bfloat16", "int8"): 0.25,
 }
 
 

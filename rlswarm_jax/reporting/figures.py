@@ -365,7 +365,8 @@ def roc_block(found: Sequence[Benchmark]) -> Block:
         for pair, own in honest.items()
     ]
     note = f"% of audits of so many tokens that are called *not produced*. One group of 8 found: {'; '.join(groups)}. "
-    return Block(rows, f"{note}Honest samplers, {'; '.join(worst)}. {found[0].hardware}.", [])
+    note += f"Honest samplers, {'; '.join(worst)}. " if worst else ""
+    return Block(rows, f"{note}{found[0].hardware}.", [])
 
 
 def plan_block(found: Sequence[Benchmark]) -> Block:

@@ -64,8 +64,6 @@ SLOWLY = pytest.mark.slow
         ("float32", {"rate": 1e-5}, 32, NONE),
         pytest.param("float32", {"rope_theta": 1e4}, 32, 32, marks=SLOWLY),
         pytest.param("float32", {"rms_norm_eps": 1e-5}, 32, NONE, marks=SLOWLY),
-        pytest.param("bfloat16", {"rate": 1e-2}, 32, 512, marks=SLOWLY),
-        pytest.param("bfloat16", {"rope_theta": 1e4}, 32, 64, marks=SLOWLY),
     ],
     ids=str,
 )

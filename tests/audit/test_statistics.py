@@ -316,12 +316,14 @@ class TestSamplers:
 
     @pytest.mark.parametrize("lie", ["temperature 1.2", "weights in 5 bits"])
     def test_what_no_token_shows_their_sum_does(self, lie):
-        """bfloat16: lies below what rounding might do to one token."""
+        """bfloat16: lies below what rounding might do to one token, in some thousands of them."""
         own = params_in("bfloat16")
         other = rounded(own) if "bits" in lie else own | {"norm": own["norm"] / 1.2}  # divides the logits
-        replays = replayed(sampled(dtype="bfloat16", params=other), dtype="bfloat16")
-        assert all(replay.verdict is not Verdict.NOT_PRODUCED for replay in replays)
-        assert judge(replays).verdict is Verdict.NOT_PRODUCED
+        replays = []
+        for author in map(str, range(8)):
+            replays += replayed(sampled(author, dtype="bfloat16", params=other), author, dtype="bfloat16")
+        assert sum(len(replay.logprobs_T) for replay in replays) > 3000
+        assert judge(replays).statistic > judge(replays).threshold
 
     def test_a_copy_of_what_everybody_says_proves_nothing(self):
         sure = jax.tree.map(lambda x: x, params_in("float32"))
