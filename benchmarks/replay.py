@@ -52,8 +52,9 @@ class Sampled:
 class Bench:
     """The policies, the problems and the compiled samplers."""
 
-    def __init__(self):
+    def __init__(self, learning_rate: float | None = None):
         config = quickstart.get_config("simulate")
+        config.learn.learning_rate = learning_rate or config.learn.learning_rate
         config.evaluation.problems = config.evaluation.rows = 8
         made = build.build(config, [identity.simulated(0, 0)])
         self.made, self.game, self.config = made, made.games[0], qwen.load(assets.SPOILED).config
@@ -126,8 +127,8 @@ class Bench:
         keys_BM = self.keys_PGM.reshape(-1, 2)
         found = run(model.prepare(params, dtype, GROUP), sampled.text_BT, sampled.prompt_lengths_B, keys_BM)
         written_BC = np.arange(NEW_TOKENS) < sampled.lengths_B[:, None]
-        logprobs_X, margins_X = (np.asarray(x)[written_BC] for x in found)
-        return np.abs(logprobs_X - sampled.logprobs_BC[written_BC]), margins_X
+        logprobs_X, leads_X2 = (np.asarray(x)[written_BC] for x in found[:2])
+        return np.abs(logprobs_X - sampled.logprobs_BC[written_BC]), leads_X2.min(axis=1)
 
 
 def honest_rows(bench: Bench, params: qwen.Params) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from rlswarm_jax.qwen.naming import Tensors, from_tensors, tensors_hash, to_tens
 from rlswarm_jax.qwen.sampler import Prepared, Sampler
 from rlswarm_jax.qwen.stopping import cut_at_stop, stop_table
 from rlswarm_jax.qwen.tokenizer import Message, Prompt, Tokenizer
-from rlswarm_jax.qwen.verdict import Replay, Verdict, default_tau, key_bias_norm, replay_tokens
+from rlswarm_jax.qwen.verdict import Replay, Rounding, Verdict, key_bias_norm, replay_tokens, rounding
 from rlswarm_jax.qwen.weights import SaveError, digest, fingerprint
 
 __all__ = [
@@ -206,10 +206,12 @@ def replay(
     """
     dtype = np.dtype(dtype or policy.params["embed"].dtype)
     if tau is None:
-        tau = default_tau(dtype, kv_dtype or dtype, temperature, key_bias_norm(policy.params))
+        error = rounding(dtype, kv_dtype or dtype, temperature, key_bias_norm(policy.params))
+    else:
+        error = Rounding(tau, tau)
     encoded = policy.tokenizer.encode(prompt, thinking)
     params = policy.prepared(policy.params, dtype, rows=2)
-    return replay_tokens(params, policy.config, encoded, tokens_T, key_M, temperature=temperature, tau=tau)
+    return replay_tokens(params, policy.config, encoded, tokens_T, key_M, temperature=temperature, rounding=error)
 
 
 def _several(prompts: Iterable[Prompt] | Prompt | Message) -> list[Prompt]:

@@ -61,20 +61,22 @@ def two_level_gumbel(logits_V: Array, key: Array) -> tuple[Array, Array]:
     return token, chunks_CV[chunk, inside] - jax.nn.logsumexp(marginal_C)
 
 
-def margin(logits_V: Array, key: Array, token: Array) -> Array:
-    """How far `token` is from being drawn otherwise: positive, it is what the key draws; negative, it is not.
+def leads(logits_V: Array, key: Array, token: Array) -> tuple[Array, Array]:
+    """How far `token` is from being drawn otherwise, `[2]`, and how open the two decisions were.
 
-    The smaller of the two decisions' margins: of its chunk over the best other one, and of itself over the best other
-    token of its chunk. Logits off by less than half its size cannot change its sign.
+    The leads of its chunk over the best other one, and of itself over the best other token of its chunk. Both positive,
+    it is what the key draws; the smaller is its margin: logits off by less than half of it cannot change its sign. How
+    open: 1 - sum p^2 of the chunks, and of the tokens in its chunk, added up: how often two keys differ.
     """
     chunks_CV, noise_C, noise_V = _chunks_and_noise(logits_V, key)
     chunk, inside = token // chunks_CV.shape[1], token % chunks_CV.shape[1]
-    over_chunks = _lead(jax.nn.logsumexp(chunks_CV, axis=1) + noise_C, chunk)
-    return jnp.minimum(over_chunks, _lead(chunks_CV[chunk] + noise_V, inside))
+    marginal_C = jax.nn.logsumexp(chunks_CV, axis=1)
+    lead_2 = jnp.stack([_lead(marginal_C + noise_C, chunk), _lead(chunks_CV[chunk] + noise_V, inside)])
+    return lead_2, _variety(marginal_C) + _variety(chunks_CV[chunk])
 
 
 def greedy_margin(logits_V: Array, token: Array) -> Array:
-    """The same for temperature 0."""
+    """The lead of `token` over the best other one at temperature 0."""
     return _lead(logits_V, token)
 
 
@@ -106,3 +108,7 @@ def _chunks_and_noise(logits_V: Array, key: Array) -> tuple[Array, Array, Array]
 def _lead(scores_X: Array, index: Array) -> Array:
     others = jnp.where(jnp.arange(scores_X.shape[0]) == index, -jnp.inf, scores_X)
     return scores_X[index] - others.max()
+
+
+def _variety(logits_X: Array) -> Array:
+    return 1 - jnp.square(jax.nn.softmax(logits_X)).sum()

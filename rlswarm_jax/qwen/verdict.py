@@ -35,6 +35,15 @@ TAU_OF_BIAS = {
     ("bfloat16", "bfloat16"): 0.02,
     ("bfloat16", "int8"): 0.02,
 }
+# Root mean square of the difference, at temperature 1 (`Rounding.rms`): 2.5 to 5 times what it was over many tokens of
+# the embedded model (4.2e-6, 0.016, 0.036, 0.078, 0.068); single audits of 512 tokens came to twice that.
+RMS = {
+    ("float32", "float32"): 2e-5,
+    ("float32", "bfloat16"): 0.05,
+    ("float32", "int8"): 0.1,
+    ("bfloat16", "bfloat16"): 0.2,
+    ("bfloat16", "int8"): 0.25,
+}
 
 
 class Verdict(enum.IntEnum):
@@ -51,16 +60,36 @@ class Verdict(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
+class Rounding:
+    """How far apart two honest computations of a difference of two logits may be, in nats.
+
+    tau: at most. rms: root mean square over an audit, of the pairs of tokens that may be drawn, each as often as they
+    are drawn by two keys.
+    """
+
+    tau: float
+    rms: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Replay:
-    """Of each token: its log-prob and its margin (`draw.margin`), both `[T]` float32, and the verdict at tau."""
+    """Of each token: its log-prob `[T]`, and of its two decisions (`draw.leads`) the leads `[T, 2]` and how open they
+    were `[T]`; all float32. It holds nothing where nothing was drawn by chance (temperature 0).
+    """
 
     logprobs_T: np.ndarray
-    margins_T: np.ndarray
-    tau: float
+    leads_T2: np.ndarray
+    open_T: np.ndarray
+    rounding: Rounding
+
+    @property
+    def margins_T(self) -> np.ndarray:
+        """The smaller of each token's leads: negative, and the key draws another one."""
+        return self.leads_T2.min(axis=1)
 
     @property
     def verdicts_T(self) -> list[Verdict]:
-        return [Verdict(int(v)) for v in verdicts(self.margins_T, self.tau)]
+        return [Verdict(int(v)) for v in verdicts(self.margins_T, self.rounding.tau)]
 
     @property
     def verdict(self) -> Verdict:
@@ -75,15 +104,16 @@ def key_bias_norm(params: model.Params) -> float:
     )
 
 
-def default_tau(dtype: Any, kv_dtype: Any, temperature: float, bias_norm: float = 0.0) -> float:
-    """Margins are of logits that were divided by the temperature, and so is their error. bias_norm: `key_bias_norm`.
+def rounding(dtype: Any, kv_dtype: Any, temperature: float, bias_norm: float = 0.0) -> Rounding:
+    """Of logits that were divided by the temperature, as their error was. bias_norm: `key_bias_norm`.
 
     Raises ValueError for dtypes whose error was not measured.
     """
     names = np.dtype(dtype).name, np.dtype(kv_dtype).name
     if names not in TAU:
         raise ValueError(f"no tau was measured for {names[0]} weights and a {names[1]} cache: give one.")
-    return (TAU[names] + TAU_OF_BIAS[names] * bias_norm) / min(1.0, temperature or 1.0)
+    tau = (TAU[names] + TAU_OF_BIAS[names] * bias_norm) / min(1.0, temperature or 1.0)
+    return Rounding(tau, tau * RMS[names] / TAU[names])
 
 
 def verdicts(margins_X: np.ndarray, tau: float) -> np.ndarray:
@@ -93,20 +123,21 @@ def verdicts(margins_X: np.ndarray, tau: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def make_replay(
-    config: QwenConfig, *, max_new_tokens: int, temperature: float
-) -> Callable[[model.Params, Array, Array, Array], tuple[Array, Array]]:
-    """Returns jitted `replay(params, tokens_BT, prompt_lengths_B, keys_BM) -> (logprobs_BC, margins_BC)`.
+    config: QwenConfig, *, max_new_tokens: int, temperature: float, jit: Callable[..., Any] = jax.jit
+) -> Callable[[model.Params, Array, Array, Array], tuple[Array, Array, Array]]:
+    """Returns jitted `replay(params, tokens_BT, prompt_lengths_B, keys_BM) -> (logprobs_BC, leads_BC2, open_BC)`.
 
     tokens_BT: int32, prompt and completion back to back, padded on the right. C = max_new_tokens; what stands behind
     a completion's end is meaningless. It computes in the dtype of `params`, and the head's logits come in chunks.
     """
 
-    def of_state(params: Any, state_D: Array, token: Array, key: Array) -> tuple[Array, Array]:
+    def of_state(params: Any, state_D: Array, token: Array, key: Array) -> tuple[Array, Array, Array]:
         logits_V = model.head(params, state_D)
         if temperature == draw.GREEDY:
-            return jax.nn.log_softmax(logits_V)[token], draw.greedy_margin(logits_V, token)
+            lead_2 = jnp.broadcast_to(draw.greedy_margin(logits_V, token), 2)
+            return jax.nn.log_softmax(logits_V)[token], lead_2, jnp.zeros(())
         scaled_V = logits_V / temperature
-        return jax.nn.log_softmax(scaled_V)[token], draw.margin(scaled_V, key, token)
+        return jax.nn.log_softmax(scaled_V)[token], *draw.leads(scaled_V, key, token)
 
     def replay(params, tokens_BT, prompt_lengths_B, keys_BM):
         states_BTD, _ = model.causal_states(params, config, tokens_BT)
@@ -120,9 +151,57 @@ def make_replay(
         flat = (states_BCD.reshape(-1, states_BCD.shape[-1]), tokens_BC.reshape(-1), keys_BC.reshape(-1))
         chunk = max(1, MAX_CHUNK_LOGITS // config.vocab_size)
         found = jax.lax.map(lambda xs: of_state(params, *xs), flat, batch_size=chunk)
-        return jax.tree.map(lambda x: x.reshape(tokens_BC.shape), found)
+        return jax.tree.map(lambda x: x.reshape(*tokens_BC.shape, *x.shape[1:]), found)
 
-    return jax.jit(replay)
+    return jit(replay)
+
+
+def replay_completions(
+    params: model.Params,
+    config: QwenConfig,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    keys_BM: np.ndarray,
+    *,
+    temperature: float,
+    rounding: Rounding,
+    whole: int = 0,
+    rows: int = 16,
+    text_slots: int = 0,
+    jit: Callable[..., Any] = jax.jit,
+) -> list[Replay]:
+    """Replays B completions of a prompt each. What follows an end of sequence was not drawn.
+
+    Args:
+      keys_BM: `[B, 2]` uint32, of each completion. rounding: by default that of the dtypes (`rounding`).
+      whole: tokens after which completions are cut off: a shorter one that does not end was cut by hand, which counts
+        as a last token that was not drawn. 0: it may have been a stop string.
+      rows: computed at a time. text_slots: room for a prompt with its completion; by default for the longest given. All
+        that is asked for with the same `text_slots` and `whole` takes few programs.
+
+    Raises ValueError if a completion or its prompt is empty, or a token is not in the vocabulary.
+    """
+    written = [np.asarray(tokens_T, np.int64) for tokens_T in completions]
+    for prompt, tokens_T in zip(prompts, written, strict=True):
+        _check(config, prompt, tokens_T)
+    lengths = [len(prompt) + len(tokens_T) for prompt, tokens_T in zip(prompts, written, strict=True)]
+    width, new = bucket(max([*lengths, text_slots])), bucket(max(whole, *map(len, written)))
+    run = make_replay(config, max_new_tokens=new, temperature=float(temperature), jit=jit)
+    keys_BM = np.asarray(keys_BM, np.uint32).reshape(len(written), 2)
+    replays = []
+    for start in range(0, len(written), rows):
+        part = range(start, min(start + rows, len(written)))
+        text_BT = np.zeros((bucket(len(part)), width), np.int32)
+        prompt_lengths_B, part_BM = np.ones(len(text_BT), np.int32), np.zeros((len(text_BT), 2), np.uint32)
+        for row, i in enumerate(part):
+            text_BT[row, : lengths[i]] = [*prompts[i], *written[i]]
+            prompt_lengths_B[row], part_BM[row] = len(prompts[i]), keys_BM[i]
+        found = jax.device_get(run(params, text_BT, prompt_lengths_B, part_BM))
+        for row, i in enumerate(part):
+            logprobs_T, leads_T2, open_T = (x[row, : len(written[i])] for x in found)
+            drawn_T = _drawn(written[i], config.eos_token_ids, whole)
+            replays.append(Replay(logprobs_T, np.where(drawn_T[:, None], leads_T2, -np.inf), open_T, rounding))
+    return replays
 
 
 def replay_tokens(
@@ -133,24 +212,24 @@ def replay_tokens(
     key_M: np.ndarray,
     *,
     temperature: float,
-    tau: float,
+    rounding: Rounding,
 ) -> Replay:
-    """Replays one completion; what follows an end of sequence was not drawn.
+    """`replay_completions` of one."""
+    asked = ([prompt], [tokens_T], np.asarray(key_M)[None])
+    return replay_completions(params, config, *asked, temperature=temperature, rounding=rounding)[0]
 
-    Raises ValueError if it or its prompt is empty, or a token is not in the vocabulary.
-    """
-    tokens = np.asarray(tokens_T, np.int64)
-    if not len(prompt) or tokens.ndim != 1 or not len(tokens):
+
+def _check(config: QwenConfig, prompt: Sequence[int], tokens_T: np.ndarray) -> None:
+    if not len(prompt) or tokens_T.ndim != 1 or not len(tokens_T):
         raise ValueError("a replay needs a prompt and a completion of at least one token each.")
-    text = np.concatenate([np.asarray(prompt, np.int64), tokens])
+    text = np.concatenate([np.asarray(prompt, np.int64), tokens_T])
     if text.min() < 0 or text.max() >= config.vocab_size:
         raise ValueError(f"a replay was given a token that is not in the vocabulary of {config.vocab_size}.")
-    width, new = bucket(len(text)), bucket(len(tokens))
-    padded_1T = np.zeros((1, width), np.int32)
-    padded_1T[0, : len(text)] = text
-    run = make_replay(config, max_new_tokens=new, temperature=float(temperature))
-    found = run(params, padded_1T, np.array([len(prompt)], np.int32), np.asarray(key_M, np.uint32)[None])
-    logprobs_T, margins_T = (np.asarray(x)[0, : len(tokens)] for x in found)
-    after_T = np.cumsum(np.isin(tokens, config.eos_token_ids)) - np.isin(tokens, config.eos_token_ids) > 0
-    margins_T = np.where(after_T, -np.inf, margins_T)  # nothing is drawn after the end
-    return Replay(logprobs_T, margins_T, tau)
+
+
+def _drawn(tokens_T: np.ndarray, eos_token_ids: Sequence[int], whole: int) -> np.ndarray:
+    """Which tokens can have been drawn at all: none behind an end, no last one before `whole` that is no end."""
+    ends_T = np.isin(tokens_T, eos_token_ids)
+    drawn_T: np.ndarray = np.cumsum(ends_T) - ends_T == 0
+    drawn_T[-1] &= len(tokens_T) >= whole or ends_T[-1]
+    return drawn_T

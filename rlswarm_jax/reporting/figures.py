@@ -377,4 +377,5 @@ BLOCKS_OF_THEIR_OWN = {
     "benchmarks/patches": patches_block,
     "benchmarks/plan": plan_block,
     "benchmarks/replay": replay_block,
+    "benchmarks/roc": roc_block,
 }

@@ -172,7 +172,7 @@ def margins_of_every_token(logits_RV, keys_RM):
     """`[R, V]` margins, and what each key draws."""
     keys_R = randomness.wrap(keys_RM)
     tokens_V = jnp.arange(logits_RV.shape[1])
-    margins_RV = jax.vmap(lambda logits_V, key: jax.vmap(lambda v: draw.margin(logits_V, key, v))(tokens_V))(
+    margins_RV = jax.vmap(lambda logits_V, key: jax.vmap(lambda v: draw.leads(logits_V, key, v)[0].min())(tokens_V))(
         logits_RV, keys_R
     )
     return margins_RV, jax.vmap(draw.two_level_gumbel)(logits_RV, keys_R)[0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlswarm_jax import qwen
 from rlswarm_jax.qwen import cache, key_bias, model, sampling
 from rlswarm_jax.qwen import config as qwen_config
-from rlswarm_jax.qwen.verdict import TAU, Verdict, default_tau, key_bias_norm, make_replay, verdicts
+from rlswarm_jax.qwen.verdict import TAU, Verdict, key_bias_norm, make_replay, rounding, verdicts
 from tests.qwen import test_sampling as base
 from tests.qwen import variants
 
@@ -110,7 +110,7 @@ def margins(config, params, out, prompts, keys_PGM):
         text[: lengths_R[r]] = prompts[r // GROUP]
         text[lengths_R[r] : lengths_R[r] + NEW_TOKENS] = out.tokens_RT[r]
     run = make_replay(config, max_new_tokens=NEW_TOKENS, temperature=1.0)
-    return np.asarray(run(params, texts_RT, lengths_R, keys_PGM.reshape(-1, 2))[1])[base.written(out)]
+    return np.asarray(run(params, texts_RT, lengths_R, keys_PGM.reshape(-1, 2))[1]).min(axis=-1)[base.written(out)]
 
 
 CASES = [
@@ -135,7 +135,7 @@ class TestVerdicts:
             prompts = base.prompts_of((16, 3, 9, 12), seed)
             keys_PGM = base.keys_of(NUM_PROMPTS, GROUP, author=str(seed))
             out = run(params, sampling.make_tile(prompts, keys_PGM, prompt_slots=SLOTS))
-            tau = default_tau(*dtypes, 1.0, key_bias_norm(params))
+            tau = rounding(*dtypes, 1.0, key_bias_norm(params)).tau
             found = verdicts(margins(config, params, out, prompts, keys_PGM), tau)
             assert found.min() > Verdict.NOT_PRODUCED
             if dtypes == ("float32", "int8"):
@@ -148,7 +148,7 @@ class TestVerdicts:
         out = qwen.generate(policy, ["two"], max_new_tokens=4)
         found = qwen.replay(policy, "two", out.tokens_PGT[0, 0, : out.lengths_PG[0, 0]], out.keys_PGM[0, 0])
         assert (
-            found.tau == pytest.approx(default_tau("float32", "float32", 1.0, NORM))
-            and found.tau > TAU["float32", "float32"]
+            found.rounding.tau == pytest.approx(rounding("float32", "float32", 1.0, NORM).tau)
+            and found.rounding.tau > TAU["float32", "float32"]
         )
-        assert default_tau("float32", "int8", 1.0) == TAU["float32", "int8"]
+        assert rounding("float32", "int8", 1.0).tau == TAU["float32", "int8"]

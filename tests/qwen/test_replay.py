@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlswarm_jax import qwen
 from rlswarm_jax.qwen import sampling
 from rlswarm_jax.qwen.sampler import Prepared
-from rlswarm_jax.qwen.verdict import TAU, Verdict, make_replay, replay_tokens, verdicts
+from rlswarm_jax.qwen.verdict import TAU, Rounding, Verdict, make_replay, replay_completions, replay_tokens, verdicts
 from tests.qwen import test_sampling as base
 
 SLOTS, NEW_TOKENS, GROUP, NUM_PROMPTS = 16, 12, 8, 3
@@ -26,6 +26,9 @@ ROUNDING = {
     ("bfloat16", "bfloat16"): 0.2,
     ("bfloat16", "int8"): 0.3,
 }
+
+
+STRICT = Rounding(tau=1e-4, rms=1e-5)
 
 
 def tau_of(dtypes, temperature):
@@ -71,7 +74,8 @@ def back_to_back(prompts, tokens_RT):
 def replayed(params, prompts, tokens_RT, keys_PGM, temperature):
     run = make_replay(base.shallow().config, max_new_tokens=NEW_TOKENS, temperature=temperature)
     texts_RT, lengths_R = back_to_back(prompts, tokens_RT)
-    return tuple(np.asarray(x) for x in run(params, texts_RT, lengths_R, keys_PGM.reshape(-1, 2)))
+    logprobs_RT, leads_RT2, _ = run(params, texts_RT, lengths_R, keys_PGM.reshape(-1, 2))
+    return np.asarray(logprobs_RT), np.asarray(leads_RT2).min(axis=-1)
 
 
 def assert_honest_is_not_refuted(mode, temperature, dtypes, lengths, seed):
@@ -117,7 +121,7 @@ class TestHonest:
         tokens_T = out.tokens_PGT[1, 0, : out.lengths_PG[1, 0]]
         found = qwen.replay(policy, prompts[1], tokens_T, out.keys_PGM[1, 0], **asked)
         assert found.verdict == Verdict.PRODUCED and found.verdicts_T == [Verdict.PRODUCED] * len(tokens_T)
-        assert found.tau == pytest.approx(TAU["float32", "float32"] / 0.7)
+        assert found.rounding.tau == pytest.approx(TAU["float32", "float32"] / 0.7)
         np.testing.assert_allclose(found.logprobs_T, out.logprobs_PGT[1, 0, : len(tokens_T)], rtol=0, atol=1e-4)
         siblings = qwen.replay(policy, prompts[1], tokens_T, out.keys_PGM[1, 1], **asked)
         assert siblings.verdict == Verdict.NOT_PRODUCED
@@ -146,6 +150,12 @@ def margins_of(logits_RTV, keys_RM, temperature, tokens_RT):
 PROMPTS = base.prompts_of((16, 5, 9))
 KEYS_PGM = base.keys_of(len(PROMPTS), GROUP)
 TEMPERATURE = 0.7
+
+
+def replay_of(margins):
+    margins_T = np.array(margins)
+    leads_T2 = np.stack([margins_T, np.full(len(margins), 9.0)], axis=1)
+    return qwen.Replay(np.zeros(len(margins)), leads_T2, np.zeros(len(margins)), Rounding(tau=0.1, rms=0.01))
 
 
 @functools.cache
@@ -201,7 +211,7 @@ class TestMargins:
         ],
     )
     def test_one_refuted_token_refutes_the_whole_and_one_undecided_leaves_it_so(self, margins, verdict):
-        assert qwen.Replay(np.zeros(len(margins)), np.array(margins), 0.1).verdict is verdict
+        assert replay_of(margins).verdict is verdict
 
 
 class TestDishonest:
@@ -247,7 +257,7 @@ class TestReplayOfOne:
         logprobs_RT, margins_RT = replay_honest()
         config, params = base.shallow().config, base.shallow().params
         row, tokens_T = 13, honest().tokens_RT[13, : honest().lengths_R[13]]
-        asked = {"temperature": TEMPERATURE, "tau": 1e-4}
+        asked = {"temperature": TEMPERATURE, "rounding": STRICT}
         found = replay_tokens(params, config, PROMPTS[1], tokens_T, KEYS_PGM[1, row - GROUP], **asked)
         np.testing.assert_allclose(found.logprobs_T, logprobs_RT[row, : len(tokens_T)], rtol=0, atol=1e-5)
         np.testing.assert_allclose(found.margins_T, margins_RT[row, : len(tokens_T)], rtol=0, atol=1e-4)
@@ -267,8 +277,70 @@ class TestReplayOfOne:
         key_M = KEYS_PGM[0, 0]
         with pytest.raises(ValueError, match=match):
             replay_tokens(
-                base.shallow().params, base.shallow().config, prompt, tokens, key_M, temperature=1.0, tau=1e-4
+                base.shallow().params, base.shallow().config, prompt, tokens, key_M, temperature=1.0, rounding=STRICT
             )
+
+
+def replay_several(prompts, tokens, keys_BM, **options):
+    config = dataclasses.replace(base.shallow().config, eos_token_ids=base.EOS)
+    room = {"text_slots": SLOTS + NEW_TOKENS, "whole": NEW_TOKENS}
+    options = {"temperature": TEMPERATURE, "rounding": STRICT} | room | options
+    return replay_completions(base.shallow().params, config, prompts, tokens, keys_BM, **options)
+
+
+class TestReplayOfSeveral:
+    """Completions of unlike lengths and prompts, in tiles."""
+
+    def given(self):
+        prompts = [prompt for prompt in PROMPTS for _ in range(GROUP)]
+        written = [tokens_T[:n].tolist() for tokens_T, n in zip(honest().tokens_RT, honest().lengths_R, strict=True)]
+        return prompts, written, KEYS_PGM.reshape(-1, 2)
+
+    @pytest.mark.parametrize("options", [{"rows": 5}, {"text_slots": 0, "whole": 0}], ids=str)
+    def test_each_is_as_it_is_alone(self, options):
+        together = replay_several(*self.given(), **options)
+        for found, prompt, tokens, key_M in zip(together, *self.given(), strict=True):
+            (alone,) = replay_several([prompt], [tokens], key_M[None])
+            assert found.rounding == STRICT and len(found.logprobs_T) == len(tokens)
+            for name in ("logprobs_T", "leads_T2", "open_T"):
+                np.testing.assert_allclose(getattr(found, name), getattr(alone, name), rtol=0, atol=1e-4)
+
+    def test_all_sizes_of_a_request_take_one_program(self):
+        prompts, written, keys_BM = self.given()
+        traced = []
+
+        def jit(function):
+            return jax.jit(lambda *args: traced.append(args[1].shape) or function(*args))
+
+        for part in (slice(0, 4), slice(4, 8), slice(9, 12), slice(3, 19)):
+            asked = (prompts[part], written[part], keys_BM[part])
+            replay_several(*asked, rows=4, jit=jit)
+        assert len(traced) == 2 and {shape[0] for shape in traced} == {3, 4}
+
+    def test_how_open_a_decision_was_is_how_often_two_keys_differ(self):
+        """1 - sum p^2 of the chunks' probabilities, and of those within the token's chunk, in float64."""
+        config, params = base.shallow().config, base.shallow().params
+        logits_RTV = base.forward(params, config, PROMPTS, honest()).astype(np.float64) / TEMPERATURE
+        found = replay_several(*self.given())
+        size = int(np.ceil(config.vocab_size**0.5))
+        for r, replay in enumerate(found):
+            for t in range(int(honest().lengths_R[r])):
+                p_V = scipy.special.softmax(logits_RTV[r, t])
+                p_CV = np.pad(p_V, (0, -len(p_V) % size)).reshape(-1, size)
+                of_chunk = p_CV[honest().tokens_RT[r, t] // size]
+                expected = 2 - (p_CV.sum(axis=1) ** 2).sum() - ((of_chunk / of_chunk.sum()) ** 2).sum()
+                assert replay.open_T[t] == pytest.approx(expected, abs=1e-4)
+
+    def test_what_was_cut_by_hand_ends_in_a_token_that_was_not_drawn(self):
+        prompts, written, keys_BM = self.given()
+        cut = [tokens[:-1] or tokens for tokens in written]
+        for whole, verdict in ((0, Verdict.PRODUCED), (NEW_TOKENS, Verdict.NOT_PRODUCED)):
+            found = replay_several(prompts, cut, keys_BM, whole=whole)
+            were_cut = [replay for replay, tokens in zip(found, written, strict=True) if len(tokens) > 1]
+            assert {replay.verdict for replay in were_cut} == {verdict}
+            assert all(Verdict.NOT_PRODUCED not in replay.verdicts_T[:-1] for replay in were_cut)
+        uncut = replay_several(prompts, written, keys_BM)
+        assert Verdict.NOT_PRODUCED not in {replay.verdict for replay in uncut}
 
 
 @pytest.mark.parametrize(
@@ -296,7 +368,7 @@ def test_nothing_is_drawn_after_the_end():
         tokens_T = out.tokens_PGT[0, g, : out.lengths_PG[0, g]]
         ends = np.isin(tokens_T, base.EOS)
         found = replay_tokens(
-            policy.params, config, policy.tokenizer.encode("two"), tokens_T, key_M, temperature=1.0, tau=1e-4
+            policy.params, config, policy.tokenizer.encode("two"), tokens_T, key_M, temperature=1.0, rounding=STRICT
         )
         last = ends.argmax() if ends.any() else len(ends)
         expected = [Verdict.PRODUCED if t <= last else Verdict.NOT_PRODUCED for t in range(len(ends))]
