@@ -27,3 +27,13 @@ def proof(records: Sequence[bytes], position: int) -> list[bytes]:
     if position < left:
         return [*proof(records[:left], position), root(records[left:])]
     return [*proof(records[left:], position - left), root(records[:left])]
+
+
+def covered(records: Sequence[bytes], first: bytes, count: int, tree: bytes) -> list[bytes]:
+    """Of an author's records, in the order of publication, what a commitment covers; nothing if not all of it is here.
+
+    first, count, tree: the commitment's first leaf, their number and its root.
+    """
+    begin = records.index(first) if first in records else len(records)
+    found = list(records[begin : begin + count])
+    return found if len(found) == count > 0 and root(found) == tree else []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from eth_abi import encode
 from eth_utils import keccak
+from scipy.stats import hypergeom
 
 from benchmarks import gas
 from benchmarks.evm_court import (
@@ -22,6 +23,8 @@ from benchmarks.evm_court import (
     Courtroom,
 )
 from rlswarm_jax.audit import commit
+from rlswarm_jax.chain.court import Terms
+from rlswarm_jax.chain.deployment import check_terms, terms
 from tests.chain.client_world import originals
 
 STAKE, BOND, FEE = TERMS["stake"], TERMS["bond"], TERMS["fee"]
@@ -135,7 +138,7 @@ def test_only_a_record_beneath_the_commitment_s_root_can_be_named(room, count):
     records = [hashlib.sha256(b"%d" % number).digest() for number in range(count)]
     room.commit(accused, 1, records)
     for position in range(count):
-        accused_, round_, said, claims, record, at, proof, index = room.question(accused, 1, records, position)
+        accused_, round_, said, claims, record, at, proof, _ = room.question(accused, 1, records, position)
 
         def no(record=record, at=at, proof=proof, said=said, claims=claims, round_=round_, accused_=accused_):
             question = accused_, round_, said, claims, record, at, proof, 0
@@ -494,12 +497,9 @@ def test_no_sequence_of_calls_makes_the_court_owe_more_than_it_has(room, seed):
         for _ in range(3):
             room.next_round()
         for number in rng.sample(numbers, 3):
-            case, fines = room.ask("caseAt", number), 0
-            accused = room.nodes[0]
-            fines = sum(
-                min(FEE, room.staked(m)) for m, v in zip(room.members(number), case.votes, strict=True) if not v
-            )
-            lost = room.staked(accused)
+            case, members, lost = room.ask("caseAt", number), room.members(number), room.staked(room.nodes[0])
+            absent = [member for member, vote in zip(members, case.votes, strict=True) if not vote]
+            fines = sum(min(FEE, room.staked(member)) for member in absent)
             state = room.resolve(number)
             taken = {FOUND_GUILTY: lost, FOUND_NOT_GUILTY: BOND}.get(state, 0)
             side = {FOUND_GUILTY: GUILTY, FOUND_NOT_GUILTY: NOT_GUILTY}.get(state)
@@ -509,6 +509,32 @@ def test_no_sequence_of_calls_makes_the_court_owe_more_than_it_has(room, seed):
         held = sum(map(room.staked, room.nodes)) + sum(map(room.credit, room.nodes))
         assert start + 3 * BOND - burnt == held
         assert all(room.ask("peerOf", one.address).held == 0 for one in room.nodes)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.45, 0.55])
+def test_who_has_less_than_half_of_the_stakes_loses_by_false_accusations_at_the_usual_terms(share):
+    """Of a committee drawn from a hundred stakers, all of the attacker's accuse and all others acquit."""
+    usual, mine = terms(10**18, 100), round(100 * share)
+    gain = 0.0
+    for seats in range(usual.size + 1):
+        won = seats > usual.size // 2
+        taken = (usual.stake - seats * usual.fee) / 2 + seats * usual.fee if won else -usual.bond
+        gain += hypergeom(100, mine, usual.size).pmf(seats) * taken
+    assert (gain < 0) == (share < 0.5)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *({"size": 0}, {"size": 16}, {"quorum": 0}, {"quorum": 4}, {"stake": 0}, {"bond": 0}, {"voting": 0}),
+        *({"fee": BOND // 6 + 1}, {"claims": 4}, {"delay": TERMS["claims"]}, {"delay": 2**24 + 1}, {"voting": 2**16}),
+    ],
+    ids=str,
+)
+def test_the_client_knows_which_terms_the_contract_refuses(bad):
+    check_terms(Terms(**TERMS), window=4)
+    with pytest.raises(ValueError, match=f"a court's ({next(iter(bad))}|fee|quorum) is"):
+        check_terms(Terms(**TERMS | bad), window=4)
 
 
 def test_the_table_of_gas_is_right_within_two_percent_and_no_call_takes_a_block():
