@@ -71,8 +71,9 @@ class Juror:
         again, as after a restart: a challenge is made once.
         """
         with self._lock:
-            if len(self._accused) < _MOST_ACCUSED:
-                self._accused[Question(account_of(author), record, index)] = records
+            self._accused[Question(account_of(author), record, index)] = records
+            while len(self._accused) > _MOST_ACCUSED:  # what no settlement has covered for longest
+                del self._accused[next(iter(self._accused))]
 
     def duties(self) -> frozenset[Question]:
         """What this node was drawn to judge and has not: to be replayed first."""

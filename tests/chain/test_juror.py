@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -28,7 +29,7 @@ from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.game.chain import Work
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.identity import Identity, simulated
-from rlswarm_jax.juror import NOT_PRODUCED, PRODUCED, Question
+from rlswarm_jax.juror import NOT_PRODUCED, PRODUCED, Juror, Question
 from rlswarm_jax.keeper import Keeper
 from rlswarm_jax.records.schema import STAGES
 
@@ -202,3 +203,10 @@ def test_what_is_not_covered_by_a_settlement_that_is_here_is_not_brought_to_cour
         finder.keeper.challenge(LIAR.author, LIE, 2, liar.said)
         finder.turn()
         assert {wish.kind for wish in finder.client.wishes()} >= {"challenge"}
+
+
+def test_findings_that_no_settlement_ever_covers_are_forgotten_from_the_oldest_on():
+    juror = Juror(SimpleNamespace(court=object()), STAKE, honest_finding, 0.0)
+    for number in range(300):
+        juror.challenge(LIAR.author, bytes([number % 256]) * 32, number, [])
+    assert [question.index for question in juror._accused] == list(range(300 - 256, 300))
