@@ -86,12 +86,13 @@ lock:  ## resolve the dependencies of pyproject.toml again (UPGRADE=1 for the ne
 
 contracts := rlswarm_jax/chain/contracts
 
-contracts:  ## compile the coordinator contract again (needs node and npm; nothing else does)
+contracts:  ## compile the contracts again (needs node and npm; nothing else does)
 	@command -v npm >/dev/null || { echo "make contracts needs node and npm: it compiles with the solc of $(contracts)/package.json"; exit 1; }
 	@set -e; new=`mktemp -d`; trap 'rm -rf "$$new"' EXIT; cp $(contracts)/*.sol $(contracts)/*.json $(contracts)/*.mjs $(contracts)/.npmrc $$new; \
-	(cd $$new && npm ci --ignore-scripts --no-audit --no-fund --silent && node compile.mjs > compiled); \
-	cp $$new/compiled $(if $(TO),$(TO),$(contracts)/coordinator.json)
-	@echo "compiled $(if $(TO),$(TO),$(contracts)/coordinator.json)"
+	(cd $$new && npm ci --ignore-scripts --no-audit --no-fund --silent && \
+	node compile.mjs Coordinator > coordinator.json && node compile.mjs Court > court.json); \
+	cp $$new/coordinator.json $$new/court.json $(if $(TO),$(TO),$(contracts))
+	@echo "compiled coordinator.json and court.json in $(if $(TO),$(TO),$(contracts))"
 
 clean:  ## remove the environment and all caches, but never runs/
 	@if [ -f $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi

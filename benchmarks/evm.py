@@ -65,7 +65,7 @@ class Chain:
             self.tester.add_account("0x" + one.identity.expose_secret().hex())
             self._mined({"from": self.funded[1], "to": one.address, "value": 10**20, "gas": 21_000})
         artifact = contracts.coordinator()
-        errors = [entry for entry in artifact["abi"] if entry["type"] == "error"]
+        errors = [one for one in (*artifact["abi"], *contracts.court()["abi"]) if one["type"] == "error"]
         self._errors = {function_signature_to_4byte_selector(abi_to_signature(e)): e["name"] for e in errors}
         deployment = self._deployment(rules)
         self.deployed = self._mined({"from": self.funded[0], "gas": GAS, "data": deployment})

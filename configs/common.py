@@ -235,6 +235,10 @@ FIELDS = {
     "chain.confirmations": Field(6, whole(0, 10**6), "... and blocks until a transaction counts as settled"),
     "chain.every": Field(5, whole(1, 10**6), "rounds between looks; a chain's round takes two (at 1 stages follow it)"),
     "chain.payout": Field("", ADDRESS, 'that a single node\'s earnings go to ("": that of its key)'),
+    "chain.court": Field("", ADDRESS, 'of the contract that judges challenges ("": none; a local chain makes its own)'),
+    "chain.stake": Field(
+        0.0, real(0, 10**9), "coins that a node may stake there; 0: none, nor a court on a local chain"
+    ),
     "chain.keep": Field(200, whole(0), "rounds whose records a node keeps, for whoever checks claims"),
     # how a process uses the devices that jax gives it: by default all, each
     "devices.backend": Field("shard_map", one_of("shard_map", "pmap"), "with all parameters and a part of the batch"),
@@ -330,6 +334,12 @@ def _devices(config: ml_collections.ConfigDict) -> None:
 
 def _chain(config: ml_collections.ConfigDict) -> None:
     chain = config.chain
+    if chain.endpoint in ("devnet", "anvil"):
+        if chain.court:
+            own = f"{chain.endpoint} makes its own where config.chain.stake is above 0"
+            raise FieldError(f"config.chain.court is given, but {own}.")
+        if chain.stake and config.swarm.nodes < 3:
+            raise FieldError("config.chain.stake needs three nodes at least: two sides, and one that judges.")
     if chain.endpoint in LOCAL_CHAINS:
         if config.driver == "node" and chain.endpoint != "none":
             other = "give the address of one, with config.chain.contract and config.chain.id, or choose none"

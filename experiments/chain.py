@@ -125,13 +125,13 @@ def _account(given: argparse.Namespace) -> None:
 
 
 def _deploy(given: argparse.Namespace) -> None:
-    owner, rules = _key(given.key), Rules(*(getattr(given, name) for name in Rules._fields))
+    owner, rules = existing_key(given.key), Rules(*(getattr(given, name) for name in Rules._fields))
     _check_addresses(given.bootnodes)
-    endpoint = _endpoint(given.rpc)
+    endpoint = patient(given.rpc)
     made = deploy(endpoint, owner, given.chain_id, rules, given.bootnodes)
     print(f"contract {made.address} on chain {given.chain_id}, owned by {calls.account_of(owner.author)}")
     print(f"transaction {made.hash} in block {made.block}")
-    print(f"cost {_coins(made.paid)}; of it, {made.gas:,} gas for the contract itself")
+    print(f"cost {coins(made.paid)}; of it, {made.gas:,} gas for the contract itself")
     print("give this to every node:")
     print(
         f"  --config.chain.endpoint={shlex.quote(shown(given.rpc))} --config.chain.contract={made.address}"
@@ -140,16 +140,16 @@ def _deploy(given: argparse.Namespace) -> None:
 
 
 def _bootnodes(given: argparse.Namespace) -> None:
-    owner = _key(given.key)
+    owner = existing_key(given.key)
     _check_addresses(given.addresses)
-    sent = set_bootnodes(_endpoint(given.rpc), owner, given.chain_id, given.contract, given.addresses)
+    sent = set_bootnodes(patient(given.rpc), owner, given.chain_id, given.contract, given.addresses)
     if sent:
-        print(f"transaction {sent.hash} in block {sent.block}: {sent.gas:,} gas, {_coins(sent.paid)}")
+        print(f"transaction {sent.hash} in block {sent.block}: {sent.gas:,} gas, {coins(sent.paid)}")
     print(f"{len(given.addresses)} bootnodes" if sent else "the list was this one already")
 
 
 def _status(given: argparse.Namespace) -> None:
-    w3 = eth.connect(_endpoint(given.rpc), given.chain_id)
+    w3 = eth.connect(patient(given.rpc), given.chain_id)
     contract = eth.Contract(w3, given.contract)
     now, rules = calls.read_status(contract), Rules(*contract.view("rules"))
     age = max(0, int(time.time()) - now.started)
@@ -179,32 +179,32 @@ def _sign(given: argparse.Namespace) -> None:
     if not 0 < given.hours <= 24 * 366:
         raise UsageError(f"--hours is {given.hours:g}; it must be above 0 and at most a year's.")
     deadline = int(time.time() + 3600 * given.hours)
-    signed = relay.sign_registration(_key(given.key), given.chain_id, given.contract, given.payout, deadline)
+    signed = relay.sign_registration(existing_key(given.key), given.chain_id, given.contract, given.payout, deadline)
     print(msgspec.json.encode(signed).decode())
 
 
 def _relay(given: argparse.Namespace) -> None:
-    payer, signed = _key(given.key), [_registration(path) for path in given.files]
-    done = relay.relay(_endpoint(given.rpc), payer, given.chain_id, given.contract, signed)
+    payer, signed = existing_key(given.key), [_registration(path) for path in given.files]
+    done = relay.relay(patient(given.rpc), payer, given.chain_id, given.contract, signed)
     for account in done.skipped:
         print(f"{account} was registered already")
     for account in done.sent:
         print(f"{account} is registered")
     for one in done.transactions:
-        print(f"transaction {one.hash} in block {one.block}: {one.gas:,} gas, {_coins(one.paid)}")
+        print(f"transaction {one.hash} in block {one.block}: {one.gas:,} gas, {coins(one.paid)}")
 
 
 # --- what they are given
 
 
-def _key(path: Path) -> Identity:
+def existing_key(path: Path) -> Identity:
     """An existing one: a mistyped path must not make another identity."""
     if not path.exists():
         raise UsageError(f"there is no key file {path}; python -m experiments.chain account --key {path} makes one.")
     return load_or_create(path)
 
 
-def _endpoint(given: str) -> Patient:
+def patient(given: str) -> Patient:
     return Patient(Endpoint(address(given)), PATIENCE)
 
 
@@ -224,7 +224,7 @@ def _registration(path: Path) -> relay.SignedRegistration:
         raise UsageError(f"{path} is no signed registration: python -m experiments.chain sign-registration.") from None
 
 
-def _coins(wei: int) -> str:
+def coins(wei: int) -> str:
     return f"{wei / 10**18:.6f} coins"
 
 
@@ -232,7 +232,7 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     """One line, without whatever an endpoint may have put into it."""
     return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(error))).rstrip(".") + "."
 
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         given.run(given)
     except (UsageError, ChainError, KeyFileError, ValueError, OSError) as error:
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; what was sent may still get into a block", file=sys.stderr)

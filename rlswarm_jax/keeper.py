@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rlswarm_jax import randomness
@@ -24,6 +24,7 @@ from rlswarm_jax.chain.rpc import Backoff
 from rlswarm_jax.game.chain import WINNERS, Moment
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.identity import peer_id
+from rlswarm_jax.juror import Finding, Juror, Question
 from rlswarm_jax.records.schema import STAGES
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class Keeper:
     """One node's account. known: authors that it has heard of, oneself left out.
 
     stagger: seconds between a node's turn to end a round and the next one's: a block of a public chain. patience:
-    seconds without a block after which a node makes one, where a round or its beacon waits for it. Use it as a context
-    manager.
+    seconds without a block after which a node makes one, where a round or its beacon waits for it. stake, finding: of
+    the coordinator's court, if it has one: see `juror`. Use it as a context manager.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Keeper:
         known: Callable[[], Iterable[bytes]],
         *,
         payout: str = "",
+        stake: int = 0,
+        finding: Finding = lambda record, index: None,
         stagger: float = 15.0,
         patience: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
@@ -68,6 +71,7 @@ class Keeper:
         self._at = (-1, 0)  # round and stage
         self._registrations = Registrations(coordinator.registered, stagger, clock)
         self._may_end = (-1, 0.0, 0)  # a round that may end, since when, and how many turns come before this node's
+        self._juror = Juror(coordinator, stake, finding, stagger, clock) if coordinator.court else None
         self._crashes = 0  # of the thread
         self._told: collections.Counter[str] = collections.Counter()
         self._thread = threading.Thread(target=self._run, name="chain", daemon=True)
@@ -121,6 +125,18 @@ class Keeper:
         winners = [peer_id(author) for author in self._eligible(work.best, at)[:WINNERS]]
         self._coordinator.settle(at.round, at.beacon, made, claims, winners)
 
+    def challenge(self, author: bytes, record: bytes, index: int, records: Sequence[bytes]) -> None:
+        """This node found out that a group of a record was not sampled as its author says: see `Juror.challenge`.
+
+        Nothing comes of it where the chain has no court.
+        """
+        if self._juror:
+            self._juror.challenge(author, record, index, records)
+
+    def duties(self) -> frozenset[Question]:
+        """What a court has drawn this node to judge, and it has not."""
+        return self._juror.duties() if self._juror else frozenset()
+
     def _eligible(self, authors: list[bytes], at: Moment) -> list[bytes]:
         """Who was registered before that round; all, where the contract does not ask for it."""
         if not at.beacon:
@@ -146,6 +162,7 @@ class Keeper:
         """What went wrong since the last call, by name, and how many wishes wait for the chain."""
         problems = collections.Counter({f"chain/{name}": n for name, n in self._coordinator.problems.items()})
         problems["chain/crashed"] = self._crashes
+        problems.update(self._juror.counts if self._juror else {})
         new, self._told = problems - self._told, problems
         counts = self._coordinator.counts()
         new["chain/waiting"] = counts.get("waiting", 0) + counts.get("signed", 0)
@@ -187,6 +204,8 @@ class Keeper:
             self._make_beacon(now)
             self._registrations.look([self._author, *self._known()])
             self._end_round(now, interface)
+            if self._juror:
+                self._juror.look(now)
 
     def _watch(self, block: int) -> None:
         """Notes when blocks come; with jitter, so that not all nodes make a missing one at once."""

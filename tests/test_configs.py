@@ -144,6 +144,8 @@ def test_beside_what_is_wrong_there_is_something_right(name, wrong, right):
         ({"simulation.partitions": ((0, 1, ((0, 4),)),)}, "names node 4 of 4"),
         ({"simulation.partitions": ((2, 1, ()),)}, "it ends before it starts"),
         ({"chain.endpoint": "http://127.0.0.1:8545"}, "config.chain.contract is ''"),
+        ({"chain.court": "0x" + "1" * 40}, "config.chain.court is given, but devnet makes its own"),
+        ({"chain.stake": 1.0, "swarm.nodes": 2}, "config.chain.stake needs three nodes"),
         ({"driver": "node"}, "config.chain.endpoint devnet is started for a whole swarm"),
     ],
 )

@@ -178,7 +178,7 @@ def call_for(wish: Wish, interface: Interface, node: Node) -> tuple[str, tuple] 
             return "submitWinners", (n, has["winners"], node.peer_id)
         case "settle" if interface.ours and has["commitment"]:
             voted = {account_of(author) for author in map(author_of, has["winners"]) if author}
-            return "settle", (n, bytes.fromhex(has["tag"]), *_settled(has), sorted(voted, key=str.lower))
+            return "settle", (n, bytes.fromhex(has["tag"]), *settled(has), sorted(voted, key=str.lower))
         case "settle" | "reward" | "vote":
             return None
         case _ if not interface.ours:
@@ -225,7 +225,7 @@ def _present(contract: "Contract", wish: Wish, interface: Interface, node: Node)
         case "payout":
             return _view(contract, "payoutOf", account) == has["payout"]
         case "settle":
-            commitment, claims = _settled(has)
+            commitment, claims = settled(has)
             words = [one if isinstance(one, bytes) else one.to_bytes(32) for one in commitment]
             words += [one.to_bytes(32, signed=True) for one in claims]
             return _view(contract, "settlementOf", n, account) == keccak(b"".join(words))
@@ -238,7 +238,7 @@ def _present(contract: "Contract", wish: Wish, interface: Interface, node: Node)
     return False
 
 
-def _settled(has: dict[str, Any]) -> tuple[tuple, list[int]]:
+def settled(has: dict[str, Any]) -> tuple[tuple, list[int]]:
     """A settle wish's commitment and claims, as the contract takes them."""
     root, first, last, count, *hashes = has["commitment"]
     return (*map(bytes.fromhex, (root, first, last)), count, *map(bytes.fromhex, hashes)), has["claims"]

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rlswarm_jax.chain import calls, eth
 from rlswarm_jax.chain.calls import Status
+from rlswarm_jax.chain.court import Court, Settlement, settlement
 from rlswarm_jax.chain.errors import (
     Busy,
     ChainError,
@@ -53,13 +54,15 @@ _BATCH = 64  # waiting wishes looked at in one step
 _KEPT_ROUNDS = 1000
 _ADVANCE_GAS = 150_000
 _EVENT_BLOCKS = 1000  # that endpoints give the events of at once
+_RACES = ("advance", "finalize", "challenge", "draw", "resolve")  # in which most come second
 _STATUS_SECONDS = 5.0  # that an answer holds, where no block comes
 
 
 class Coordinator:
     """One node's side of one coordinator contract.
 
-    directory: where `outbox.sqlite` lies; one per account and chain, used by one process at a time.
+    directory: where `outbox.sqlite` lies; one per account and chain, used by one process at a time. court: the address
+    of the one that judges what is committed to here, if any: it is spoken to through `court`.
     seed: of the jitter of waiting times. Raises ValueError for an address that is none, FileDamaged.
     """
 
@@ -71,6 +74,7 @@ class Coordinator:
         directory: Path,
         *,
         chain_id: int,
+        court: str = "",
         settings: Settings | None = None,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
@@ -79,6 +83,7 @@ class Coordinator:
         self._w3 = eth.connect(rpc)
         self._contract = eth.Contract(self._w3, address)
         self.address, self.account = self._contract.address, calls.account_of(identity.author)
+        self.court = Court(self._w3, court, self.address, self.account, self._want) if court else None
         self.problems: Counter[str] = Counter()  # failures by name: of this client's errors, or of the contract's
         self._chain_id, self._settings, self._clock = chain_id, settings, clock
         self._node = calls.Node(self.account, identity.author, identity.peer_id)
@@ -115,7 +120,10 @@ class Coordinator:
                 )
             if not self._w3.eth.get_code(self.address):
                 raise NoContract(f"there is no contract at {self.address} on chain {found}: check the address.")
-            self._interface = self._twice(lambda: calls.probe(self._contract))
+            interface = self._twice(lambda: calls.probe(self._contract))
+            if self.court:
+                self.court.connect()
+            self._interface = interface
         return self._interface
 
     def status(self) -> Status:
@@ -145,6 +153,10 @@ class Coordinator:
         first = max(now.anchor, now.block - _EVENT_BLOCKS)
         told = [one["args"] for one in self._contract.logs(first, max(first, now.block), "Settled")]
         return frozenset(has["account"] for has in told if has["round"] == now.round)
+
+    def settlements(self, first: int, last: int) -> list[Settlement]:
+        """All that the contract took in these blocks, in their order. Raises as `committers`."""
+        return [settlement(one) for one in self._contract.logs(first, last, "Settled")]
 
     def check_payout(self, payout: str | None) -> None:
         """Whether earnings go, or can be made to go, where this node is told: None leaves them where they go.
@@ -177,14 +189,14 @@ class Coordinator:
 
         Another address than the last time's is wished anew; the contract takes it from the address in force alone.
         """
-        new = self._want("register", 0, 0, again=True)
+        new = self._want(self.address, "register", 0, 0, again=True)
         wanted = None if payout is None else {"payout": calls.checksum(payout)}
         last = self._outbox.last(self.address, "payout")
         if last and last.arguments != wanted and last.state == "waiting":
             self._outbox.end(last, "dropped", "another payout address was named")
         if wanted:
             number = 0 if last is None else last.stage + (last.arguments != wanted)
-            self._want("payout", 0, number, wanted, again=True)
+            self._want(self.address, "payout", 0, number, wanted, again=True)
         return new
 
     def settle(
@@ -212,7 +224,7 @@ class Coordinator:
             raise ValueError("a vote names at most 8 other peers, none twice.")
         made = commitment and [one.hex() if isinstance(one, bytes) else one for one in commitment]
         said = {"commitment": made, "claims": list(claims), "winners": sorted(winners)}
-        return self._want("settle", round, 0, {"tag": beacon[:4].hex()} | said)
+        return self._want(self.address, "settle", round, 0, {"tag": beacon[:4].hex()} | said)
 
     def advance(self, round: int, unasked: bool = False) -> bool:
         """Advances from a round to the next as soon as the rule allows; dropped if somebody else does it first.
@@ -221,13 +233,13 @@ class Coordinator:
         """
         if unasked:
             self._unasked = round
-        return self._want("advance", round, 0, again=True)
+        return self._want(self.address, "advance", round, 0, again=True)
 
     def finalize(self, round: int, block: int) -> bool:
         """Puts a round's beacon on record, or postpones one that was lost. block: the newest; one try for each."""
         if any(wish.kind == "finalize" for wish in self._outbox.wishes("waiting", "signed")):
             return False
-        return self._want("finalize", round, block)
+        return self._want(self.address, "finalize", round, block)
 
     def publish_weights(self, round: int, weights_hash: bytes, uri: str) -> bool:
         """Puts published weights on record. ValueError for a hash of other than 32 bytes, a URI above 256 bytes."""
@@ -235,11 +247,12 @@ class Coordinator:
             raise ValueError(
                 "published weights have a hash of 32 bytes, not all zeros, and a URI of at most 256 bytes."
             )
-        return self._want("weights", round, 0, {"hash": weights_hash.hex(), "uri": uri})
+        return self._want(self.address, "weights", round, 0, {"hash": weights_hash.hex(), "uri": uri})
 
     def counts(self) -> dict[str, int]:
-        """How many wishes for this contract are waiting, signed, mined, done, refused, dropped."""
-        return self._outbox.counts(self.address)
+        """How many wishes for this contract and its court are waiting, signed, mined, done, refused, dropped."""
+        counts = Counter(self._outbox.counts(self.address))
+        return dict(counts + Counter(self._outbox.counts(self.court.address))) if self.court else dict(counts)
 
     def wishes(self, *states: str) -> list[Wish]:
         """This node's wishes with transaction hashes and reasons, in order; all, or those in these states."""
@@ -305,10 +318,12 @@ class Coordinator:
 
     # --- within
 
-    def _want(self, kind: str, round: int, stage: int, arguments: dict | None = None, again: bool = False) -> bool:
+    def _want(
+        self, contract: str, kind: str, round: int, stage: int, arguments: dict | None = None, again: bool = False
+    ) -> bool:
         if not 0 <= round < 1 << 32 or not 0 <= stage < 1 << 32:
             raise ValueError(f"round {round}, stage {stage}: both are whole numbers from 0.")
-        new = self._outbox.want(self.address, kind, round, stage, arguments or {}, again)
+        new = self._outbox.want(contract, kind, round, stage, arguments or {}, again)
         if new:
             self._wished.set()
         return new
@@ -342,17 +357,20 @@ class Coordinator:
         hash_ = head["hash"].to_0x_hex()
         with self._reading:
             now = self._read_status(head)
-        waiting = self._outbox.waiting(self.address, _BATCH)
+        waiting = self._waiting()
         seen, at = self._settled or ("", 0.0)
         fresh = any(not wish.reason for wish in waiting)
         if seen == hash_ and not fresh and self._clock() - at < self._settings.retry_seconds:
             return
         self._sender.settle(head)
         self._settled = (hash_, self._clock())
-        for wish in self._outbox.waiting(self.address, _BATCH):
+        for wish in self._waiting():
             if not self._sender.has_room():
                 break
-            self._take_up(wish, interface, now, head)
+            if self.court and wish.contract == self.court.address:
+                self._bring(self.court, wish, now, head)
+            else:
+                self._take_up(wish, interface, now, head)
         if interface.ours and now.round > _KEPT_ROUNDS:
             self._outbox.prune(self.address, now.round - max(_KEPT_ROUNDS, 2 * interface.window))
 
@@ -393,14 +411,38 @@ class Coordinator:
             self._explain(wish, str(error), head)
         return None
 
+    def _waiting(self) -> list[Wish]:
+        own = self._outbox.waiting(self.address, _BATCH)
+        return own + (self._outbox.waiting(self.court.address, _BATCH) if self.court else [])
+
+    def _bring(self, court: Court, wish: Wish, now: Status, head: "BlockData") -> None:
+        """Signs and sends a wish of the court's, lets it wait, or ends it. Coins that lack hold up no other wish."""
+        try:
+            self._sender.submit(wish, wish.contract, court.encode(wish), head)
+        except Reverted as error:
+            fate = court.fate(wish, error.name, now.round)
+            if fate in ("done", "dropped"):
+                self._end(wish, fate, "the chain had it already" if fate == "done" else "another was first")
+            elif fate == "refused" and self._stood(wish, error.name, head):
+                self._end(wish, fate, error.name)
+            else:
+                self._explain(wish, error.name, head)
+        except InsufficientFunds as error:
+            if wish.reason != type(error).__name__:
+                self.problems[type(error).__name__] += 1
+                log.warning("%s The %s waits for it.", error, wish.kind)
+            self._explain(wish, type(error).__name__, head)
+        except Refused as error:
+            self._explain(wish, str(error), head)
+
     def _split(self, wish: Wish) -> None:
         """A settlement as the original's contracts take it."""
         has = wish.arguments
         for stage, amount in enumerate(has["claims"]):
             if amount:
-                self._want("reward", wish.round, stage, {"amount": amount})
+                self._want(self.address, "reward", wish.round, stage, {"amount": amount})
         if has["winners"]:
-            self._want("vote", wish.round, 0, {"winners": has["winners"]})
+            self._want(self.address, "vote", wish.round, 0, {"winners": has["winners"]})
         self._end(wish, "done", "as rewards and a vote")
 
     def _needed(self, wish: Wish) -> Wish | None:
@@ -420,7 +462,7 @@ class Coordinator:
 
     def _end(self, wish: Wish, state: str, reason: str) -> None:
         self._outbox.end(wish, state, reason)
-        lost_race = state == "dropped" and wish.kind in ("advance", "finalize")  # that is how most of them end
+        lost_race = state == "dropped" and wish.kind in _RACES
         if state != "done" and not lost_race:
             self.problems[reason if state == "refused" else "Dropped"] += 1
             log.warning("%s of round %d was %s: %s.", wish.kind, wish.round, state, reason)

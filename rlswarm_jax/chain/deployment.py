@@ -1,12 +1,13 @@
-"""Puts a coordinator on a chain, and names the bootnodes of its swarm."""
+"""Puts a coordinator on a chain, and a court beside it; names the bootnodes of a swarm."""
 
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rlswarm_jax.chain import calls, eth
-from rlswarm_jax.chain.contracts import coordinator
-from rlswarm_jax.chain.errors import BeaconMissing, NotAllowed
+from rlswarm_jax.chain.contracts import coordinator, court
+from rlswarm_jax.chain.court import MAX_SIZE, Terms
+from rlswarm_jax.chain.errors import BeaconMissing, NoContract, NotAllowed
 from rlswarm_jax.chain.rpc import Rpc
 from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.chain.transact import Mined, Payer, transact
@@ -32,7 +33,7 @@ class Rules(NamedTuple):
 
 
 class Deployment(NamedTuple):
-    """hash, block, gas: of the transaction that made the contract. paid: wei, for all that `deploy` sent."""
+    """hash, block, gas: of the transaction that made the contract. paid: wei, for all that was sent."""
 
     address: str
     hash: str
@@ -76,6 +77,63 @@ def deploy(
         finalize = contract.encode("finalizeBeacon")
         sent.append(transact(payer, made.created, finalize, "recording the first beacon", gas=100_000))
     raise BeaconMissing(f"the coordinator at {made.created} has no beacon for round 0 yet: call finalizeBeacon.")
+
+
+def deploy_court(
+    rpc: Rpc,
+    identity: Identity,
+    chain_id: int,
+    address: str,
+    given: Terms,
+    *,
+    patience: float = 300.0,
+    settings: Settings | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Deployment:
+    """Makes a court that judges what the peers of a coordinator commit to; nobody owns it.
+
+    Raises ValueError for terms that the contract would refuse, NoContract where there is no coordinator of this
+    version; and as `deploy`.
+    """
+    w3 = eth.connect(rpc, chain_id)
+    there = calls.probe(eth.Contract(w3, address))
+    if not there.ours:
+        raise NoContract(f"the coordinator at {address} takes no commitments, so no court can judge them.")
+    check_terms(given, there.window)
+    payer = Payer(w3, identity, chain_id, settings or Settings(), patience, clock, sleep)
+    compiled = w3.eth.contract(abi=court()["abi"], bytecode=court()["bytecode"])
+    creation = compiled.constructor(calls.checksum(address), tuple(given)).data_in_transaction
+    made = transact(payer, None, bytes.fromhex(creation[2:]), "the court's deployment")
+    return Deployment(made.created, made.hash, made.block, made.gas, made.paid)
+
+
+def terms(stake: int, nodes: int) -> Terms:
+    """What suits a swarm of that many nodes, at least three: an odd committee of at most five, without the two sides.
+
+    stake: wei; a bond is half of it, which is what a winner gets: so who has less than half of all stakes, and of a
+    committee, loses by accusing others falsely. A committee's fees are a quarter of a bond.
+    """
+    size = min(5, nodes - 2 - (nodes + 1) % 2)
+    bond = max(1, stake // 2)
+    return Terms(stake, bond, bond // (4 * size), size=size, quorum=size // 2 + 1)
+
+
+def check_terms(given: Terms, window: int) -> None:
+    """Raises ValueError, in one sentence, for terms that the contract would refuse. window: the coordinator's."""
+    least = min(given.stake, given.bond)
+    for name, low, high in (
+        ("size", 1, MAX_SIZE),
+        ("quorum", 1, given.size),
+        ("stake", 1, (1 << 96) - 1),
+        ("bond", 1, (1 << 96) - 1),
+        ("fee", 0, least // (2 * max(1, given.size))),  # a committee's are at most half of what a loser loses
+        ("voting", 1, (1 << 16) - 1),
+        ("claims", window + 1, 1 << 24),  # a settlement may come as late
+        ("delay", given.claims + 1, 1 << 24),
+    ):
+        if not low <= getattr(given, name) <= high:
+            raise ValueError(f"a court's {name} is {getattr(given, name)}; it must be from {low} to {high}.")
 
 
 def set_bootnodes(

@@ -64,17 +64,20 @@ def receipt(w3: web3.Web3, transaction: str) -> "TxReceipt | None":
 
 
 class Contract:
-    """A coordinator: ours or one of the original's. Views, calls and events go by name, overloads by full signature."""
+    """A coordinator, ours or one of the original's, or what another `abi` says. Views, calls and events go by name,
+    overloads by full signature.
+    """
 
-    def __init__(self, w3: web3.Web3, address: str):
+    def __init__(self, w3: web3.Web3, address: str, abi: list[Any] | None = None):
         self.address = checksum(address)
+        self._abi = contracts.interface() if abi is None else abi
         self._w3, self._made = w3, cache(self._make)
-        named = w3.eth.contract(self.address, abi=[one for one in contracts.interface() if one["type"] == "event"])
+        named = w3.eth.contract(self.address, abi=[one for one in self._abi if one["type"] == "event"])
         self._events = {bytes.fromhex(event.topic[2:]): event for event in named.events}
 
     def _make(self, name: str) -> Any:
         """web3's, of that function alone: it goes through all that it has at each call."""
-        only = [one for one in contracts.interface() if one.get("name") == name.partition("(")[0]]
+        only = [one for one in self._abi if one.get("name") == name.partition("(")[0]]
         return self._w3.eth.contract(self.address, abi=only)
 
     def view(self, name: str, *arguments: Any) -> Any:
@@ -289,7 +292,7 @@ def error_name(data: bytes) -> tuple[str, str]:
 @cache
 def _errors() -> dict[bytes, tuple[str, list[str]]]:
     """Name and types by selector; the last two are Solidity's own."""
-    named = [one for one in contracts.interface() if one["type"] == "error"]
+    named = [one for one in (*contracts.interface(), *contracts.court()["abi"]) if one["type"] == "error"]
     found = {abi_to_signature(one): (one["name"], get_abi_input_types(one)) for one in named}
     found |= {"Error(string)": ("Error", ["string"]), "Panic(uint256)": ("Panic", ["uint256"])}
     return {function_signature_to_4byte_selector(signature): one for signature, one in found.items()}

@@ -1,9 +1,10 @@
-"""A chain of a local swarm's own: the embedded development network or anvil, with a coordinator on it."""
+"""A chain of a local swarm's own: the embedded development network or anvil, with a coordinator on it, and a court."""
 
 import contextlib
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,17 +25,27 @@ SETTINGS = Settings(confirmations=0, retry_seconds=0.5)
 
 
 class LocalChain:
-    """url and contract: where nodes find their coordinator, while the `with` block lasts.
+    """url, contract and court: where nodes find their coordinator, while the `with` block lasts.
 
-    kind: "devnet", which goes on with what is in its folder, or "anvil", which keeps nothing. Raises DevnetError,
+    kind: "devnet", which goes on with what is in its folder, or "anvil", which keeps nothing. stake: in wei, of a court
+    beside the coordinator (court is "" where it is 0), and funded: who is given coins for it. Raises DevnetError,
     ChainError.
     """
 
-    def __init__(self, kind: str, directory: Path, nodes: int, bootnodes: list[str]):
+    def __init__(
+        self,
+        kind: str,
+        directory: Path,
+        nodes: int,
+        bootnodes: list[str],
+        stake: int = 0,
+        funded: Sequence[str] = (),
+    ):
         self._kind, self.directory, self._nodes, self._bootnodes = kind, directory, nodes, bootnodes
+        self._stake, self._funded = stake, funded
         self._held, self._died = contextlib.ExitStack(), 0.0
         self._process: subprocess.Popen | None = None
-        self.url, self.contract = "", ""
+        self.url, self.contract, self.court = "", "", ""
 
     def __enter__(self) -> Self:
         try:
@@ -53,7 +64,8 @@ class LocalChain:
         try:
             if not known.exists():
                 self._deploy(known)
-            self.contract = json.loads(known.read_text())["contract"]
+            said = json.loads(known.read_text())
+            self.contract, self.court = said["contract"], said.get("court", "")
         except BaseException:
             self._held.close()
             raise
@@ -88,18 +100,25 @@ class LocalChain:
         return "the chain is there again"
 
     def _start(self, port: int) -> Devnet:
-        return devnet.start(self.directory, port=port)
+        return devnet.start(self.directory, port=port, funded=self._funded)
 
     def _stop(self) -> None:
         assert self._process
         devnet.stop(Devnet(self.url, self._process))
 
     def _deploy(self, known: Path) -> None:
-        from rlswarm_jax.chain.deployment import Rules, deploy  # and with it web3
+        from rlswarm_jax.chain.deployment import Rules, deploy, deploy_court, terms  # and with it web3
 
         owner = identity.load_or_create(self.directory / OWNER_FILE)
         rules = Rules(min_seconds=0, max_seconds=MAX_SECONDS, quorum=quorum(self._nodes))
-        made = deploy(Endpoint(self.url), owner, CHAIN_ID, rules, self._bootnodes)
+        rpc = Endpoint(self.url)
+        made = deploy(rpc, owner, CHAIN_ID, rules, self._bootnodes)
+        said = {"contract": made.address, "chain": CHAIN_ID, "hash": made.hash}
+        if self._stake:
+            if self._kind == "anvil":
+                for account in self._funded:
+                    rpc.request("anvil_setBalance", [account, hex(devnet.FUNDS)])
+            said["court"] = deploy_court(rpc, owner, CHAIN_ID, made.address, terms(self._stake, self._nodes)).address
         partial = known.with_name(f"{known.name}.partial")
-        partial.write_text(json.dumps({"contract": made.address, "chain": CHAIN_ID, "hash": made.hash}) + "\n")
+        partial.write_text(json.dumps(said) + "\n")
         partial.replace(known)

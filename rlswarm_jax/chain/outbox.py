@@ -31,7 +31,8 @@ ENDED = ("done", "refused", "dropped")
 class Wish(NamedTuple):
     """One line. `hash`, `block`: of the transaction that did it, and where. `reason`: why it waits, or ended as it did.
 
-    since: the block in which that reason was first met. attempts: how often it failed in a block.
+    since: the block in which that reason was first met. attempts: how often it failed in a block. arguments: of its
+    kind; "value", if any: wei that go with it.
     """
 
     id: int
@@ -47,6 +48,10 @@ class Wish(NamedTuple):
     reason: str
     since: int
     attempts: int
+
+    @property
+    def value(self) -> int:
+        return self.arguments.get("value", 0)
 
 
 class Transaction(NamedTuple):

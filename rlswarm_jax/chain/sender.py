@@ -9,7 +9,7 @@ it succeeded.
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlswarm_jax.chain import eth
 from rlswarm_jax.chain.errors import InsufficientFunds, Refused
@@ -82,13 +82,14 @@ class Sender:
         Raises Reverted if it would fail now (nothing is signed), InsufficientFunds, EndpointDown, MalformedAnswer.
         """
         if gas is None:
-            estimate = self._w3.eth.estimate_gas({"from": self._account, "to": target, "data": calldata})
+            call: Any = {"from": self._account, "to": target, "data": calldata}
+            estimate = self._w3.eth.estimate_gas(call | ({"value": wish.value} if wish.value else {}))
             gas = min(estimate + estimate // 4 + 30_000, self._settings.max_gas)  # another's transaction may come first
         taken = self._outbox.nonces(self._count)
         nonce = next(n for n in range(self._count, self._count + len(taken) + 1) if n not in taken)
         price = self._price(head)
-        self._check_funds(gas * price.fee)
-        transaction = self._sign(wish.id, nonce, target, calldata, gas, price, head)
+        self._check_funds(gas * price.fee + wish.value)
+        transaction = self._sign(wish, nonce, target, calldata, gas, price, head)
         self._outbox.sign(transaction)
         self._send(transaction, head)
 
@@ -134,12 +135,12 @@ class Sender:
         first = newest.nonce == self._count
         age = head["number"] - newest.head
         if first and (age >= self._settings.bump_blocks or age < -_FAR):
-            newest = self._bump(newest, head) or newest
+            newest = self._bump(wish, newest, head) or newest
         block, at = self._tried.get(newest.hash, ("", 0.0))
         if block == head["hash"].to_0x_hex() and self._clock() - at < self._settings.retry_seconds:
             return
         if not self._send(newest, head) and first:
-            dearer = self._bump(newest, head)
+            dearer = self._bump(wish, newest, head)
             if dearer:
                 self._send(dearer, head)
 
@@ -158,7 +159,7 @@ class Sender:
             )
         return True
 
-    def _bump(self, old: Transaction, head: "BlockData") -> Transaction | None:
+    def _bump(self, wish: Wish, old: Transaction, head: "BlockData") -> Transaction | None:
         """The same with the same nonce at a price that replaces it (10 % more, by custom); None if that is too dear."""
         now = self._price(head)
         if now.fee == 0 or (now.tip is None) != (old.tip is None):
@@ -174,7 +175,7 @@ class Sender:
             self._hold("transaction %s stays in line: %s", old.hash, error)
             return None
         self._held = False
-        new = self._sign(old.wish, old.nonce, old.target, old.calldata, old.gas, Price(fee, tip), head)
+        new = self._sign(wish, old.nonce, old.target, old.calldata, old.gas, Price(fee, tip), head)
         self._outbox.sign(new)
         return new
 
@@ -184,11 +185,11 @@ class Sender:
         self._held = True
 
     def _sign(
-        self, wish: int, nonce: int, target: str, calldata: bytes, gas: int, price: Price, head: "BlockData"
+        self, wish: Wish, nonce: int, target: str, calldata: bytes, gas: int, price: Price, head: "BlockData"
     ) -> Transaction:
-        signed = sign(self._identity, self._chain_id, nonce, target, calldata, gas, price)
+        signed = sign(self._identity, self._chain_id, nonce, target, calldata, gas, price, wish.value)
         return Transaction(
-            signed.hash, wish, nonce, target, calldata, gas, price.fee, price.tip, signed.raw, head["number"]
+            signed.hash, wish.id, nonce, target, calldata, gas, price.fee, price.tip, signed.raw, head["number"]
         )
 
     # --- money
@@ -203,8 +204,9 @@ class Sender:
         """Raises InsufficientFunds unless the account can pay this on top of all that is in flight."""
         if wanted == 0:
             return
-        newest = [self._outbox.transactions(wish)[-1] for wish in self._outbox.in_flight()]
-        wanted += sum(one.gas * one.fee for one in newest if one.nonce >= self._count)
+        for wish in self._outbox.in_flight():
+            newest = self._outbox.transactions(wish)[-1]
+            wanted += newest.gas * newest.fee + wish.value if newest.nonce >= self._count else 0
         there = self._w3.eth.get_balance(self._account)
         if there < wanted:
             raise InsufficientFunds(

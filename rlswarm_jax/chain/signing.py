@@ -43,10 +43,17 @@ def ask_price(w3: web3.Web3, account: str, head: "BlockData", max_fee: int, max_
 
 
 def sign(
-    identity: Identity, chain_id: int, nonce: int, target: str | None, calldata: bytes, gas: int, price: Price
+    identity: Identity,
+    chain_id: int,
+    nonce: int,
+    target: str | None,
+    calldata: bytes,
+    gas: int,
+    price: Price,
+    value: int = 0,
 ) -> Signed:
-    """A transaction without value; target None: it makes a contract."""
-    fields: dict[str, Any] = {"nonce": nonce, "data": calldata, "gas": gas, "value": 0, "chainId": chain_id}
+    """A transaction. target None: it makes a contract. value: wei that go with it."""
+    fields: dict[str, Any] = {"nonce": nonce, "data": calldata, "gas": gas, "value": value, "chainId": chain_id}
     if target is not None:
         fields["to"] = target
     if price.tip is None:

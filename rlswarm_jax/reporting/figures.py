@@ -76,11 +76,12 @@ class Warmstart(msgspec.Struct, frozen=True):
 
 
 class Gas(msgspec.Struct, frozen=True):
-    """results/gas.json: gas of each call of the coordinator."""
+    """results/gas.json: gas of each call of the coordinator, and of the court."""
 
     compiler: str
     evm: str
     gas: dict[str, int]
+    court: dict[str, int] = {}
 
 
 class Benchmark(msgspec.Struct, frozen=True):
@@ -256,9 +257,10 @@ def warmstart_block(found: Warmstart) -> Block:
     return Block(rows, note, [f"base: {base}", f"spoiled: {spoiled}", made])
 
 
-def gas_block(found: Gas) -> Block:
-    """A row for each call."""
-    rows = [["call", "gas"], *([name, f"{gas:,}"] for name, gas in found.gas.items())]
+def gas_block(found: Gas, court: bool = False) -> Block:
+    """A row for each call of the coordinator, or of the court."""
+    calls = found.court if court else found.gas
+    rows = [["call", "gas"], *([name, f"{gas:,}"] for name, gas in calls.items())]
     return Block(rows, f"solc {found.compiler.partition('+')[0]}, the EVM's {found.evm}.", [])
 
 

@@ -55,9 +55,9 @@ def find_block(root: Path, name: str) -> Block:
     path = root / "results" / f"{name}.json"
     if name == "warmstart":
         return warmstart_block(_read(path, Warmstart))
-    if name in ("gas", "gas/day"):
+    if name in ("gas", "gas/day", "gas/court"):
         measured = _read(root / "results" / "gas.json", Gas)
-        return gas_block(measured) if name == "gas" else gas_day_block(measured)
+        return gas_day_block(measured) if name == "gas/day" else gas_block(measured, name == "gas/court")
     if own := BLOCKS_OF_THEIR_OWN.get(name):
         return own(_read(root / "results" / f"{name}.jsonl", list[Benchmark]))
     if name == "benchmarks":

@@ -4,8 +4,9 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import ml_collections
@@ -20,6 +21,7 @@ from rlswarm_jax.swarm.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from rlswarm_jax.chain.coordinator import Coordinator
+    from rlswarm_jax.juror import Finding
     from rlswarm_jax.keeper import Keeper
 
 log = logging.getLogger("rlswarm_jax.chain")
@@ -48,7 +50,8 @@ def connect(config: ml_collections.ConfigDict, own: Identity, workdir: Path) -> 
     try:
         (workdir / CHAIN_FOLDER).mkdir(exist_ok=True)
         rpc = Patient(Endpoint(address(chain.endpoint)), PATIENCE)
-        found = Coordinator(rpc, chain.contract, own, workdir / CHAIN_FOLDER, chain_id=chain.id, settings=settings)
+        which: dict[str, Any] = {"chain_id": chain.id, "court": chain.court, "settings": settings}
+        found = Coordinator(rpc, chain.contract, own, workdir / CHAIN_FOLDER, **which)
     except (FileDamaged, OSError) as error:
         raise TransientError(str(error)) from error
     except ValueError as error:
@@ -76,6 +79,11 @@ def address(endpoint: str) -> str:
     raise UsageError(f"the environment has no {endpoint[1:]}, which is to hold the address of the chain's endpoint.")
 
 
+def wei(coins: float) -> int:
+    """Of an amount as people write it: 0.1 coins are 10^17, not what binary fractions make of it."""
+    return int(Decimal(repr(coins)) * 10**18)
+
+
 def shown(endpoint: str) -> str:
     """What may be shown of an endpoint to others: a path or a user may be a secret."""
     if endpoint.startswith("$"):
@@ -99,9 +107,14 @@ def bootnodes(coordinator: "Coordinator | None") -> list[str]:
 
 @contextlib.contextmanager
 def kept(
-    config: ml_collections.ConfigDict, coordinator: "Coordinator | None", mailbox: Mailbox
+    config: ml_collections.ConfigDict,
+    coordinator: "Coordinator | None",
+    mailbox: Mailbox,
+    finding: "Finding" = lambda record, index: None,
 ) -> "Iterator[Keeper | None]":
-    """Keeps the account, in a thread of its own, for as long as the `with` block lasts. Raises TransientError."""
+    """Keeps the account, in a thread of its own, for as long as the `with` block lasts. finding: this node's own, by
+    which it votes where a court draws it. Raises TransientError.
+    """
     if coordinator is None:
         yield None
         return
@@ -109,8 +122,14 @@ def kept(
 
     stagger, patience = LOCAL_PACE if config.chain.confirmations == 0 else PACE
     parts = coordinator, mailbox.inbox.owner, mailbox.authors
+    more: dict[str, Any] = {
+        "stake": wei(config.chain.stake),
+        "finding": finding,
+        "stagger": stagger,
+        "patience": patience,
+    }
     try:
-        with Keeper(*parts, payout=config.chain.payout, stagger=stagger, patience=patience) as keeper:
+        with Keeper(*parts, payout=config.chain.payout, **more) as keeper:
             yield keeper
     except FileDamaged as error:  # a full disk, say, in whatever the node does
         raise TransientError(str(error)) from error

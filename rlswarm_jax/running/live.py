@@ -17,6 +17,7 @@ import msgspec
 from rich.console import Console
 
 from rlswarm_jax import identity, launch
+from rlswarm_jax.chain.calls import account_of
 from rlswarm_jax.chain.devnet import CHAIN_ID, DevnetError
 from rlswarm_jax.chain.errors import ChainError, EndpointDown
 from rlswarm_jax.chain.ledger import read_ledger
@@ -28,7 +29,7 @@ from rlswarm_jax.machine import peak_memory_mb
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.reporting import report
 from rlswarm_jax.reporting.ledger import INDEX_FILE
-from rlswarm_jax.running import alone, folder, joining
+from rlswarm_jax.running import account, alone, folder, joining
 from rlswarm_jax.running.arguments import Arguments
 from rlswarm_jax.running.record import summarise, write_summary
 from rlswarm_jax.running.view import SwarmView
@@ -111,7 +112,9 @@ def _chain(
     kind = config.chain.endpoint
     if kind not in ("devnet", "anvil"):
         return contextlib.nullcontext()
-    return LocalChain(kind, workdir / CHAIN_FOLDER, len(members), [members[0].address])
+    stake = account.wei(config.chain.stake)
+    funded = [account_of(author) for one in members if stake and (author := identity.author_of(one.peer_id))]
+    return LocalChain(kind, workdir / CHAIN_FOLDER, len(members), [members[0].address], stake, funded)
 
 
 def _ledger(chain: LocalChain | None, console: Console) -> dict[str, Any] | None:
@@ -150,6 +153,7 @@ def _write_config(
         fields["profile"]["rounds"] = []
     if chain:
         fields["chain"] |= {"endpoint": chain.url, "contract": chain.contract, "id": CHAIN_ID, "confirmations": 0}
+        fields["chain"]["court"] = chain.court
     write_whole(member.folder / CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
     (member.folder / NODE_FILE).unlink(missing_ok=True)  # of a process that was killed
     return ml_collections.ConfigDict(fields)

@@ -186,7 +186,7 @@ class LocalChain:
             gas_price=chain.get_block().header.base_fee_per_gas or 0,
             gas=12_000_000,
             to=fields["to"],
-            value=0,
+            value=int(message.get("value", "0x0"), 16),
             data=fields["data"],
         )
         vm.state.set_balance(fields["from"], 10**30)

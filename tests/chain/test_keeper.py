@@ -440,7 +440,7 @@ class Swarm:
         swarm = self
 
         class Client:
-            account = calls.account_of(identity.author)
+            account, court = calls.account_of(identity.author), None
 
             def connect(self):
                 return calls.Interface("rlswarm_jax", True, min_seconds=30, max_seconds=600, window=4)

@@ -7,7 +7,9 @@ import time
 
 import pytest
 
-from rlswarm_jax.chain import anvil, eth
+from rlswarm_jax.chain import anvil, calls, devnet, eth
+from rlswarm_jax.chain.court import Court
+from rlswarm_jax.chain.deployment import terms
 from rlswarm_jax.chain.devnet import CHAIN_ID, DevnetError
 from rlswarm_jax.chain.local import LocalChain
 from rlswarm_jax.chain.rpc import Endpoint
@@ -40,6 +42,22 @@ def test_nodes_find_a_coordinator_that_has_a_beacon(kind, tmp_path):
         assert chain.tend() is None
         node.close()
     assert oct((tmp_path / "chain" / "owner.key").stat().st_mode)[-3:] == "600"
+
+
+@pytest.mark.parametrize("kind", ["devnet", pytest.param("anvil", marks=pytest.mark.slow)])
+def test_where_nodes_have_a_stake_there_is_a_court_and_they_have_coins(kind, tmp_path):
+    if kind == "anvil" and not anvil.find():
+        pytest.skip("anvil is not installed: npm install @foundry-rs/anvil, or set ANVIL")
+    rich, poor = (calls.account_of(simulated(0, number).author) for number in range(2))
+    with LocalChain(kind, tmp_path / "chain", 5, [ADDRESS], 10**18, [rich]) as chain:
+        w3 = eth.connect(Endpoint(chain.url))
+        court = Court(w3, chain.court, chain.contract, rich)
+        assert court.connect() == terms(10**18, 5)
+        assert (w3.eth.get_balance(rich), w3.eth.get_balance(poor)) == (devnet.FUNDS, 0)
+        said = chain.court
+    if kind == "devnet":
+        with LocalChain("devnet", tmp_path / "chain", 5, [ADDRESS], 10**18, [rich]) as chain:
+            assert chain.court == said
 
 
 def test_it_comes_back_where_it_was_and_goes_on_in_the_next_run(tmp_path):

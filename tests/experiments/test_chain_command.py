@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from experiments import chain as command
+from experiments import court as court_command
 from rlswarm_jax.chain import calls
 from rlswarm_jax.identity import create, load_or_create, simulated
 from tests.chain import fake_endpoint
@@ -40,11 +41,11 @@ def keys(tmp_path_factory):
 def say(network, keys, capsys):
     """Runs a command in which {rpc}, {chain}, {owner} and {node} stand for what the tests have; (code, out, err)."""
 
-    def run(line, **more):
+    def run(line, of=command, **more):
         given = {"rpc": network, "chain": CHAIN_ID, "owner": keys / "owner.key", "node": keys / "node.key"}
         words = shlex.split(line.format(**(given | more)))
         try:
-            code = command.main(words)
+            code = of.main(words)
         except SystemExit as end:
             code = end.code
         said = capsys.readouterr()
@@ -176,3 +177,21 @@ def test_what_is_wrong_is_one_sentence(say, tmp_path, monkeypatch, line, sentenc
     code, out, err = say(line)
     assert (code, out) == (2, "") and sentence in err
     assert err.startswith("error: ") and err.endswith(".\n") and err.count("\n") == 1 and len(err) < 300
+
+
+def test_a_court_is_made_and_a_stake_shown_asked_for_and_not_given_back_too_soon(say, contract):
+    code, said, error = say(
+        f"deploy {ONLINE} --key {{owner}} --stake 0.5 --size 3 --quorum 2", contract=contract, of=court_command
+    )
+    court = re.search(r"--config\.chain\.court=(0x[0-9a-fA-F]{40}) --config\.chain\.stake=0\.5\n", said)
+    assert (code, bool(court)) == (0, True), error
+    stake = f"--court {court[1]} {ONLINE} --key {{node}}"
+    code, said, _ = say(f"show {stake}", contract=contract, of=court_command)
+    assert code == 0 and "has a stake of 0.000000 coins, and 0.000000 coins to collect" in said
+    for what, why in (("quit", "NotStaked"), ("withdraw", "TooEarly"), ("collect", "NothingToCollect")):
+        code, _, error = say(f"{what} {stake}", contract=contract, of=court_command)
+        assert code == 2 and error == f"error: the contract refused the call: {why}.\n"
+    code, _, error = say(f"deploy {ONLINE} --key {{owner}} --stake 1 --claims 7", contract=contract, of=court_command)
+    assert code == 2 and "a court's claims is 7; it must be from 65 to" in error
+    code, _, error = say(f"show --court {PAYOUT} {ONLINE} --key {{node}}", contract=contract, of=court_command)
+    assert code == 2 and "there is no court at" in error

@@ -149,3 +149,8 @@ def test_an_outbox_that_cannot_be_written_ends_the_node_in_one_sentence(chain, t
         raise FileDamaged("cannot use the chain outbox: disk is full.")
     with connected(config, tmp_path) as again:  # its thread is gone, and its outbox free
         assert again.wishes()[0].kind == "register"
+
+
+@pytest.mark.parametrize(("coins", "wei"), [(0.0, 0), (0.07, 7 * 10**16), (1e-05, 10**13), (1e9, 10**27)])
+def test_coins_are_what_people_write(coins, wei):
+    assert account.wei(coins) == wei

@@ -4,7 +4,7 @@ Whoever calls it is alone: the server's one thread, or a test. A block is on dis
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import rlp
@@ -20,7 +20,7 @@ from eth.vm.spoof import SpoofTransaction
 from eth_keys.exceptions import BadSignature
 from eth_utils import ValidationError, keccak
 
-from rlswarm_jax.chain.devnet import CHAIN_ID, views
+from rlswarm_jax.chain.devnet import CHAIN_ID, FUNDS, views
 from rlswarm_jax.chain.devnet.errors import INVALID_PARAMS, DevnetError, RpcError
 from rlswarm_jax.chain.devnet.store import Store
 
@@ -47,22 +47,27 @@ class _Chain(BaseChain):
 
 
 class Chain:
-    """head: of the newest block. Raises DevnetError if the store holds no such chain."""
+    """head: of the newest block. funded: accounts that have coins in a chain that begins here.
 
-    def __init__(self, store: Store, *, now: Callable[[], float] = time.time):
+    Raises DevnetError if the store holds no such chain.
+    """
+
+    def __init__(self, store: Store, *, now: Callable[[], float] = time.time, funded: Sequence[str] = ()):
         self._store, self._now = store, now
         try:
             if store.find("number", "number", 0) is None:
-                self._begin()
+                self._begin(funded)
             self._chain = _Chain(store)
             self.head = self._chain.get_canonical_head()
         except (RpcError, PyEVMError, ValidationError, rlp.exceptions.RLPException) as error:
             raise DevnetError(f"{store.path} is damaged, begin in an empty folder: {error}.") from None
 
-    def _begin(self) -> None:
+    def _begin(self, funded: Sequence[str]) -> None:
         fields = {"difficulty": 0, "gas_limit": GAS_LIMIT, "base_fee_per_gas": 0, "timestamp": int(self._now())}
+        account: Any = {"balance": FUNDS, "nonce": 0, "code": b"", "storage": {}}
+        state: Any = {bytes.fromhex(one[2:]): account for one in funded}
         with self._store.writing() as rows:
-            rows.append(views.first_row(_Chain.from_genesis(self._store, fields, {}).get_canonical_head()))
+            rows.append(views.first_row(_Chain.from_genesis(self._store, fields, state).get_canonical_head()))
 
     # what happens
 
@@ -91,6 +96,11 @@ class Chain:
                 low = "low" if transaction.nonce < nonce else "high"
                 raise RpcError(f"nonce too {low}: next nonce {nonce}, tx nonce {transaction.nonce}")
             _check_gas(transaction)
+            if (
+                vm.state.get_balance(transaction.sender)
+                < transaction.gas * transaction.max_fee_per_gas + transaction.value
+            ):
+                raise RpcError("insufficient funds for gas * price + value: gas costs nothing here, and few have coins")
             try:
                 receipt, computation = vm.apply_transaction(header, transaction)
             except ValidationError as error:
@@ -178,8 +188,6 @@ def decode(raw: bytes) -> SignedTransactionAPI:
         raise RpcError(f"invalid transaction: {_line(error)}", INVALID_PARAMS) from None
     if found.chain_id != CHAIN_ID:
         raise RpcError(f"invalid chain id for signer: have {found.chain_id} want {CHAIN_ID}")
-    if found.max_fee_per_gas or found.value:
-        raise RpcError("insufficient funds for gas * price + value: nobody has any here, and gas costs nothing")
     return found
 
 
