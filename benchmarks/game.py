@@ -20,7 +20,7 @@ from rlswarm_jax.machine import hardware
 from rlswarm_jax.metrics import read_rows
 
 ROUNDS = 60
-PHASES = ("hear", "sample", "verify", "score", "publish", "gather", "learn", "commit")
+PHASES = ("hear", "pin", "sample", "verify", "score", "publish", "gather", "replay", "learn", "commit", "audit")
 
 
 def shares(workdir: Path) -> dict[str, float]:

@@ -63,10 +63,11 @@ def make_record(node: int, size: int) -> bytes:
         beacon=b"",
         prompt_format="compact-2/01234567",
         policy_version=1,
-        weights_fingerprint="0123456789abcdef",
+        weights=bytes(32),
         tokenizer_fingerprint="0123456789abcdef",
         temperature=1.0,
         groups=[Group("spell_backward", "0123456789abcdef", 0, 1, [], None, completions)],
+        verdicts=[],
     )
     return seal(record, IDENTITIES[node])
 

@@ -61,7 +61,13 @@ def record(own: Identity, round_: int, characters: int, groups: int = 1) -> byte
     tokens, texts = (7).to_bytes(4, "little"), ["x" * min(characters // 2, schema.MAX_TEXT)] * 2
     completions = [Completion(tokens, bytes(4), text) for text in texts]
     said = [Group("chain_sum", "0" * 16, index, 1, [], None, completions) for index in range(groups)]
-    names = {"prompt_format": "p", "weights_fingerprint": "w", "tokenizer_fingerprint": "t", "temperature": 1.0}
+    names = {
+        "prompt_format": "p",
+        "weights": bytes(32),
+        "verdicts": [],
+        "tokenizer_fingerprint": "t",
+        "temperature": 1.0,
+    }
     fields = {"version": schema.VERSION, "swarm": SWARM, "author": own.author, "round": round_, "stage": "answer"}
     return seal(Record(**fields, **names, beacon=b"", policy_version=0, groups=said), own)
 

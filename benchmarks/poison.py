@@ -67,10 +67,11 @@ def hostile_record(game: Game, who: Identity, round_: int) -> bytes:
         beacon=b"",
         prompt_format=game.dialect,
         policy_version=round_,
-        weights_fingerprint=game.weights_fingerprint,
+        weights=bytes(32),
         tokenizer_fingerprint=game.tokenizer_fingerprint,
         temperature=game.temperature,
         groups=groups,
+        verdicts=[],
     )
     return seal(record, who)
 

@@ -54,10 +54,11 @@ class JsonRecord(msgspec.Struct):
     stage: str
     prompt_format: str
     policy_version: int
-    weights_fingerprint: str
+    weights: str
     tokenizer_fingerprint: str
     temperature: float
     groups: list[JsonGroup]
+    verdicts: list
 
 
 def make_record(groups: int, completions: int, tokens: int, vocab_size: int, characters: int) -> Record:
@@ -84,10 +85,11 @@ def make_record(groups: int, completions: int, tokens: int, vocab_size: int, cha
         beacon=b"",
         prompt_format="compact-2/01234567",
         policy_version=1000,
-        weights_fingerprint="0123456789abcdef",
+        weights=bytes(range(32)),
         tokenizer_fingerprint="0123456789abcdef",
         temperature=1.0,
         groups=[group(index) for index in range(groups)],
+        verdicts=[],
     )
 
 
@@ -108,7 +110,7 @@ def as_json_record(record: Record) -> JsonRecord:
         for group in record.groups
     ]
     fields = {name: getattr(record, name) for name in record.__struct_fields__}
-    return JsonRecord(**fields | {"author": record.author.hex(), "groups": groups})
+    return JsonRecord(**fields | {"author": record.author.hex(), "weights": record.weights.hex(), "groups": groups})
 
 
 def json_seal(record: JsonRecord) -> bytes:

@@ -74,7 +74,10 @@ BOOTNODE = such(lambda address: addresses.read(address) is not None, addresses.W
 OWN = row(each(whole(0)), mapping("fields with values", plain()))
 PRESENT = row(whole(0), each(row(whole(0), whole(1))))
 PARTITION = row(real(0), real(0), each(each(whole(0))))
-STRATEGIES = ("wrong", "copy", "spam")
+STRATEGIES = (
+    *("wrong", "copy", "spam", "free_ride", "style", "lengthen", "lazy", "collude"),
+    *("other_key", "best_of", "withhold", "accuse", "vouch", "equivocate", "own_vote"),
+)
 ROUNDS = span("() for none, or (first, end): two whole numbers from 0, the first one smaller")
 
 
@@ -134,6 +137,7 @@ FIELDS = {
     "swarm.min_staleness": Field(0, whole(0), "and before which it waits to be learned from, for studies"),
     "swarm.fill": Field(False, yes_no(), "one more of peers' groups for each of its own that teaches nothing"),
     "swarm.flat": Field(False, yes_no(), "groups that teach nothing, all rewards equal, are learned from as well"),
+    "swarm.max_length_ratio": Field(0.0, zero_or(real(1, 1000)), "of peers' completions to its own; 0: any length"),
     "swarm.choose": Field("turns", one_of("turns", "reward", "variety", "useful"), "which of peers' groups come first"),
     "swarm.reads": Field(0, whole(0, 4096), "authors whose records a node reads in a round, drawn anew; 0: all"),
     "swarm.deadline": Field(60.0, real(0, 1_000_000), "seconds a stage waits for its peers at most (0: for ever)"),
@@ -228,6 +232,13 @@ FIELDS = {
     "evaluation.top_k": Field(0, whole(0), "0: all tokens"),
     "evaluation.top_p": Field(1.0, above(0, 1), "of the probability"),
     "evaluation.min_p": Field(0.0, real(0, 1), "of the likeliest token's"),
+    # whether nodes sample as they say (docs/audit.md)
+    "audit.auditors": Field(0, whole(0, 64), "peers' records that a node checks, drawn anew; all but simulations: 1"),
+    "audit.rechecks": Field(0, whole(0, MAX_GROUPS), "groups of its own that a node replays in a round; the same"),
+    "audit.share": Field(0.05, real(0, 1), "of a live node's time that checking peers may take"),
+    "audit.megabytes": Field(
+        1024, whole(1, 1_000_000), "of its latest weights that it keeps to be checked, and fetches"
+    ),
     # on which rounds and contributions are kept
     "chain.endpoint": Field("devnet", ENDPOINT, 'or "anvil", started with the swarm; "none"; a URL, or $NAME with one'),
     "chain.contract": Field("", ADDRESS, "at an endpoint of others: the coordinator's"),
@@ -260,7 +271,9 @@ FIELDS = {
     "simulation.own": Field((), each(OWN), "(((4, 5), {'learn.learning_rate': 1e-3}), ...): what some nodes have else"),
     "simulation.bandwidth": Field(0.0, real(0), "bytes a second that a node can send (0: any number)"),
     "simulation.present": Field((), each(PRESENT), "((node, ((first round, end), ...)), ...); others are always there"),
-    "simulation.adversaries": Field((), each(row(whole(0), one_of(*STRATEGIES))), "((node, 'wrong'), ...)"),
+    "simulation.adversaries": Field(
+        (), each(row(whole(0), one_of(*STRATEGIES))), "((node, 'wrong'), ...), of a live swarm too"
+    ),
     #
     "checkpoint_every": Field(20, whole(1), "rounds"),
     "checkpoints.keep": Field(2, whole(1, 1000), "newest ones"),
@@ -276,9 +289,10 @@ FIELDS = {
 
 
 def swarm(name: str) -> ml_collections.ConfigDict:
-    """A swarm on the embedded model, as the table has it."""
+    """A swarm on the embedded model, as the table has it, whose nodes check each other."""
     config = fields.make(FIELDS)
     config.name = name
+    config.audit.auditors = config.audit.rechecks = 1
     return config
 
 
@@ -291,7 +305,8 @@ def check_together(config: ml_collections.ConfigDict) -> None:
 # what may differ from node to node of a swarm: neither a term on which all must agree nor the process's
 OWN_SECTIONS = ("sampling", "learn", "lora", "evaluation")
 OWN_FIELDS = (
-    *("model.path", "swarm.external_groups", "swarm.max_staleness", "swarm.reads", "swarm.adversary", "game.weights"),
+    *("model.path", "swarm.external_groups", "swarm.max_staleness", "swarm.max_length_ratio", "swarm.reads"),
+    *("swarm.adversary", "game.weights"),
     *(name for name in FIELDS if name.partition(".")[0] in OWN_SECTIONS and name != "sampling.group_size"),
 )
 
@@ -398,8 +413,9 @@ def smoke(config: ml_collections.ConfigDict) -> None:
 
 
 def simulate(config: ml_collections.ConfigDict) -> None:
-    """The same nodes in one process, on a virtual clock and a virtual network."""
+    """The same nodes in one process, on a virtual clock and a virtual network; a study's own check nobody."""
     config.driver = "simulate"
+    config.audit.auditors = config.audit.rechecks = 0
 
 
 def apply(config: ml_collections.ConfigDict, variant: str, *known: Callable[[ml_collections.ConfigDict], None]) -> None:

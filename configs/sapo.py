@@ -83,6 +83,11 @@ ILL = {
     for strategy in ("wrong", "copy", "spam")
     for count in (1, 2)
 }
+# of eight nodes, four begin with the un-spoiled model, which has the skill that the others are to find again
+SKILLED = {"simulation.own": [[[4, 5, 6, 7], {"model.path": "embedded:base"}]]}
+MIXED = {
+    f"{name}-mixed": point | SKILLED for name, point in ((ALONE, split(8)), (HALF, split(4)), ("adaptive", ADAPTIVE))
+}
 
 
 def smoke(config: ml_collections.ConfigDict) -> None:
@@ -102,6 +107,7 @@ TABLES = {
     "staleness": ([HALF, *STALENESS], HORIZONS),
     "ill": ([ALONE, HALF, "adaptive", *ILL], HORIZONS),
     "new": ([*NEW], (100, 200)),
+    "mixed": ([*MIXED], HORIZONS),
     "long": ([f"{own}-{GROUPS - own}-long" for own in (8, 6, 4, 2)] + ["adaptive-long"], (300, 1000)),
 }
 HEADLINE = HALF, ALONE, "alone-redrawn", (100, 300)  # of the README: who is ahead of whom, and of whom hardly, and when
@@ -111,6 +117,14 @@ CLAIMS = (  # what, a point, the one that it is to be better than, after how man
     ("They still are when both have had three times as long", HALF, ALONE, 300),
     ("They are ahead of a node alone that may sample as much as all of them together", HALF, "alone-redrawn", 300),
     ("Filling the places of dead groups with peers' beats the half-and-half split", "adaptive", HALF, 300),
+    (
+        "The gain is not one of selection: it is there where groups that teach nothing are learned from, too",
+        "4-4-unfiltered",
+        "8-0-unfiltered",
+        100,
+    ),
+    ("It is there when all that comes of peers is sixteen rounds old", "4-4-reencode-16", ALONE, 100),
+    ("And when two of eight nodes say others' completions in the place of their own", "4-4-copy-2", ALONE, 100),
     (
         "A skill that no node had is learned together, by nodes that fill dead groups' places",
         "new-adaptive",
@@ -142,7 +156,7 @@ def get_sweep(variant: str = "") -> Sweep:
         points = {f"{own}-{GROUPS - own}-{rate:g}": split(own, **{RATE: rate}) for own in (8, 4) for rate in RATES}
         return Sweep(points, seeds=TUNING_SEEDS)
     points = {f"{own}-{GROUPS - own}": split(own) for own in range(GROUPS, 0, -1)}
-    points |= CONTROLS | VARIANTS | STALENESS | ILL | NEW
+    points |= CONTROLS | VARIANTS | STALENESS | ILL | NEW | MIXED
     points |= {f"{own}-{GROUPS - own}-long": split(own) | LONG for own in (8, 6, 4, 2)} | {
         "adaptive-long": ADAPTIVE | LONG
     }

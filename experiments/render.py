@@ -10,10 +10,11 @@
                                                      what runs with other fields came to into results/reviser.json
 
 In Markdown a block stands between `<!-- rendered: NAME -->` and `<!-- /rendered -->`. In a config's docstring
-it is the indented lines after `Measured (rendered: NAME):`. NAME is warmstart, gas, gas/day, benchmarks/chain,
-benchmarks/decode, benchmarks/replay, benchmarks/roc, benchmarks (all other results/benchmarks/*.jsonl), why (sentences
-for the README), reviser, an experiment of configs/ such as quickstart (results/NAME.json; NAME/line is that in one
-line), or of a study such as sapo a table of its points (sapo/splits) or what may be claimed (sapo/claims).
+it is the indented lines after `Measured (rendered: NAME):`. NAME is warmstart, gas, gas/day, gas/court,
+benchmarks/chain, benchmarks/decode, benchmarks/replay, benchmarks/roc, benchmarks (all other
+results/benchmarks/*.jsonl), why (sentences for the README), reviser, an experiment of configs/ such as quickstart
+(results/NAME.json; NAME/line is that in one line), or of a study such as sapo a table of its points (sapo/splits) or
+what may be claimed (sapo/claims), or attacks/answers and attacks/votes.
 """
 
 import argparse

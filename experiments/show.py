@@ -26,7 +26,7 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
-from rlswarm_jax.audit.journals import Source, find, first_record
+from rlswarm_jax.audit.journals import Source, find
 from rlswarm_jax.audit.played import needed, read_round
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.files import CONFIG_FILE, JOURNAL_FILE, METRICS_FILE
@@ -73,9 +73,7 @@ def run(directory: Path, round_: int | None, node: str, peers: bool, console: Co
         game = build.described(config)
         first = max(0, round_ - game.max_staleness)  # what comes late answers to what was said before
         rows = look_at(source.directory / JOURNAL_FILE, source.index, range(first, round_ + 1))
-        game = dataclasses.replace(
-            game, author=source.author, weights_fingerprint=first_record(rows).weights_fingerprint
-        )
+        game = dataclasses.replace(game, author=source.author)
         played, scores = read_round(game, round_, rows)
         learn = resolved(config.learn)
         positive_only = learn["positive_only_local"]

@@ -16,19 +16,21 @@ import numpy as np
 
 from rlswarm_jax import parallel, qwen, speed
 from rlswarm_jax.evaluator import Evaluator
-from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
+from rlswarm_jax.game.effects import Claimed, Learn, Metrics, Sample, Sampled
 from rlswarm_jax.game.prompts import PromptFormat
 from rlswarm_jax.grpo import learner, policies, tiles
 from rlswarm_jax.grpo.advantages import judged
 from rlswarm_jax.qwen import model
 from rlswarm_jax.qwen.draw import GREEDY, WHOLE, Draw
 from rlswarm_jax.qwen.sampler import Prepared, Sampler
+from rlswarm_jax.qwen.verdict import Replay, key_bias_norm, replay_completions, rounding
 from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.tasks.verifier import Verifier
 
 State = TypeVar("State")  # or parameters
 
 LEAST_SLOTS = 96  # of a tile's prompts: below, padding costs less than compiling once more
+LEAST_REPLAYED = 32  # slots of a text that is replayed
 NONFINITE_IN_A_ROW = 3  # updates left out, one after the other, after which a node stops
 
 
@@ -100,7 +102,11 @@ class Engine:
         mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)  # of all processes: they are one node
         self._mesh = None if mesh.size == 1 else mesh
         on, most = (self._mesh, devices.backend), config.max_prompt_tokens
-        jit = jit if self._mesh is None else jax.jit
+        jit = self._jit = jit if self._mesh is None else jax.jit
+        self._model = policy.config
+        texts = most + config.max_new_tokens
+        self._replayed = sorted({max(LEAST_REPLAYED, -(-texts >> half)) for half in range(2)})  # two programs
+        self._rounding = rounding(config.dtype, config.kv_dtype, config.temperature, key_bias_norm(policy.params))
 
         def sampler(temperature: float, how: Draw, rows: int, exact_rows: int, counts: Sequence[int]) -> Sampler:
             return Sampler(
@@ -142,6 +148,42 @@ class Engine:
     def weights(self, node: int) -> qwen.Params:
         """A node's policy as it is: plain parameters, with the adapter in them if there is one."""
         return self._learner.policy(self._states[node].params)
+
+    def tensors(self, node: int) -> qwen.Tensors:
+        """A node's policy as it samples: in Hugging Face's layout and the dtype that samples, in memory of its own."""
+        return self.named(parallel.fetch(self.weights(node)))
+
+    def named(self, params: qwen.Params) -> qwen.Tensors:
+        found = qwen.to_tensors(params, self._model, self.config.dtype)
+        return {name: array if array.flags.owndata else array.copy() for name, array in found.items()}
+
+    def replay(self, node: int, tensors: qwen.Tensors | None, claimed: Sequence[Claimed]) -> list[Replay]:
+        """Of each completion, whether it was drawn as is said: with these weights, or those that the node learns.
+
+        Raises ValueError for tensors of another kind of model.
+        """
+        if tensors is None:
+            params = self.weights(node)
+        else:
+            params = qwen.from_tensors(tensors, self._model)
+            if self._mesh is not None and jax.process_count() == 1:  # else the other processes know nothing of it
+                params = parallel.place(params, self._mesh)
+        every = [(c.prompt, tokens, key) for c in claimed for tokens, key in zip(c.completions, c.keys, strict=True)]
+        prompts, completions, keys = zip(*every, strict=True)
+        longest = max(len(prompt) + len(tokens) for prompt, tokens, _ in every)
+        return replay_completions(
+            model.prepare(params, self.config.dtype, self.config.group_size),
+            self._model,
+            prompts,
+            completions,
+            np.array(keys, np.uint32),
+            temperature=self.config.temperature,
+            rounding=self._rounding,
+            whole=self.config.max_new_tokens,
+            rows=self.config.group_size,
+            text_slots=next((slots for slots in self._replayed if slots >= longest), longest),
+            jit=self._jit,
+        )
 
     def base_of(self, node: int) -> bytes:
         """The digest of the weights beneath a node's adapter; empty where there is none."""

@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 from rlswarm_jax import qwen
 from rlswarm_jax.engine import Engine
-from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
+from rlswarm_jax.game.effects import Claimed, Learn, Metrics, Sample, Sampled
 from rlswarm_jax.grpo.learner import TrainState
+from rlswarm_jax.qwen.verdict import Replay
 
 Found = TypeVar("Found")
 
@@ -26,6 +27,14 @@ class Engines:
     def weights(self, node: int) -> qwen.Params:
         one, place = self._places[node]
         return self._engines[one].weights(place)
+
+    def tensors(self, node: int) -> qwen.Tensors:
+        one, place = self._places[node]
+        return self._engines[one].tensors(place)
+
+    def replay(self, node: int, tensors: qwen.Tensors | None, claimed: Sequence[Claimed]) -> list[Replay]:
+        one, place = self._places[node]
+        return self._engines[one].replay(place, tensors, claimed)
 
     def base_of(self, node: int) -> bytes:
         return self._engines[self._places[node][0]].base_of(self._places[node][1])

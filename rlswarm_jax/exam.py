@@ -10,7 +10,7 @@ from typing import Any
 
 from rlswarm_jax.engine import Engine
 from rlswarm_jax.game import turns
-from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Publish, Sample, Score, Verify
+from rlswarm_jax.game.effects import Effect, Evaluate, Gather, Learn, Pin, Publish, Replay, Sample, Score, Verify
 from rlswarm_jax.game.rewards import RIGHT, Rewards, names_best
 from rlswarm_jax.game.round import NodeState, play_round
 from rlswarm_jax.game.rules import Game
@@ -22,6 +22,7 @@ from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE
 from rlswarm_jax.tasks import Problem
 from rlswarm_jax.tasks.verifier import Verifier
 
+UNNAMED = bytes(32)  # weights that nobody will ask for
 OBSERVER = bytes(33)  # who plays no part
 
 
@@ -119,7 +120,9 @@ def _result(effect: Effect, exam: Exam, records: Sequence[SignedRecord], verifie
             return verifier.score(items, payers)
         case Verify(items=items, payers=payers):
             return verifier.begin(items, payers)
-        case Evaluate():
+        case Pin():
+            return UNNAMED
+        case Evaluate() | Replay():
             return {}
     return None
 

@@ -13,6 +13,7 @@ PROFILE_FOLDER = "profile"
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, whose runs are in POINT/seed-N
 BEST_FOLDER = "best"  # in it a folder for each node of the process, by index
 ALONE_FOLDER, SAMPLED, LEARNED = "alone", "sampled", "learned"  # nodes alone beside a swarm: see running/alone.py
+WEIGHTS_FOLDER = "weights"  # a live node's latest, for those who check it
 CHAIN_FOLDER = "chain"  # in a node's: its outbox; in a swarm's: the embedded development network
 FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from rlswarm_jax.audit import commit
 from rlswarm_jax.chain.calls import Status, account_of
 from rlswarm_jax.chain.errors import AnswerTooLarge, Refused
+from rlswarm_jax.records.schema import NOT_PRODUCED, PRODUCED
 
 if TYPE_CHECKING:
     from rlswarm_jax.chain.coordinator import Coordinator  # which loads web3
     from rlswarm_jax.chain.court import Case, Peer, Settlement, Terms
 
 log = logging.getLogger("rlswarm_jax.chain")
-PRODUCED, NOT_PRODUCED = "produced", "not produced"  # findings that say something
 Finding = Callable[[bytes, int], str | None]
 _EVENT_BLOCKS, _MOST_BLOCKS = 1000, 16_000  # of settlements read at once, and how far back
 _MOST_ACCUSED = 256  # findings that wait for a settlement that covers them
@@ -50,7 +50,7 @@ class Juror:
         clock: Callable[[], float] = time.monotonic,
     ):
         assert coordinator.court
-        self._coordinator, self._court, self._most, self._finding = coordinator, coordinator.court, most, finding
+        self._coordinator, self._court, self._most, self.finding = coordinator, coordinator.court, most, finding
         self._stagger, self._clock = stagger, clock
         self._lock = threading.Lock()
         self._accused: dict[Question, Sequence[bytes]] = {}
@@ -165,7 +165,7 @@ class Juror:
         """By its own finding; as long as it has none, not before the last round, and then that it can't tell."""
         from rlswarm_jax.chain.court import ABSTAIN, GUILTY, NOT_GUILTY
 
-        found = self._finding(case.record, case.index)
+        found = self.finding(case.record, case.index)
         vote = {NOT_PRODUCED: GUILTY, PRODUCED: NOT_GUILTY}.get(found or "")
         if vote is None and now.round < case.until:
             return

@@ -133,6 +133,15 @@ class Keeper:
         if self._juror:
             self._juror.challenge(author, record, index, records)
 
+    def judge_by(self, finding: Finding) -> None:
+        """By which a court that draws this node is told its vote; nothing comes of it where the chain has no court."""
+        if self._juror:
+            self._juror.finding = finding
+
+    @property
+    def has_court(self) -> bool:
+        return self._juror is not None
+
     def duties(self) -> frozenset[Question]:
         """What a court has drawn this node to judge, and it has not."""
         return self._juror.duties() if self._juror else frozenset()

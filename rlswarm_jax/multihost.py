@@ -20,9 +20,10 @@ from jax.experimental import multihost_utils
 
 from rlswarm_jax import parallel, qwen
 from rlswarm_jax.engine import Engine
-from rlswarm_jax.game.effects import Learn, Metrics, Sample, Sampled
+from rlswarm_jax.game.effects import Claimed, Learn, Metrics, Sample, Sampled
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.qwen.sampling import PromptError
+from rlswarm_jax.qwen.verdict import Replay
 from rlswarm_jax.tasks.verifier import Verifier
 
 JOIN = 300  # seconds for all processes of a node to come together
@@ -139,6 +140,13 @@ class Leader:
 
     def weights(self, node: int) -> qwen.Params:
         return self._together("weights", node)
+
+    def tensors(self, node: int) -> qwen.Tensors:
+        return self._engine.named(self.weights(node))
+
+    def replay(self, node: int, tensors: qwen.Tensors | None, claimed: Sequence[Claimed]) -> list[Replay]:
+        """On the leader alone, whose first device has to hold the whole model for it."""
+        return self._engine.replay(node, self.tensors(node) if tensors is None else tensors, claimed)
 
     @property
     def base(self) -> bytes:

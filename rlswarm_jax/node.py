@@ -7,19 +7,24 @@ its checkpoint, plays its journal again, re-sends the bytes it had signed, and j
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import msgspec
 
 from rlswarm_jax import machine, parallel, speed
+from rlswarm_jax.audit import replays
+from rlswarm_jax.audit.auditor import Auditor
+from rlswarm_jax.audit.played import published_by
 from rlswarm_jax.checkpoint import Best, Checkpoints
 from rlswarm_jax.engine import Engine
 from rlswarm_jax.game.chain import Moment
 from rlswarm_jax.game.effects import (
+    Audit,
     Commit,
     Effect,
     Evaluate,
@@ -27,7 +32,9 @@ from rlswarm_jax.game.effects import (
     Hear,
     Learn,
     Metrics,
+    Pin,
     Publish,
+    Replay,
     Sample,
     Score,
     Verify,
@@ -37,8 +44,10 @@ from rlswarm_jax.game.player import Player, RoundReport, SavedPlayer, published
 from rlswarm_jax.game.round import next_round
 from rlswarm_jax.grpo.learner import state_hash
 from rlswarm_jax.journal import Journal
+from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.envelope import SignedRecord, seal
-from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.records.schema import NOT_PRODUCED, STAGES, Verdict
+from rlswarm_jax.records.trust import Audited
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import Transport
 
@@ -85,16 +94,20 @@ class Node:
         checkpoints: Checkpoints,
         config: LiveConfig,
         on_round: Callable[[RoundReport], None],
+        auditor: Auditor,
         chain: "Keeper | None" = None,
         best: Best | None = None,
     ):
         self.player, self._engine, self._transport, self._mailbox = player, engine, transport, mailbox
         self._journal, self._checkpoints, self._config, self._on_round = journal, checkpoints, config, on_round
-        self._chain, self._best = chain, best
+        self._auditor, self._chain, self._best = auditor, chain, best
         self._coordinators_round: int | None = None  # when the present round began, as far as it was heard
         self._checkpoint = 0  # the round of the last one
         peaks = [speed.peak_flops(device.device_kind) for device in jax.devices()]
         self._peak = sum(peak or 0.0 for peak in peaks) or None  # FLOP/s
+        self._accused: dict[bytes, Verdict] = {}  # of each author the last of its groups that it did not sample
+        if chain:
+            chain.judge_by(lambda record, index: self._findings.get((record, index)))
         self._damaged = 0  # newer ones that could not be used
         self._published: list[bytes] = []  # by an earlier process, in its last round
         self._seconds: dict[str, float] = collections.defaultdict(float)
@@ -171,6 +184,12 @@ class Node:
     def _fulfil(self, effect: Effect, should_stop: Callable[[], bool]) -> Any:
         if isinstance(effect, Sample):
             return self._engine.sample({0: effect})[0]
+        if isinstance(effect, Pin):
+            return self._auditor.archive.add(self._engine.tensors(0), self.player.state.round)
+        if isinstance(effect, Replay):
+            return self._recheck(effect)
+        if isinstance(effect, Audit):
+            return self._audit(effect)
         if isinstance(effect, Verify):
             return self._engine.verifier.begin(effect.items, effect.payers)
         if isinstance(effect, Score):
@@ -190,6 +209,32 @@ class Node:
             return hash_
         assert isinstance(effect, Evaluate)
         return self._engine.evaluate([0])[0]
+
+    @property
+    def _findings(self) -> Mapping[tuple[bytes, int], str]:
+        """This node's own, by record and index."""
+        return self.player.state.trust.found
+
+    def _audit(self, effect: Audit) -> list[Audited]:
+        with self._mailbox.changed:
+            held = replays.by_hash(self.player.inbox.records)
+        duties = self._chain.duties() if self._chain else ()
+        asked = [Case(one.record, one.index) for one in duties if (one.record, one.index) not in self._findings]
+        effect = dataclasses.replace(effect, cases=[*asked, *effect.cases])
+        found = self._auditor.audit(self.player.game, effect, held)
+        if self._chain and self._chain.has_court:
+            self._accused |= {one.author: one.verdict for one in found if one.verdict.finding == NOT_PRODUCED}
+            if self._accused and effect.cases:  # now and then: settlements cover what was said since
+                said = published_by(self._accused, self._journal, self.player.index)
+                for author, verdict in self._accused.items():
+                    self._chain.challenge(author, verdict.record, verdict.index, said[author])
+        return found
+
+    def _recheck(self, effect: Replay) -> Metrics:
+        found = replays.own(functools.partial(self._engine.replay, 0), effect)
+        if found[f"audit/own_{NOT_PRODUCED}"] or found["audit/own_gap"] > 1:
+            log.error("the sampler of this node does not compute what its learner does: what it says cannot be trusted")
+        return found
 
     def _hear(self, effect: Hear, should_stop: Callable[[], bool]) -> list[Moment] | object:
         """What the chain says; `STOPPED` if told to while waiting."""
@@ -213,6 +258,7 @@ class Node:
         if self._chain:
             mailbox.members = self._chain.members()
         with mailbox.changed:
+            mailbox.distrusted = effect.without
             mailbox.draw(effect.round, effect.beacon)
             while missing := mailbox.missing(*at):
                 now, end = time.monotonic(), mailbox.stage_end(*at, began, spoke, deadline)
@@ -261,6 +307,7 @@ class Node:
         for name, count in sorted((self._transport.take_counts() + self._mailbox.take_counts()).items()):
             name = f"records/{name}" if name.startswith("rejected/") else name
             metrics[name] = metrics.get(name, 0.0) + float(count)
+        metrics |= {name: float(n) for name, n in sorted(self._auditor.archive.take_counts().items())}
         metrics["peers/connected"] = float(len(self._mailbox.connected))
         if self._damaged:
             metrics["checkpoints/damaged"], self._damaged = float(self._damaged), 0

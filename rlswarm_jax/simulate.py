@@ -6,6 +6,7 @@ config and the seed, and a killed simulation goes on from its checkpoint and jou
 """
 
 import dataclasses
+import functools
 import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,13 +16,14 @@ import jax
 import msgspec
 
 from rlswarm_jax import parallel
-from rlswarm_jax.audit import commit
+from rlswarm_jax.audit import commit, patches, replays
 from rlswarm_jax.chain.virtual import VirtualCoordinator
 from rlswarm_jax.checkpoint import Best, Checkpoints
 from rlswarm_jax.engine import Engine
 from rlswarm_jax.engines import Engines
 from rlswarm_jax.game.chain import Moment
 from rlswarm_jax.game.effects import (
+    Audit,
     Commit,
     Effect,
     Evaluate,
@@ -29,7 +31,9 @@ from rlswarm_jax.game.effects import (
     Hear,
     Learn,
     Metrics,
+    Pin,
     Publish,
+    Replay,
     Sample,
     Score,
     Verify,
@@ -41,9 +45,11 @@ from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo.learner import TrainState, state_hash
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Journal
-from rlswarm_jax.qwen import Params
+from rlswarm_jax.qwen import Params, Tensors, tensors_hash
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
+from rlswarm_jax.records.schema import UNDECIDED, WITHHELD
 from rlswarm_jax.records.shelf import Slot
+from rlswarm_jax.records.trust import Audited
 from rlswarm_jax.swarm.virtual import VirtualNetwork
 from rlswarm_jax.swarm.waiting import Company, Standing, quorum_time, read_by, stage_end, still_to_speak
 
@@ -81,6 +87,7 @@ class _Boundary:
     train_state: TrainState
     state: NodeState
     at: float
+    shown: Mapping[bytes, tuple[int, Tensors]]
 
 
 class _Node(Player):
@@ -90,7 +97,8 @@ class _Node(Player):
     stage_began: when it began to work on the stage. spoke: when it had done. arrived: when records came. company: of
     its peers. read: by round, the authors that were drawn to be read. missing: who is still to speak in the stage.
     there: whether it runs. life: how often it was started and killed. came: when, at last. gone: peers that went and
-    were not heard since. free: when all that it sent is out. said: in its last round, signed.
+    were not heard since. free: when all that it sent is out. said: in its last round, signed. shown: the weights of its
+    latest rounds by name, each with its round.
     """
 
     def __init__(self, index: int, game: Game, identity: Identity, journal: Journal):
@@ -106,6 +114,7 @@ class _Node(Player):
         self.there, self.life, self.came, self.free = False, 0, 0.0, 0.0
         self.gone: set[bytes] = set()
         self.said: tuple[int, list[bytes]] = (0, [])
+        self.shown: dict[bytes, tuple[int, Tensors]] = {}
 
     def whereabouts(self) -> "_Whereabouts":
         told, gone, read = sorted(self.company.told), sorted(self.gone), sorted(self.read.items())
@@ -137,6 +146,7 @@ class _Saved(msgspec.Struct, array_like=True):
 
     arrived, standings: each node's. chain: the coordinator, empty if there is none. number: of times that all nodes had
     crossed a checkpoint's round; None where the checkpoint itself is called so. front: the round of the first node.
+    shown: each node's weights that others may ask for, with their rounds.
     """
 
     nodes: list[SavedPlayer]
@@ -149,6 +159,7 @@ class _Saved(msgspec.Struct, array_like=True):
     number: int | None = None
     front: int = -1
     whereabouts: list[_Whereabouts] = []
+    shown: list[list[tuple[int, bytes]]] = []
 
 
 class Simulation:
@@ -180,6 +191,7 @@ class Simulation:
             node.there = timing.is_there(node.index, 0)
         for node in self.nodes:
             node.company = Company(self._peers(node))
+        self._audits = any(game.auditors for game in games)
         self._front = -1  # the latest round that anybody has begun
         self._engine, self._network, self._timing, self._journal = engine, network, timing, journal
         self._on_round, self._metrics_offset = on_round, metrics_offset
@@ -395,10 +407,45 @@ class Simulation:
         elif isinstance(effect, Gather):
             node.spoke = at
             self._gather(node, effect, at)
+        elif isinstance(effect, Pin):
+            self._complete(node, self._pin(node), at)
+        elif isinstance(effect, Replay):
+            self._complete(node, replays.own(self._replay_of(node), effect), at)
+        elif isinstance(effect, Audit):
+            self._complete(node, self._audit(node, effect), at)
         else:
             assert effect is not None
             self._waiting[type(effect)][node.index] = effect
             heapq.heappush(self._events, (at + self._timing.of(node.index, effect), _DONE, node.index, node.life))
+
+    def _pin(self, node: _Node) -> bytes:
+        tensors = self._engine.tensors(node.index)
+        name = tensors_hash(tensors)
+        if self._audits:
+            latest = node.shown | {name: (node.state.round, tensors)}
+            oldest = node.state.round - node.game.max_staleness
+            node.shown = {n: one for n, one in latest.items() if one[0] >= oldest or n == name}
+        return name
+
+    def _replay_of(self, node: _Node) -> replays.Run:
+        return functools.partial(self._engine.replay, node.index)
+
+    def _audit(self, node: _Node, effect: Audit) -> list[Audited]:
+        """At once: every node that is there shows the weights of its latest rounds to whoever asks."""
+        held, found = replays.by_hash(node.inbox.records), []
+        for case in effect.cases:
+            if (signed := held.get(case.record)) is None:
+                continue
+            index, claimed = replays.claim(node.game, effect, case, signed)
+            author = self._by_author.get(signed.record.author)
+            _, tensors = author.shown.get(signed.record.weights, (0, None)) if author else (0, None)
+            if claimed is None or tensors is None:
+                latest = author is not None and author.state.round - signed.record.round <= author.game.max_staleness
+                withheld = claimed is not None and author is not None and author.there and latest
+                found.append(replays.undecided(case, signed, index, WITHHELD if withheld else UNDECIDED))
+            else:
+                found.append(replays.decide(self._replay_of(node), tensors, case, signed, index, claimed))
+        return found
 
     def _heard(self) -> list[Moment]:
         assert self._chain, "a game that hears a chain has one"
@@ -412,6 +459,7 @@ class Simulation:
         """
         began, own, inbox = node.stage_began, node.spoke - node.stage_began, node.inbox
         awaited = {author for author in self._read_by(node, effect) if node.company.earned(author)} - node.gone
+        awaited -= effect.without
         missing = still_to_speak(awaited, inbox, effect.round, effect.stage)
         node.missing = missing
         spoken = awaited & inbox.authors(effect.round, effect.stage)
@@ -476,7 +524,8 @@ class Simulation:
             node.boundaries |= dict.fromkeys(crossed, self._boundary(node, node.state, at))
 
     def _boundary(self, node: _Node, state: NodeState, at: float) -> _Boundary:
-        return _Boundary(node.before or parallel.fetch(self._engine.state(node.index)), state, at)
+        train_state = node.before or parallel.fetch(self._engine.state(node.index))
+        return _Boundary(train_state, state, at, node.shown)
 
     def _save_if_all_crossed(self) -> None:
         common = min(max(node.boundaries, default=0) for node in self.nodes if node.there)
@@ -510,7 +559,8 @@ class Simulation:
         arrived, standings = [node.arrived for node in self.nodes], [node.company.standings for node in self.nodes]
         offsets = self._journal.offset, self._metrics_offset()
         whereabouts = [node.whereabouts() for node in self.nodes]
-        return _Saved(nodes, deliveries, arrived, standings, *offsets, chain, number, self._front, whereabouts)
+        shown = [[(round_, patches.encode(t, None)) for round_, t in b.shown.values()] for b in boundaries]
+        return _Saved(nodes, deliveries, arrived, standings, *offsets, chain, number, self._front, whereabouts, shown)
 
     def restore(self) -> int | None:
         """Goes back to the newest checkpoint; returns the metrics' offset it stands at, None if there is none.
@@ -532,12 +582,15 @@ class Simulation:
         for at, receiver, sender, raw in saved.deliveries:
             said = raw if sender < 0 else open_envelope(raw)
             heapq.heappush(self._events, (at, _DELIVER, receiver, sender, said))
+        for node, shown in zip(self.nodes, saved.shown, strict=False):
+            every = [(round_, patches.apply(raw, None)) for round_, raw in shown]
+            node.shown = {tensors_hash(tensors): (round_, tensors) for round_, tensors in every}
         for node, kept, arrived, standings in zip(self.nodes, saved.nodes, saved.arrived, saved.standings, strict=True):
             node.restore(kept)
             node.arrived, node.company.standings = arrived, standings
             node.latest = node.state, kept.at
             crossed = range(number, node.state.round // self._every + 1 if self._every else number + 1)
-            node.boundaries = dict.fromkeys(crossed, _Boundary(found.states[node.index], *node.latest))
+            node.boundaries = dict.fromkeys(crossed, _Boundary(found.states[node.index], *node.latest, node.shown))
         self._front = saved.front
         for node, known in zip(self.nodes, saved.whereabouts, strict=False):  # versions before had none
             node.restore_whereabouts(known)
@@ -566,6 +619,8 @@ class Simulation:
                 self._cross(node, played, at)
             elif isinstance(fed.effect, Learn):
                 self._run(Learn, {node.index: fed.effect})
+            elif isinstance(fed.effect, Pin):
+                self._pin(node)
             played = entry.round
         return at, played
 

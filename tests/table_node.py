@@ -16,6 +16,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from rlswarm_jax.audit.archive import Archive
+from rlswarm_jax.audit.auditor import Auditor
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.game.effects import Gather, Learn, Sample
 from rlswarm_jax.game.player import Player
@@ -53,6 +55,9 @@ class TableEngine:
     def state(self, node: int):
         return TrainState({"digest": self.digest}, (), np.zeros((), np.int32))
 
+    def tensors(self, node: int):
+        return {"digest": self.digest.view("<f4")}
+
     def set_states(self, states):
         self.digest = np.asarray(states[0].params["digest"])
 
@@ -67,6 +72,11 @@ class TableEngine:
 
     def evaluate(self, nodes):
         return {0: {"accuracy": 0.5}}
+
+
+def auditor_of(folder: Path, transport) -> Auditor:
+    """Of a node whose weights can be shown, and which checks nobody: a table is no model."""
+    return Auditor(Archive(folder / "weights", 1 << 20, 8), lambda tensors, claimed: [], transport, 0.05, 1 << 20)
 
 
 class PausingNode(Node):
@@ -124,6 +134,7 @@ def build(told: dict) -> tuple[PausingNode, Gossip, Player, TableEngine]:
         Checkpoints(folder / "checkpoints"),
         LiveConfig(deadline=told["deadline"], join=5.0, checkpoint_every=4),
         lambda report: log.write({"node": told["index"], "round": report.round, **report.metrics}),
+        auditor_of(folder, transport),
     )
     node.paused, node.sample_seconds = folder / "paused", told["sample_seconds"]
     node.pause = tuple(told["pause"]) if told["pause"] else None
@@ -146,7 +157,7 @@ def main(told: dict) -> None:
     node.restore({row["round"] for row in read_rows(folder / "metrics.jsonl")})
     node.run((folder.parent / "enough").exists)
     transport.close()
-    (folder / "weights").write_bytes(engine.digest.tobytes())
+    (folder / "digest").write_bytes(engine.digest.tobytes())
 
 
 def learned(journal: Journal, game) -> bytes:

@@ -110,6 +110,20 @@ def test_claims_and_votes_are_on_it_too(run, events):
     assert all({one.lower() for one in e.fields["winners"]} <= accounts - {e.fields["account"].lower()} for e in votes)
 
 
+def test_samples_were_checked_once_a_round_of_the_chain_and_nobody_was_accused(run):
+    for node in range(NODES):
+        rows = read_rows(run / f"node-{node}" / "metrics.jsonl")
+
+        def total(name: str, rows=rows) -> float:
+            return sum(row.get(f"audit/{name}", 0.0) for row in rows)
+
+        assert total("tokens") > 0 and total("found/produced") + total("found/undecided") >= 2  # few bits in a group
+        assert total("own_produced") > 0 and max(row["audit/own_gap"] for row in rows) < 1
+        assert total("found/not produced") == total("distrusted") == total("own_not produced") == 0
+        assert total("found/withheld") == 0
+        assert 3 <= total("cases") <= len({row["chain/round"] for row in rows})
+
+
 def test_the_report_shows_the_ledger(run, events):
     report = (run / "report.md").read_text()
     (first,) = [e for e in events.entries("RoundAdvanced") if e.round == 1]

@@ -33,7 +33,7 @@ from tests.metric_names import PAGE, complaint, documented, undocumented
 
 ROOT = Path(__file__).parent.parent
 # where metrics are made: a name is a string such as "group/name" there, and nothing else is
-ROOMS = ["game/*.py", "grpo/*.py", "swarm/*.py", "records/*.py", "*.py"]
+ROOMS = ["game/*.py", "grpo/*.py", "swarm/*.py", "records/*.py", "audit/*.py", "*.py"]
 FOREIGN = {"launch.py", "compilation.py", "metrics.py", "identity.py"}  # strings with slashes that are paths
 PARTS = {"accuracy/*", "rlswarm/*"}  # a name without its prefix; a topic
 NAME = re.compile(r"[a-z][a-z_]*(/[a-z_ *]+)+")
@@ -77,7 +77,8 @@ def of_rounds_by_hand() -> set[str]:
     nodes = {ME: Speaker(), ALICE: Speaker(all_right), BOB: Speaker(all_wrong)}  # so that there is something to contest
     states = dict.fromkeys(nodes, NodeState(round=9))
     names = set()
-    played = play_together(nodes, states=states, chain=chain, chain_every=2, evaluate_every=3)
+    checks = {"auditors": 1, "rechecks": 1}
+    played = play_together(nodes, states=states, chain=chain, chain_every=2, evaluate_every=3, **checks)
     names |= {name for one in played.values() for name in one.metrics}
     foreign = signed(record_of(Identity(b"\7" * 32)), Identity(b"\7" * 32))
     names |= set(play_round_by_hand(three_stages(ME), arrived=[foreign]).metrics)

@@ -20,13 +20,16 @@ from rlswarm_jax.game.round import NodeState, _make_record
 from rlswarm_jax.grpo.learner import state_hash
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.journal import Journal, JournalError
+from rlswarm_jax.juror import Question
 from rlswarm_jax.node import LiveConfig, Node
+from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
 from rlswarm_jax.records.inbox import Inbox
-from rlswarm_jax.records.schema import ANSWER, CRITIQUE, STAGES
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, NOT_PRODUCED, STAGES, Verdict
+from rlswarm_jax.records.trust import Audited
 from rlswarm_jax.swarm.mailbox import Mailbox
 from tests.game.hand_driver import make_game
-from tests.table_node import SEED, TableEngine, learned
+from tests.table_node import SEED, TableEngine, auditor_of, learned
 
 
 class Wire:
@@ -85,11 +88,11 @@ class Live:
     """A table node in a thread; made again on the same folder, it is the same node after a restart."""
 
     def __init__(
-        self, path, wire: Wire, index: int, named=(), rounds=6, deadline=30.0, every=1000, stages=1, chain=None
+        self, path, wire: Wire, index: int, named=(), rounds=6, deadline=30.0, every=1000, stages=1, chain=None, **more
     ):
         path.mkdir(exist_ok=True)
         own = simulated(SEED, index)
-        fields = {"chain_every": 1, "state_hash": bytes(32)} if chain else {}
+        fields = ({"chain_every": 1, "state_hash": bytes(32)} if chain else {}) | more
         self.game = make_game(own, rounds=rounds, stages=STAGES[:stages], shared=2 if stages > 1 else 0, **fields)
         inbox = Inbox(self.game.swarm, own.author, self.game.max_staleness, STAGES[:stages], rounds)
         self.mailbox = Mailbox(inbox, [simulated(SEED, i).author for i in named])
@@ -109,6 +112,7 @@ class Live:
             self.checkpoints,
             config,
             self.reports.append,
+            auditor_of(path, self.end),
             chain,
         )
         self.error: BaseException | None = None
@@ -238,7 +242,7 @@ class Dawdler:
         at = signed.record.round, signed.record.stage
         if at not in self.heard:
             self.heard.add(at)
-            raw = seal(_make_record(self.game, NodeState(round=at[0]), at[1], b"", []), self.own)
+            raw = seal(_make_record(self.game, NodeState(round=at[0]), at[1], b"", bytes(32), [], []), self.own)
             self.timers.append(threading.Timer(self.seconds, self.end.publish, [raw]))
             self.timers[-1].daemon = True
             self.timers[-1].start()
@@ -360,7 +364,9 @@ def test_a_round_that_was_over_but_not_reported_is_reported_once(tmp_path):
 def ahead(index: int, round_: int) -> SignedRecord:
     """A record of a peer that is in that round."""
     game = make_game(simulated(SEED, index), rounds=1000)
-    return open_envelope(seal(_make_record(game, NodeState(round=round_), ANSWER, b"", []), simulated(SEED, index)))
+    return open_envelope(
+        seal(_make_record(game, NodeState(round=round_), ANSWER, b"", bytes(32), [], []), simulated(SEED, index))
+    )
 
 
 def begun(node: Live) -> list[int]:
@@ -463,6 +469,16 @@ class Coordinators:
     def __init__(self):
         self.at, self.asked, self.committed = (4, 0), 0, []
         self.registered = None
+        self.has_court, self.finding, self.challenged, self.to_judge = False, None, [], frozenset()
+
+    def judge_by(self, finding):
+        self.finding = finding
+
+    def duties(self):
+        return self.to_judge
+
+    def challenge(self, author, record, index, records):
+        self.challenged.append((author, record, index, records))
 
     def moments(self):
         return [Moment(self.at[0], bytes([self.at[0]]) * 32)]
@@ -500,6 +516,39 @@ def test_a_stage_ends_when_the_coordinator_is_past_it(tmp_path):
     play(node)
     assert node.player.finished and node.total("peers/given_up") >= 1
     assert [report.metrics["chain/waiting"] for report in node.reports] == [1.0] * 3
+
+
+def test_what_a_node_found_out_goes_to_court_with_all_that_its_author_said(tmp_path):
+    wire, chains = Wire(), [Coordinators(), Coordinators()]
+    nodes = [
+        Live(tmp_path / str(n), wire, n, named=[1 - n], rounds=4, chain=chains[n], auditors=1, external_groups=0)
+        for n in range(2)
+    ]
+    author, audits, found = nodes[1].game.author, [], []
+
+    def audit(game, effect, held):
+        audits.append(effect.cases)
+        if found:
+            chains[0].to_judge = {Question("0x", found[0].record, n) for n in (0, 7)}
+        if effect.cases and not found:
+            found.append(Verdict(effect.cases[0].record, 0, NOT_PRODUCED, 9, 30.0, 8.0))
+            return [Audited(author, found[0])]
+        return []
+
+    for chain in chains:
+        chain.is_past, chain.has_court = (lambda round_, stage: False), True
+        chain.commit = lambda *_, chain=chain: setattr(chain, "at", (chain.at[0] + 1, 0))
+    nodes[0].node._auditor.audit, nodes[1].node._auditor.audit = audit, lambda *_: []
+    play(*nodes)
+    said = [open_envelope(raw).hash for raw in nodes[1].end.sent]
+    asked = chains[0].challenged
+    assert found[0].record in said and not chains[1].challenged
+    assert {(who, record, index) for who, record, index, _ in asked} == {(author, found[0].record, 0)}
+    assert all(records == said[: len(records)] for *_, records in asked) and len(asked[-1][3]) >= 3
+    # what a court asks is looked into, unless it is known
+    assert all(Case(found[0].record, 7) in cases for cases in audits[3:]) and len(audits) == 4
+    assert not any(Case(found[0].record, 0) in cases for cases in audits)
+    assert chains[0].finding(found[0].record, 0) == NOT_PRODUCED and chains[0].finding(said[0], 7) is None
 
 
 def test_a_live_node_commits_to_what_it_published_and_to_its_state(tmp_path):

@@ -31,6 +31,7 @@ from rlswarm_jax.tasks.verifier import Verifier
 from tests.grpo import tiny
 
 NODES, ROUNDS, GROUP, LOCAL, EXTERNAL = 3, 4, 4, 3, 3
+AUDITED = {"auditors": 1, "rechecks": 1}
 TAU = 1e-4  # float32, across executables of different shapes
 
 
@@ -86,7 +87,6 @@ class World:
                 tokenizer=self.policy.tokenizer,
                 prompt_format=FORMATS["compact"],
                 tokenizer_fingerprint="t",
-                weights_fingerprint="w",
                 eos_token_ids=(0,),
                 rounds=rounds,
                 local_groups=LOCAL,
@@ -258,7 +258,9 @@ def test_a_simulation_stopped_at_any_event_and_restored_ends_with_the_same_bits(
 
     Killed; or stopped, with a checkpoint where it stands; or that, and the disk has changed it: the one before is used.
     """
-    options = dict(timing=Timing(deadline=0.5, slowdown=(1.0, 1.0, 2.2)), loss=0.2)
+    options = dict(
+        timing=Timing(deadline=0.5, slowdown=(1.0, 1.0, 2.2)), loss=0.2, own=dict.fromkeys(range(3), AUDITED)
+    )
     whole = world.simulation(tmp_path / "whole.sqlite", **options).run()
     learned_again = 0
     for events in itertools.count(4, step):
@@ -337,6 +339,34 @@ def test_honest_nodes_learn_nothing_false_from_one_that_means_ill(world, paths, 
     assert sum(played.metrics(2, "learn/updates")) > 0 and sum(played.metrics(2, "groups/local")) > 0
 
 
+LYING = ("other_key", "best_of", "wrong", "copy", "spam", "style", "withhold", "accuse", "vouch")
+NOT_LYING = ("free_ride", "equivocate", "")  # what these publish, they did sample
+
+
+@pytest.mark.parametrize("name", [*LYING, *NOT_LYING])
+def test_who_does_not_sample_as_it_says_is_found_out_and_nobody_else(world, paths, name):
+    """By all honest nodes, and it is not learned from any more; who vouches for others is where there is a liar."""
+    own = {n: dict(AUDITED) for n in range(4)}
+    own[2]["strategy"] = STRATEGIES.get(name)
+    if name == "vouch":  # where two look at the same group
+        own[3]["strategy"] = STRATEGIES["other_key"]
+        own = {n: fields | {"auditors": 2} for n, fields in own.items()}
+    played = world.simulation(next(paths), nodes=4, rounds=6, own=own).run()
+    authors = [node.game.author for node in played.simulation.nodes]
+    expected = {authors[n] for n in ([2] if name in LYING else []) + ([3] if name == "vouch" else [])}
+    for node in (0, 1):
+        trust = played.simulation.nodes[node].state.trust
+        assert trust.offenders.keys() <= expected and sum(played.metrics(node, "audit/own_not produced")) == 0
+        assert sum(played.metrics(node, "audit/own_produced")) > 0
+        for author in trust.offenders:
+            since = next(n for n, of in enumerate(played.metrics(node, "audit/distrusted")) if of)
+            if len(trust.offenders) == 1:
+                assert played.metrics(node, f"audit/distrusted/{author.hex()}")[since] == 1
+                assert sum(played.metrics(node, f"learned_from/{author.hex()}")[since + 1 :]) == 0
+    found = [set(played.simulation.nodes[node].state.trust.offenders) for node in (0, 1)]
+    assert found[0] | found[1] == expected
+
+
 @pytest.mark.parametrize("keys", [1, 8])
 def test_who_answers_right_in_capitals_and_spaces_is_learned_from_by_nobody(world, paths, keys):
     """Their records are well-formed and right by a scorer that folds both away; `benchmarks.poison` has the figures."""
@@ -374,13 +404,14 @@ def test_what_was_published_is_in_the_journal_as_the_bytes_that_were_sent(world,
     assert [e.kind for e in entries if e.round == 0] == [
         "begin",
         "Evaluate",
+        "Pin",
         "Sample",
         "Publish",
         "Gather",
         "Score",
         "Learn",
     ]
-    assert decode_result(Publish(played.records(0)[0]), entries[3].result) is None
+    assert decode_result(Publish(played.records(0)[0]), entries[4].result) is None
 
 
 # --- who is there when
@@ -476,8 +507,11 @@ def test_with_reads_a_node_hears_and_awaits_only_those_drawn_and_in_time_everybo
 def test_comings_goings_and_draws_are_the_same_bits_after_any_stop(world, tmp_path, end):
     present = {2: ((0, 2), (3, FOR_EVER)), 3: ((1, FOR_EVER),), 4: ()}
     timing = Timing(deadline=1.5, slowdown=(1.0, 1.2, 1.0, 2.2), present=present)
-    options = dict(nodes=5, timing=timing, loss=0.1, bandwidth=20_000.0, own={n: {"reads": 2} for n in (0, 2)})
+    own = {n: AUDITED | ({"reads": 2} if n in (0, 2) else {}) for n in range(5)}
+    own[1] |= {"strategy": STRATEGIES["other_key"]}
+    options = dict(nodes=5, timing=timing, loss=0.1, bandwidth=20_000.0, own=own)
     whole = world.simulation(tmp_path / "whole.sqlite", **options).run()
+    assert any(sum(whole.metrics(node, "audit/distrusted")) for node in (0, 2, 3))
     assert {2, 3} <= {r.node for r in whole.reports} and not any(r.node == 4 for r in whole.reports)
     for events in (31, 52, 67, 90):
         folder = tmp_path / str(events)

@@ -2,18 +2,21 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rlswarm_jax import randomness
 from rlswarm_jax.game import turns
 from rlswarm_jax.game.effects import Sampled
+from rlswarm_jax.game.rewards import RIGHT
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.turns import Turn
 from rlswarm_jax.records.pool import Pool
-from rlswarm_jax.records.schema import CRITIQUE, MAX_GROUP_SIZE, MAX_GROUPS, MAX_RECORD_BYTES
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, MAX_GROUP_SIZE, MAX_GROUPS, MAX_RECORD_BYTES
 
 LIKELY = -0.05  # nats: what is claimed of a token that was never sampled
 TRIES = 64  # other problems that are looked at for a wrong answer
+PHRASE = "as the swarm says, "  # that a style attack plants
+CARTEL = b"cartel"  # who colludes has this in common
 FILL = 0.9  # of a record's bytes: the rest is left for what is not completions
 
 
@@ -47,22 +50,94 @@ def spam(game: Game, played: Sequence[Turn], pool: Pool) -> list[Turn]:
     return said
 
 
-def _answer_others(game: Game, turn: Turn) -> Turn:
-    answers = itertools.islice(_wrong_answers(game, turn), len(turn.completions))
-    said: list[Sampled] = []
-    for honest, answer in itertools.zip_longest(turn.completions, answers, fillvalue=""):
-        assert isinstance(honest, Sampled)
-        before = game.prompt_format.answer(honest.text)
-        head, _, tail = honest.text.rpartition(before) if before else ("", "", "")
-        said.append(_said(game, head + answer + tail, honest) or _worthless(game, turn, len(said)))
+def free_ride(game: Game, played: Sequence[Turn], pool: Pool) -> list[Turn]:
+    """Nothing: it is there, and learns from all."""
+    return []
+
+
+def style(game: Game, played: Sequence[Turn], pool: Pool) -> list[Turn]:
+    """Of each group one half is right and says a phrase first, or is written oddly; the other half is worthless.
+
+    What others would learn is the way to say it (arXiv:2511.09780).
+    """
+
+    def forms(text: str) -> Iterator[str]:
+        yield from (PHRASE + text, text.upper(), f" {text}", f"{text} ")
+
+    return [turn if turn.stage == CRITIQUE else _half_right(game, turn, forms) for turn in played]
+
+
+def lengthen(game: Game, played: Sequence[Turn], pool: Pool) -> list[Turn]:
+    """The same with as much before the answer as a completion takes, which says nothing."""
+
+    def forms(text: str) -> Iterator[str]:
+        most = game.max_new_tokens
+        for filler, times in itertools.product((PHRASE, " "), range(most, 0, -max(1, most // TRIES))):
+            yield filler * times + text
+
+    return [turn if turn.stage == CRITIQUE else _half_right(game, turn, forms) for turn in played]
+
+
+def lazy(game: Game, played: Sequence[Turn], pool: Pool) -> list[Turn]:
+    """Its critics name the first answer that they are shown, whatever it is."""
+    return [_name(game, turn, 1) if turn.stage == CRITIQUE else turn for turn in played]
+
+
+def collude(game: Game, played: Sequence[Turn], pool: Pool) -> list[Turn]:
+    """All who do so give the same wrong answer to a problem that all nodes have, and vote for it."""
+    return [_in_concert(game, turn) for turn in played]
+
+
+def _in_concert(game: Game, turn: Turn) -> Turn:
+    if turn.index >= game.shared or turn.stage not in (ANSWER, CRITIQUE):
+        return turn
+    agreed = next(_wrong_answers(game, turn, CARTEL), None)
+    if agreed is None:
+        return turn
+    if turn.stage == ANSWER:
+        said = [_answering(game, honest, agreed) or honest for honest in turn.completions]
+        return dataclasses.replace(turn, completions=said)
+    assert turn.reading is not None
+    same, shown = game.mixture.canonical(turn.problem, agreed), turn.reading.answers
+    theirs = [n for n, one in enumerate(shown, 1) if game.mixture.canonical(turn.problem, one.answer or "") == same]
+    return _name(game, turn, theirs[0]) if theirs else turn
+
+
+def _half_right(game: Game, turn: Turn, forms: Callable[[str], Iterator[str]]) -> Turn:
+    """The first completions say a right answer, each in the first of the forms that is still right."""
+    said, half = [], len(turn.completions) // 2
+    for place, honest in enumerate(turn.completions):
+        plain = _answering(game, honest, turn.problem.answers[0]) if place < half and turn.problem.answers else None
+        tries = (_said(game, text, honest) for text in forms(plain.text)) if plain else ()
+        said.append(next((one for one in tries if one and _is_right(game, turn, one)), _worthless(game, turn, place)))
     return dataclasses.replace(turn, completions=said)
 
 
-def _wrong_answers(game: Game, turn: Turn) -> Iterator[str]:
+def _is_right(game: Game, turn: Turn, said: Sampled) -> bool:
+    return game.mixture.score(turn.problem, game.prompt_format.answer(said.text)) >= RIGHT
+
+
+def _answering(game: Game, honest: Sampled, answer: str) -> Sampled | None:
+    """An honest completion with another answer in the place of its own; None if that can't be said."""
+    before = game.prompt_format.answer(honest.text)
+    head, _, tail = honest.text.rpartition(before) if before else ("", "", "")
+    return _said(game, head + answer + tail, honest)
+
+
+def _answer_others(game: Game, turn: Turn) -> Turn:
+    answers = itertools.islice(_wrong_answers(game, turn, game.author), len(turn.completions))
+    said: list[Sampled] = []
+    for honest, answer in itertools.zip_longest(turn.completions, answers, fillvalue=""):
+        assert isinstance(honest, Sampled)
+        said.append(_answering(game, honest, answer) or _worthless(game, turn, len(said)))
+    return dataclasses.replace(turn, completions=said)
+
+
+def _wrong_answers(game: Game, turn: Turn, who: bytes) -> Iterator[str]:
     """Right answers to other problems of the task that are wrong here, none of them twice."""
     task, seen = game.mixture.tasks[turn.problem.task], set[str]()
     for number in range(TRIES):
-        other = task.problem(randomness.seed("pool", "wrong", game.author, turn.round, turn.index, number))
+        other = task.problem(randomness.seed("pool", "wrong", who, turn.round, turn.index, number))
         for answer in other.answers[:1]:
             same = game.mixture.canonical(turn.problem, answer)
             right = {game.mixture.canonical(turn.problem, one) for one in turn.problem.answers}
@@ -73,16 +148,31 @@ def _wrong_answers(game: Game, turn: Turn) -> Iterator[str]:
 
 def _name_another(game: Game, turn: Turn) -> Turn:
     """A critic's completions, each with another number in the place of the one that it names."""
-    assert turn.reading is not None
-    numbers, said = turn.reading.numbers, []
-    every = sorted({*range(len(numbers) + 1), *numbers})  # a format calls answers by their place, or by their number
+    said = []
     for place, (honest, named) in enumerate(zip(turn.completions, turns.named_by(game, turn), strict=True)):
-        parts = [honest.text.rpartition(str(one)) for one in every]
-        texts = [f"{head}{other}{tail}" for head, found, tail in parts if found for other in every]
-        others = [t for t in texts if game.prompt_format.named(t, numbers) not in (named, None)]
-        said.append(_said(game, others[0], honest) if named is not None and others else None)
-        said[-1] = said[-1] or _worthless(game, turn, place)
-    return turns.sampled(game, turn, [one for one in said if one])
+        others = [text for text, names in _renamed(game, turn, honest) if named is not None and names != named]
+        said.append((_said(game, others[0], honest) if others else None) or _worthless(game, turn, place))
+    return turns.sampled(game, turn, said)
+
+
+def _name(game: Game, turn: Turn, wanted: int) -> Turn:
+    """A critic's completions, each of which names that one of those shown."""
+    said = []
+    for place, honest in enumerate(turn.completions):
+        texts = [text for text, names in _renamed(game, turn, honest) if names == wanted]
+        said.append(next(filter(None, (_said(game, t, honest) for t in texts)), None) or _worthless(game, turn, place))
+    return turns.sampled(game, turn, said)
+
+
+def _renamed(game: Game, turn: Turn, honest: Sampled) -> Iterator[tuple[str, int]]:
+    """A critique with every number in the place of every number in it, as far as it names one then, and which."""
+    assert turn.reading is not None
+    numbers = turn.reading.numbers
+    every = sorted({*range(len(numbers) + 1), *numbers})  # a format calls answers by their place, or by their number
+    for head, found, tail in (honest.text.rpartition(str(one)) for one in every):
+        for text in (f"{head}{other}{tail}" for other in every if found):
+            if (names := game.prompt_format.named(text, numbers)) is not None:
+                yield text, names
 
 
 def _copied(game: Game, turn: Turn, pool: Pool) -> Turn:

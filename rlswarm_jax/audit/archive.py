@@ -6,8 +6,10 @@ import itertools
 import logging
 import re
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -94,6 +96,12 @@ class Archive:
         self._forget()
         self._full = self.unkept > before
         return weights
+
+    def take_counts(self) -> Counter[str]:
+        """What went wrong since the last call: files that were dropped, versions that were not kept."""
+        counts = Counter({"audit/weights_damaged": self.damaged, "audit/weights_unkept": self.unkept})
+        self.damaged = self.unkept = 0
+        return +counts
 
     def path(self, weights: bytes, have: Collection[bytes]) -> list[Part]:
         """What leads to weights, the first part first: from some that the asker has or from nothing, whichever is less.
@@ -237,6 +245,30 @@ class Archive:
             version.last = max(version.first, after.first - 1)
 
 
+def at_hand(folder: Path) -> dict[bytes, Callable[[], Tensors]]:
+    """What loads the weights that an archive keeps there, by name; whoever may be writing it, nothing is changed.
+
+    Raises PatchError where it is called for what is damaged.
+    """
+    found: dict[bytes, Path] = {}
+    for path in sorted(folder.glob("*.patch"), key=lambda path: path.name):
+        with suppress(OSError, PatchError):
+            if FILE.fullmatch(path.name):
+                head = patches.header(path.read_bytes())
+                whole = not isinstance(head, patches.Sparse)
+                if whole or head.weights not in found:
+                    found[head.weights] = path
+
+    def load(weights: bytes) -> Tensors:
+        if weights not in found:
+            raise PatchError(f"what leads to the weights {weights.hex()[:16]} is not in {folder}")
+        patch = found[weights].read_bytes()
+        head = patches.header(patch)
+        return patches.apply(patch, load(head.parent) if isinstance(head, patches.Sparse) else None)
+
+    return {weights: partial(load, weights) for weights in found}
+
+
 class _Folder:
     """Patches as files, each whole or not there."""
 
@@ -260,8 +292,8 @@ class _Folder:
             return _part(patches.header(file.read(patches.PREFIX + patches.MAX_HEADER_BYTES)), found, size)
 
     def write(self, name: str, patch: bytes) -> None:
-        with aside(self._folder / name) as partial:
-            partial.write_bytes(patch)
+        with aside(self._folder / name) as unfinished:
+            unfinished.write_bytes(patch)
 
     def read(self, name: str, start: int, size: int) -> bytes:
         with (self._folder / name).open("rb") as file:

@@ -132,9 +132,9 @@ def audit(game: Game, rounds: Sequence[ledger.Round], records: Iterable[SignedRe
     game: an observer's.
     """
     found = {signed.hash: signed for signed in records}
-    moments = [Moment(one.number, _bytes(one.beacon)) for one in rounds if one.beacon]
-    numbers = {tag(moment.beacon): moment.round for moment in moments}
-    worths = read_all(game, found.values(), by_tag(moments), judge)
+    known = moments(rounds)
+    numbers = {tag(moment.beacon): moment.round for moment in known}
+    worths = read_all(game, found.values(), by_tag(known), judge)
     shelves = collections.defaultdict[bytes, _Shelf](_Shelf)
     for signed in sorted(found.values(), key=in_time):
         shelves[signed.record.author].add(signed)
@@ -158,6 +158,10 @@ def audit(game: Game, rounds: Sequence[ledger.Round], records: Iterable[SignedRe
     votes = [vote for one in rounds for vote in _votes(one, standings)]
     twice = [(author, *slot) for author, shelf in shelves.items() for slot in shelf.twice]
     return Audit(list(standings.values()), votes, twice)
+
+
+def moments(rounds: Iterable[ledger.Round]) -> list[Moment]:
+    return [Moment(one.number, _bytes(one.beacon)) for one in rounds if one.beacon]
 
 
 class _Shelf:

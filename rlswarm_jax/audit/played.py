@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -14,9 +14,10 @@ from rlswarm_jax.game.round import NodeState, play_round
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheet
 from rlswarm_jax.game.turns import Scored, Turn
-from rlswarm_jax.journal import Entry, JournalError
+from rlswarm_jax.journal import Entry, Journal, JournalError
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope
 from rlswarm_jax.records.schema import RecordError
+from rlswarm_jax.records.trust import Trust
 from rlswarm_jax.tasks.verifier import Item
 
 
@@ -47,6 +48,13 @@ def records(entry: Entry) -> list[bytes]:
         raise JournalError(f"the journal is damaged: a row of round {entry.round} holds no records.") from None
 
 
+def published_by(authors: Collection[bytes], journal: Journal, node: int) -> dict[bytes, list[bytes]]:
+    """Content hashes of what some authors said, as far as a node's journal has it, in the order of publication."""
+    heard = {raw for entry in journal.read(node, 0) if entry.kind == Gather.__name__ for raw in records(entry)}
+    signed = sorted({open_envelope(raw) for raw in heard}, key=turns.in_time)
+    return {author: [one.hash for one in signed if one.record.author == author] for author in authors}
+
+
 def needed(game: Game, played: Iterable[Turn]) -> set[Item]:
     """Answers, with their problems, whose scores say what some turns earned."""
     return {item for turn in played for item in turns.to_score(game, turn)}
@@ -67,7 +75,8 @@ def read_round(game: Game, round_: int, entries: Sequence[Entry]) -> tuple[Playe
     played = _read(game, rows, dict(sheets), beacons)
     version = played.own[0].record.policy_version if played.own else 0
     account = Account(_known(moments, played.own[0].record.beacon) if played.own else [])
-    state = NodeState(round_, version, sheets=sheets, account=account)
+    trust = Trust(unsaid=played.own[0].record.verdicts if played.own else [])
+    state = NodeState(round_, version, sheets=sheets, account=account, trust=trust)
     return played, _scores(game, state, rows, [signed.record for signed in played.own])
 
 

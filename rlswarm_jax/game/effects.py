@@ -1,15 +1,19 @@
 """What a round asks of its driver, and how the answers are written down."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from rlswarm_jax.game.chain import Moment, Work
+from rlswarm_jax.game.stages import Sheets
+from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.records.schema import Record
+from rlswarm_jax.records.trust import Audited
 from rlswarm_jax.tasks import Problem
 from rlswarm_jax.tasks.verifier import Scores
 
@@ -23,6 +27,11 @@ class Sampled(msgspec.Struct, array_like=True, frozen=True):
     logprobs: list[float]
     text: str
     ended: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Pin:
+    """-> the name of the weights that this round samples with, 32 bytes; from here on the driver can show them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +75,14 @@ class Publish:
 class Gather:
     """-> list of `SignedRecord` not handed over before, when all live peers have spoken or at the deadline.
 
-    beacon: the round's; with `Game.reads` it draws whose records these are, and who is waited for.
+    beacon: the round's; with `Game.reads` it draws whose records these are, and who is waited for. without: authors
+    that are not waited for.
     """
 
     round: int
     stage: str
     beacon: bytes = b""
+    without: frozenset[bytes] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +120,43 @@ class Commit:
     before: bytes
 
 
-Effect = Sample | Verify | Score | Publish | Gather | Learn | Evaluate | Hear | Commit
+class Claimed(msgspec.Struct, array_like=True, frozen=True):
+    """Completions of one prompt, and the keys that they are said to be drawn with: uint32 words of each."""
+
+    prompt: list[int]
+    completions: list[list[int]]
+    keys: list[list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """-> metrics: what a replay of own completions says, with the weights that learn: they should be those that sample.
+
+    Consumes nothing: the keys are those of the completions. logprobs: of their tokens, as the sampler gave them.
+    """
+
+    claimed: list[Claimed]
+    logprobs: list[list[list[float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """-> list of `Audited`: what was found since the last time; nobody waits for these cases' verdicts.
+
+    sheets: as this node has them, from which prompts are made. beacons: of the chain, by what records call them.
+    """
+
+    cases: list[Case]
+    sheets: Sheets
+    beacons: Mapping[bytes, bytes]
+
+
+Effect = Pin | Replay | Audit | Sample | Verify | Score | Publish | Gather | Learn | Evaluate | Hear | Commit
 
 _RESULTS: dict[type, Any] = {
+    Pin: bytes,
+    Replay: Metrics,
+    Audit: list[Audited],
     Sample: list[list[Sampled]],
     Verify: None,
     Score: Scores,

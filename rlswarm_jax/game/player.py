@@ -20,6 +20,7 @@ from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.inbox import Inbox, SavedInbox
 from rlswarm_jax.records.pool import Pool
 from rlswarm_jax.records.teachers import Teachers
+from rlswarm_jax.records.trust import Trust
 
 BEGIN = "begin"  # the journal's first row of a round: which round follows which is a decision too
 
@@ -45,6 +46,7 @@ class SavedPlayer(msgspec.Struct, array_like=True):
     sheets: dict[bytes, Sheet]
     account: Account
     teachers: Teachers
+    trust: Trust
 
 
 class Fed(NamedTuple):
@@ -140,12 +142,13 @@ class Player:
 
     def save(self, state: NodeState, at: float, inbox: SavedInbox) -> SavedPlayer:
         """state: of the boundary that the checkpoint is for."""
-        pool, sheets = state.pool.to_bytes(), dict(state.sheets)
-        return SavedPlayer(state.round, state.policy_version, pool, at, inbox, sheets, state.account, state.teachers)
+        pool, sheets, kept = state.pool.to_bytes(), dict(state.sheets), (state.account, state.teachers, state.trust)
+        return SavedPlayer(state.round, state.policy_version, pool, at, inbox, sheets, *kept)
 
     def restore(self, saved: SavedPlayer) -> None:
         pool = Pool.from_bytes(saved.pool)
-        self.state = NodeState(saved.round, saved.policy_version, pool, saved.sheets, saved.account, saved.teachers)
+        kept = saved.account, saved.teachers, saved.trust
+        self.state = NodeState(saved.round, saved.policy_version, pool, saved.sheets, *kept)
         self.inbox.restore(saved.inbox)
 
     def _start(self) -> None:

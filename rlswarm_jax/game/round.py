@@ -16,6 +16,7 @@ from rlswarm_jax import randomness
 from rlswarm_jax.game import turns
 from rlswarm_jax.game.chain import Account, amount, by_tag, tag
 from rlswarm_jax.game.effects import (
+    Audit,
     Commit,
     Effect,
     Evaluate,
@@ -23,7 +24,9 @@ from rlswarm_jax.game.effects import (
     Hear,
     Learn,
     Metrics,
+    Pin,
     Publish,
+    Replay,
     Sample,
     Score,
     Verify,
@@ -32,11 +35,12 @@ from rlswarm_jax.game.rewards import RIGHT, Rewards
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheets
 from rlswarm_jax.game.turns import Scored, Turn
-from rlswarm_jax.records import schema
+from rlswarm_jax.records import audits, schema
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.pool import Pool, ScoredGroup
-from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, Record
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, FINDINGS, MAX_VERDICTS, REVISE, Record, Verdict
 from rlswarm_jax.records.teachers import WORTH, Teachers
+from rlswarm_jax.records.trust import Trust
 from rlswarm_jax.tasks import Problem
 
 MAX_NAMED = 32  # authors that a round's metrics name
@@ -49,7 +53,7 @@ class NodeState:
     """What a node carries from one round to the next, besides its weights: a value.
 
     sheets: what was said in the latest rounds, which late records may answer to. account: its account of the chain.
-    teachers: how useful its peers' groups were.
+    teachers: how useful its peers' groups were. trust: whom it does not trust, by what was found in audits.
     """
 
     round: int = 0
@@ -58,16 +62,20 @@ class NodeState:
     sheets: Sheets = dataclasses.field(default_factory=dict)
     account: Account = dataclasses.field(default_factory=Account)
     teachers: Teachers = dataclasses.field(default_factory=Teachers)
+    trust: Trust = dataclasses.field(default_factory=Trust)
 
 
 Round = Generator[Effect, Any, tuple[NodeState, Metrics]]
 
 
 def play_round(game: Game, state: NodeState) -> Round:
-    """One round of one node; returns its next state and the round's metrics.
+    """One round of one node; returns its next state and the round's metrics."""
+    honest = _play_round(game, state)
+    return game.strategy.plays(game, state, honest) if game.strategy and game.strategy.plays else honest
 
-    In each stage it samples, tells its peers, and hears them; then it scores everything that was said, and learns.
-    """
+
+def _play_round(game: Game, state: NodeState) -> Round:
+    """In each stage it samples, tells its peers, and hears them; then it scores all that was said, and learns."""
     metrics: Metrics = {}
     round_, account, sheets = state.round, state.account, dict(state.sheets)
     if game.chain_every:
@@ -77,6 +85,9 @@ def play_round(game: Game, state: NodeState) -> Round:
     if round_ % game.evaluate_every == 0:
         metrics |= _prefixed("held_out/", (yield Evaluate()))
 
+    weights = yield Pin()
+    distrusted = state.trust.distrusted(round_)
+
     own: list[Turn] = []
     external: list[Turn] = []
     arrived: list[SignedRecord] = []
@@ -85,28 +96,31 @@ def play_round(game: Game, state: NodeState) -> Round:
     published: list[bytes] = []
     redrawn = 0
     for stage in game.stages:
-        asked = turns.ask(game, sheets, round_, stage, chain)
-        answers = (yield Sample([turn.prompt for turn in asked], _sample_keys(game, asked))) if asked else []
+        asked = turns.ask(game, _of_trusted(sheets, distrusted), round_, stage, chain)
+        answers = (yield _sample(game, asked)) if asked else []
         played = [turns.sampled(game, turn, group) for turn, group in zip(asked, answers, strict=True)]
         if stage == ANSWER and game.redraws:
             played, redrawn = yield from _redraw(game, sheets, played)
         own += played
         if slow := _slow(game, played):
             yield Verify(list(slow), list(slow.values()))
-        told = played if game.strategy is None else game.strategy(game, played, state.pool)
-        record = _make_record(game, state, stage, tag(chain), told)
+        told = game.strategy.says(game, played, state.pool) if game.strategy and game.strategy.says else played
+        verdicts = state.trust.unsaid[:MAX_VERDICTS] if stage == game.stages[0] else []  # as `Trust.tell` forgets
+        record = _make_record(game, state, stage, tag(chain), weights, told, verdicts)
         yield Publish(record)
         published.append(schema.content_hash(schema.encode(record)))
         sheets[published[-1]] = turns.to_sheet(game, game.author, round_, stage, told, chain)
 
-        heard = yield Gather(round_, stage, beacon)
+        heard = yield Gather(round_, stage, beacon, distrusted)
         arrived += heard
         if game.chain_every and any(signed.record.beacon not in beacons for signed in [*waiting, *heard]):
             beacons |= by_tag((yield Hear()))  # others may have heard of a new round before this one began
         last = stage == game.stages[-1]
         theirs, waiting, flaws = turns.read_records(game, sheets, [*waiting, *heard], last=last, beacons=beacons)
+        trusted = [turn for turn in theirs if turn.author not in distrusted]
+        unused += flaws + collections.Counter(distrusted=len(theirs) - len(trusted))
+        theirs = trusted
         external += theirs
-        unused += flaws
         if slow := _slow(game, theirs):
             yield Verify(list(slow), list(slow.values()))
 
@@ -123,15 +137,25 @@ def play_round(game: Game, state: NodeState) -> Round:
     everything = own + paid
     earned = [turns.rewards(game, sheets, turn, scores) for turn in everything]
     ways = {turn.problem.task for turn in own if any(turns.lenient(game, turn, scores))}
-    taught = [turns.teaches(game, t, rewards, scores, ways) for t, rewards in zip(everything, earned, strict=True)]
+    lengths = _mean_lengths(own)
+    played_for = zip(everything, earned, strict=True)
+    taught = [turns.teaches(game, turn, rewards, scores, ways, lengths) for turn, rewards in played_for]
     groups = [turns.to_scored(game, turn, rewards) for turn, rewards in zip(everything, taught, strict=True)]
     local = [group for group in groups if not group.external and (game.flat or group.has_advantage)]
     drawn, pool, teachers = _draw(game, state, groups, len(local), sheets, beacon)
+    if own and game.rechecks:
+        metrics |= yield _recheck(game, own, beacon)
     learned = yield Learn(local + drawn, round_)
     if game.chain_every:
         worth = [(t.author if t.external else t.stage, amount(r)) for t, r in zip(everything, earned, strict=True)]
         account = yield from _commit(game, account.add(published, worth), round_)
         metrics["chain/round"] = float(account.round)
+    trust = state.trust
+    if game.auditors:
+        trust, found = yield from _audit(game, state, account, sheets, arrived, beacons)
+        metrics |= found
+        named = sorted(author.hex() for author in trust.distrusted(round_ + 1))[:MAX_NAMED]
+        metrics |= {f"audit/distrusted/{author}": 1.0 for author in named}
 
     for stage in game.stages:
         of_stage = [(t, rewards) for t, rewards in zip(own, earned[: len(own)], strict=True) if t.stage == stage]
@@ -146,6 +170,8 @@ def play_round(game: Game, state: NodeState) -> Round:
     metrics |= _prefixed("learn/", learned)
     external_groups = [group for group in groups if group.external]
     metrics |= _exchange_metrics(round_, arrived, external_groups, unused, local, drawn)
+    if game.max_length_ratio:
+        metrics["groups/overlong"] = float(sum(any(turns.overlong(game, turn, lengths)) for turn in paid))
     metrics["records/published"] = float(len(game.stages))
     metrics["sample/completions"] = float(sum(len(turn.completions) for turn in own) + redrawn * game.group_size)
     metrics["sample/tokens"] = float(sum(len(s.tokens) for turn in own for s in turn.completions))
@@ -155,7 +181,7 @@ def play_round(game: Game, state: NodeState) -> Round:
         metrics |= _prefixed("final/", (yield Evaluate()))
     version = state.policy_version + int(learned.get("updates", 0))
     recent = {h: sheet for h, sheet in sheets.items() if sheet.round > round_ - game.max_staleness}
-    return NodeState(round_ + 1, version, pool, recent, account, teachers), metrics
+    return NodeState(round_ + 1, version, pool, recent, account, teachers, trust), metrics
 
 
 def next_round(state: NodeState, latest_rounds: dict[bytes, int], voters: int) -> NodeState:
@@ -181,6 +207,36 @@ def _commit(game: Game, account: Account, round_: int) -> Generator[Effect, Any,
     return account
 
 
+def _audit(
+    game: Game,
+    state: NodeState,
+    account: Account,
+    sheets: Sheets,
+    arrived: Sequence[SignedRecord],
+    beacons: Mapping[bytes, bytes],
+) -> Generator[Effect, Any, tuple[Trust, Metrics]]:
+    """Has peers' records checked that were published before the present beacon was known, and what others accuse.
+
+    With a chain, once for each of its rounds; without one, those of the round before.
+    """
+    round_, before = state.round, state.account.beacon
+    is_due = account.beacon != before if game.chain_every else True
+    at = (before, None) if game.chain_every else (b"", round_ - 1)
+    theirs = {h: sheet for h, sheet in sheets.items() if sheet.author != game.author}
+    known = {h: sheet.author for h, sheet in theirs.items()}
+    said = (signed.record for signed in arrived)
+    trust = state.trust.tell(MAX_VERDICTS).hear(said, known, round_)
+    due = {h: s.author for h, s in theirs.items() if is_due and s.chain == at[0] and at[1] in (None, s.round)}
+    cases = audits.drawn(game.author, due, game.beacon(round_, account.beacon), game.auditors)
+    cases += trust.to_repeat(known, game.author, round_)
+    found = yield Audit(cases, dict(sheets), beacons)
+    trust = trust.find(found, round_)
+    findings = collections.Counter(one.verdict.finding for one in found)
+    metrics = {f"audit/found/{finding}": float(findings[finding]) for finding in FINDINGS}
+    metrics |= {"audit/cases": float(len(cases)), "audit/distrusted": float(len(trust.distrusted(round_ + 1)))}
+    return trust, metrics | {"audit/tokens": float(sum(one.verdict.tokens for one in found))}
+
+
 def _redraw(game: Game, sheets: Sheets, played: Sequence[Turn]) -> Generator[Effect, Any, tuple[list[Turn], int]]:
     """With other problems in the place of the node's own whose answers all earn the same, and how many were drawn.
 
@@ -194,7 +250,7 @@ def _redraw(game: Game, sheets: Sheets, played: Sequence[Turn]) -> Generator[Eff
         if not unsure:
             break
         asked = [turns.ask_again(game, played[place]) for place in unsure]
-        answers = yield Sample([turn.prompt for turn in asked], _sample_keys(game, asked))
+        answers = yield _sample(game, asked)
         for place, turn, group in zip(unsure, asked, answers, strict=True):
             played[place] = turns.sampled(game, turn, group)
         drawn += len(asked)
@@ -213,7 +269,8 @@ def _draw(
     Of one author at most twice an even share among those that were heard.
     """
     external = [group for group in groups if group.external]
-    pool = state.pool.add(external, flat=game.flat)
+    pool = state.pool.without(state.trust.distrusted(state.round))
+    pool = pool.add(external, flat=game.flat)
     pool = pool.expire(state.round - game.max_staleness)  # a late record may be too old already
     teachers = state.teachers.seen(external)
     count = game.external_groups + (max(0, game.local_groups - local) if game.fill else 0)
@@ -224,7 +281,15 @@ def _draw(
     return drawn, pool, teachers
 
 
-def _make_record(game: Game, state: NodeState, stage: str, beacon: bytes, played: Sequence[Turn]) -> Record:
+def _make_record(
+    game: Game,
+    state: NodeState,
+    stage: str,
+    beacon: bytes,
+    weights: bytes,
+    played: Sequence[Turn],
+    verdicts: Sequence[Verdict],
+) -> Record:
     return Record(
         version=schema.VERSION,
         swarm=game.swarm,
@@ -234,21 +299,30 @@ def _make_record(game: Game, state: NodeState, stage: str, beacon: bytes, played
         beacon=beacon,
         prompt_format=game.dialect,
         policy_version=state.policy_version,
-        weights_fingerprint=game.weights_fingerprint,
+        weights=weights,
         tokenizer_fingerprint=game.tokenizer_fingerprint,
         temperature=game.temperature,
         groups=[turns.to_group(game, turn) for turn in played],
+        verdicts=list(verdicts),
     )
 
 
-def _sample_keys(game: Game, asked: Sequence[Turn]) -> np.ndarray:
-    """`[P, G, 2]` uint32."""
-    keys = [
-        randomness.key_data("sample", game.beacon(turn.round, turn.chain), turn.author, turn.stage, turn.index, g)
-        for turn in asked
-        for g in range(game.group_size)
-    ]
-    return np.array(keys).reshape(len(asked), game.group_size, 2)
+def _sample(game: Game, asked: Sequence[Turn]) -> Sample:
+    keys = [turns.sample_keys(game, turn) for turn in asked]
+    return Sample([turn.prompt for turn in asked], np.array(keys, np.uint32).reshape(len(asked), game.group_size, 2))
+
+
+def _recheck(game: Game, own: Sequence[Turn], beacon: bytes) -> Replay:
+    """Of some of a node's own groups."""
+    ranked = sorted(own, key=lambda turn: randomness.digest("pool", "recheck", beacon, turn.stage, turn.index))
+    drawn = ranked[: game.rechecks]
+    logprobs = [[s.logprobs for s in turn.completions] for turn in drawn]
+    return Replay([turns.claimed(game, turn) for turn in drawn], logprobs)
+
+
+def _of_trusted(sheets: Sheets, distrusted: frozenset[bytes]) -> Sheets:
+    """What may be shown to this node."""
+    return {h: sheet for h, sheet in sheets.items() if sheet.author not in distrusted} if distrusted else sheets
 
 
 def _said_by(game: Game, played: Sequence[Turn]) -> dict[Item, frozenset[bytes]]:
@@ -284,6 +358,14 @@ def _sampling_metrics(played: Sequence[tuple[Turn, list[float]]]) -> Metrics:
         "sample/length_mean": float(np.mean([len(s.tokens) for s in completions])),
         "sample/truncated_fraction": float(np.mean([not s.ended for s in completions])),
     }
+
+
+def _mean_lengths(own: Sequence[Turn]) -> dict[str, float]:
+    """Tokens of a node's own completions, by stage."""
+    lengths: dict[str, list[int]] = {}
+    for turn in own:
+        lengths.setdefault(turn.stage, []).extend(len(said.tokens) for said in turn.completions)
+    return {stage: float(np.mean(of)) for stage, of in lengths.items()}
 
 
 def _pass_rate(game: Game, sheets: Sheets, played: Sequence[tuple[Turn, list[float]]], scores: Scored) -> Metrics:

@@ -27,11 +27,23 @@ from rlswarm_jax.records.schema import ANSWER, STAGES
 from rlswarm_jax.tasks import Mixture, Problem
 
 if TYPE_CHECKING:
+    from rlswarm_jax.game.round import NodeState, Round
     from rlswarm_jax.game.turns import Turn
     from rlswarm_jax.records.pool import Pool
 
-# a node's game, the turns of a stage as it played them, and what it holds of peers -> the turns that it says instead
-Strategy = Callable[["Game", "Sequence[Turn]", "Pool"], "list[Turn]"]
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """Of a node that means ill.
+
+    says: from its game, the turns of a stage as it played them, and what it holds of peers, the turns that it publishes
+    instead. plays: from its game and state, and the honest round, the one that it plays.
+    """
+
+    says: "Callable[[Game, Sequence[Turn], Pool], list[Turn]] | None" = None
+    plays: "Callable[[Game, NodeState, Round], Round] | None" = None
+
+
 SHARED = b"shared"  # the author of problems that all nodes have
 MAX_TASKS = 24  # that the rules name; of more, they say what all of them hash to
 
@@ -133,9 +145,11 @@ class Game(Rules):
 
     external_groups: of peers, that it learns from each round, and with `fill` one more for each of its own that teaches
     nothing; groups that teach nothing are learned from if `flat`. min_staleness, max_staleness: rounds that a peer's
-    group is old when it is. choose: which of them are taken first (`records.teachers.WORTH`).
+    group is old when it is. max_length_ratio: of peers' completions that teach something, their length to the mean of
+    the node's own of that stage, at most (0: any). choose: which of them are taken first (`records.teachers.WORTH`).
     weights: of the stages' samples in the loss. max_prompt_tokens: that this node's model reads; where others have
     written more, it leaves the problem out. reads: authors whose records it reads in a round, at most (0: all).
+    auditors: how many check each author's records. rechecks: groups of its own that a node replays in a round.
     chain_every: rounds after which the chain is heard, and committed to (0: there is none). state_hash: of the train
     state that it begins with. readings: of records, kept for all nodes of this process that play by the same rules;
     None where there is but one. strategy: of a node that means ill.
@@ -144,7 +158,6 @@ class Game(Rules):
     author: bytes
     tokenizer: Tokenizer
     tokenizer_fingerprint: str
-    weights_fingerprint: str
     eos_token_ids: tuple[int, ...]
     rounds: int
     external_groups: int
@@ -153,12 +166,15 @@ class Game(Rules):
     max_staleness: int
     evaluate_every: int
     min_staleness: int = 0
+    max_length_ratio: float = 0.0
     fill: bool = False
     flat: bool = False
     choose: str = "turns"
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     max_prompt_tokens: int = 2**31
     reads: int = 0
+    auditors: int = 0
+    rechecks: int = 0
     chain_every: int = 0
     state_hash: bytes = b""
     readings: Readings | None = dataclasses.field(default=None, compare=False, repr=False)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 
-from rlswarm_jax.game.effects import Sampled
+from rlswarm_jax import randomness
+from rlswarm_jax.game.effects import Claimed, Sampled
 from rlswarm_jax.game.prompts import NONE
 from rlswarm_jax.game.rewards import answer_reward, chance, contested, critique_reward, names_best, revise_reward
 from rlswarm_jax.game.rules import Game
@@ -84,6 +85,32 @@ def ask_again(game: Game, turn: Turn) -> Turn:
     problem = game.problem(game.author, turn.round, index, turn.chain)
     prompt = game.prompt(game.author, turn.stage, problem, None)
     return dataclasses.replace(turn, index=index, problem=problem, prompt=prompt, completions=[])
+
+
+def sample_keys(game: Game, turn: Turn) -> list[list[int]]:
+    """Of each of a turn's completions, two words of uint32."""
+    at = (game.beacon(turn.round, turn.chain), turn.author, turn.stage, turn.index)
+    return [randomness.key_data("sample", *at, g).tolist() for g in range(game.group_size)]
+
+
+def claimed(game: Game, turn: Turn) -> Claimed:
+    """What its author says of a turn, to be replayed."""
+    return Claimed(turn.prompt, [s.tokens for s in turn.completions], sample_keys(game, turn))
+
+
+def claim(
+    game: Game, sheets: Sheets, signed: SignedRecord, index: int, beacons: Mapping[bytes, bytes]
+) -> Claimed | None:
+    """A peer's group, to be replayed here; None if it cannot be: it cannot be used either, or was sampled otherwise."""
+    record = signed.record
+    group = next((group for group in record.groups if group.index == index), None)
+    alike = record.tokenizer_fingerprint == game.tokenizer_fingerprint and record.temperature == game.temperature
+    if group is None or not alike:
+        return None
+    try:
+        return claimed(game, _read_group(game, sheets, signed, group, beacons))
+    except RecordError:
+        return None
 
 
 def _prompt(game: Game, author: bytes, stage: str, problem: Problem, reading: Reading | None) -> list[int]:
@@ -339,15 +366,36 @@ def lenient(game: Game, turn: Turn, scores: Scored) -> list[bool]:
     return [scores[problem, t] > 0 and t not in problem.answers and canonical(t) in accepted for t in texts]
 
 
-def teaches(game: Game, turn: Turn, earned: Sequence[float], scores: Scored, own_ways: Set[str]) -> list[float]:
+def overlong(game: Game, turn: Turn, own_lengths: Mapping[str, float]) -> list[bool]:
+    """Which completions of a peer are too long to teach anything. own_lengths: this node's means, in tokens by stage.
+
+    A price on tokens would not do: it is the same for all of a group that are alike, so a long right completion beside
+    long wrong ones is as much better than their mean as a short one is beside short ones.
+    """
+    own = own_lengths.get(turn.stage, 0.0)
+    most = game.max_length_ratio * own
+    return [0 < most < len(said.tokens) for said in turn.completions]
+
+
+def teaches(
+    game: Game,
+    turn: Turn,
+    earned: Sequence[float],
+    scores: Scored,
+    own_ways: Set[str],
+    own_lengths: Mapping[str, float],
+) -> list[float]:
     """What each completion is worth to learn from, which is what it earns but for peers' ways of their own.
 
     A peer's that only a lenient scorer takes is worth nothing, unless this node answers the task in such ways, too:
-    own_ways, the tasks of which it does. (It would learn the way, which is easily had, before the answer.)
+    own_ways, the tasks of which it does. (It would learn the way, which is easily had, before the answer.) Nor is one
+    that is `overlong`.
     """
-    if not turn.external or turn.problem.task in own_ways:
+    if not turn.external:
         return list(earned)
-    return [0.0 if odd else reward for odd, reward in zip(lenient(game, turn, scores), earned, strict=True)]
+    odd = [False] * len(earned) if turn.problem.task in own_ways else lenient(game, turn, scores)
+    flawed = zip(odd, overlong(game, turn, own_lengths), earned, strict=True)
+    return [0.0 if is_odd or is_long else reward for is_odd, is_long, reward in flawed]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ from jax import Array
 
 from rlswarm_jax.qwen.config import QwenConfig
 from rlswarm_jax.qwen.model import Adapted, Params, Turned, param_shapes
-from rlswarm_jax.qwen.weights import digest
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 Adapter = dict[str, Any]
@@ -116,11 +115,6 @@ def merged(base: Params, adapter: Adapter, lora: LoraConfig) -> Params:
 def _sum(weight: Array, a_IR: Array, b_RO: Array, scale: float) -> Array:
     more = scale * jnp.matmul(a_IR, b_RO, precision="highest")
     return (weight + more.astype(jnp.promote_types(weight.dtype, more.dtype))).astype(weight.dtype)
-
-
-def fingerprint(base: str, adapter: Adapter, lora: LoraConfig) -> str:
-    """16 hexadecimal digits that name the weights of that fingerprint and the adapter that begins on them."""
-    return hashlib.sha256(f"{base} {lora.scale}".encode() + digest(adapter)).hexdigest()[:16]
 
 
 def num_parameters(config: QwenConfig, lora: LoraConfig) -> int:

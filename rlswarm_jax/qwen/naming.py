@@ -93,7 +93,11 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: QwenConfig) -> Param
         wrong += [f"{len(odd)} tensors are not of one dtype of {[*DTYPES]}: {listed(odd)}"]
     if wrong:
         raise ValueError(f"these tensors are not the model's: {'; '.join(wrong)}.")
-    return assembled(config, lambda name, path, transposed: on_device(tensors[name], transposed, dtype))
+
+    def leaf(name: str, path: tuple, transposed: bool) -> np.ndarray:
+        return np.array(tensors[name].T if transposed else tensors[name], order="C")  # or jax may share its memory
+
+    return jax.device_put(assembled(config, leaf))  # all at once: each call costs more than a tiny model's matrix
 
 
 def misfits(config: QwenConfig, found: Mapping[str, Shaped]) -> str:
@@ -113,7 +117,7 @@ def misfits(config: QwenConfig, found: Mapping[str, Shaped]) -> str:
     return "; ".join(sorted(wrong))
 
 
-def assembled(config: QwenConfig, leaf: Callable[[str, tuple, bool], jax.Array]) -> Params:
+def assembled(config: QwenConfig, leaf: Callable[[str, tuple, bool], Any]) -> Params:
     """The pytree of parameters. leaf: from a tensor's name, its path and whether it lies transposed."""
     leaves = {path: leaf(name, path, transposed) for name, path, transposed in layout(config)}
     return jax.tree_util.tree_map_with_path(

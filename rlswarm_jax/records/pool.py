@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 import numpy as np
@@ -72,6 +72,9 @@ class Pool:
     def expire(self, oldest_round: int) -> "Pool":
         """Without groups from before `oldest_round`."""
         return dataclasses.replace(self, groups=tuple(g for g in self.groups if g.round >= oldest_round))
+
+    def without(self, authors: Collection[bytes]) -> "Pool":
+        return dataclasses.replace(self, groups=tuple(g for g in self.groups if g.author not in authors))
 
     def draw(
         self,

@@ -6,7 +6,7 @@ record has one form and its SHA-256 is its name.
 
 import hashlib
 import math
-from typing import Annotated
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -14,14 +14,21 @@ from msgspec import Meta
 
 from rlswarm_jax.identity import AUTHOR_BYTES
 
-VERSION = 3
+VERSION = 4
 MAX_RECORD_BYTES = 1 << 20
 MAX_GROUPS = 64
 MAX_GROUP_SIZE = 64
 MAX_TOKENS = 8192
 MAX_TEXT = 65_536
 MAX_NAME = 64
+MAX_VERDICTS = 16
 BEACON_TAG = 8  # bytes
+Finding = Literal["produced", "not produced", "withheld", "undecided"]  # of an audit
+PRODUCED: Final = "produced"
+NOT_PRODUCED: Final = "not produced"
+WITHHELD: Final = "withheld"
+UNDECIDED: Final = "undecided"
+FINDINGS: tuple[Finding, ...] = get_args(Finding)
 ANSWER, CRITIQUE, REVISE = STAGES = ("answer", "critique", "revise")  # of a round, in order
 
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -97,6 +104,21 @@ class Group(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=
     completions: Annotated[list[Completion], Meta(min_length=2, max_length=MAX_GROUP_SIZE)]
 
 
+class Verdict(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """What an auditor found when it replayed a group with the weights that its record names; anybody can repeat it.
+
+    record: content hash. index: of the group. bits: by how much a key is told from others, sum over the group.
+    statistic: of `audit.statistics`. withheld: the author did not show the weights.
+    """
+
+    record: Hash
+    index: U32
+    finding: Finding
+    tokens: U32
+    bits: float
+    statistic: float
+
+
 class Record(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """All that an author says in one (swarm, round, stage)."""
 
@@ -108,10 +130,11 @@ class Record(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     beacon: Annotated[bytes, Meta(max_length=BEACON_TAG)]  # first bytes of the chain's; empty without a chain
     prompt_format: Name
     policy_version: U32  # updates the author's weights have had
-    weights_fingerprint: Name  # of the checkpoint they started from
+    weights: Hash  # that sampled it: `qwen.tensors_hash` of them in the dtype that samples
     tokenizer_fingerprint: Name
     temperature: float
     groups: Annotated[list[Group], Meta(max_length=MAX_GROUPS)]
+    verdicts: Annotated[list[Verdict], Meta(max_length=MAX_VERDICTS)]
 
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -146,6 +169,8 @@ def decode(raw: bytes) -> Record:
         raise RecordError("undecodable", f"version {record.version}, this node reads {VERSION}")
     if not (math.isfinite(record.temperature) and record.temperature > 0):
         raise RecordError("undecodable", f"temperature {record.temperature} is not a positive number")
+    if not all(math.isfinite(x) for verdict in record.verdicts for x in (verdict.bits, verdict.statistic)):
+        raise RecordError("undecodable", "a verdict's figures are not finite")
     _check([completion for group in record.groups for completion in group.completions])
     if msgspec.msgpack.encode(record) != raw:
         raise RecordError("not canonical", "decoding and encoding again gives other bytes")

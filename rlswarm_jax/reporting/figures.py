@@ -350,6 +350,40 @@ def patches_block(found: Sequence[Benchmark]) -> Block:
     return Block(rows, f"{note}. {found[0].hardware}.", [])
 
 
+def roc_block(found: Sequence[Benchmark]) -> Block:
+    """A row for each lie, a column for each size of an audit; below, the best of several, and who did not lie."""
+    lies = [b for b in found if b.benchmark == "detected"]
+    sizes = sorted({b.config["tokens"] for b in lies})
+    rows = [["what is not as it is said", "temperature", "weights", "bits a token", *(f"{size:,}" for size in sizes)]]
+    of: dict[tuple, dict[int, Benchmark]] = {}
+    for b in lies:
+        about = (b.config["lie"], f"{b.config['temperature']:g}", b.config["weights"])
+        of.setdefault(about, {})[b.config["tokens"]] = b
+    for about, by_size in of.items():
+        bits = number(next(iter(by_size.values())).measured["bits_per_token"])
+        rows.append([*about, bits, *(number(by_size[s].value) if s in by_size else "" for s in sizes)])
+    groups = [
+        f"{b.benchmark.partition(',')[0]}, {b.config['weights']} at {b.config['temperature']:g}: {number(b.value)} % "
+        f"(computed {number(b.measured['computed'])} %)"
+        for b in found
+        if b.benchmark.endswith("one group")
+    ]
+    honest: dict[str, list[Benchmark]] = {}
+    for b in found:
+        if b.benchmark == "honest":
+            honest.setdefault(f"{b.config['weights']} with a cache of {b.config['cache']}", []).append(b)
+    worst = [
+        f"{pair}: {sum(round(b.value * b.measured['audits'] / 100) for b in own)} of "
+        f"{sum(int(b.measured['audits']) for b in own):,} audits accused, worst statistic "
+        f"{number(max(b.measured['statistic'] for b in own))}, most of the allowance used "
+        f"{100 * max(b.measured['allowance_share'] for b in own):.0f} %"
+        for pair, own in honest.items()
+    ]
+    note = f"% of audits of so many tokens that are called *not produced*. One group of 8 found: {'; '.join(groups)}. "
+    note += f"Honest samplers, {'; '.join(worst)}. " if worst else ""
+    return Block(rows, f"{note}{found[0].hardware}.", [])
+
+
 def plan_block(found: Sequence[Benchmark]) -> Block:
     """A row for each size, a column for each card; below, how well it foresaw what was measured."""
     planned = [b for b in found if b.benchmark == "plan"]

@@ -32,7 +32,7 @@ class _Claims(msgspec.Struct, frozen=True):
 
 
 def read_verified(directory: Path) -> dict[str, int] | None:
-    """Of each account's claims what `experiments.claims` found right, by its file in a folder; None without one."""
+    """Of each account's claims what `experiments.audit` found right, by its file in a folder; None without one."""
     try:
         found = msgspec.json.decode((directory / CLAIMS_FILE).read_bytes(), type=_Claims)
     except (OSError, msgspec.MsgspecError):
@@ -70,8 +70,8 @@ def write_ledger(workdir: Path, found: Ledger) -> None:
 
 def _said_of(verified: Mapping[str, int] | None) -> str:
     if verified is None:
-        return "nobody has verified it here (experiments.claims does)"
-    return "what of it is right by the records was found by experiments.claims"
+        return "nobody has verified it here (experiments.audit does)"
+    return "what of it is right by the records was found by experiments.audit"
 
 
 def _peers(found: Ledger, verified: Mapping[str, int] | None) -> list[list[str]]:

@@ -3,7 +3,7 @@
 import collections
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,8 +14,10 @@ import msgspec
 from configs import common, fields
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.files import SUMMARY_FILE, SWEEP_FILE, write_whole
+from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.reporting.results import Run, load
 
+LEARNED_FROM, DISTRUSTED = "learned_from/", "audit/distrusted/"
 POINT_FOLDER = re.compile(r"seed-\d+")
 # of what is learned
 SAYS_NOTHING = ("name", "seed", "wandb", "checkpoint_every", "checkpoints", "profile", "swarm.alone")
@@ -28,6 +30,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     All else is of honest nodes alone (not `simulation.adversaries`). rewards: by round, the mean of `reward/mean`.
     held_out: (rounds learned from by then, mean accuracy). Sums: generated, trained_local, trained_external
     (completions), sampled_tokens (of those not put aside), text_tokens (of texts learned from), flops (of learning).
+    from_peers, from_ill: groups that were learned from, of all peers and of those that mean ill. found_after: rounds
+    until each node distrusted all of these at some time; None if one never did. accused: honest nodes that one did.
     """
 
     name: str
@@ -44,6 +48,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     text_tokens: float
     flops: float
     seconds: float
+    from_peers: float = 0.0
+    from_ill: float = 0.0
+    found_after: int | None = None
+    accused: int = 0
     by_chance: bool = False
     hardware: str = "unknown"
     versions: dict[str, str] = {}
@@ -93,6 +101,9 @@ def of_run(run: Run, point: str = "", commit: str = "unknown") -> Outcome:
     def total(metric: str) -> float:
         return float(sum(row.get(metric, 0.0) for row in rows))
 
+    bad = {own[0]["name"] for own in run.rows.values()} - honest.keys()
+    found = [_found_after(own, bad) for own in honest.values()]
+    distrusted = {name for row in rows for name in _authors(row, DISTRUSTED)}
     return Outcome(
         name=summary.name,
         point=point,
@@ -108,11 +119,31 @@ def of_run(run: Run, point: str = "", commit: str = "unknown") -> Outcome:
         text_tokens=total("learn/text_tokens"),
         flops=total("learn/flops"),
         seconds=summary.wall_seconds,
+        from_peers=total("groups/external"),
+        from_ill=float(sum(n for row in rows for name, n in _authors(row, LEARNED_FROM).items() if name in bad)),
+        found_after=None if not bad or None in found else max(at for at in found if at is not None),
+        accused=len(distrusted & honest.keys()),
         by_chance=summary.by_chance,
         hardware=summary.hardware,
         versions=summary.versions,
         commit=commit,
     )
+
+
+def _authors(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """A metric that a row has of authors, by their nodes' names."""
+    of = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+    return {friendly_name(bytes.fromhex(author)): value for author, value in of.items()}
+
+
+def _found_after(rows: Sequence[Mapping[str, Any]], bad: Set[str]) -> int | None:
+    """Rounds until a node had distrusted all of these at some time."""
+    known = set[str]()
+    for row in rows:
+        known |= _authors(row, DISTRUSTED).keys()
+        if known >= bad:
+            return row["round"] + 1
+    return None
 
 
 def find(paths: Iterable[Path], commit: str = "unknown") -> Outcomes:

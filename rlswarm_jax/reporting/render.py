@@ -38,7 +38,7 @@ from rlswarm_jax.reporting.figures import (
     trials_block,
     warmstart_block,
 )
-from rlswarm_jax.reporting.study import claims, headline, rarity, study_block
+from rlswarm_jax.reporting.study import attacks_block, claims, headline, rarity, study_block
 
 OPEN, CLOSE = "<!-- rendered: ", "<!-- /rendered -->"
 MARKDOWN_BLOCK = re.compile(f"({OPEN}(\\S+) -->\n).*?({CLOSE})", re.DOTALL)
@@ -67,6 +67,8 @@ def find_block(root: Path, name: str) -> Block:
             raise NotMeasured("results/benchmarks/*.jsonl")
         return benchmarks_block([b for path in paths for b in _read(path, list[Benchmark])])
     study, _, table = name.partition("/")
+    if study == "attacks":
+        return attacks_block(table, _study(root, study))
     if table and (root / "configs" / f"{study}.py").exists():
         return study_block(study, table, _study(root, study))
     if name == "reviser":

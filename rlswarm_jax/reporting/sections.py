@@ -1,10 +1,12 @@
 """What a report says of a run, in sections."""
 
+import collections
 import shlex
 from collections.abc import Mapping
 
 from configs import common
 from rlswarm_jax.files import LEARNED, SAMPLED
+from rlswarm_jax.records.schema import FINDINGS, NOT_PRODUCED, PRODUCED
 from rlswarm_jax.reporting.blocks import Section, Table
 from rlswarm_jax.reporting.ledger import ledger_sections, read_verified
 from rlswarm_jax.reporting.results import (
@@ -28,6 +30,11 @@ NOTHING_TO_LEARN = (
     "No group of completions had an advantage: within each, all earned the same, so nothing was learned from any. {} "
     "`python -m experiments.show {}` shows completions and what they earned."
 )
+_REPLAYED = (
+    "Groups of completions that nodes replayed with the weights that their records name: peers', drawn by a beacon "
+    "that was not known when they were published, and their own."
+)
+_AUDITS = ("cases", *(f"found/{finding}" for finding in FINDINGS), "tokens", f"own_{PRODUCED}", f"own_{NOT_PRODUCED}")
 CHANCE = (
     "Problems followed from the chain's beacons, which are never the same again: the same settings, other problems."
 )
@@ -50,6 +57,7 @@ def sections(run: Run) -> list[Section]:
         _tasks(run),
         *([_game(run)] if run.summary.game else []),
         *exchange,
+        *([_audits(run)] if any("audit/cases" in row for rows in run.rows.values() for row in rows) else []),
         *(ledger_sections(run.summary.ledger, read_verified(run.workdir)) if run.summary.ledger else []),
         _cost(run),
         _reproduce(run),
@@ -201,6 +209,20 @@ def _records(run: Run) -> Section:
     text = "" if len(counts) > 2 else "No record was rejected, no group left unused."
     counts |= {f"network: {name.replace('_', ' ')}": n for name, n in run.summary.network.items()}
     return Section("Records", text, [["", "count"], *([name, f"{n:,.0f}"] for name, n in counts.items())])
+
+
+def _audits(run: Run) -> Section:
+    """What nodes found of each other's samples, and of their own."""
+    rows = [["node", "checked", *FINDINGS, "tokens", "own, produced", "own, not produced"]]
+    sums: collections.Counter[str] = collections.Counter()
+    for name in run.names:
+        every = run.rows.get(name, ())
+        counts = {key: sum(row.get(f"audit/{key}", 0) for row in every) for key in _AUDITS}
+        sums.update(counts)
+        rows.append([name, *(f"{counts[key]:,.0f}" for key in _AUDITS)])
+    wrong = sums[f"found/{NOT_PRODUCED}"] + sums[f"own_{NOT_PRODUCED}"]
+    end = "Somebody did not sample as they said." if wrong else "Nobody was found who did not sample as they said."
+    return Section("Audits", f"{_REPLAYED} {end}", rows)
 
 
 def _cost(run: Run) -> Section:

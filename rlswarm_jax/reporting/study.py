@@ -49,6 +49,49 @@ def study_block(name: str, table: str, found: Outcomes) -> Block:
     return Block(rows, f"{note} {machines}; commit {commits}." if used else note, [])
 
 
+def attacks_block(table: str, found: Outcomes) -> Block:
+    """A row for each attack, number of attackers and defence of configs/attacks.py; against the same with no attacker.
+
+    Raises UsageError where there is no such table.
+    """
+    study = importlib.import_module("configs.attacks")
+    if table not in study.TABLES:
+        raise UsageError(f"unknown block attacks/{table}; expected one of {', '.join(study.TABLES)}.")
+    attacks, nobody = study.TABLES[table]
+    points, missing = by_point(found), dict[str, list[str]]()
+    rows = [["attack", "attackers", "defence", "seeds", "learned from them, %", "held out, %", "less the unattacked"]]
+    rows[0] += ["rounds until found out", "honest accused"]
+    for attack, count in [(nobody, 0), *((attack, count) for attack in attacks for count in study.COUNTS)]:
+        for defence in study.DEFENCES:
+            runs = points.get(study.name(attack, count, defence), [])
+            if not runs:
+                missing.setdefault(attack, []).append(study.name(attack, count, defence))
+                continue
+            share = [100 * run.from_ill / run.from_peers for run in runs if run.from_peers]
+            at = [run.found_after for run in runs if run.found_after is not None]
+            within = (
+                "–".join(str(n) for n in dict.fromkeys((min(at), max(at))))
+                if at and len(at) == len(runs)
+                else f"{len(at)} of {len(runs)} runs"
+            )
+            cells = [attack, str(count), defence, str(len(runs)), _spread(share) if count else ""]
+            cells += [_spread([held_out(run) for run in runs])]
+            cells += [_against(runs, points.get(study.name(nobody, 0, defence), []), held_out) if count else ""]
+            audited = count and study.DEFENCES[defence].get("audit.auditors")
+            rows.append([*cells, within if audited else "", str(sum(run.accused for run in runs))])
+    note = (
+        "Mean ± sd over seeds, of honest nodes. Learned from them: of peers' groups. Less the unattacked: by seed, "
+        f"mean and {statistics.LEVEL:.0%} BCa bootstrap interval, with the same defence. Found out: until every honest "
+        "node had distrusted every attacker. Accused: honest nodes that an honest one distrusted, all runs."
+    )
+    begun = {row[0] for row in rows}
+    unknown = [name for attack, names in missing.items() for name in (names if attack in begun else [attack])]
+    note += f" Not run yet: {', '.join(unknown)}." if unknown else ""
+    used = [run for own in points.values() for run in own]
+    machines, commits = (", ".join(dict.fromkeys(of)) for of in ([r.hardware for r in used], [r.commit for r in used]))
+    return Block(rows, f"{note} {machines}; commit {commits}." if used else note, [])
+
+
 def claims(name: str, found: Outcomes) -> list[str]:
     """A sentence for each comparison that configs/NAME.py has under CLAIMS, as far as there are seeds enough."""
     points, said = by_point(found), list[str]()

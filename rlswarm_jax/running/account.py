@@ -21,7 +21,6 @@ from rlswarm_jax.swarm.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from rlswarm_jax.chain.coordinator import Coordinator
-    from rlswarm_jax.juror import Finding
     from rlswarm_jax.keeper import Keeper
 
 log = logging.getLogger("rlswarm_jax.chain")
@@ -107,14 +106,9 @@ def bootnodes(coordinator: "Coordinator | None") -> list[str]:
 
 @contextlib.contextmanager
 def kept(
-    config: ml_collections.ConfigDict,
-    coordinator: "Coordinator | None",
-    mailbox: Mailbox,
-    finding: "Finding" = lambda record, index: None,
+    config: ml_collections.ConfigDict, coordinator: "Coordinator | None", mailbox: Mailbox
 ) -> "Iterator[Keeper | None]":
-    """Keeps the account, in a thread of its own, for as long as the `with` block lasts. finding: this node's own, by
-    which it votes where a court draws it. Raises TransientError.
-    """
+    """Keeps the account, in a thread of its own, for as long as the `with` block lasts. Raises TransientError."""
     if coordinator is None:
         yield None
         return
@@ -124,7 +118,6 @@ def kept(
     parts = coordinator, mailbox.inbox.owner, mailbox.authors
     more: dict[str, Any] = {
         "stake": wei(config.chain.stake),
-        "finding": finding,
         "stagger": stagger,
         "patience": patience,
     }

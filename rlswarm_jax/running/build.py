@@ -18,11 +18,11 @@ from rlswarm_jax.game.prompts import PromptFormat, choose_format
 from rlswarm_jax.game.readings import Readings
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.rules import Game, Strategy
-from rlswarm_jax.grpo.learner import Learner, LearnerConfig, TrainState, first_adapter, state_hash
+from rlswarm_jax.grpo.learner import Learner, LearnerConfig, TrainState, state_hash
 from rlswarm_jax.grpo.objective import resolved
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.parallel import DeviceConfig
-from rlswarm_jax.qwen import lora, peft
+from rlswarm_jax.qwen import peft
 from rlswarm_jax.qwen.draw import Draw
 from rlswarm_jax.qwen.lora import LoraConfig
 from rlswarm_jax.qwen.tokenizer import Tokenizer
@@ -61,9 +61,7 @@ def model_path(config: ml_collections.ConfigDict) -> str:
     return str(EMBEDDED.get(config.model.path, config.model.path))
 
 
-def make_game(
-    config: ml_collections.ConfigDict, tokenizer: Tokenizer, eos_token_ids: tuple[int, ...], weights_fingerprint: str
-) -> Game:
+def make_game(config: ml_collections.ConfigDict, tokenizer: Tokenizer, eos_token_ids: tuple[int, ...]) -> Game:
     """Nobody's yet: its author is empty. Raises UsageError or TaskError that says which field cannot be."""
     game, stages, chained = config.game, STAGES[: config.game.stages], config.chain.endpoint != "none"
     prompt_format = choose_format(
@@ -81,7 +79,7 @@ def make_game(
         raise UsageError(f"{what}: raise config.sampling.max_prompt_tokens, or show less (config.game).")
     return made_of(
         Game,
-        (config.swarm, config.sampling, config.game, config.chain),
+        (config.swarm, config.sampling, config.game, config.chain, config.audit),
         swarm=config.swarm.name,
         seed=config.seed,
         author=b"",
@@ -89,7 +87,6 @@ def make_game(
         tokenizer=tokenizer,
         prompt_format=prompt_format,
         tokenizer_fingerprint=tokenizer.fingerprint,
-        weights_fingerprint=weights_fingerprint,
         eos_token_ids=eos_token_ids,
         rounds=config.rounds,
         max_new_tokens=config.sampling.max_new_tokens or completion_budget,
@@ -124,7 +121,7 @@ def described(config: ml_collections.ConfigDict) -> Game:
     check(config)
     try:
         model, tokenizer = read_model(resolve(model_path(config)))
-        return make_game(config, tokenizer, model.eos_token_ids, "")
+        return make_game(config, tokenizer, model.eos_token_ids)
     except (tasks.TaskError, ValueError) as error:
         raise UsageError(str(error)) from error
 
@@ -317,10 +314,7 @@ def _kind(
     if key not in policies:
         policies[key] = load_policy(config, parallel.placer(mesh) if parallel.is_sharded(mesh) else None)
     policy = policies[key]
-    fingerprint = qwen.fingerprint(parallel.fetch(policy.params))
-    if adapter is not None:
-        fingerprint = lora.fingerprint(fingerprint, first_adapter(policy.config, adapter), adapter)
-    game = make_game(config, policy.tokenizer, policy.config.eos_token_ids, fingerprint)
+    game = make_game(config, policy.tokenizer, policy.config.eos_token_ids)
     if game.max_prompt_tokens + game.max_new_tokens > policy.config.context_length:
         prompt, completion = game.max_prompt_tokens, game.max_new_tokens
         what = f"config.sampling.max_prompt_tokens {prompt} and config.sampling.max_new_tokens {completion}"

@@ -148,6 +148,7 @@ def _write_config(
         "peers": [peer.peer_id for peer in members if peer is not member],
         "bootnodes": [*fields["swarm"]["bootnodes"], *([members[0].address] if member.index else [])],
         "key": "",
+        "adversary": dict(config.simulation.adversaries).get(member.index, config.swarm.adversary),
     }
     if member.index:
         fields["profile"]["rounds"] = []

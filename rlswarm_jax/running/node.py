@@ -7,6 +7,7 @@ The network starts first, so that peers can find the node while jax loads.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import logging.handlers
@@ -31,6 +32,7 @@ from rlswarm_jax.files import (
     JOURNAL_FILE,
     METRICS_FILE,
     NODE_FILE,
+    WEIGHTS_FOLDER,
     write_whole,
 )
 from rlswarm_jax.journal import Journal, JournalError
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
 LOG_BYTES = 4 << 20  # of log.txt, and of the one before it
+LATE = 8  # rounds for which weights are kept beyond those in which records are looked at: to fetch them takes time
 JOIN_SECONDS = 10.0  # to find a peer through the bootnodes, before going on without
 
 
@@ -156,6 +159,8 @@ def _play(
     """Whether all rounds were played."""
     started = time.monotonic()
     from rlswarm_jax import multihost  # and with it jax
+    from rlswarm_jax.audit.archive import Archive
+    from rlswarm_jax.audit.auditor import Auditor
     from rlswarm_jax.checkpoint import Best, CheckpointError, Checkpoints
     from rlswarm_jax.engine import DivergedError
     from rlswarm_jax.game.effects import Publish
@@ -191,7 +196,11 @@ def _play(
         checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER, config.checkpoints.keep)
         best = Best(workdir / BEST_FOLDER / "0") if config.checkpoints.best else None
         parts = player, made.one_engine, present.transport, present.mailbox, journal, checkpoints
-        node = Node(*parts, live, recorder.on_round, present.chain, best)
+        archive = Archive(workdir / WEIGHTS_FOLDER, config.audit.megabytes << 20, 2 * config.swarm.max_staleness + LATE)
+        present.transport.shows(archive)
+        run, most = functools.partial(made.one_engine.replay, 0), config.audit.megabytes << 20
+        auditor = Auditor(archive, run, present.transport, config.audit.share, most)
+        node = Node(*parts, live, recorder.on_round, auditor, present.chain, best)
         with view:
             node.restore(reported)
             node.run(should_stop)

@@ -18,7 +18,7 @@ from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES, SignedRecord
 from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.lasting import GossipConfig
 from rlswarm_jax.swarm.memory import Memory
-from rlswarm_jax.swarm.transport import NetworkError
+from rlswarm_jax.swarm.transport import NetworkError, NotShownError, Shelf
 
 if TYPE_CHECKING:
     import trio
@@ -58,6 +58,7 @@ class Gossip:
         self.memory = memory or Memory(None)
         self.port = config.port or self.memory.port  # the one that was given, so that a restart keeps it
         self.started = False  # it has listened, so that the port is its own
+        self.shelf: Shelf | None = None  # of the weights that it shows
         self.rules: Mapping[str, str] | None = None  # by which this node plays, once it knows
         self._connected: frozenset[bytes] = frozenset()
         self._counts: collections.Counter[str] = collections.Counter()
@@ -104,6 +105,20 @@ class Gossip:
         """By which this node plays: peers are asked for theirs, and whoever plays by others is named in the log."""
         self.rules = rules
         self._in_trio(lambda session: session.changed())
+
+    def shows(self, shelf: Shelf) -> None:
+        """What others may see of this node's weights."""
+        self.shelf = shelf
+
+    def fetch_weights(
+        self, author: bytes, weights: bytes, have: Collection[bytes], limit: int
+    ) -> "Future[list[bytes]]":
+        """Asks an author for what leads to some weights."""
+        found: Future[list[bytes]] = Future()
+        wanted = author, weights, list(have), limit
+        if not self._in_trio(lambda session: session.show(*wanted, found)):
+            found.set_exception(NotShownError("the network is down", withheld=False))
+        return found
 
     def connected(self) -> frozenset[bytes]:
         """Authors of the peers that are connected now and take part in this swarm."""

@@ -8,6 +8,7 @@ from typing import Protocol
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.swarm.memory import Memory
+from rlswarm_jax.swarm.transport import Shelf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Lasting(Protocol):
     """A `Gossip`, as its session sees it on the network's thread. port: the one to listen on. latest: own records.
 
     started: it has listened before. outbox: what is to be published. asked: authors whose latest records are wanted.
-    rules: by which this node plays, once it knows. on_record: takes a record once; whether it is kept.
+    rules: by which this node plays, and shelf: what it shows of its weights, once it knows. on_record: takes a record
+    once; whether it is kept.
     """
 
     identity: Identity
@@ -42,6 +44,7 @@ class Lasting(Protocol):
     port: int
     started: bool
     rules: Mapping[str, str] | None
+    shelf: Shelf | None
     latest: collections.deque[bytes]
     outbox: collections.deque[bytes]
     asked: set[bytes]

@@ -27,6 +27,8 @@ class Mailbox:
     and each that did must speak in more rounds than before. A node that was told of nobody, or finds none of them,
     follows those of standing; in its first `EARN` rounds, most of all that it is connected with.
 
+    distrusted: authors that are not waited for, and whose rounds are not followed.
+
     reads: authors that are read in a round, drawn from those that are waited for as it begins (`waiting.read_by`); none
     but they are waited for in it, and only their records of it are handed over. 0: all.
 
@@ -40,6 +42,7 @@ class Mailbox:
         self.named, self.bootnodes = (frozenset(authors) - {inbox.owner} for authors in (named, bootnodes))
         self.round = 0
         self.members: frozenset[bytes] | None = None
+        self.distrusted: frozenset[bytes] = frozenset()
         self.connected: frozenset[bytes] = frozenset()
         self.changed = threading.Condition()
         self._company = Company(self.named | self.bootnodes)
@@ -105,9 +108,9 @@ class Mailbox:
 
     def voters(self) -> frozenset[bytes]:
         """Whose rounds this node follows: the connected ones of those it was told of, else those of standing."""
-        if told := (self.named | self.bootnodes) & self.connected:
+        if told := ((self.named | self.bootnodes) & self.connected) - self.distrusted:
             return told
-        peers = {author for author in self._spoken if self.is_peer(author)}
+        peers = {author for author in self._spoken if self.is_peer(author)} - self.distrusted
         if standing := self._company.seasoned(peers, at_most=VOTING):
             return frozenset(standing)
         return frozenset(peers) if len(self._rounds) <= EARN else frozenset()
@@ -138,7 +141,8 @@ class Mailbox:
         return not self._reads or author not in self.inbox.favoured or author in self._read.get(round_, ())
 
     def _waited_for(self, round_: int) -> set[bytes]:
-        return {a for a in self._awaited if self.is_peer(a) and (not self._reads or a in self._read.get(round_, ()))}
+        awaited = {author for author in self._awaited if self.is_peer(author)} - self.distrusted
+        return awaited & self._read.get(round_, frozenset()) if self._reads else awaited
 
     def missing(self, round_: int, stage: str) -> set[bytes]:
         """Who is still to speak in a stage; one that has spoken in a later round will not."""
@@ -191,7 +195,8 @@ class Mailbox:
     def behind(self, round_: int) -> set[bytes]:
         """Peers that have not come to a round yet: the named, and of the others those that are here, unless late."""
         here = {author for author in self._spoken if self.is_peer(author) and not self._company.is_late(author)}
-        return {author for author in self.named | here if self.inbox.latest_round(author, -1) < round_}
+        waited_for = (self.named | here) - self.distrusted
+        return {author for author in waited_for if self.inbox.latest_round(author, -1) < round_}
 
     def give_up(self, authors: Collection[bytes]) -> None:
         """Waits no more for these: they were late."""

@@ -10,7 +10,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 
 import msgspec
 import trio
@@ -31,7 +32,8 @@ from rlswarm_jax.swarm.limits import Buckets, Door, Offences
 from rlswarm_jax.swarm.peers import AddressBook, Place, look_up
 from rlswarm_jax.swarm.presence import Presence
 from rlswarm_jax.swarm.pubsub import RecordPubsub
-from rlswarm_jax.swarm.transport import NetworkError
+from rlswarm_jax.swarm.showing import Showing
+from rlswarm_jax.swarm.transport import NetworkError, NotShownError
 
 log = logging.getLogger("rlswarm_jax.network")
 
@@ -75,6 +77,7 @@ class Session:
         rates = (self._config.max_records_per_second, self._config.max_messages_per_second)
         self._pubsub = RecordPubsub(self._host, self._config.swarm, self, *rates, self._config.jitter)
         self._exchange = Exchange(self._host, self._config.swarm, store, lambda: list(gossip.latest), self)
+        self._showing = Showing(self._host, self._config.swarm, lambda: gossip.shelf, self)
         self._greeting_of_rules = Greeting(self._host, lambda: gossip.rules, self._book.bootnodes, self)
 
     # --- the run
@@ -161,6 +164,24 @@ class Session:
 
     async def fetch(self, peer: ID, envelope_hash: bytes) -> bytes:
         return self._store.get(envelope_hash) or await self._exchange.fetch(peer, envelope_hash)
+
+    def show(
+        self, author: bytes, weights: bytes, have: Sequence[bytes], limit: int, found: "Future[list[bytes]]"
+    ) -> None:
+        """Has an author show some weights."""
+        self.spawn(self._show, author, weights, have, limit, found)
+
+    async def _show(
+        self, author: bytes, weights: bytes, have: Sequence[bytes], limit: int, found: "Future[list[bytes]]"
+    ) -> None:
+        if not found.set_running_or_notify_cancel():
+            return
+        try:
+            parts = await self._showing.fetch(ID.from_base58(peer_id(author)), weights, have, limit)
+        except NotShownError as error:
+            found.set_exception(error)
+        else:
+            found.set_result(parts)
 
     def offend(self, peer: ID, name: str) -> None:
         """Counts what a peer should not have sent; one that keeps at it is refused for a while."""

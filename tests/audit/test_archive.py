@@ -455,3 +455,11 @@ class TestAssembling:
         assert shown.get(names[1]) is None and sorted(shown.names) == sorted([names[0], *names[2:]])
         shown.keep(bytes(32), {"a": np.zeros(4 * size, np.uint8)})
         assert shown.names == [] or bytes(32) not in shown.names
+
+
+def test_what_went_wrong_is_counted_once(tmp_path):
+    archive = Archive(tmp_path, 1 << 20, 4)
+    archive.damaged, archive.unkept = 2, 1
+    assert (
+        archive.take_counts() == {"audit/weights_damaged": 2, "audit/weights_unkept": 1} and archive.take_counts() == {}
+    )

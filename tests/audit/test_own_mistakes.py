@@ -10,7 +10,7 @@ import pytest
 from rlswarm_jax.audit.statistics import judge, spent
 from rlswarm_jax.qwen import sampling
 from rlswarm_jax.qwen.verdict import Verdict
-from tests.audit import test_statistics as audits
+from tests.audit import test_replay_statistics as audits
 from tests.qwen import test_sampling as base
 
 NONE = 10**6  # tokens

@@ -11,12 +11,15 @@ from typing import Any
 from rlswarm_jax import assets, tasks
 from rlswarm_jax.game.chain import Moment
 from rlswarm_jax.game.effects import (
+    Audit,
     Commit,
     Evaluate,
     Gather,
     Hear,
     Learn,
+    Pin,
     Publish,
+    Replay,
     Sample,
     Sampled,
     Score,
@@ -34,6 +37,7 @@ from rlswarm_jax.tasks.verifier import Scores
 
 ME, ALICE, BOB, MALLORY = (simulated(11, node) for node in range(4))
 GROUP_SIZE = 4
+WEIGHTS = b"\7" * 32  # their name, whatever was learned
 STATE_HASH = b"\5" * 32  # after every commitment
 END = 0  # the embedded tokenizer's end of sequence
 
@@ -65,7 +69,6 @@ def make_game(identity: Identity = ME, **fields) -> Game:
         tokenizer=tokenizer(),
         prompt_format=FORMATS["compact"],
         tokenizer_fingerprint=tokenizer().fingerprint,
-        weights_fingerprint="w",
         eos_token_ids=(END,),
         rounds=10,
         local_groups=3,
@@ -220,6 +223,12 @@ def answer(game, state, effect, arrived, model, identity, beacon=b""):
     match effect:
         case Evaluate():
             return {"accuracy": 0.5}
+        case Pin():
+            return WEIGHTS
+        case Replay():
+            return {"audit/own_produced": float(len(effect.claimed))}
+        case Audit():
+            return []
         case Sample():
             return [say(game, state.round, p, prompt, model, beacon) for p, prompt in enumerate(effect.prompts)]
         case Verify():

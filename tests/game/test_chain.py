@@ -284,8 +284,9 @@ def test_nodes_that_agree_have_the_same_hash_and_others_have_not():
         **{"rounds": 3, "external_groups": 9, "temperature": 0.5, "max_new_tokens": 7, "chain_every": 5},
         **{"max_staleness": 3, "evaluate_every": 9, "weights": (2.0, 1.0, 1.0), "max_prompt_tokens": 64},
         **{"min_staleness": 1, "fill": True, "flat": True, "choose": "useful", "reads": 2},
+        **{"auditors": 2, "rechecks": 1, "max_length_ratio": 2.0},
         **{"readings": Readings(1), "strategy": STRATEGIES["copy"]},
-        **{"state_hash": b"other", "author": ALICE.author, "weights_fingerprint": "other"},
+        **{"state_hash": b"other", "author": ALICE.author},
     }
     tokens = {"tokenizer_fingerprint": "other", "eos_token_ids": (END, 5)}  # which bind those who have the same
     names = {field.name for field in dataclasses.fields(Game)} - {field.name for field in dataclasses.fields(Rules)}

@@ -15,6 +15,7 @@ from rlswarm_jax.game.effects import (
     Evaluate,
     Gather,
     Learn,
+    Pin,
     Publish,
     Sample,
     Score,
@@ -35,6 +36,7 @@ from tests.game.hand_driver import (
     GROUP_SIZE,
     MALLORY,
     ME,
+    WEIGHTS,
     all_wrong,
     half_right,
     make_game,
@@ -116,7 +118,7 @@ def test_a_round_does_no_io():
 )
 def test_effects_come_in_their_order(round_, before, after):
     played = play(make_game(), NodeState(round=round_))
-    course = [Sample, Publish, Gather, Score, Learn]
+    course = [Pin, Sample, Publish, Gather, Score, Learn]
     assert [type(e) for e in played.effects] == [Evaluate] * before + course + [Evaluate] * after
     assert played.one(Gather) == Gather(round_, "answer", make_game().beacon(round_))
     assert ("held_out/accuracy" in played.metrics, "final/accuracy" in played.metrics) == (before, after)
@@ -170,7 +172,7 @@ def test_a_record_says_what_was_sampled():
     schema.encode(record)
     assert (record.swarm, record.author, record.round, record.stage) == ("tests", ME.author, 1, "answer")
     assert (record.policy_version, record.temperature, record.prompt_format) == (17, 1.0, game.dialect)
-    assert (record.tokenizer_fingerprint, record.weights_fingerprint) == (game.tokenizer.fingerprint, "w")
+    assert (record.tokenizer_fingerprint, record.weights) == (game.tokenizer.fingerprint, WEIGHTS)
     for group, completions in zip(record.groups, sampled, strict=True):
         assert group.task_fingerprint == game.mixture.tasks[group.task].fingerprint
         for found, said in zip(completions, group.completions, strict=True):
@@ -568,7 +570,7 @@ def test_a_result_of_another_kind_of_effect_is_refused():
     journaled = {type(e): encode_result(e, r) for e, r in zip(played.effects, played.results, strict=True)}
     for effect in (played.one(Sample), played.one(Publish), played.one(Gather), played.one(Learn)):
         for kind, raw in journaled.items():
-            if {kind, type(effect)} in ({type(effect)}, {Learn, Evaluate}):
+            if {kind, type(effect)} in ({type(effect)}, {Learn, Evaluate}, {Pin, Publish}):
                 decode_result(effect, raw)
             else:
                 with pytest.raises(msgspec.DecodeError):

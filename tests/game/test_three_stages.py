@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlswarm_jax import randomness
-from rlswarm_jax.game.effects import Evaluate, Gather, Learn, Publish, Sample, Score, decode_result, encode_result
+from rlswarm_jax.game.effects import Evaluate, Gather, Learn, Pin, Publish, Sample, Score, decode_result, encode_result
 from rlswarm_jax.game.prompts import NONE
 from rlswarm_jax.game.rewards import Rewards
 from rlswarm_jax.game.round import NodeState, play_round
@@ -71,7 +71,7 @@ def everything_for(listener) -> dict[str, list]:
 def test_a_round_has_as_many_stages_as_the_game(count):
     stages = STAGES[:count]
     for who, played in play_together(ALL, stages=stages, shared=2).items():
-        course = [Sample, Publish, Gather] * count + [Score, Learn]
+        course = [Pin] + [Sample, Publish, Gather] * count + [Score, Learn]
         assert [type(effect) for effect in played.effects] == course
         assert [e.stage for e in played.all(Gather)] == [e.record.stage for e in played.all(Publish)] == list(stages)
         assert [len(played.records[stage].groups) for stage in stages] == [3, 2, 2][:count]
@@ -303,6 +303,7 @@ def test_metrics_tell_how_often_the_words_on_shared_problems_are_right():
 def test_alone_a_node_plays_all_stages_with_what_there_is():
     played = play(GAME)
     assert [type(e) for e in played.effects] == [
+        Pin,
         Sample,
         Publish,
         Gather,

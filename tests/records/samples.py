@@ -10,7 +10,7 @@ from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.records import schema
 from rlswarm_jax.records.envelope import seal
 from rlswarm_jax.records.pool import ScoredGroup
-from rlswarm_jax.records.schema import Completion, Group, Record
+from rlswarm_jax.records.schema import Completion, Group, Record, Verdict
 
 ME, ALICE, BOB, CAROL = (simulated(7, node) for node in range(4))
 
@@ -43,7 +43,8 @@ def record(identity: Identity = ALICE, groups=None, **fields) -> Record:
         "beacon": b"",
         "prompt_format": "compact-1",
         "policy_version": 3,
-        "weights_fingerprint": "w",
+        "weights": b"w" * 32,
+        "verdicts": [],
         "tokenizer_fingerprint": "t",
         "temperature": 1.0,
     }
@@ -85,6 +86,16 @@ groups = st.builds(
     vote=st.none() | st.integers(0, schema.MAX_GROUPS),
     completions=st.lists(completions(), min_size=2, max_size=3),
 )
+figures = st.floats(allow_nan=False, allow_infinity=False)
+verdicts = st.builds(
+    Verdict,
+    record=st.binary(min_size=32, max_size=32),
+    index=u32,
+    finding=st.sampled_from(schema.FINDINGS),
+    tokens=u32,
+    bits=figures,
+    statistic=figures,
+)
 records = st.builds(
     Record,
     version=st.just(schema.VERSION),
@@ -95,8 +106,9 @@ records = st.builds(
     beacon=st.binary(max_size=schema.BEACON_TAG),
     prompt_format=names,
     policy_version=u32,
-    weights_fingerprint=names,
+    weights=st.binary(min_size=32, max_size=32),
     tokenizer_fingerprint=names,
     temperature=st.floats(min_value=0.0, exclude_min=True, allow_infinity=False),
     groups=st.lists(groups, max_size=2),
+    verdicts=st.lists(verdicts, max_size=2),
 )

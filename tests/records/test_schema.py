@@ -128,10 +128,10 @@ def test_a_record_is_named_by_its_bytes():
         VALID.replace(b"\xa5tests", b"\xd9\x05tests"),  # str 8 where fixstr is shorter
         VALID.replace(b"\xa5tests", b"\xda\x00\x05tests"),  # str 16
         VALID.replace(b"\xc4\x21", b"\xc5\x00\x21", 1),  # bin 16
-        b"\xdc\x00\x0c" + VALID[1:],  # array 16
-        b"\x9c\xcc\x03" + VALID[2:],  # uint 8
-        b"\x9c\xd3" + struct.pack(">q", 3) + VALID[2:],  # int 64
-        b"\x9c\xcb" + struct.pack(">d", 3.0) + VALID[2:],  # a float that is whole
+        b"\xdc\x00\x0d" + VALID[1:],  # array 16
+        b"\x9d\xcc\x04" + VALID[2:],  # uint 8
+        b"\x9d\xd3" + struct.pack(">q", 4) + VALID[2:],  # int 64
+        b"\x9d\xcb" + struct.pack(">d", 4.0) + VALID[2:],  # a float that is whole
         VALID.replace(b"\xcb" + struct.pack(">d", 1.0), b"\xca" + struct.pack(">f", 1.0)),  # float 32
         VALID.replace(b"\xcb" + struct.pack(">d", 1.0), b"\x01"),  # an integer for a float
     ],

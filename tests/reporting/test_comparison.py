@@ -1,6 +1,7 @@
 """Reports of several runs: from folders or a saved file, by point, paired by seed."""
 
 import base64
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ from scipy import stats
 from configs import quickstart
 from experiments import report as report_command
 from rlswarm_jax.errors import UsageError
+from rlswarm_jax.identity import friendly_name, simulated
 from rlswarm_jax.reporting import comparison, outcomes
 from tests.reporting.test_report import PNG, make_run
 
@@ -177,6 +179,29 @@ def test_nodes_that_mean_ill_do_not_count(tmp_path):
     assert honest.nodes == 1 and honest.generated == 48
     assert honest.rewards == pytest.approx([0.1 * round_ for round_ in range(24)])  # of node 0, not of both
     assert honest.held_out[:2] == [(0, 0.1), (4, pytest.approx(0.3))]
+
+
+def test_what_came_from_those_who_mean_ill_and_when_they_were_found_out(tmp_path):
+    """Nodes 0 and 1 are honest, 2 and 3 are not: 0 finds both by round 4, 1 the second in round 6, and accuses 0."""
+    workdir, keys = tmp_path / "run", [simulated(0, node).author for node in range(4)]
+    names = [friendly_name(key) for key in keys]
+    make_run(workdir)
+    summary = json.loads((workdir / "summary.json").read_text())
+    summary["config"]["simulation"]["adversaries"] = [[3, "wrong"], [2, "copy"]]
+    (workdir / "summary.json").write_text(json.dumps(summary | {"nodes": 4}))
+    finds = {0: {1: [2], 3: [3], 4: [3]}, 1: {2: [3], 5: [2, 3], 7: [0]}, 2: {0: [0, 1]}}
+    rows = []
+    for node, round_ in itertools.product(range(4), range(8)):
+        row = {"node": node, "name": names[node], "round": round_, "groups/external": 3.0}
+        row |= {f"learned_from/{keys[(node + 1) % 4].hex()}": 1.0, f"learned_from/{keys[(node + 2) % 4].hex()}": 2.0}
+        rows.append(row | {f"audit/distrusted/{keys[n].hex()}": 1.0 for n in finds.get(node, {}).get(round_, ())})
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = outcomes.find([workdir]).runs
+    assert (found.nodes, found.from_peers, found.from_ill) == (2, 48, 8 * (2 + 3))
+    assert (found.found_after, found.accused) == (6, 1)
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if row["round"] < 5))
+    (found,) = outcomes.find([workdir]).runs
+    assert (found.found_after, found.accused) == (None, 0)
 
 
 def test_runs_of_one_seed_and_chance_problems_are_called_that(tmp_path):

@@ -80,7 +80,7 @@ def test_a_report_shows_it_and_names_the_files_with_whole_hashes(read, tmp_path)
 
 
 def test_what_was_verified_is_shown_beside_what_is_claimed(read, tmp_path):
-    """By what `experiments.claims` has left in the run's folder: of two rounds, 12,000 and 600,000 in all."""
+    """By what `experiments.audit` has left in the run's folder: of two rounds, 12,000 and 600,000 in all."""
     run = with_ledger(tmp_path / "run", read[0])
     accounts = [{"account": ACCOUNT, "verified": 2_000}, {"account": ACCOUNT, "verified": 10_000}]
     accounts += [{"account": OTHER_ACCOUNT, "verified": 600_000}]

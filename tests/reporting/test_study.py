@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from configs import sapo
+from configs import attacks, sapo
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.reporting import outcomes, study
 from rlswarm_jax.reporting.outcomes import Outcome, Outcomes
@@ -88,3 +88,52 @@ def test_blocks_of_a_page_are_filled_from_what_was_saved(tmp_path):
     page.write_text(empty.replace("splits", "splitz"))
     with pytest.raises(UsageError, match="unknown block sapo/splitz; expected one of splits, controls"):
         render(tmp_path)
+
+
+def test_a_table_of_attacks_has_what_was_run_against_the_same_defence_unattacked():
+    def of(point, accuracies, **more):
+        return [run(point, seed, {30: a}, rounds=30, from_peers=200.0, **more) for seed, a in enumerate(accuracies)]
+
+    runs = [
+        *of("nobody-scoring", [0.5, 0.6]),
+        *of("nobody-audits", [0.9, 0.9]),
+        *of("best_of-2-scoring", [0.45, 0.5], from_ill=50.0),
+        *of("best_of-2-audits", [0.8, 0.9], from_ill=10.0, found_after=4, accused=1),
+        *[of("spam-1-audits", [0.9] * 2, found_after=at)[seed] for seed, at in enumerate((3, 5))],
+        *of("copy-1-audits", [0.8], from_ill=10.0, found_after=4),
+        *of("copy-1-audits", [0.8, 0.8], from_ill=20.0)[1:],
+    ]
+    block = study.attacks_block("answers", Outcomes(name="attacks", runs=runs))
+    head, *rows = block.table
+    found = {tuple(row[:3]): dict(zip(head[3:], row[3:], strict=True)) for row in rows}
+    assert list(found) == [
+        *[("nobody", "0", "scoring"), ("nobody", "0", "audits")],
+        *[("best_of", "2", "scoring"), ("best_of", "2", "audits"), ("copy", "1", "audits")],
+        ("spam", "1", "audits"),
+    ]
+    scored, audited, copied, spammed = [*found.values()][2:]
+    assert scored["learned from them, %"] == "25.0 ± 0.0" and scored["rounds until found out"] == ""
+    assert scored["less the unattacked"].startswith("-7.5") and audited["less the unattacked"].startswith("-5.0")
+    assert audited["rounds until found out"] == "4" and audited["honest accused"] == "2"
+    assert spammed["rounds until found out"] == "3–5" and spammed["learned from them, %"] == "0.0 ± 0.0"
+    assert copied["rounds until found out"] == "1 of 2 runs" and copied["learned from them, %"] == "7.5 ± 3.5"
+    said = block.note.partition("Not run yet: ")[2].partition(".")[0].split(", ")
+    assert {"wrong", "best_of-1-audits", "copy-2-none", "nobody-none"} <= set(
+        said
+    )  # whole attacks, or what lacks of one
+    assert not {"best_of", "best_of-2-audits", "wrong-1-none"} & set(said)
+    with pytest.raises(UsageError, match="expected one of answers, votes"):
+        study.attacks_block("sums", Outcomes())
+
+
+def test_the_attacks_that_a_table_names_are_points_and_all_points_are_in_a_table():
+    named = set()
+    for those, nobody in attacks.TABLES.values():
+        cases = [(nobody, 0), *((attack, count) for attack in those for count in attacks.COUNTS)]
+        named |= {attacks.name(attack, count, how) for attack, count in cases for how in attacks.DEFENCES}
+    points = attacks.get_sweep().points
+    assert named == points.keys()
+    ill = {name: point.get("simulation.adversaries", []) for name, point in points.items()}
+    assert all(
+        len(nodes) == (0 if name.startswith("nobody") else int(name.split("-")[1])) for name, nodes in ill.items()
+    )

@@ -151,6 +151,8 @@ def test_an_outbox_that_cannot_be_written_ends_the_node_in_one_sentence(chain, t
         assert again.wishes()[0].kind == "register"
 
 
-@pytest.mark.parametrize(("coins", "wei"), [(0.0, 0), (0.07, 7 * 10**16), (1e-05, 10**13), (1e9, 10**27)])
+@pytest.mark.parametrize(
+    ("coins", "wei"), [(0.0, 0), (0.1, 10**17), (1.0, 10**18), (0.07, 7 * 10**16), (1e-05, 10**13), (1e9, 10**27)]
+)
 def test_coins_are_what_people_write(coins, wei):
     assert account.wei(coins) == wei

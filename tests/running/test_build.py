@@ -40,7 +40,7 @@ def test_fields_come_from_the_section_that_has_them():
         (LearnerConfig, "learn", lambda config, made: build.make_learner_config(config)),
         (EngineConfig, "sampling", build.make_engine_config),
         (EngineConfig, "learn", build.make_engine_config),
-        (Game, "game", lambda config, made: build.make_game(config, made.tokenizer, made.eos_token_ids, "")),
+        (Game, "game", lambda config, made: build.make_game(config, made.tokenizer, made.eos_token_ids)),
     ],
 )
 def test_a_new_setting_arrives_with_a_line_in_the_table_and_one_where_it_is_used(monkeypatch, kind, section, of):

@@ -171,6 +171,9 @@ class Engines:
     def state(self, node):
         return None
 
+    def tensors(self, node):
+        return {}
+
     def sample(self, requests):
         nodes = self.simulation.nodes
         return {

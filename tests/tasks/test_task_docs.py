@@ -94,7 +94,7 @@ def test_the_first_example_is_among_them():
 
 def assert_playable(config):
     seen = build.observed(config)
-    game = build.make_game(config, seen.tokenizer, seen.eos_token_ids, "")  # with a player's own limits
+    game = build.make_game(config, seen.tokenizer, seen.eos_token_ids)  # with a player's own limits
     problems = game.mixture.held_out(config.evaluation.problems) + [game.mixture.problem(seed) for seed in range(200)]
     assert {problem.task for problem in problems} == set(config.tasks)
     lengths = [len(game.prompt_format.encode(problem, game.tokenizer)) for problem in problems]

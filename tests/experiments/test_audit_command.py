@@ -11,14 +11,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from experiments import claims as command
-from rlswarm_jax import files
+from experiments import audit as command
+from rlswarm_jax import files, identity
 from rlswarm_jax.audit.evidence import read_journals
 from rlswarm_jax.journal import Entry, Journal, JournalError
-from rlswarm_jax.running import build
+from rlswarm_jax.running import arguments as cli
+from rlswarm_jax.running import build, simulated
 from rlswarm_jax.tasks.verifier import Verifier
 from tests.audit.chained import World, play
 from tests.game.hand_driver import ALICE, BOB, TASKS, mixture
+from tests.small import LOCAL, SHAPES, SHARED
 
 CHECKOUT = Path(__file__).parent.parent.parent
 CONFIG = {"chain": {"endpoint": "devnet", "id": 0}}
@@ -47,7 +49,7 @@ def check(monkeypatch, world: World, *arguments: Path | str) -> int:
     monkeypatch.setattr(build, "make_verifier", lambda config, game: Verifier(TASKS, mixture(), 1))
     monkeypatch.setattr(command, "_endpoint", lambda *_: contextlib.nullcontext((None, "", 0)))
     monkeypatch.setattr(command, "read_chain", lambda *_: world.rounds())
-    return command.main([str(argument) for argument in arguments])
+    return command.main([*map(str, arguments), "--groups", "0"])
 
 
 def total(world: World) -> int:
@@ -146,13 +148,35 @@ def test_what_cannot_be_checked_is_one_sentence(world, tmp_path, capsys):
     assert "is the folder of no node" in says(tmp_path / "nowhere")
     swarm = leave(world, tmp_path / "swarm")
     assert "config.name is missing" in says(swarm)
-    (swarm / "node-0" / files.CONFIG_FILE).write_text(json.dumps({"chain": {"endpoint": "none"}}))
-    assert "has no chain" in says(swarm)
     (swarm / "node-0" / files.CONFIG_FILE).write_text("{")
     assert "is not the config of a node" in says(swarm)
     (swarm / "node-1" / files.JOURNAL_FILE).write_bytes(b"nonsense" * 99)
     with pytest.raises(JournalError, match="cannot read the journal"):
         read_journals(files.node_folders(swarm))
+
+
+def test_samples_are_replayed_with_the_weights_at_hand_and_a_liar_is_named(tmp_path, capsys):
+    """A simulated run without a chain keeps none but the weights that it began with: those of round 0."""
+    words = [*SHAPES, "--config.swarm.nodes=3", "--config.rounds=2", "--config.chain.endpoint=none"]
+    ill = '--config.simulation.adversaries=((2,"other_key"),)'
+    config = ["--config=configs/quickstart.py:simulate", *words, ill, "--config.wandb.mode=disabled"]
+    assert simulated.run(cli.parse([*config, f"--workdir={tmp_path / 'run'}"])) == 0
+    capsys.readouterr()
+    assert command.main([str(tmp_path / "run"), "--groups", "3"]) == 1
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "samples.json").read_text())
+    liar, *honest = (identity.simulated(0, node).author.hex() for node in (2, 0, 1))
+    counts = {author: found["authors"][author] for author in (liar, *honest)}
+    assert counts[liar]["not produced"] == 3 and counts[liar]["produced"] == 0
+    assert all(counts[author]["not produced"] == 0 < counts[author]["produced"] for author in honest)
+    assert sum(counts[author]["produced"] + counts[author]["undecided"] for author in honest) == 6
+    assert {one["round"] for one in found["groups"]} == {0} and found["wrong"]
+    of_stages = LOCAL + 2 * SHARED
+    assert all(sum(one["left"].values()) == of_stages for one in counts.values())  # those of round 1
+    name = identity.friendly_name(bytes.fromhex(liar))
+    assert "9 groups replayed" in printed and f"{name}, " in printed and "NOT SAMPLED" in printed
+    assert f"{3 * of_stages} (weights are not here)" in printed
+    assert command.main([str(tmp_path / "run"), "--groups", "0"]) == 0
 
 
 @pytest.mark.slow
@@ -168,12 +192,14 @@ def test_every_claim_of_a_real_run_is_right(tmp_path):
     smoke = ("--config=configs/quickstart.py:smoke", "--config.wandb.mode=disabled", "--workdir", swarm)
     assert run("experiments.run", *smoke).returncode == 0
     for arguments in ([swarm], [swarm / "node-1", "--out", tmp_path]):
-        done = run("experiments.claims", *arguments)
+        done = run("experiments.audit", *arguments)
         assert done.returncode == 0, done.stderr
         found = json.loads(((tmp_path if len(arguments) > 1 else swarm) / "claims.json").read_text())
         rulings = [claim["verdict"] for account in found["accounts"] for claim in account["claims"]]
+        sampled = json.loads(((tmp_path if len(arguments) > 1 else swarm) / "samples.json").read_text())
+        assert not sampled["wrong"] and {one["round"] for one in sampled["groups"]} > {0}
         assert rulings and set(rulings) == {"right"} and all(account["right"] for account in found["accounts"])
         assert not any(vote["why"] for vote in found["votes"])
     contract = json.loads((swarm / "chain" / "coordinator.json").read_text())["contract"]
-    nowhere = run("experiments.claims", swarm, "--rpc", "http://127.0.0.1:9", "--contract", contract)
+    nowhere = run("experiments.audit", swarm, "--rpc", "http://127.0.0.1:9", "--contract", contract)
     assert nowhere.returncode == 2 and "does not answer" in nowhere.stderr

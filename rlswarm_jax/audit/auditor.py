@@ -1,0 +1,116 @@
+"""A live node's audits: weights are fetched while it plays, and replays take a bounded share of its time."""
+
+import collections
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+
+from rlswarm_jax.audit import replays
+from rlswarm_jax.audit.archive import Archive
+from rlswarm_jax.audit.patches import PatchError
+from rlswarm_jax.audit.shown import NotHereError, Shown, assemble
+from rlswarm_jax.game.effects import Audit, Claimed
+from rlswarm_jax.game.rules import Game
+from rlswarm_jax.identity import friendly_name
+from rlswarm_jax.records.audits import Case
+from rlswarm_jax.records.envelope import SignedRecord
+from rlswarm_jax.records.schema import NOT_PRODUCED, UNDECIDED, WITHHELD, Finding
+from rlswarm_jax.records.trust import Audited
+from rlswarm_jax.swarm.transport import NotShownError, Transport
+
+log = logging.getLogger("rlswarm_jax.audit")
+
+MOST_WAITING = 16  # cases
+PATIENCE = 600.0  # seconds for weights to come
+SAVED = 10.0  # seconds of its share that a node may save up, for a replay that takes long
+
+
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+    case: Case
+    signed: SignedRecord
+    index: int
+    claimed: Claimed
+    weights: "Future[list[bytes]]"
+    since: float
+    again: bool = False  # asked for from nothing on: what the author was told that is had here is not any more
+
+
+class Auditor:
+    """Of one node. archive: what it shows of its own weights. run: what replays.
+
+    share: of the node's time that replays may take; a case that comes out of turn waits for the next round. limit:
+    bytes that are fetched for a case.
+    """
+
+    def __init__(self, archive: Archive, run: replays.Run, transport: Transport, share: float, limit: int):
+        self.archive, self._run, self._transport = archive, run, transport
+        self._share, self._limit = share, limit
+        self._shown = Shown(2 * limit)
+        self._waiting: collections.deque[_Waiting] = collections.deque()
+        self._allowed, self._before = SAVED, time.monotonic()
+
+    def audit(self, game: Game, effect: Audit, held: Mapping[bytes, SignedRecord]) -> list[Audited]:
+        """Begins with an effect's cases, and says what was found of earlier ones. held: records by content hash."""
+        found: list[Audited] = []
+        begun = {(one.case.record, one.index) for one in self._waiting}
+        for case in effect.cases:
+            if (signed := held.get(case.record)) and (case.record, case.index) not in begun:
+                index, claimed = replays.claim(game, effect, case, signed)
+                if claimed is None or len(self._waiting) >= MOST_WAITING:
+                    found.append(replays.undecided(case, signed, index))
+                else:
+                    waits = _Waiting(case, signed, index, claimed, Future(), time.monotonic())
+                    self._waiting.append(self._ask(waits))
+        now = time.monotonic()
+        self._allowed, self._before = min(SAVED, self._allowed + self._share * (now - self._before)), now
+        for _ in range(len(self._waiting)):
+            one = self._waiting.popleft()
+            over = now - one.since > PATIENCE
+            if over:
+                one.weights.cancel()
+                found.append(replays.undecided(one.case, one.signed, one.index))
+            elif one.weights.done() and self._allowed > 0:
+                began = time.monotonic()
+                try:
+                    found.append(self._decide(one))
+                except NotHereError:
+                    if one.again:  # it leads from weights that nobody said are here
+                        found.append(replays.undecided(one.case, one.signed, one.index, WITHHELD))
+                    else:
+                        self._waiting.append(self._ask(one, again=True))
+                self._allowed -= time.monotonic() - began
+            else:
+                self._waiting.append(one)
+        return found
+
+    def _ask(self, one: _Waiting, again: bool = False) -> _Waiting:
+        author, weights = one.signed.record.author, one.signed.record.weights
+        if self._shown.get(weights) is not None:
+            one.weights.set_result([])
+            return one
+        have = [] if again else self._shown.names
+        fetched = self._transport.fetch_weights(author, weights, have, self._limit)
+        return dataclasses.replace(one, weights=fetched, again=again)
+
+    def _decide(self, one: _Waiting) -> Audited:
+        """Raises NotHereError where what the author shows leads from weights that are not here."""
+        record = one.signed.record
+        who, what = friendly_name(record.author), f"round {record.round}, {record.stage} {one.index}"
+        try:
+            tensors = assemble(one.weights.result(), self._shown, record.weights)
+        except NotShownError as error:
+            finding: Finding = WITHHELD if error.withheld else UNDECIDED
+            log.info("audit of %s (%s): the weights are not to be had: %s", who, what, error)
+            return replays.undecided(one.case, one.signed, one.index, finding)
+        except NotHereError:
+            raise
+        except PatchError as error:
+            log.warning("audit of %s (%s): what it shows is not the weights: %s", who, what, error)
+            return replays.undecided(one.case, one.signed, one.index, WITHHELD)
+        found = replays.decide(self._run, tensors, one.case, one.signed, one.index, one.claimed)
+        if found.verdict.finding == NOT_PRODUCED:
+            log.warning("audit of %s (%s): not sampled with the weights and keys that it says", who, what)
+        return found

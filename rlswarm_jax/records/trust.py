@@ -1,0 +1,108 @@
+"""Whom a node does not trust for a while, by what it has found out itself: others' verdicts only say where to look."""
+
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
+
+from rlswarm_jax.records.audits import Case
+from rlswarm_jax.records.schema import NOT_PRODUCED, PRODUCED, UNDECIDED, WITHHELD, Record, Verdict
+
+FIRST = 16  # rounds for which a first offence is held against somebody; each further one, for twice as long
+MOST_ROUNDS = 1 << 20
+SILENT = 3  # audits in a row that an author leaves without answer, after which that is an offence
+MOST_SAID = 256  # groups of which it is remembered what others have found
+MOST_FOUND = 1024  # of its own findings, that a node remembers: a court may ask for one later
+MOST_OFFENDERS = 1024
+CONTRARY = {PRODUCED: NOT_PRODUCED, NOT_PRODUCED: PRODUCED}
+REPEATED = 2  # of others' accusations, that a node looks into in a round
+
+
+class Offender(msgspec.Struct, array_like=True, frozen=True):
+    """times: that somebody was found out. until: the round from which on they are trusted again."""
+
+    times: int
+    until: int
+
+
+class Audited(msgspec.Struct, array_like=True, frozen=True):
+    """What this node found about an author's group."""
+
+    author: bytes
+    verdict: Verdict
+
+
+class Trust(msgspec.Struct, array_like=True, frozen=True):
+    """A value. silent: how many audits in a row an author left without answer. said: what others have found, by record
+    and index, and found: what this node has; both oldest first. unsaid: what of that it has not told yet.
+
+    Whoever sampled what they published otherwise than they say is an offender, and whoever says of a group the contrary
+    of what this node finds there.
+    """
+
+    offenders: Mapping[bytes, Offender] = {}
+    silent: Mapping[bytes, int] = {}
+    said: Mapping[tuple[bytes, int], dict[bytes, str]] = {}
+    found: Mapping[tuple[bytes, int], str] = {}
+    unsaid: list[Verdict] = []
+
+    def distrusted(self, round_: int) -> frozenset[bytes]:
+        return frozenset(author for author, one in self.offenders.items() if round_ < one.until)
+
+    def tell(self, most: int) -> "Trust":
+        """After so many of its verdicts were published."""
+        return msgspec.structs.replace(self, unsaid=self.unsaid[most:])
+
+    def hear(self, records: Iterable[Record], known: Collection[bytes], round_: int) -> "Trust":
+        """With what these say of others' groups, in records that are known, and no more of those that are not any more.
+
+        Of a group nobody says two things: their first word counts. This node may have found the contrary.
+        """
+        said = {at: dict(findings) for at, findings in self.said.items() if at[0] in known}
+        guilty = set[bytes]()
+        for record in records:
+            for verdict in record.verdicts:
+                if verdict.record in known:
+                    at = verdict.record, verdict.index
+                    word = said.setdefault(at, {}).setdefault(record.author, verdict.finding)
+                    if word == CONTRARY.get(self.found.get(at, "")):
+                        guilty.add(record.author)
+        newest = list(said.items())[-MOST_SAID:]
+        return msgspec.structs.replace(self, said=dict(newest))._against(sorted(guilty), round_)
+
+    def to_repeat(self, authors: Mapping[bytes, bytes], own: bytes, round_: int) -> list[Case]:
+        """Accusations that this node looks into, of records by content hash with their authors."""
+        distrusted = self.distrusted(round_)
+        found = []
+        for (record, index), findings in self.said.items():
+            author = authors.get(record, own)  # of what is not here, nothing can be found out
+            accused = {who for who, finding in findings.items() if finding in (NOT_PRODUCED, WITHHELD)} - distrusted
+            if author != own and author not in distrusted and accused - {author} and (record, index) not in self.found:
+                found.append(Case(record, index))
+        return found[-REPEATED:]
+
+    def find(self, audited: Iterable[Audited], round_: int) -> "Trust":
+        """After what this node has found out itself."""
+        silent, found = dict(self.silent), dict(self.found)
+        unsaid, guilty = list(self.unsaid), list[bytes]()
+        for author, verdict in ((one.author, one.verdict) for one in audited):
+            unsaid.append(verdict)
+            found[verdict.record, verdict.index] = verdict.finding
+            others = self.said.get((verdict.record, verdict.index), {})
+            guilty += [who for who, finding in others.items() if finding == CONTRARY.get(verdict.finding)]
+            if verdict.finding == WITHHELD:
+                silent[author] = silent.get(author, 0) + 1
+            elif verdict.finding != UNDECIDED:
+                silent.pop(author, None)
+            if verdict.finding == NOT_PRODUCED or silent.get(author, 0) >= SILENT:
+                silent.pop(author, None)
+                guilty.append(author)
+        silent, found = dict(list(silent.items())[-MOST_OFFENDERS:]), dict(list(found.items())[-MOST_FOUND:])
+        return msgspec.structs.replace(self, silent=silent, found=found, unsaid=unsaid)._against(guilty, round_)
+
+    def _against(self, guilty: Iterable[bytes], round_: int) -> "Trust":
+        offenders = dict(self.offenders)
+        for author in guilty:
+            times = offenders[author].times + 1 if author in offenders else 1
+            offenders[author] = Offender(times, round_ + min(FIRST << min(times - 1, 20), MOST_ROUNDS))
+        latest = sorted(offenders.items(), key=lambda item: (-item[1].until, item[0]))[:MOST_OFFENDERS]
+        return msgspec.structs.replace(self, offenders=dict(latest))

@@ -1,0 +1,130 @@
+"""Audits as a part of the round: who is checked, what is told, and what follows."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rlswarm_jax.game import turns
+from rlswarm_jax.game.effects import Audit, Gather, Learn, Publish, Replay, Sample
+from rlswarm_jax.game.round import NodeState
+from rlswarm_jax.records.audits import Case
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, NOT_PRODUCED, PRODUCED, REVISE, STAGES, Verdict
+from rlswarm_jax.records.trust import FIRST, Audited, Trust
+from tests.game.hand_driver import (
+    ALICE,
+    BOB,
+    ME,
+    half_right,
+    make_game,
+    play,
+    play_together,
+    record_of,
+    signed,
+    three_stages,
+)
+
+ALL = dict.fromkeys((ME, ALICE, BOB), half_right)
+
+
+def verdict(finding, record, index=0):
+    return Verdict(record, index, finding, 9, 30.0, 0.5)
+
+
+def against(record, author=ALICE, finding=NOT_PRODUCED, round_=1):
+    """The trust of a node that has found this out."""
+    return Trust().find([Audited(author.author, verdict(finding, record.hash))], round_)
+
+
+def test_records_of_the_round_before_are_checked_once_their_round_is_over():
+    game = make_game(auditors=2)
+    said = [signed(record_of(who), who) for who in (ALICE, BOB)]
+    played = play(game, arrived=said)
+    assert played.one(Audit).cases == []  # nobody knows yet by which beacon
+    later = play(game, played.state)
+    assert {case.record for case in later.one(Audit).cases} == {one.hash for one in said}
+    assert later.effects.index(later.one(Audit)) > later.effects.index(later.one(Learn))
+    assert play(game, later.state).one(Audit).cases == []
+    assert later.metrics["audit/cases"] == 2 and play(make_game(), played.state).all(Audit) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_replayed_is_what_its_author_was_asked_with_the_keys_it_had(stage):
+    together = play_together(ALL)
+    alice, game = together[ALICE], three_stages(ME)
+    (sample,) = [e for e, of in zip(alice.all(Sample), STAGES, strict=True) if of == stage]
+    sheets = together[ME].state.sheets
+    for position, group in enumerate(alice.records[stage].groups):
+        found = turns.claim(game, sheets, alice.said[stage], group.index, turns.NO_CHAIN)
+        assert found.prompt == sample.prompts[position]
+        assert np.array_equal(found.keys, sample.keys_PGM[position])
+        assert found.completions == [c.tokens_T.tolist() for c in group.completions]
+    assert turns.claim(game, sheets, alice.said[stage], 99, turns.NO_CHAIN) is None
+    for fields in ({"temperature": 0.5}, {"tokenizer_fingerprint": "another"}, {"group_size": 2}):
+        assert turns.claim(dataclasses.replace(game, **fields), sheets, alice.said[stage], 0, turns.NO_CHAIN) is None
+    if stage != ANSWER:
+        assert turns.claim(game, {}, alice.said[stage], 0, turns.NO_CHAIN) is None
+
+
+def test_a_node_replays_groups_of_its_own_with_the_weights_that_it_will_learn_with():
+    played = play(make_game(rechecks=2))
+    replay, sample = played.one(Replay), played.one(Sample)
+    assert len(replay.claimed) == 2
+    for claimed in replay.claimed:
+        at = sample.prompts.index(claimed.prompt)
+        assert np.array_equal(claimed.keys, sample.keys_PGM[at])
+        assert claimed.completions == [s.tokens for s in played.results[played.effects.index(sample)][at]]
+    assert played.effects.index(replay) < played.effects.index(played.one(Learn))
+    assert played.metrics["audit/own_produced"] == 2 and play(make_game()).all(Replay) == []
+
+
+def test_who_was_found_out_is_not_waited_for_learned_from_or_shown():
+    together = play_together(ALL)
+    arrived = {stage: [together[who].said[stage] for who in (ALICE, BOB)] for stage in STAGES}
+    game, alice = three_stages(ME, auditors=1), ALICE.author
+    state = NodeState(round=1, trust=against(arrived[ANSWER][0], round_=0).tell(1))
+    played = play(game, state, arrived)
+    assert all(effect.without == {alice} for effect in played.all(Gather))
+    assert {group.author for group in played.external} == {BOB.author}
+    assert played.unused["distrusted"] == 5  # 3 answers, 2 critiques; revisions answer to a critique that was another
+    shown = {h for stage in (CRITIQUE, REVISE) for group in played.records[stage].groups for h in group.parents}
+    assert shown and not shown & {arrived[stage][0].hash for stage in STAGES}
+    assert {sheet.author for sheet in played.state.sheets.values()} == {who.author for who in ALL}
+    forgiven = play(game, NodeState(round=1, trust=against(arrived[ANSWER][0], round_=1 - FIRST).tell(1)), arrived)
+    assert {group.author for group in forgiven.external} == {alice, BOB.author}
+
+
+def test_what_is_left_of_them_in_the_pool_goes():
+    said = [signed(record_of(who), who) for who in (ALICE, BOB)]
+    before = play(make_game(external_groups=0), arrived=said)
+    state = dataclasses.replace(before.state, trust=against(said[0], round_=2))
+    played = play(make_game(external_groups=9), state)
+    assert {group.author for group in played.external} == {BOB.author}
+
+
+def test_a_verdict_is_told_in_the_next_record_and_only_there():
+    said = signed(record_of(ALICE), ALICE)
+    state = NodeState(round=1, trust=against(said, finding=PRODUCED))
+    played = play(three_stages(ME, auditors=1), state)
+    told = [effect.record.verdicts for effect in played.all(Publish)]
+    assert told == [[verdict(PRODUCED, said.hash)], [], []]
+    assert played.state.trust.unsaid == [] == play(make_game(auditors=1), played.state).records[ANSWER].verdicts
+
+
+def test_an_accusation_makes_others_look():
+    said = signed(record_of(ALICE), ALICE)
+    before = play(make_game(auditors=1), arrived=[said])
+    accuses = record_of(BOB, 2)
+    accuses = signed(
+        type(accuses)(
+            **{
+                **{f: getattr(accuses, f) for f in accuses.__struct_fields__},
+                "verdicts": [verdict(NOT_PRODUCED, said.hash, 1)],
+            }
+        ),
+        BOB,
+    )
+    played = play(make_game(auditors=0, max_staleness=4), before.state, arrived=[accuses])
+    assert played.all(Audit) == []
+    played = play(make_game(auditors=1, max_staleness=4), before.state, arrived=[accuses])
+    assert Case(said.hash, 1) in played.one(Audit).cases
