@@ -1,6 +1,7 @@
 """A chain within this process with the coordinator on it, and accounts of simulated nodes: for gas and for tests."""
 
 import ast
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from rlswarm_jax.identity import Identity, simulated
 
 GAS = 16_000_000
 NOBODY = "0x" + 40 * "0"
+BEGAN = 4_000_000_000  # seconds: later than now, or a block would be made at the time it is
 FAR = 2**32  # a deadline
 # root, first and last leaf, their number, state before and after, config
 COMMITMENT = (b"\1" * 32, b"\2" * 32, b"\3" * 32, 4, b"\5" * 32, b"\6" * 32, b"\7" * 32)
@@ -49,6 +51,21 @@ def node(index: int) -> Account:
     return account(simulated(0, index))
 
 
+class Repeatable(PyEVMBackend):
+    """The library's, but for the time that it begins at and what it draws for each block: the same calls make the same
+    blocks, and beacons, which follow from their hashes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(genesis_parameters=self.generate_genesis_params({"timestamp": BEGAN}))
+        self._drawn = itertools.count(1)
+
+    def mine_blocks(self, num_blocks: int = 1, coinbase: bytes = bytes(20)) -> tuple[bytes, ...]:
+        drawn = itertools.islice(self._drawn, num_blocks)
+        fields = {"coinbase": coinbase, "blob_gas_used": 0}
+        return tuple(self.chain.mine_block(**fields, mix_hash=n.to_bytes(32, "big")).hash for n in drawn)
+
+
 class Chain:
     """rules: those of DEFAULTS to change. owner: an address; None for a funded one.
 
@@ -56,7 +73,7 @@ class Chain:
     """
 
     def __init__(self, nodes: int = 6, owner: str | None = None, **rules: int):
-        self.tester = EthereumTester(PyEVMBackend())
+        self.tester = EthereumTester(Repeatable())
         self.web3 = Web3(EthereumTesterProvider(self.tester))
         self.funded = self.web3.eth.accounts
         self.owner = self.funded[0] if owner is None else owner

@@ -540,10 +540,8 @@ def test_the_client_knows_which_terms_the_contract_refuses(bad):
 def test_the_table_of_gas_is_right_within_two_percent_and_no_call_takes_a_block():
     table, measured = json.loads(TABLE.read_text())["court"], gas.measure_court()
     assert table.keys() == measured.keys(), "rows differ: python -m benchmarks.gas --write results/gas.json"
-    # what a beacon draws differs from chain to chain: how many places are passed over, whose slots were touched before
-    by_chance = {"draw", "draw, the dearest there is", "resolve"}
     for row, used in measured.items():
-        assert used == pytest.approx(table[row], rel=0.1 if row in by_chance else 0.02), row
+        assert used == pytest.approx(table[row], rel=0.02), row
     assert max(used for row, used in measured.items() if row != "deployment") < 1_000_000
 
 
