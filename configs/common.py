@@ -234,7 +234,9 @@ FIELDS = {
     "evaluation.min_p": Field(0.0, real(0, 1), "of the likeliest token's"),
     # whether nodes sample as they say (docs/audit.md)
     "audit.auditors": Field(0, whole(0, 64), "peers' records that a node checks, drawn anew; all but simulations: 1"),
-    "audit.rechecks": Field(0, whole(0, MAX_GROUPS), "groups of its own that a node replays in a round; the same"),
+    "audit.rechecks": Field(
+        0, whole(0, 4096), "own completions that a node replays in a round; all but simulations: 2"
+    ),
     "audit.share": Field(0.05, real(0, 1), "of a live node's time that checking peers may take"),
     "audit.megabytes": Field(
         1024, whole(1, 1_000_000), "of its latest weights that it keeps to be checked, and fetches"
@@ -292,7 +294,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
     """A swarm on the embedded model, as the table has it, whose nodes check each other."""
     config = fields.make(FIELDS)
     config.name = name
-    config.audit.auditors = config.audit.rechecks = 1
+    config.audit.auditors, config.audit.rechecks = 1, 2
     return config
 
 

@@ -30,7 +30,7 @@ from rlswarm_jax.tasks.verifier import Verifier
 State = TypeVar("State")  # or parameters
 
 LEAST_SLOTS = 96  # of a tile's prompts: below, padding costs less than compiling once more
-LEAST_REPLAYED = 32  # slots of a text that is replayed
+LEAST_REPLAYED, REPLAYED_ROWS = 32, 2  # slots of a text that is replayed, and texts at a time: few programs
 NONFINITE_IN_A_ROW = 3  # updates left out, one after the other, after which a node stops
 
 
@@ -105,7 +105,7 @@ class Engine:
         jit = self._jit = jit if self._mesh is None else jax.jit
         self._model = policy.config
         texts = most + config.max_new_tokens
-        self._replayed = sorted({max(LEAST_REPLAYED, -(-texts >> half)) for half in range(2)})  # two programs
+        self._replayed = sorted({max(LEAST_REPLAYED, -(-texts >> half)) for half in range(2)})
         self._rounding = rounding(config.dtype, config.kv_dtype, config.temperature, key_bias_norm(policy.params))
 
         def sampler(temperature: float, how: Draw, rows: int, exact_rows: int, counts: Sequence[int]) -> Sampler:
@@ -180,7 +180,7 @@ class Engine:
             temperature=self.config.temperature,
             rounding=self._rounding,
             whole=self.config.max_new_tokens,
-            rows=self.config.group_size,
+            rows=REPLAYED_ROWS,
             text_slots=next((slots for slots in self._replayed if slots >= longest), longest),
             jit=self._jit,
         )

@@ -31,7 +31,7 @@ from rlswarm_jax.tasks.verifier import Verifier
 from tests.grpo import tiny
 
 NODES, ROUNDS, GROUP, LOCAL, EXTERNAL = 3, 4, 4, 3, 3
-AUDITED = {"auditors": 1, "rechecks": 1}
+AUDITED = {"auditors": 1, "rechecks": 4}
 TAU = 1e-4  # float32, across executables of different shapes
 
 

@@ -69,18 +69,17 @@ def decide(run: Run, tensors: Tensors, case: Case, signed: SignedRecord, index: 
 
 
 def own(run: Run, effect: ReplayEffect) -> Metrics:
-    """Of groups of a node's own, with the weights that learn: how many are of each finding, and in how many tokens.
+    """Of completions of a node's own, with the weights that learn: what they are together, and in how many tokens.
 
     gap: how far the sampler's log-probs are from the replay's, over what rounding may do (`statistics.spent`); above 1
     they are not of the same weights.
     """
-    every = [run(None, [one]) for one in effect.claimed]
-    found = [doubted(judge(of_group)) for of_group in every]
-    counts = {f"audit/own_{name}": float(sum(FOUND[one.verdict] == name for one in found)) for name in FOUND.values()}
-    said = [np.array(logprobs, np.float32) for group in effect.logprobs for logprobs in group]
-    gap = spent(said, [replay for of_group in every for replay in of_group])
-    counts |= {"audit/own_tokens": float(sum(one.tokens for one in found)), "audit/own_gap": float(gap)}
-    return counts | {"audit/own_bits": sum(one.bits for one in found)}
+    replayed = run(None, effect.claimed)
+    found = doubted(judge(replayed))
+    gap = spent([np.array(logprobs_T, np.float32) for logprobs_T in effect.logprobs], replayed)
+    metrics = {f"audit/own_{name}": float(FOUND[found.verdict] == name) for name in FOUND.values()}
+    metrics |= {"audit/own_tokens": float(found.tokens), "audit/own_bits": found.bits, "audit/own_gap": float(gap)}
+    return metrics
 
 
 def by_hash(records: Mapping[Any, SignedRecord]) -> dict[bytes, SignedRecord]:

@@ -132,11 +132,12 @@ class Claimed(msgspec.Struct, array_like=True, frozen=True):
 class Replay:
     """-> metrics: what a replay of own completions says, with the weights that learn: they should be those that sample.
 
-    Consumes nothing: the keys are those of the completions. logprobs: of their tokens, as the sampler gave them.
+    Consumes nothing: the keys are those of the completions. claimed: one each. logprobs: of its tokens, as the sampler
+    gave them.
     """
 
     claimed: list[Claimed]
-    logprobs: list[list[list[float]]]
+    logprobs: list[list[float]]
 
 
 @dataclasses.dataclass(frozen=True)

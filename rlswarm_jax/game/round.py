@@ -17,6 +17,7 @@ from rlswarm_jax.game import turns
 from rlswarm_jax.game.chain import Account, amount, by_tag, tag
 from rlswarm_jax.game.effects import (
     Audit,
+    Claimed,
     Commit,
     Effect,
     Evaluate,
@@ -313,11 +314,12 @@ def _sample(game: Game, asked: Sequence[Turn]) -> Sample:
 
 
 def _recheck(game: Game, own: Sequence[Turn], beacon: bytes) -> Replay:
-    """Of some of a node's own groups."""
-    ranked = sorted(own, key=lambda turn: randomness.digest("pool", "recheck", beacon, turn.stage, turn.index))
+    """Of some of a node's own completions, wherever they are."""
+    every = [(turn, g) for turn in own for g in range(len(turn.completions))]
+    ranked = sorted(every, key=lambda at: randomness.digest("pool", "recheck", beacon, at[0].stage, at[0].index, at[1]))
     drawn = ranked[: game.rechecks]
-    logprobs = [[s.logprobs for s in turn.completions] for turn in drawn]
-    return Replay([turns.claimed(game, turn) for turn in drawn], logprobs)
+    claimed = [Claimed(t.prompt, [t.completions[g].tokens], [turns.sample_keys(game, t)[g]]) for t, g in drawn]
+    return Replay(claimed, [turn.completions[g].logprobs for turn, g in drawn])
 
 
 def _of_trusted(sheets: Sheets, distrusted: frozenset[bytes]) -> Sheets:

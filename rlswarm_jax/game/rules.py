@@ -149,7 +149,7 @@ class Game(Rules):
     the node's own of that stage, at most (0: any). choose: which of them are taken first (`records.teachers.WORTH`).
     weights: of the stages' samples in the loss. max_prompt_tokens: that this node's model reads; where others have
     written more, it leaves the problem out. reads: authors whose records it reads in a round, at most (0: all).
-    auditors: how many check each author's records. rechecks: groups of its own that a node replays in a round.
+    auditors: how many check each author's records. rechecks: completions of its own that a node replays in a round.
     chain_every: rounds after which the chain is heard, and committed to (0: there is none). state_hash: of the train
     state that it begins with. readings: of records, kept for all nodes of this process that play by the same rules;
     None where there is but one. strategy: of a node that means ill.

@@ -213,7 +213,7 @@ def _records(run: Run) -> Section:
 
 def _audits(run: Run) -> Section:
     """What nodes found of each other's samples, and of their own."""
-    rows = [["node", "checked", *FINDINGS, "tokens", "own, produced", "own, not produced"]]
+    rows = [["node", "checked", *FINDINGS, "tokens", "own produced", "own not produced"]]
     sums: collections.Counter[str] = collections.Counter()
     for name in run.names:
         every = run.rows.get(name, ())

@@ -14,6 +14,7 @@ from rlswarm_jax.records.trust import FIRST, Audited, Trust
 from tests.game.hand_driver import (
     ALICE,
     BOB,
+    GROUP_SIZE,
     ME,
     half_right,
     make_game,
@@ -66,16 +67,19 @@ def test_what_is_replayed_is_what_its_author_was_asked_with_the_keys_it_had(stag
         assert turns.claim(game, {}, alice.said[stage], 0, turns.NO_CHAIN) is None
 
 
-def test_a_node_replays_groups_of_its_own_with_the_weights_that_it_will_learn_with():
-    played = play(make_game(rechecks=2))
+def test_a_node_replays_completions_of_its_own_with_the_weights_that_it_will_learn_with():
+    played = play(make_game(rechecks=5))
     replay, sample = played.one(Replay), played.one(Sample)
-    assert len(replay.claimed) == 2
-    for claimed in replay.claimed:
-        at = sample.prompts.index(claimed.prompt)
-        assert np.array_equal(claimed.keys, sample.keys_PGM[at])
-        assert claimed.completions == [s.tokens for s in played.results[played.effects.index(sample)][at]]
+    sampled, drawn = played.results[played.effects.index(sample)], set()
+    for claimed, logprobs in zip(replay.claimed, replay.logprobs, strict=True):
+        p = sample.prompts.index(claimed.prompt)
+        (g,) = (g for g in range(GROUP_SIZE) if sample.keys_PGM[p, g].tolist() == claimed.keys[0])
+        assert (claimed.completions, logprobs) == ([sampled[p][g].tokens], sampled[p][g].logprobs)
+        drawn.add((p, g))
+    assert len(drawn) == 5 and len({p for p, _ in drawn}) > 1
     assert played.effects.index(replay) < played.effects.index(played.one(Learn))
-    assert played.metrics["audit/own_produced"] == 2 and play(make_game()).all(Replay) == []
+    assert played.metrics["audit/own_produced"] == 5 and play(make_game()).all(Replay) == []
+    assert len(play(make_game(rechecks=99)).one(Replay).claimed) == 3 * GROUP_SIZE
 
 
 def test_who_was_found_out_is_not_waited_for_learned_from_or_shown():
