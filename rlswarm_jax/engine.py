@@ -30,7 +30,7 @@ from rlswarm_jax.tasks.verifier import Verifier
 State = TypeVar("State")  # or parameters
 
 LEAST_SLOTS = 96  # of a tile's prompts: below, padding costs less than compiling once more
-LEAST_REPLAYED, REPLAYED_ROWS = 32, 2  # slots of a text that is replayed, and texts at a time: few programs
+LEAST_REPLAYED, REPLAYED_ROWS = 128, 2  # slots of a text that is replayed, and texts at a time: one program, or two
 NONFINITE_IN_A_ROW = 3  # updates left out, one after the other, after which a node stops
 
 

@@ -35,13 +35,14 @@ def groups(config: ml_collections.ConfigDict) -> dict[str, int]:
 
 
 def configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
-    """By kind, of a node alone that differs from those of the swarm in nothing else."""
+    """By kind, of a node alone that differs from those of the swarm in nothing else; what it samples nobody checks."""
     found = {}
     for kind, count in groups(config).items():
         own = ml_collections.ConfigDict(json.loads(config.to_json_best_effort()))
         own.driver, own.name = "simulate", f"{config.name}-alone-{kind}"
         own.swarm.nodes = own.game.stages = 1
         own.swarm.local_groups, own.swarm.external_groups = count, 0
+        own.audit.auditors = own.audit.rechecks = 0
         own.swarm.alone, own.chain.endpoint, own.wandb.mode = False, "none", "disabled"
         found[kind] = own.lock()
     return found
