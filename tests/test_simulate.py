@@ -346,7 +346,7 @@ NOT_LYING = ("free_ride", "equivocate", "")  # what these publish, they did samp
 @pytest.mark.parametrize("name", [*LYING, *NOT_LYING])
 def test_who_does_not_sample_as_it_says_is_found_out_and_nobody_else(world, paths, name):
     """By all honest nodes, and it is not learned from any more; who vouches for others is where there is a liar."""
-    own = {n: dict(AUDITED) for n in range(4)}
+    own = {n: AUDITED | {"rechecks": LOCAL * GROUP} for n in range(4)}  # all together have the bits
     own[2]["strategy"] = STRATEGIES.get(name)
     if name == "vouch":  # where two look at the same group
         own[3]["strategy"] = STRATEGIES["other_key"]

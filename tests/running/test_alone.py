@@ -11,7 +11,7 @@ from rlswarm_jax.running import alone, folder, simulated
 from tests.waits import wait_for
 
 OWN = {"driver", "name", "swarm.nodes", "game.stages", "swarm.local_groups", "swarm.external_groups", "swarm.alone"}
-OWN |= {"chain.endpoint", "wandb.mode"}
+OWN |= {"audit.auditors", "audit.rechecks", "chain.endpoint", "wandb.mode"}
 
 
 def swarm(**fields):
