@@ -23,6 +23,6 @@ from configs import common
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.swarm("quickstart")
-    config.swarm.alone = True
+    config.swarm.alone, config.evaluation.every = True, 30
     common.apply(config, variant, common.simulate, common.smoke)
     return config
