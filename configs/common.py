@@ -76,7 +76,7 @@ PRESENT = row(whole(0), each(row(whole(0), whole(1))))
 PARTITION = row(real(0), real(0), each(each(whole(0))))
 STRATEGIES = (
     *("wrong", "copy", "spam", "free_ride", "style", "lengthen", "lazy", "collude"),
-    *("other_key", "best_of", "withhold", "accuse", "vouch", "equivocate", "own_vote"),
+    *("other_key", "best_of", "stale", "withhold", "accuse", "vouch", "equivocate", "own_vote"),
 )
 ROUNDS = span("() for none, or (first, end): two whole numbers from 0, the first one smaller")
 
