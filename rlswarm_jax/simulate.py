@@ -326,6 +326,7 @@ class Simulation:
         held = node.inbox.save()
         slots = set(held.taken)
         held.held = [s.raw for slot, s in node.inbox.records.items() if slot in slots]
+        held.evidence = [proof for proof in held.evidence if proof[0] in set(held.told)]
         held.counts = {}
         node.inbox.restore(held)
         for peer in self.nodes:

@@ -49,10 +49,16 @@ def records(entry: Entry) -> list[bytes]:
 
 
 def published_by(authors: Collection[bytes], journal: Journal, node: int) -> dict[bytes, list[bytes]]:
-    """Content hashes of what some authors said, as far as a node's journal has it, in the order of publication."""
-    heard = {raw for entry in journal.read(node, 0) if entry.kind == Gather.__name__ for raw in records(entry)}
-    signed = sorted({open_envelope(raw) for raw in heard}, key=turns.in_time)
-    return {author: [one.hash for one in signed if one.record.author == author] for author in authors}
+    """Content hashes of what some authors said, as far as a node's journal has it, in the order of publication.
+
+    Of two records for one slot the one that was heard first: it is the one that was checked.
+    """
+    heard = (raw for entry in journal.read(node, 0) if entry.kind == Gather.__name__ for raw in records(entry))
+    first: dict[tuple[bytes, int, str], SignedRecord] = {}
+    for signed in map(open_envelope, heard):
+        first.setdefault((signed.record.author, signed.record.round, signed.record.stage), signed)
+    said = sorted(first.values(), key=turns.in_time)
+    return {author: [one.hash for one in said if one.record.author == author] for author in authors}
 
 
 def needed(game: Game, played: Iterable[Turn]) -> set[Item]:
