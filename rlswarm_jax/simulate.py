@@ -437,6 +437,9 @@ class Simulation:
         for case in effect.cases:
             if (signed := held.get(case.record)) is None:
                 continue
+            if verdict := replays.absent(case, signed):
+                found.append(verdict)
+                continue
             index, claimed = replays.claim(node.game, effect, case, signed)
             author = self._by_author.get(signed.record.author)
             _, tensors = author.shown.get(signed.record.weights, (0, None)) if author else (0, None)

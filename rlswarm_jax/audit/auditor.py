@@ -58,6 +58,9 @@ class Auditor:
         begun = {(one.case.record, one.index) for one in self._waiting}
         for case in effect.cases:
             if (signed := held.get(case.record)) and (case.record, case.index) not in begun:
+                if verdict := replays.absent(case, signed):
+                    found.append(verdict)
+                    continue
                 index, claimed = replays.claim(game, effect, case, signed)
                 if claimed is None or len(self._waiting) >= MOST_WAITING:
                     found.append(replays.undecided(case, signed, index))

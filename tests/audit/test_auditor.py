@@ -4,6 +4,7 @@ import collections
 import time
 from concurrent.futures import Future
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,9 +16,10 @@ from rlswarm_jax.game.effects import Audit
 from rlswarm_jax.qwen import tensors_hash
 from rlswarm_jax.qwen.verdict import Replay, Rounding
 from rlswarm_jax.records.audits import Case
-from rlswarm_jax.records.schema import ANSWER, NOT_PRODUCED, PRODUCED, UNDECIDED, WITHHELD
+from rlswarm_jax.records.schema import ANSWER, NOT_PRODUCED, PRODUCED, UNDECIDED, WITHHELD, Verdict
+from rlswarm_jax.records.trust import Trust
 from rlswarm_jax.swarm.transport import NotShownError
-from tests.game.hand_driver import ALICE, ME, make_game, play, record_of, signed
+from tests.game.hand_driver import ALICE, BOB, ME, make_game, play, record_of, signed
 
 OTHER = {"w": np.arange(8, dtype="<f4")}
 NAME = tensors_hash(OTHER)
@@ -147,9 +149,30 @@ def test_a_case_that_waits_is_not_begun_again(tmp_path):
 
 def test_what_cannot_be_replayed_here_is_undecided_and_nobody_is_asked(tmp_path):
     world = World(tmp_path)
-    (found,) = world.audit(world.case(99))
+    world.game = make_game(ME, temperature=0.5)
+    (found,) = world.audit(world.case(0))
     assert found.verdict.finding == UNDECIDED and world.network.asked == []
     assert world.audit(Case(b"u" * 32, 0)) == []  # a record that is not here
+
+
+@pytest.mark.parametrize("index", [3, 99, 2**32 - 1])
+def test_of_a_group_that_its_record_does_not_have_nothing_was_said_that_was_not_sampled(tmp_path, index):
+    """Whoever accuses its author of it is wrong, before a court and here."""
+    world = World(tmp_path)
+    assert index not in {group.index for group in world.signed.record.groups}
+    (found,) = world.audit(world.case(index))
+    verdict = found.verdict
+    assert (found.author, verdict.index, verdict.finding, verdict.tokens) == (ALICE.author, index, PRODUCED, 0)
+    assert world.network.asked == [] == world.ran
+    accused = Trust().hear([says(verdict.record, index)], {verdict.record}, 5)
+    assert accused.to_repeat({verdict.record: ALICE.author}, ME.author, 5) == [Case(verdict.record, index)]
+    assert accused.find([found], 5).offenders.keys() == {BOB.author}
+
+
+def says(record, index):
+    """Bob's record, with an accusation."""
+    lie = Verdict(record, index, NOT_PRODUCED, 9, 30.0, 8.0)
+    return msgspec.structs.replace(record_of(BOB), verdicts=[lie])
 
 
 def test_replays_take_no_more_than_their_share(tmp_path, monkeypatch):
