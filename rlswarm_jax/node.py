@@ -124,9 +124,11 @@ class Node:
             self._checkpoint, self._damaged = found.step, found.damaged
             with lock:
                 arrived = list(inbox.records.values())
-                player.restore(CHECKPOINT.decode(found.extra))
+                saved = CHECKPOINT.decode(found.extra)
+                player.restore(saved)
                 for signed in arrived:
                     inbox.offer(signed.raw, player.state.round)
+            self._auditor.take_up(saved.waiting)
         for entry in self._journal.read(player.index, player.state.round):
             if isinstance(player.effect, Evaluate) and entry.kind == Evaluate.__name__:
                 self._offer(decode_result(player.effect, entry.result))
@@ -138,6 +140,8 @@ class Node:
                 inbox.expire(player.state.round)
             if isinstance(fed.effect, Learn):
                 self._engine.learn({0: fed.effect})  # its weights are nowhere but in what led to them
+            if isinstance(fed.effect, Audit):
+                self._auditor.take_up(fed.effect.cases, fed.result)
             if fed.metrics is not None and entry.round not in reported:
                 self._on_round(RoundReport(player.index, entry.round, entry.at, fed.metrics))
         self._published = [published(entry) for entry in self._journal.last(player.index, Publish.__name__)]
@@ -221,7 +225,7 @@ class Node:
         duties = self._chain.duties() if self._chain else ()
         asked = [Case(one.record, one.index) for one in duties if (one.record, one.index) not in self._findings]
         effect = dataclasses.replace(effect, cases=[*asked, *effect.cases])
-        found = self._auditor.audit(self.player.game, effect, held)
+        found = self._auditor.audit(self.player.game, effect, held, self._findings)
         if self._chain and self._chain.has_court:
             self._accused |= {one.author: one.verdict for one in found if one.verdict.finding == NOT_PRODUCED}
             if self._accused and effect.cases:  # now and then: settlements cover what was said since
@@ -350,7 +354,9 @@ class Node:
             return
         with self._mailbox.changed:
             inbox = self.player.inbox.save()
-        extra = msgspec.msgpack.encode(self.player.save(self.player.state, time.time(), inbox))
+        saved = self.player.save(self.player.state, time.time(), inbox)
+        saved.waiting = self._auditor.waiting
+        extra = msgspec.msgpack.encode(saved)
         self._checkpoints.save(round_, [parallel.fetch(self._engine.state(0))], extra)
         if (oldest := self._checkpoints.needed) is not None:
             self._journal.prune(self.player.index, oldest, oldest - self._config.keep)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 
 from rlswarm_jax.audit import replays
@@ -50,18 +50,46 @@ class Auditor:
         self._share, self._limit = share, limit
         self._shown = Shown(2 * limit)
         self._waiting: collections.deque[_Waiting] = collections.deque()
+        self._left: list[Case] = []  # by an earlier process
         self._allowed, self._before = SAVED, time.monotonic()
 
-    def audit(self, game: Game, effect: Audit, held: Mapping[bytes, SignedRecord]) -> list[Audited]:
-        """Begins with an effect's cases, and says what was found of earlier ones. held: records by content hash."""
+    @property
+    def waiting(self) -> list[Case]:
+        """Cases that were begun and are not decided, for a checkpoint."""
+        return [*self._left, *(Case(one.signed.hash, one.index) for one in self._waiting)]
+
+    def take_up(self, cases: Iterable[Case], found: Collection[Audited] = ()) -> None:
+        """After a restart: cases that were begun, and what was found since of them all; the rest waits."""
+        self._left += cases
+        for verdict in (one.verdict for one in found):
+            of_record = [case for case in self._left if case.record == verdict.record]
+            asked = [case for case in of_record if case.index == verdict.index]
+            drawn = [case for case in of_record if case.index is None]
+            self._left = [case for case in self._left if case not in (asked or drawn[:1])]
+
+    def audit(
+        self,
+        game: Game,
+        effect: Audit,
+        held: Mapping[bytes, SignedRecord],
+        known: Collection[tuple[bytes, int]] = (),
+    ) -> list[Audited]:
+        """Begins with an effect's cases, and says what was found of earlier ones. held: records by content hash.
+
+        known: groups, by record and index, of which something was found already: nothing is said of them again.
+        """
         found: list[Audited] = []
-        begun = {(one.case.record, one.index) for one in self._waiting}
-        for case in effect.cases:
+        begun = {(one.case.record, one.index) for one in self._waiting} | set(known)
+        cases, self._left = [*self._left, *effect.cases], []
+        for case in cases:
             if (signed := held.get(case.record)) and (case.record, case.index) not in begun:
                 if verdict := replays.absent(case, signed):
                     found.append(verdict)
                     continue
                 index, claimed = replays.claim(game, effect, case, signed)
+                if (case.record, index) in begun:
+                    continue
+                begun.add((case.record, index))
                 if claimed is None or len(self._waiting) >= MOST_WAITING:
                     found.append(replays.undecided(case, signed, index))
                 else:

@@ -16,6 +16,7 @@ from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheet
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Entry, Journal, JournalError
+from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.inbox import Inbox, SavedInbox
 from rlswarm_jax.records.pool import Pool
@@ -36,7 +37,7 @@ class RoundReport:
 
 
 class SavedPlayer(msgspec.Struct, array_like=True):
-    """A node between two rounds, besides its train state."""
+    """A node between two rounds, besides its train state. waiting: audits that a live one has begun."""
 
     round: int
     policy_version: int
@@ -47,6 +48,7 @@ class SavedPlayer(msgspec.Struct, array_like=True):
     account: Account
     teachers: Teachers
     trust: Trust
+    waiting: list[Case] = []
 
 
 class Fed(NamedTuple):
