@@ -172,6 +172,8 @@ def _play(
     from rlswarm_jax.running.record import Recorder
     from rlswarm_jax.running.view import compiling
 
+    archive = Archive(workdir / WEIGHTS_FOLDER, config.audit.megabytes << 20, 2 * config.swarm.max_staleness + LATE)
+    present.transport.shows(archive)  # before all that takes long: what an earlier process said may be checked now
     made = build.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.one_engine, channel))
@@ -196,8 +198,6 @@ def _play(
         checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER, config.checkpoints.keep)
         best = Best(workdir / BEST_FOLDER / "0") if config.checkpoints.best else None
         parts = player, made.one_engine, present.transport, present.mailbox, journal, checkpoints
-        archive = Archive(workdir / WEIGHTS_FOLDER, config.audit.megabytes << 20, 2 * config.swarm.max_staleness + LATE)
-        present.transport.shows(archive)
         run, most = functools.partial(made.one_engine.replay, 0), config.audit.megabytes << 20
         auditor = Auditor(archive, run, present.transport, config.audit.share, most)
         node = Node(*parts, live, recorder.on_round, auditor, present.chain, best)

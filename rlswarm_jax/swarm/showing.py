@@ -23,6 +23,7 @@ from rlswarm_jax.swarm.transport import MAX_PARTS, RANGE, NotShownError, Part, S
 
 PROTOCOL = TProtocol("/rlswarm_jax/weights/1")
 ATTEMPTS, PAUSE = 4, 3.0  # times, and seconds between them, that somebody is asked who does not answer
+STARTING = 4.0  # seconds that an asker is held on while this node has no shelf yet; less than its own patience
 MAX_HAVE = 64
 
 
@@ -131,8 +132,8 @@ class Showing:
             await trio.sleep(0.05)
         if request.swarm != self._swarm:
             self._watch.offend(peer, "rejected/wrong swarm")
-        shelf, reply = self._shelf(), Reply([], b"")
-        if shelf is not None and request.swarm == self._swarm:
+        shelf, reply = await self._ready(), Reply([], b"")
+        if request.swarm == self._swarm:
             if request.part is None:
                 parts = [Part(one.hash, one.size, one.weights) for one in shelf.path(request.weights, request.have)]
                 reply = Reply(parts[:MAX_PARTS], b"")
@@ -142,3 +143,15 @@ class Showing:
         self._watch.count("network/bytes_out", len(answer))
         self._watch.count("audit/bytes_shown", len(answer))
         return answer
+
+    async def _ready(self) -> Shelf:
+        """The shelf. A node that was just started is reached before it has one, and must not deny what it will show.
+
+        Raises RequestDecodeError: whoever asks is not answered, and asks again.
+        """
+        until = trio.current_time() + STARTING
+        while (shelf := self._shelf()) is None:
+            if trio.current_time() > until:
+                raise RequestDecodeError("this node has only just been started")
+            await trio.sleep(0.05)
+        return shelf
