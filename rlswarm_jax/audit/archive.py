@@ -245,6 +245,19 @@ class Archive:
             version.last = max(version.first, after.first - 1)
 
 
+class Shelves:
+    """What several archives show: a node's own weights, and those of others by which it found somebody out."""
+
+    def __init__(self, *archives: Archive):
+        self._archives = archives
+
+    def path(self, weights: bytes, have: Collection[bytes]) -> list[Part]:
+        return next(filter(None, (archive.path(weights, have) for archive in self._archives)), [])
+
+    def read(self, part: bytes, start: int, size: int) -> bytes:
+        return next(filter(None, (archive.read(part, start, size) for archive in self._archives)), b"")
+
+
 def at_hand(folder: Path) -> dict[bytes, Callable[[], Tensors]]:
     """What loads the weights that an archive keeps there, by name; whoever may be writing it, nothing is changed.
 

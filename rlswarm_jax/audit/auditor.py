@@ -35,18 +35,29 @@ class _Waiting:
     claimed: Claimed
     weights: "Future[list[bytes]]"
     since: float
+    shown_by: bytes  # who is asked for the weights: their author, or the witness
+    witness: bytes = b""  # who was shown them, and is asked if their author does not show them
     again: bool = False  # asked for from nothing on: what the author was told that is had here is not any more
 
 
 class Auditor:
     """Of one node. archive: what it shows of its own weights. run: what replays.
 
+    evidence: where it keeps weights of others by which it found somebody out, for whoever is to judge it.
     share: of the node's time that replays may take; a case that comes out of turn waits for the next round. limit:
     bytes that are fetched for a case.
     """
 
-    def __init__(self, archive: Archive, run: replays.Run, transport: Transport, share: float, limit: int):
-        self.archive, self._run, self._transport = archive, run, transport
+    def __init__(
+        self,
+        archive: Archive,
+        run: replays.Run,
+        transport: Transport,
+        share: float,
+        limit: int,
+        evidence: Archive | None = None,
+    ):
+        self.archive, self._run, self._transport, self._evidence = archive, run, transport, evidence
         self._share, self._limit = share, limit
         self._shown = Shown(2 * limit)
         self._waiting: collections.deque[_Waiting] = collections.deque()
@@ -73,10 +84,12 @@ class Auditor:
         effect: Audit,
         held: Mapping[bytes, SignedRecord],
         known: Collection[tuple[bytes, int]] = (),
+        witnesses: Mapping[bytes, bytes] | None = None,
     ) -> list[Audited]:
         """Begins with an effect's cases, and says what was found of earlier ones. held: records by content hash.
 
         known: groups, by record and index, of which something was found already: nothing is said of them again.
+        witnesses: of some records an author who was shown their weights.
         """
         found: list[Audited] = []
         begun = {(one.case.record, one.index) for one in self._waiting} | set(known)
@@ -93,7 +106,8 @@ class Auditor:
                 if claimed is None or len(self._waiting) >= MOST_WAITING:
                     found.append(replays.undecided(case, signed, index))
                 else:
-                    waits = _Waiting(case, signed, index, claimed, Future(), time.monotonic())
+                    author, witness = signed.record.author, (witnesses or {}).get(case.record, b"")
+                    waits = _Waiting(case, signed, index, claimed, Future(), time.monotonic(), author, witness)
                     self._waiting.append(self._ask(waits))
         now = time.monotonic()
         self._allowed, self._before = min(SAVED, self._allowed + self._share * (now - self._before)), now
@@ -106,7 +120,12 @@ class Auditor:
             elif one.weights.done() and self._allowed > 0:
                 began = time.monotonic()
                 try:
-                    found.append(self._decide(one))
+                    decided = self._decide(one)
+                    if one.witness and not decided.verdict.tokens:
+                        one = dataclasses.replace(one, shown_by=one.witness, witness=b"")
+                        self._waiting.append(self._ask(one, again=True))
+                    else:
+                        found.append(decided)
                 except NotHereError:
                     if one.again:  # it leads from weights that nobody said are here
                         found.append(replays.undecided(one.case, one.signed, one.index, WITHHELD))
@@ -118,12 +137,12 @@ class Auditor:
         return found
 
     def _ask(self, one: _Waiting, again: bool = False) -> _Waiting:
-        author, weights = one.signed.record.author, one.signed.record.weights
+        weights = one.signed.record.weights
         if self._shown.get(weights) is not None:
             one.weights.set_result([])
             return one
         have = [] if again else self._shown.names
-        fetched = self._transport.fetch_weights(author, weights, have, self._limit)
+        fetched = self._transport.fetch_weights(one.shown_by, weights, have, self._limit)
         return dataclasses.replace(one, weights=fetched, again=again)
 
     def _decide(self, one: _Waiting) -> Audited:
@@ -133,15 +152,20 @@ class Auditor:
         try:
             tensors = assemble(one.weights.result(), self._shown, record.weights)
         except NotShownError as error:
-            finding: Finding = WITHHELD if error.withheld else UNDECIDED
+            withheld = error.withheld and one.shown_by == record.author  # a witness owes nobody anything
+            finding: Finding = WITHHELD if withheld else UNDECIDED
             log.info("audit of %s (%s): the weights are not to be had: %s", who, what, error)
             return replays.undecided(one.case, one.signed, one.index, finding)
         except NotHereError:
             raise
         except PatchError as error:
-            log.warning("audit of %s (%s): what it shows is not the weights: %s", who, what, error)
-            return replays.undecided(one.case, one.signed, one.index, WITHHELD)
+            shown_by = friendly_name(one.shown_by)
+            log.warning("audit of %s (%s): what %s shows is not the weights: %s", who, what, shown_by, error)
+            finding = WITHHELD if one.shown_by == record.author else UNDECIDED
+            return replays.undecided(one.case, one.signed, one.index, finding)
         found = replays.decide(self._run, tensors, one.case, one.signed, one.index, one.claimed)
         if found.verdict.finding == NOT_PRODUCED:
             log.warning("audit of %s (%s): not sampled with the weights and keys that it says", who, what)
+            if self._evidence:
+                self._evidence.add(tensors, record.round)
         return found

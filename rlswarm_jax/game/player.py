@@ -20,6 +20,7 @@ from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.inbox import Inbox, SavedInbox
 from rlswarm_jax.records.pool import Pool
+from rlswarm_jax.records.schema import MAX_VERDICTS
 from rlswarm_jax.records.teachers import Teachers
 from rlswarm_jax.records.trust import Trust, contradictory
 
@@ -138,6 +139,7 @@ class Player:
         """Leaves the round that is being played unfinished; what was published in it stands, and earns nothing."""
         assert not self.bound, "what it claims and what its update is would not follow from what it published"
         trust = self.state.trust.expose(self._exposed, self.state.round)  # that will not be shown again
+        trust = trust.tell(MAX_VERDICTS) if self._published else trust  # as the first stage's record did
         self.state = dataclasses.replace(self.state, trust=trust)
         if self.game.chain_every:
             take = self.state.round % self.game.chain_every == 0

@@ -10,7 +10,7 @@ import pytest
 
 from rlswarm_jax.audit import auditor as module
 from rlswarm_jax.audit import patches
-from rlswarm_jax.audit.archive import Archive
+from rlswarm_jax.audit.archive import Archive, Shelves
 from rlswarm_jax.audit.auditor import Auditor
 from rlswarm_jax.game.effects import Audit
 from rlswarm_jax.qwen import tensors_hash
@@ -41,7 +41,8 @@ class Network:
 class World:
     """Alice's record, as this node has it, and what a replay of it says."""
 
-    def __init__(self, tmp_path, lead=9.0, seconds=0.0, share=1.0, weights=NAME):
+    def __init__(self, tmp_path, lead=9.0, seconds=0.0, share=1.0, weights=NAME, witnesses=None):
+        self.witnesses = witnesses
         self.network, self.ran = Network(), []
         record = record_of(ALICE)
         fields = {name: getattr(record, name) for name in record.__struct_fields__}
@@ -58,11 +59,12 @@ class World:
             return [Replay(np.full(n, -3.0), np.full((n, 2), lead), np.full(n, 0.5), rounding) for n in tokens]
 
         archive = Archive(tmp_path / "weights", 1 << 20, 8)
-        self.auditor = Auditor(archive, run, self.network, share, 1 << 20)
+        self.evidence = Archive(tmp_path / "evidence", 1 << 20, 8)
+        self.auditor = Auditor(archive, run, self.network, share, 1 << 20, self.evidence)
 
     def audit(self, *cases):
         effect = Audit(list(cases), self.sheets, {b"": b""})
-        return self.auditor.audit(self.game, effect, {self.signed.hash: self.signed})
+        return self.auditor.audit(self.game, effect, {self.signed.hash: self.signed}, (), self.witnesses)
 
     def case(self, index=0):
         return Case(self.signed.hash, index)
@@ -109,6 +111,36 @@ def test_other_weights_than_the_record_names_are_none(tmp_path):
     for parts in ([other], [bytes(damaged)], [b"x"]):
         world = World(tmp_path)
         assert world.finding(parts=parts).finding == WITHHELD and world.ran == []
+
+
+@pytest.mark.parametrize("shows", [True, False])
+@pytest.mark.parametrize("author", ["silent", "damaged"])
+def test_what_an_author_does_not_show_a_witness_does_and_owes_it_to_nobody(tmp_path, author, shows):
+    world = World(tmp_path, lead=-2.0)
+    world.witnesses = {world.signed.hash: BOB.author}
+    assert world.audit(world.case()) == []
+    if author == "silent":
+        world.network.futures[0].set_exception(NotShownError("no", withheld=True))
+    else:
+        world.network.futures[0].set_result([b"x"])
+    assert world.audit() == [] and [asked[:3] for asked in world.network.asked[1:]] == [(BOB.author, NAME, [])]
+    if shows:
+        world.network.futures[1].set_result([patches.encode(OTHER, None)])
+    else:
+        world.network.futures[1].set_exception(NotShownError("no", withheld=True))
+    (found,) = world.audit()
+    assert (found.author, found.verdict.finding) == (ALICE.author, NOT_PRODUCED if shows else UNDECIDED)
+
+
+@pytest.mark.parametrize(("lead", "kept"), [(-2.0, True), (9.0, False)])
+def test_weights_by_which_somebody_was_found_out_are_shown_on(tmp_path, lead, kept):
+    """Also after a restart: whoever is to judge it can ask for them, whatever their author does."""
+    world = World(tmp_path, lead=lead)
+    world.finding(parts=[patches.encode(OTHER, None)])
+    shelves = Shelves(world.auditor.archive, Archive(tmp_path / "evidence", 1 << 20, 8))
+    parts = [shelves.read(part.hash, 0, part.size) for part in shelves.path(NAME, [])]
+    assert parts == ([patches.encode(OTHER, None)] if kept else [])
+    assert shelves.read(b"?" * 32, 0, 9) == b""
 
 
 def test_weights_of_another_kind_of_model_are_undecided(tmp_path):
