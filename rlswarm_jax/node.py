@@ -231,7 +231,7 @@ class Node:
             [*asked, *effect.cases], {**earlier.sheets, **effect.sheets}, {**earlier.beacons, **effect.beacons}
         )
         held = earlier.records | held
-        found = self._auditor.audit(game, effect, held, self._findings, witnesses)
+        found = self._auditor.audit(game, effect, held, self.player.state.round, self._findings, witnesses)
         if self._chain and self._chain.has_court:
             self._challenge(found, bool(effect.cases))
         return found

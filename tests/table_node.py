@@ -84,7 +84,8 @@ def replay(tensors, claimed) -> list[Replay]:
 
 
 def auditor_of(folder: Path, transport) -> Auditor:
-    return Auditor(Archive(folder / "weights", 1 << 20, 8), replay, transport, 0.05, 1 << 20)
+    keep = 10_000  # rounds: they take no time, and to fetch weights does
+    return Auditor(Archive(folder / "weights", 1 << 24, keep), replay, transport, 0.05, 1 << 20)
 
 
 class PausingNode(Node):

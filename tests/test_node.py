@@ -528,7 +528,7 @@ def test_what_a_node_found_out_goes_to_court_with_all_that_its_author_said(tmp_p
     ]
     author, audits, found = nodes[1].game.author, [], []
 
-    def audit(game, effect, held, known, witnesses):
+    def audit(game, effect, held, round_, known, witnesses):
         audits.append(effect.cases)
         if found:
             chains[0].to_judge = {Question("0x", found[0].record, n): author for n in (0, 7)}

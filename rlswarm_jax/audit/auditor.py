@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 
 from rlswarm_jax.audit import replays
-from rlswarm_jax.audit.archive import Archive
+from rlswarm_jax.audit.archive import Archive, shown_for
 from rlswarm_jax.audit.patches import PatchError
 from rlswarm_jax.audit.shown import NotHereError, Shown, assemble
 from rlswarm_jax.game.effects import Audit, Claimed
@@ -16,7 +16,7 @@ from rlswarm_jax.game.rules import Game
 from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.envelope import SignedRecord
-from rlswarm_jax.records.schema import NOT_PRODUCED, UNDECIDED, WITHHELD, Finding
+from rlswarm_jax.records.schema import NOT_PRODUCED, UNDECIDED, WITHHELD
 from rlswarm_jax.records.trust import Audited
 from rlswarm_jax.swarm.transport import NotShownError, Transport
 
@@ -83,11 +83,13 @@ class Auditor:
         game: Game,
         effect: Audit,
         held: Mapping[bytes, SignedRecord],
+        round_: int,
         known: Collection[tuple[bytes, int]] = (),
         witnesses: Mapping[bytes, bytes] | None = None,
     ) -> list[Audited]:
         """Begins with an effect's cases, and says what was found of earlier ones. held: records by content hash.
 
+        round_: of the game. Who does not show weights of longer ago than anybody keeps them withholds nothing.
         known: groups, by record and index, of which something was found already: nothing is said of them again.
         witnesses: of some records an author who was shown their weights.
         """
@@ -120,7 +122,8 @@ class Auditor:
             elif one.weights.done() and self._allowed > 0:
                 began = time.monotonic()
                 try:
-                    decided = self._decide(one)
+                    is_kept = round_ - one.signed.record.round <= shown_for(game.max_staleness)
+                    decided = self._decide(one, is_kept)
                     if one.witness and not decided.verdict.tokens:
                         one = dataclasses.replace(one, shown_by=one.witness, witness=b"")
                         self._waiting.append(self._ask(one, again=True))
@@ -128,7 +131,7 @@ class Auditor:
                         found.append(decided)
                 except NotHereError:
                     if one.again:  # it leads from weights that nobody said are here
-                        found.append(replays.undecided(one.case, one.signed, one.index, WITHHELD))
+                        found.append(self._unshown(one, is_kept))
                     else:
                         self._waiting.append(self._ask(one, again=True))
                 self._allowed -= time.monotonic() - began
@@ -145,24 +148,26 @@ class Auditor:
         fetched = self._transport.fetch_weights(one.shown_by, weights, have, self._limit)
         return dataclasses.replace(one, weights=fetched, again=again)
 
-    def _decide(self, one: _Waiting) -> Audited:
+    def _unshown(self, one: _Waiting, is_kept: bool) -> Audited:
+        """What is found where the weights are not to be had; a witness owes them to nobody."""
+        withheld = is_kept and one.shown_by == one.signed.record.author
+        return replays.undecided(one.case, one.signed, one.index, WITHHELD if withheld else UNDECIDED)
+
+    def _decide(self, one: _Waiting, is_kept: bool) -> Audited:
         """Raises NotHereError where what the author shows leads from weights that are not here."""
         record = one.signed.record
         who, what = friendly_name(record.author), f"round {record.round}, {record.stage} {one.index}"
         try:
             tensors = assemble(one.weights.result(), self._shown, record.weights)
         except NotShownError as error:
-            withheld = error.withheld and one.shown_by == record.author  # a witness owes nobody anything
-            finding: Finding = WITHHELD if withheld else UNDECIDED
             log.info("audit of %s (%s): the weights are not to be had: %s", who, what, error)
-            return replays.undecided(one.case, one.signed, one.index, finding)
+            return self._unshown(one, is_kept and error.withheld)
         except NotHereError:
             raise
         except PatchError as error:
             shown_by = friendly_name(one.shown_by)
             log.warning("audit of %s (%s): what %s shows is not the weights: %s", who, what, shown_by, error)
-            finding = WITHHELD if one.shown_by == record.author else UNDECIDED
-            return replays.undecided(one.case, one.signed, one.index, finding)
+            return self._unshown(one, is_kept)
         found = replays.decide(self._run, tensors, one.case, one.signed, one.index, one.claimed)
         if found.verdict.finding == NOT_PRODUCED:
             log.warning("audit of %s (%s): not sampled with the weights and keys that it says", who, what)

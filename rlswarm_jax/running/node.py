@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
 LOG_BYTES = 4 << 20  # of log.txt, and of the one before it
-LATE = 8  # rounds for which weights are kept beyond those in which records are looked at: to fetch them takes time
 JOIN_SECONDS = 10.0  # to find a peer through the bootnodes, before going on without
 
 
@@ -160,7 +159,7 @@ def _play(
     """Whether all rounds were played."""
     started = time.monotonic()
     from rlswarm_jax import multihost  # and with it jax
-    from rlswarm_jax.audit.archive import Archive, Shelves
+    from rlswarm_jax.audit.archive import Archive, Shelves, shown_for
     from rlswarm_jax.audit.auditor import Auditor
     from rlswarm_jax.checkpoint import Best, CheckpointError, Checkpoints
     from rlswarm_jax.engine import DivergedError
@@ -174,7 +173,7 @@ def _play(
     from rlswarm_jax.running.view import compiling
 
     kept_bytes = config.audit.megabytes << 20
-    archive = Archive(workdir / WEIGHTS_FOLDER, kept_bytes, 2 * config.swarm.max_staleness + LATE)
+    archive = Archive(workdir / WEIGHTS_FOLDER, kept_bytes, shown_for(config.swarm.max_staleness))
     evidence = None
     if present.chain and present.chain.has_court:
         evidence = Archive(workdir / EVIDENCE_FOLDER, kept_bytes, config.chain.keep)

@@ -10,7 +10,7 @@ import pytest
 
 from rlswarm_jax.audit import auditor as module
 from rlswarm_jax.audit import patches
-from rlswarm_jax.audit.archive import Archive, Shelves
+from rlswarm_jax.audit.archive import Archive, Shelves, shown_for
 from rlswarm_jax.audit.auditor import Auditor
 from rlswarm_jax.game.effects import Audit
 from rlswarm_jax.qwen import tensors_hash
@@ -42,7 +42,7 @@ class World:
     """Alice's record, as this node has it, and what a replay of it says."""
 
     def __init__(self, tmp_path, lead=9.0, seconds=0.0, share=1.0, weights=NAME, witnesses=None):
-        self.witnesses = witnesses
+        self.witnesses, self.round = witnesses, 2
         self.network, self.ran = Network(), []
         record = record_of(ALICE)
         fields = {name: getattr(record, name) for name in record.__struct_fields__}
@@ -64,7 +64,8 @@ class World:
 
     def audit(self, *cases):
         effect = Audit(list(cases), self.sheets, {b"": b""})
-        return self.auditor.audit(self.game, effect, {self.signed.hash: self.signed}, (), self.witnesses)
+        held = {self.signed.hash: self.signed}
+        return self.auditor.audit(self.game, effect, held, self.round, (), self.witnesses)
 
     def case(self, index=0):
         return Case(self.signed.hash, index)
@@ -102,6 +103,17 @@ def test_what_was_drawn_otherwise_is_not_produced(tmp_path):
 @pytest.mark.parametrize(("withheld", "finding"), [(True, WITHHELD), (False, UNDECIDED)])
 def test_who_is_there_and_shows_nothing_withholds(tmp_path, withheld, finding):
     assert World(tmp_path).finding(error=NotShownError("no", withheld)).finding == finding
+
+
+@pytest.mark.parametrize(("rounds", "finding"), [(0, WITHHELD), (1, UNDECIDED)])
+def test_who_does_not_show_weights_of_longer_ago_than_anybody_keeps_them_withholds_nothing(tmp_path, rounds, finding):
+    """An auditor may come back after long, or be slow."""
+    world = World(tmp_path)
+    world.round = world.signed.record.round + shown_for(world.game.max_staleness) + rounds
+    assert world.finding(error=NotShownError("no", withheld=True)).finding == finding
+    again = World(tmp_path)
+    again.round = world.round
+    assert again.finding(parts=[b"x"]).finding == finding
 
 
 def test_other_weights_than_the_record_names_are_none(tmp_path):
