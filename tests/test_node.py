@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from rlswarm_jax.adversaries import STRATEGIES
 from rlswarm_jax.audit.played import kept
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.game import turns
@@ -590,3 +591,20 @@ def test_a_live_node_commits_to_what_it_published_and_to_its_state(tmp_path):
     states = [state for _, _, state, _ in chain.committed]
     assert states[-1] == state_hash(node.engine.state(0)) != began and len(set(states)) == 3
     assert {agreement for *_, agreement in chain.committed} == {node.game.agreement}
+
+
+def test_who_contradicts_itself_live_is_distrusted_by_all_and_still_is_after_a_restart(tmp_path):
+    wire = Wire()
+    more = [{}, {}, {"strategy": STRATEGIES["equivocate"]}]
+    nodes = [Live(tmp_path / str(i), wire, i, named=range(3), stages=3, **more[i]) for i in range(3)]
+    play(*nodes)
+    liar = nodes[2].game.author
+    for index, node in enumerate(nodes[:2]):
+        trust = node.player.state.trust
+        assert trust.offenders.keys() == {liar} and node.total("audit/equivocators") >= 1
+        assert node.total(f"learned_from/{liar.hex()}") == 0 < node.total("groups/external")
+        assert liar in node.mailbox.distrusted  # nor is it waited for
+        again = Live(tmp_path / str(index), Wire(), index, named=range(3), stages=3)
+        again.node.restore(node.rounds())
+        assert again.player.state.trust == trust and again.player.inbox.told == node.player.inbox.told
+    assert nodes[2].player.state.trust.offenders == {}

@@ -166,6 +166,18 @@ def test_a_proof_that_was_shown_in_a_round_that_is_left_counts(tmp_path):
         assert player.state.trust.distrusted(1) == {ALICE.author}
 
 
+@pytest.mark.parametrize("until", [Sample, Gather])
+def test_a_verdict_is_told_once_though_the_round_in_which_it_was_is_left(tmp_path, until):
+    said = verdict(PRODUCED, signed(record_of(ALICE), ALICE).hash)
+    player = Player(0, three_stages(ME), ME, Journal(tmp_path / "journal.sqlite"))
+    player.state = NodeState(trust=Trust(unsaid=[said]))
+    player.begin(0.0)
+    while not isinstance(player.effect, until):
+        player.complete(answer(player.game, player.state, player.effect, (), half_right, ME), 0.0)
+    player.abandon()
+    assert player.state.trust.unsaid == ([said] if until is Sample else [])  # the record was published in between
+
+
 def test_what_is_left_of_them_in_the_pool_goes():
     said = [signed(record_of(who), who) for who in (ALICE, BOB)]
     before = play(make_game(external_groups=0), arrived=said)
