@@ -19,7 +19,7 @@ FLOORS = [
     "rlswarm_jax environment errors files machine assets compilation identity randomness journal metrics",
     "records tasks qwen parallel launch evaluation speed",
     "swarm chain grpo game",
-    "adversaries audit engine engines evaluator speed checkpoint",
+    "adversaries audit engine engines evaluator speed checkpoint publish",
     "keeper juror node simulate multihost exam",
     "configs reporting",
     "running",
