@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from rlswarm_jax.errors import MAY_PASS, UsageError
 from rlswarm_jax.files import FULL
 
 HUB = "hf://"
@@ -28,8 +29,14 @@ _REPO = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w./
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=://)")
 
 
-class PublishError(RuntimeError):
+class PublishError(UsageError):
     """Weights could not be published, or fetched; the message is one sentence that holds no secret."""
+
+
+class AwayError(PublishError):
+    """The same, for now: what was asked is away, or has no room."""
+
+    code = MAY_PASS
 
 
 class Target(Protocol):
@@ -99,7 +106,7 @@ class Folder:
                 partial.rename(there)
             except (OSError, shutil.Error) as error:
                 shutil.rmtree(partial, ignore_errors=True)
-                raise PublishError(f"cannot publish to {self.path}: {_of_disk(error)}.") from None
+                raise AwayError(f"cannot publish to {self.path}: {_of_disk(error)}.") from None
         return there.as_uri()
 
     def get(self, into: Path) -> Path:
@@ -171,7 +178,7 @@ class Hub:
                 raise PublishError(f"hf://{self.repo} is public: make it private, or publish to another repository.")
             files = sorted(path.name for path in folder.iterdir())
             old = [one for one in api.list_repo_files(self.repo) if "/" not in one and holds_weights(one)]
-            changes = [CommitOperationAdd(one, folder / one) for one in files]
+            changes: list[Any] = [CommitOperationAdd(one, folder / one) for one in files]
             changes += [CommitOperationDelete(one) for one in sorted(set(old) - set(files))]
             made = api.create_commit(self.repo, changes, commit_message=message)
         return f"hf://{self.repo}@{made.oid}"
@@ -196,7 +203,7 @@ class Hub:
 
         _bound()
         if huggingface_hub.get_token() is None:
-            raise PublishError("there is no token for the hub: log in with `hf auth login`, or set HF_TOKEN.")
+            raise PublishError("there is no token for the hub: log in by hf auth login, or set HF_TOKEN.")
         return huggingface_hub.HfApi()
 
     @contextlib.contextmanager
@@ -206,7 +213,7 @@ class Hub:
         except PublishError:
             raise
         except Exception as error:  # the hub client raises from half a dozen unrelated libraries
-            raise PublishError(_said(self.repo, error)) from None
+            raise _failure(self.repo, error) from None
 
 
 def _bound() -> None:
@@ -216,7 +223,7 @@ def _bound() -> None:
     huggingface_hub.get_session().timeout = STALLED
 
 
-def _said(repo: str, error: BaseException) -> str:
+def _failure(repo: str, error: BaseException) -> PublishError:
     """What went wrong at a hub, in a sentence: nothing of the request, which has the token, or of signed addresses."""
     from huggingface_hub import constants, errors
 
@@ -229,19 +236,21 @@ def _said(repo: str, error: BaseException) -> str:
         found = (getattr(getattr(one, "response", None), "status_code", None) for one in causes)
         status = next((code for code in found if code is not None), None)
     if status == 401:
-        return f"{host} does not take the token: it is wrong or has expired; `hf auth login` anew, or set HF_TOKEN."
+        why = "it is wrong or has expired; log in by hf auth login, or set HF_TOKEN"
+        return PublishError(f"{host} does not take the token: {why}.")
     if status in (403, 404):
-        return f"{host} does not let this token at hf://{repo} ({status}): check its name, and what the token may do."
+        why = "check its name, and what the token may do"
+        return PublishError(f"{host} does not let this token at hf://{repo} ({status}): {why}.")
     if status is not None:
-        return f"{host} answers {status} for hf://{repo}: it may pass."
+        return AwayError(f"{host} answers {status} for hf://{repo}: it may pass.")
     if any(isinstance(one, errors.OfflineModeIsEnabled) for one in causes) or constants.is_offline_mode():
-        return f"{host} is not asked, because HF_HUB_OFFLINE is set."
+        return PublishError(f"{host} is not asked, because HF_HUB_OFFLINE is set.")
     if disk := next((one for one in causes if isinstance(one, OSError) and one.errno in FULL), None):
-        return f"what {host} has does not fit on the disk: {_of_disk(disk)}."
+        return AwayError(f"what {host} has does not fit on the disk: {_of_disk(disk)}.")
     cause = type(causes[-1])
     if issubclass(cause, OSError) or cause.__module__.startswith("http"):  # httpx, and httpcore below
-        return f"{host} cannot be reached, or breaks off ({cause.__name__}): it may pass."
-    return f"{host} says of hf://{repo} what its client does not understand ({cause.__name__})."
+        return AwayError(f"{host} cannot be reached, or breaks off ({cause.__name__}): it may pass.")
+    return PublishError(f"{host} says of hf://{repo} what its client does not understand ({cause.__name__}).")
 
 
 @contextlib.contextmanager

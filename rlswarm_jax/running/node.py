@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from rlswarm_jax.keeper import Keeper  # and with it the chain's libraries
     from rlswarm_jax.multihost import Channel  # and with it jax
 
+log = logging.getLogger("rlswarm_jax.node")
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
 LOG_BYTES = 4 << 20  # of log.txt, and of the one before it
 LATE = 8  # rounds for which weights are kept beyond those in which records are looked at: to fetch them takes time
@@ -169,6 +170,7 @@ def _play(
     from rlswarm_jax.qwen.sampling import PromptError
     from rlswarm_jax.reporting import report
     from rlswarm_jax.running import build
+    from rlswarm_jax.running.publishing import Publishing
     from rlswarm_jax.running.record import Recorder
     from rlswarm_jax.running.view import compiling
 
@@ -200,11 +202,17 @@ def _play(
         present.transport.shows(archive)
         run, most = functools.partial(made.one_engine.replay, 0), config.audit.megabytes << 20
         auditor = Auditor(archive, run, present.transport, config.audit.share, most)
-        node = Node(*parts, live, recorder.on_round, auditor, present.chain, best)
+        publishing = Publishing(config, workdir, made.one_engine, [present.name], present.chain)
+        node = Node(*parts, live, publishing.after(recorder.on_round), auditor, present.chain, best)
         with view:
             node.restore(reported)
             node.run(should_stop)
             node.save()
+            if player.finished:
+                publishing.finish(player.state.round, should_stop)
+                if present.chain and not present.chain.finish(should_stop):
+                    log.warning("the chain has not taken all that was to be told of published weights")
+            publishing.close()
         present.transport.close()  # what is left needs no peers
         checkpoints.close()
         if best is not None:

@@ -42,6 +42,7 @@ class Hub:
         self.headers: list[str] = []
         self.faults: Callable[[str, str], int | None] = lambda method, path: None
         self.token, self.slow, self.uploading = TOKEN, 0.0, threading.Event()
+        self.committed: Callable[[], object] = lambda: None  # called when a commit is made, before it is answered
         self.verified: list[str] = []
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -198,6 +199,7 @@ class Hub:
             elif key == "deletedFile":
                 del files[value["path"]]
         oid, name = self._add(self._repo(request), files), f"{request.match_info['owner']}/{request.match_info['name']}"
+        await asyncio.to_thread(self.committed)
         return web.json_response({"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{name}/commit/{oid}"})
 
     async def _resolve(self, request: web.Request) -> web.Response:

@@ -110,7 +110,7 @@ class TestHub:
 
     def test_an_expired_token_and_none(self, hub, model, monkeypatch):
         hub.token = "another"
-        with pytest.raises(PublishError, match=r"does not take the token: it is wrong or has expired; `hf auth login`"):
+        with pytest.raises(PublishError, match=r"does not take the token: it is wrong or has expired; log in"):
             targets.read("hf://ada/qwen").check()
         monkeypatch.delenv("HF_TOKEN")
         monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
