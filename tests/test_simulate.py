@@ -340,7 +340,7 @@ def test_honest_nodes_learn_nothing_false_from_one_that_means_ill(world, paths, 
 
 
 LYING = ("other_key", "best_of", "wrong", "copy", "spam", "style", "withhold", "accuse", "vouch")
-NOT_LYING = ("free_ride", "equivocate", "")  # what these publish, they did sample
+NOT_LYING = ("free_ride", "stale", "equivocate", "")  # what these publish, they did sample
 
 
 @pytest.mark.parametrize("name", [*LYING, *NOT_LYING])
