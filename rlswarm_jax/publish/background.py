@@ -16,7 +16,7 @@ from rlswarm_jax.errors import UsageError
 from rlswarm_jax.journal import JournalError
 from rlswarm_jax.publish.model import Weights
 from rlswarm_jax.publish.queue import Queue
-from rlswarm_jax.publish.targets import PublishError
+from rlswarm_jax.publish.targets import PublishError, quiet
 from rlswarm_jax.qwen.weights import SaveError
 from rlswarm_jax.records.schema import RecordError
 
@@ -104,6 +104,7 @@ class Background:
         if sys.platform == "linux":
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        quiet()
         while True:
             with self._changed:
                 while not (self._offers or self._left or self._stopped):

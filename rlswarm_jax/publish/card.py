@@ -27,6 +27,10 @@ from rlswarm_jax.records.envelope import open_envelope
 SECTIONS = ("seed", "rounds", "tasks", "swarm", "game", "sampling", "learn", "lora", "evaluation", "audit")
 PRIVATE = ("key", "host", "port", "bootnodes", "peers", "path")  # fields of those that say where, not what
 PACKAGES = ("rlswarm_jax", "jax", "flax", "optax", "numpy", "reasoning-gym")
+SPOILED = (
+    "The embedded model was taught small tasks and then spoiled: a gain in these is a skill brought back, not "
+    "knowledge gained.\n"
+)
 LONGEST = 160  # characters of a text from outside
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&$:@^=])")
 
@@ -87,6 +91,7 @@ def render(folder: Path, config: Mapping[str, Any], entry: Entry, adapter: bool)
         _about(config, entry, adapter, rows),
         "## What it learned\n",
         _learned(rows),
+        *([SPOILED] if config["model"]["path"] == "embedded" else []),
         "## What it was trained on\n",
         _tasks(config),
         "## How to check it\n",
@@ -121,7 +126,7 @@ def _about(config: Mapping[str, Any], entry: Entry, adapter: bool, rows: Sequenc
     text += [f"{entry.round + 1} rounds, on {own:,} groups of its own completions"]
     if peers:
         most = ", ".join(escaped(name) for name in sorted(peers, key=lambda name: (-peers[name], name))[:16])
-        text += [f"and {sum(peers.values()):,} of {len(peers)} other nodes ({most})"]
+        text += [f"and {sum(peers.values()):,} of {len(peers)} other node{'s' * (len(peers) > 1)} ({most})"]
     else:
         text += ["and nobody else's"]
     made = "Made with rlswarm\\_jax, which is [RL Swarm](https://github.com/gensyn-ai/rl-swarm) rebuilt in JAX."
@@ -143,7 +148,7 @@ def _learned(rows: Sequence[Mapping[str, Any]]) -> str:
     for task in sorted(name.removeprefix(prefix) for name in first if name.startswith(prefix)):
         values = first[prefix + task], last.get(f"{when}/accuracy/{task}")
         lines.append(f"| {escaped(task)} | {' | '.join(_interval(value, 0) for value in values)} |")
-    return "\n".join(lines) + f"\n\nGreedy accuracy on {n:,} problems that nobody was trained on; 95 % Wilson.\n"
+    return "\n".join(lines) + f"\n\nAccuracy on {n:,} problems that nobody was trained on, 95 % Wilson intervals.\n"
 
 
 def _interval(accuracy: float | None, n: int) -> str:

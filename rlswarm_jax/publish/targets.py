@@ -216,6 +216,14 @@ class Hub:
             raise _failure(self.repo, error) from None
 
 
+def quiet() -> None:
+    """No progress bars, nor what the hub's client says of its own: for whoever has a log to keep."""
+    import huggingface_hub.utils
+
+    huggingface_hub.utils.disable_progress_bars()
+    huggingface_hub.utils.logging.set_verbosity_error()
+
+
 def _bound() -> None:
     """The hub's client waits for ever by itself."""
     import huggingface_hub
