@@ -91,13 +91,13 @@ def test_text_from_outside_is_text(folder, text):
     hostile = config(swarm__name=text, tasks__products={"weight": 1.0}, model__path=text)
     hostile["tasks"] = {text: {"weight": 1.0, "path": text}}
     entry = msgspec.structs.replace(ENTRY, name=text)
+    plain = card.render(folder, config(), ENTRY, adapter=True).split("---\n", 2)[2]
     rows = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
     rows[1][f"held_out/accuracy/{text}"] = 0.5
     (folder / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = card.render(folder, hostile, entry, adapter=True)
     front, body = said.split("---\n", 2)[1:]
     assert yaml.safe_load(front)["library_name"] == "peft"
-    plain = card.render(folder, config(), ENTRY, adapter=True).split("---\n", 2)[2]
     ours, theirs = (shape(MarkdownIt("gfm-like", {"html": True, "linkify": False}).parse(one)) for one in (plain, body))
     assert theirs - ours <= {("td_open", "")} and "javascript:" not in str(theirs)
     assert all(c.isprintable() or c == "\n" for c in body) and len(body) < len(plain) + 2_000
