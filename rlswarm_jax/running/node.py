@@ -214,8 +214,8 @@ def _play(
             node.run(should_stop)
             node.save()
             if player.finished:
-                publishing.finish(player.state.round, should_stop)
-                if present.chain and not present.chain.finish(should_stop):
+                told = publishing.finish(player.state.round, should_stop)
+                if told and present.chain and not present.chain.finish(should_stop):
                     log.warning("the chain has not taken all that was to be told of published weights")
             publishing.close()
         present.transport.close()  # what is left needs no peers

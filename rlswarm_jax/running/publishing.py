@@ -101,8 +101,11 @@ class Publishing:
 
         return then
 
-    def finish(self, rounds: int, should_stop: Callable[[], bool]) -> None:
-        """After all rounds: publishes what came of them, and says what is left if that does not work out."""
+    def finish(self, rounds: int, should_stop: Callable[[], bool]) -> bool:
+        """After all rounds: publishes what came of them, and says what is left if that does not work out.
+
+        Returns whether there is something of it for the chain.
+        """
         if self._background:
             for node in self._nodes:
                 self._offer(node, rounds - 1)
@@ -110,6 +113,7 @@ class Publishing:
                 command = f"python -m experiments.publish {self._queue.root.parent}"
                 log.warning("the last weights are not published: %s They wait; this sends them: %s", why, command)
         self._record()
+        return self._recorded is not None
 
     def close(self) -> None:
         if self._background:
