@@ -97,7 +97,8 @@ class Publishing:
             every, played = self._config.publish.every, report.round + 1
             if every and played % every == 0 and played != self._config.rounds:
                 self._offer(report.node, report.round)
-            self._record()
+            if played != self._config.rounds:  # the last settlement is for the last weights
+                self._record()
 
         return then
 
@@ -113,6 +114,8 @@ class Publishing:
                 command = f"python -m experiments.publish {self._queue.root.parent}"
                 log.warning("the last weights are not published: %s They wait; this sends them: %s", why, command)
         self._record()
+        if self._keeper and self._background and self._recorded is None:
+            log.warning("published weights are not on the chain: this node has settled nothing since those before")
         return self._recorded is not None
 
     def close(self) -> None:
@@ -139,6 +142,7 @@ class Publishing:
             return
         if newest is None or newest == self._recorded:
             return
+        self._recorded = None
         try:
             if self._keeper.publish(bytes.fromhex(newest.weights), newest.uri):
                 self._recorded = newest

@@ -102,7 +102,37 @@ def test_what_was_sent_before_a_kill_is_put_on_the_chain_once_it_can_be(tmp_path
     play(tmp_path, rounds=3, finished=False, keeper=keeper)
     assert keeper.told == [("02" * 32, queue.sent()[-1].uri)]  # the newest, said once
     play(tmp_path, to=f"{tmp_path}/out", every=2, keeper=keeper)  # another process says the same again
-    assert [uri for _, uri in keeper.told] == [queue.sent()[1].uri, *(one.uri for one in queue.sent()[1:])]
+    later = [one.uri for one in queue.sent()[1:] if one.round != 5]  # which the last took the place of
+    assert [uri for _, uri in keeper.told] == [queue.sent()[1].uri, *later]
+
+
+def test_the_last_settlement_is_for_the_last_weights(tmp_path):
+    """The chain takes one publication a settlement, and the last of these comes in the last round, before they are."""
+
+    class Once(Keeper):
+        def publish(self, weights, uri):
+            found, self.settled = super().publish(weights, uri), False
+            return found
+
+    keeper = Once()
+
+    class Reports(list):
+        def append(self, report):
+            keeper.settled = report.round == 6
+            super().append(report)
+
+    config = common.swarm("test")
+    config.rounds, config.publish.to, config.publish.every = 7, f"{tmp_path}/out", 3
+    engine, rows = Engine(), Reports()
+    made = Publishing(config, tmp_path, engine, ["node-0"], keeper)
+    then = made.after(rows.append)
+    for engine.round in range(7):
+        then(RoundReport(0, engine.round, 0.0, {}))
+        assert made._background.finish(lambda: False) == ""
+    assert not keeper.told and made.finish(7, lambda: False)
+    made.close()
+    assert keeper.told == [(Queue(tmp_path).sent()[-1].weights, Queue(tmp_path).sent()[-1].uri)]
+    assert Queue(tmp_path).sent()[-1].round == 6
 
 
 def test_a_place_that_does_not_fit_on_the_chain_ends_nothing(tmp_path, caplog):
