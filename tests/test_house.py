@@ -20,7 +20,7 @@ FLOORS = [
     "records tasks qwen parallel launch evaluation speed",
     "swarm chain grpo game",
     "adversaries audit engine engines evaluator speed checkpoint publish",
-    "keeper juror node simulate multihost exam",
+    "keeper juror node simulated_node simulate multihost exam",
     "configs reporting",
     "running",
     "experiments",

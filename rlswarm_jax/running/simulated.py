@@ -20,7 +20,8 @@ from rlswarm_jax.running import build, folder
 from rlswarm_jax.running.arguments import Arguments
 from rlswarm_jax.running.publishing import Publishing
 from rlswarm_jax.running.record import Recorder
-from rlswarm_jax.simulate import Simulation, Timing
+from rlswarm_jax.simulate import Simulation
+from rlswarm_jax.simulated_node import Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
 from rlswarm_jax.tasks.verifier import VerifierError
 
