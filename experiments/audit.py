@@ -33,20 +33,18 @@ import ml_collections
 from rich.console import Console
 
 from configs import fields
-from configs.common import LOCAL_CHAINS
 from rlswarm_jax.audit import claims, samples
 from rlswarm_jax.audit.evidence import make_judge, read_chain, read_journals
 from rlswarm_jax.audit.replays import Run
-from rlswarm_jax.chain import devnet, eth
+from rlswarm_jax.chain import eth
 from rlswarm_jax.chain.calls import checksum, probe
 from rlswarm_jax.chain.devnet import DevnetError
-from rlswarm_jax.chain.errors import ChainError, EndpointDown, Refused
+from rlswarm_jax.chain.errors import ChainError, Refused
 from rlswarm_jax.chain.events import find_first_block
 from rlswarm_jax.chain.ledger import PATIENCE
-from rlswarm_jax.chain.local import CONTRACT_FILE
 from rlswarm_jax.chain.rpc import Endpoint, Patient, Rpc
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.files import CHAIN_FOLDER, CONFIG_FILE, JOURNAL_FILE, WEIGHTS_FOLDER, node_folders, write_whole
+from rlswarm_jax.files import CONFIG_FILE, JOURNAL_FILE, WEIGHTS_FOLDER, node_folders, write_whole
 from rlswarm_jax.game.chain import by_tag
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.journal import JournalError
@@ -54,7 +52,7 @@ from rlswarm_jax.reporting.claims import as_json, print_audit
 from rlswarm_jax.reporting.ledger import CLAIMS_FILE
 from rlswarm_jax.reporting.samples import SAMPLES_FILE, print_samples, samples_json
 from rlswarm_jax.running import build
-from rlswarm_jax.running.account import address
+from rlswarm_jax.running.account import reached
 from rlswarm_jax.running.folder import read_config
 from rlswarm_jax.tasks.verifier import VerifierError
 
@@ -145,13 +143,7 @@ def _endpoint(
 ) -> Iterator[tuple[Rpc, str, int]]:
     """The chain, the coordinator's address and the first block of its events, while the `with` block lasts."""
     contract, chain = arguments.contract or config.chain.contract, arguments.chain_id or config.chain.id
-    with contextlib.ExitStack() as held:
-        url = address(arguments.rpc or config.chain.endpoint)
-        kept = node.parent / CHAIN_FOLDER
-        if not arguments.rpc and (kept / CONTRACT_FILE).is_file() and not _answers(url, contract):
-            url = held.enter_context(devnet.running(kept)).url
-        elif url in LOCAL_CHAINS:
-            raise UsageError(f"the chain of {node} is not here: give --rpc, --contract and --chain-id.")
+    with reached(config, node, arguments.rpc, contract) as url:
         try:
             rpc = Patient(Endpoint(url), PATIENCE)
             contract = checksum(contract)
@@ -167,16 +159,6 @@ def _endpoint(
         except Refused as error:
             raise UsageError(f"the block of the deployment is not known: give --from-block ({error})") from None
         yield rpc, contract, first
-
-
-def _answers(url: str, contract: str) -> bool:
-    """Whether a swarm's own chain is still running."""
-    if url in LOCAL_CHAINS:
-        return False
-    try:
-        return bool(eth.connect(Endpoint(url, seconds=2.0)).eth.get_code(checksum(contract)))
-    except EndpointDown:
-        return False
 
 
 if __name__ == "__main__":
