@@ -16,7 +16,7 @@ import jax
 import msgspec
 
 from rlswarm_jax import parallel
-from rlswarm_jax.audit import commit, patches, replays
+from rlswarm_jax.audit import commit, patches, played, replays
 from rlswarm_jax.chain.virtual import VirtualCoordinator
 from rlswarm_jax.checkpoint import Best, Checkpoints
 from rlswarm_jax.engine import Engine
@@ -329,6 +329,10 @@ class Simulation:
     def _audit(self, node: SimulatedNode, effect: Audit) -> list[Audited]:
         """At once: every node that is there shows the weights of its latest rounds to whoever asks."""
         held, found = replays.by_hash(node.inbox.records), []
+        old = {case.record for case in effect.cases} - held.keys()
+        earlier = played.kept(node.game, self._journal, node.index, old)
+        held = earlier.records | held
+        effect = Audit(effect.cases, {**earlier.sheets, **effect.sheets}, {**earlier.beacons, **effect.beacons})
         for case in effect.cases:
             if (signed := held.get(case.record)) is None:
                 continue
@@ -497,9 +501,9 @@ class Simulation:
             node.restore_whereabouts(known)
         replayed = [(node, *self._replay(node, kept.at)) for node, kept in zip(self.nodes, saved.nodes, strict=True)]
         # whoever was between two rounds last: as it begins, others may come and go
-        for node, at, played in sorted(replayed, key=lambda one: one[0].effect is None):
+        for node, at, steps in sorted(replayed, key=lambda one: one[0].effect is None):
             if node.there:
-                self._go_on(node, at, played)
+                self._go_on(node, at, steps)
         return saved.metrics_offset
 
     def _replay(self, node: SimulatedNode, at: float) -> tuple[float, int]:

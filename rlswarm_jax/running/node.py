@@ -160,7 +160,7 @@ def _play(
     """Whether all rounds were played."""
     started = time.monotonic()
     from rlswarm_jax import multihost  # and with it jax
-    from rlswarm_jax.audit.archive import Archive, Shelves, shown_for
+    from rlswarm_jax.audit.archive import Archive, Shelves
     from rlswarm_jax.audit.auditor import Auditor
     from rlswarm_jax.checkpoint import Best, CheckpointError, Checkpoints
     from rlswarm_jax.engine import DivergedError
@@ -168,6 +168,7 @@ def _play(
     from rlswarm_jax.game.player import Player
     from rlswarm_jax.node import LiveConfig, Node
     from rlswarm_jax.qwen.sampling import PromptError
+    from rlswarm_jax.records.audits import shown_for
     from rlswarm_jax.reporting import report
     from rlswarm_jax.running import build
     from rlswarm_jax.running.publishing import Publishing
