@@ -15,7 +15,7 @@ from rlswarm_jax.records.schema import NOT_PRODUCED, WITHHELD
 from tests.small import SHAPES
 
 CHECKOUT = Path(__file__).parent.parent
-NODES, ROUNDS, LIAR = 4, 24, 3
+NODES, ROUNDS, LIAR = 4, 48, 3
 # how a peer is found out: by a replay of what it said; by not showing its weights; by what it signed itself. By a
 # replay, too, who says of others what is not so: then the contrary is what is found, and nothing is said of the liar
 REPLAYED, OTHERWISE = ("best_of", "wrong", "copy", "spam", "style"), ("withhold", "accuse", "equivocate")
@@ -28,7 +28,12 @@ def run(request, tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("attack") / "run"
     command = [sys.executable, "-m", "experiments.run", "--config=configs/quickstart.py:smoke", f"--workdir={folder}"]
     command += [*SHAPES, f"--config.swarm.nodes={NODES}", f"--config.rounds={ROUNDS}", "--config.chain.every=2"]
-    command += ["--config.evaluation.every=1000", "--config.checkpoint_every=1000", "--config.audit.share=0.3"]
+    command += [
+        "--config.evaluation.every=1000",
+        "--config.checkpoint_every=1000",
+        "--config.audit.share=0.3",
+        "--config.audit.auditors=3",
+    ]
     if request.param:
         command.append(f'--config.simulation.adversaries=(({LIAR},"{request.param}"),)')
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=900)
