@@ -139,7 +139,7 @@ class Node:
             if isinstance(fed.effect, Learn):
                 self._engine.learn({0: fed.effect})  # its weights are nowhere but in what led to them
             if fed.metrics is not None and entry.round not in reported:
-                self._on_round(RoundReport(player.index, entry.round, entry.at, fed.metrics))
+                self._on_round(RoundReport(player.index, entry.round, entry.at, fed.metrics, fed.lessons))
         self._published = [published(entry) for entry in self._journal.last(player.index, Publish.__name__)]
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
