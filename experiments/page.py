@@ -14,8 +14,9 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.page.export import ALL, export
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         given, directory = _read(words)
         if given.export:
-            print(f"page: {export(Folder(directory), given.export / 'index.html', ALL)}")
+            print(f"page: {export(Folder(directory), given.export / 'index.html', ALL, _prompts(directory))}")
             return 0
         Folder(directory)
         with listen(given.port) as listening:
@@ -43,6 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.code if isinstance(error, UsageError) else 2
     return 0
+
+
+def _prompts(directory: Path) -> Callable[[int, int], Any]:
+    """Those of a node's round, as its model saw them."""
+    from rlswarm_jax.running.again import CANNOT, Again  # and with it jax
+
+    again = Again(directory)
+
+    def made(node: int, round_: int) -> Any:
+        try:
+            return again.answer({"what": "prompts", "node": node, "round": round_})
+        except CANNOT:
+            return None
+
+    return made
 
 
 def _read(words: list[str]) -> tuple[argparse.Namespace, Path]:

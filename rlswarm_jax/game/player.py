@@ -168,7 +168,7 @@ class Player:
             self._heard = result
         if isinstance(self.effect, Learn):
             self.learned = True
-            self._lessons = _lessons(self.effect)
+            self._lessons = lessons_of(self.effect)
         self.step += 1
         try:
             self.effect = self._round.send(result)
@@ -187,8 +187,8 @@ class Player:
         return metrics | {"records/equivocations": float(len(self.inbox.evidence))}
 
 
-def _lessons(effect: Learn) -> list[Lesson]:
-    """Rewards that are whole numbers are written as such: most are 0 or 1, and there is a line for each round."""
+def lessons_of(effect: Learn) -> list[Lesson]:
+    """A node's groups of a round, those it learned from first; rewards that are whole numbers are written as such."""
     told = [(group, True) for group in effect.groups] + [(group, False) for group in effect.idle]
     return [
         (

@@ -5,17 +5,17 @@ import contextlib
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlswarm_jax.files import write_whole
+from rlswarm_jax.files import cannot_write, write_whole
 from rlswarm_jax.page.accounts import accounts, kept
 from rlswarm_jax.page.folder import Folder, Member
 from rlswarm_jax.page.lineage import authors_of, lessons
 from rlswarm_jax.page.rounds import kept_rounds
-from rlswarm_jax.page.views import STATIC, AskedWrongError, answer
+from rlswarm_jax.page.views import STATIC, AskedWrongError, answer, bounded
 
 STYLES, SCRIPTS = ("uplot.css", "page.css"), ("uplot.js", "draw.js", "views.js", "page.js")
 FIRST = ("now", "lineage", "learning", "network", "trust")  # what the views need that are opened first
@@ -38,23 +38,36 @@ class Share:
     size: int
 
 
+Prompts = Callable[[int, int], Any]
+
+
+def no_prompts(node: int, round_: int) -> None:
+    return None
+
+
 LATEST, ALL = Share(12, 1, 4 << 20), Share(100_000, 4, 24 << 20)
 
 
-def export(folder: Folder, path: Path, share: Share = LATEST) -> Path:
-    """Writes the page; returns its path. Raises UsageError if the disk does not take it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def export(folder: Folder, path: Path, share: Share = LATEST, prompts: Prompts = no_prompts) -> Path:
+    """Writes the page; returns its path. prompts: of a node's round, by its index and the round's number; None where
+    they cannot be made. Raises UsageError if the disk does not take it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from None
     folder.refresh()
-    write_whole(path, page(folder, share))
+    write_whole(path, page(folder, share, prompts))
     return path
 
 
-def page(folder: Folder, share: Share) -> str:
-    """The whole file. Of equal folders it is the same."""
+def page(folder: Folder, share: Share, prompts: Prompts = no_prompts) -> str:
+    """The whole file, of a run that is over as far as it says. Of equal folders it is the same."""
+    folder.over = True
     where: dict[str, int] = {}
     chunks: list[dict[str, Any]] = []
     sizes: list[int] = []
-    for name, raw in _answers(folder, share):
+    for name, raw in _answers(folder, share, prompts):
         if not chunks or (sizes[-1] + len(raw) > CHUNK and sizes[-1]):
             chunks.append({})
             sizes.append(0)
@@ -88,7 +101,7 @@ def _assembled(data: str) -> str:
     return html.replace("<!-- data -->", data)
 
 
-def _answers(folder: Folder, share: Share) -> Iterator[tuple[str, bytes]]:
+def _answers(folder: Folder, share: Share, prompts: Prompts) -> Iterator[tuple[str, bytes]]:
     """Every view by the address under which the page asks for it, the most important first, up to the share."""
     left = share.size
     for name, given in _asked(folder, share):
@@ -98,6 +111,8 @@ def _answers(folder: Folder, share: Share) -> Iterator[tuple[str, bytes]]:
             if left < 0:
                 return
             yield _address(name, given), raw
+            if name == "round" and (found := prompts(int(given["node"]), int(given["round"]))) is not None:
+                yield _address("prompts", given), bounded(found)
 
 
 def _address(name: str, given: dict[str, str]) -> str:

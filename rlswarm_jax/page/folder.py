@@ -54,7 +54,7 @@ class Folder:
     """`refresh` before it is looked at. Raises UsageError if it is the folder of no run."""
 
     def __init__(self, directory: Path):
-        self.directory = directory
+        self.directory, self.over = directory, False  # over: whoever looks knows that it is
         self.config = _config(directory)
         self.summary: dict[str, Any] | None = None
         self._logs: dict[Path, Log] = {}
@@ -164,6 +164,8 @@ class Folder:
     @property
     def status(self) -> str:
         """running, finished or stopped."""
+        if self.over:
+            return str((self.summary or {}).get("status", "stopped"))
         alive = any(_lives(home) for home in self.homes)
         if self.summary and not alive and self._newest() <= self._summary_at + 1:
             return str(self.summary.get("status", "stopped"))

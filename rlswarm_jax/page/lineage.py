@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlswarm_jax.page.folder import Folder, Member
-from rlswarm_jax.page.rounds import group_view
+from rlswarm_jax.page.rounds import group_view, kept_rounds
 from rlswarm_jax.page.rows import Row
 from rlswarm_jax.page.texts import named
 from rlswarm_jax.page.weigh import Scales
@@ -136,4 +136,6 @@ def _lesson(
     if signed is not None:
         group = next((one for one in signed.record.groups if one.index == index), None)
     shown = {"learned": row["round"], "round": of, "stage": stage, "index": index, "here": group is not None}
+    if group is None:  # a simulation writes its journal some rounds at a time
+        shown["soon"] = not folder.over and of > max(kept_rounds(folder, learner), default=-1)
     return shown | group_view(folder, group, stage, rewards, row, scales, external=bool(author), learned=True)

@@ -169,5 +169,5 @@ def _error(folder: Folder) -> dict[str, str] | None:
 
 
 def _sentence(line: str) -> str:
-    """Without what could be a key."""
-    return named(re.sub(r"(0x)?[0-9a-fA-F]{40,}", "…", line)[:76])
+    """Without what could be a key, and who it is that an address names."""
+    return named(re.sub(r"(0x)?[0-9a-fA-F]{40,}", "…", re.sub(r"://[^/\s]*@", "://…@", line))[:160], 160)

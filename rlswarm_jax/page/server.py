@@ -69,6 +69,7 @@ class Page:
         self._reader = ThreadPoolExecutor(1, "reader")
         self._helper = Helper(directory)
         self._streams, self._version = 0, 0
+        self._signature: tuple = ()  # of the files, when they were looked at last
         self._changed = asyncio.Condition()
 
     def application(self) -> web.Application:
@@ -125,6 +126,7 @@ class Page:
         def run() -> bytes:
             if self._folder is None:
                 self._folder = Folder(self.directory)
+                self._signature = self._folder.signature()
             self._folder.refresh()
             return look(self._folder)
 
@@ -156,7 +158,7 @@ class Page:
             return _refused(503, f"{MOST_STREAMS} pages are open already.")
         stream = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
         self._streams += 1
-        seen = -1
+        seen = self._version
         try:
             await stream.prepare(request)
             while True:
@@ -184,15 +186,14 @@ class Page:
 
     async def _watch(self) -> None:
         """Looks whether files have changed, while anybody wants to know."""
-        before: tuple = ()
         while True:
             await asyncio.sleep(LOOK)
             await self._helper.rest()
             if not self._streams or self._folder is None:
                 continue
             now = self._folder.signature()
-            if now != before:
-                before = now
+            if now != self._signature:
+                self._signature = now
                 async with self._changed:
                     self._version += 1
                     self._changed.notify_all()

@@ -17,7 +17,7 @@ def shown(text: str, most: int = MAX_TEXT) -> dict[str, Any]:
     return {"text": visible(text[:most]), "of": len(text)}
 
 
-def named(text: Any) -> str:
+def named(text: Any, most: int = MAX_NAME) -> str:
     """A name, a task or a cause, in a line."""
-    line = visible(str(text)[:MAX_NAME]).replace("\n", "\\n")
-    return line + "…" * (len(str(text)) > MAX_NAME)
+    line = visible(str(text)[:most]).replace("\n", "\\n")
+    return line + "…" * (len(str(text)) > most)

@@ -278,13 +278,16 @@ class Again:
 NOT_WRITTEN = "the round is not in metrics.jsonl with its groups: it was left, or has not ended."
 
 
+CANNOT = (UsageError, JournalError, VerifierError, ChainError, DevnetError, OSError)
+
+
 def main(directory: Path) -> int:
     answers, again = sys.stdout, Again(directory)
     for line in sys.stdin:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 found = again.answer(json.loads(line))
-        except (UsageError, JournalError, VerifierError, ChainError, DevnetError, OSError) as error:
+        except CANNOT as error:
             found = {"error": str(error)}
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # a question, or a config of another version
             found = {"error": f"that cannot be computed here ({type(error).__name__}: {named(str(error))})."}

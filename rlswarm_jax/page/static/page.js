@@ -79,7 +79,9 @@
       head(now);
       document.documentElement.dataset.ready = name;
     } catch (error) {
-      if (mine === turn) main.replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+      if (mine !== turn) return;
+      main.replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+      if (!kept) setTimeout(() => mine === turn && show(true), 2 * REST); // a run that is still to begin, say
     }
   }
 
@@ -98,17 +100,20 @@
 
   function follow() {
     const stream = new EventSource("api/events");
-    let waiting = false, last = 0;
+    let waiting = false, last = 0, pressed = false;
+    for (const [kind, down] of [["pointerdown", true], ["pointerup", false], ["pointercancel", false]]) addEventListener(kind, () => { pressed = down; });
     stream.addEventListener("change", () => {
       if (waiting || document.hidden) return;
       waiting = true;
-      setTimeout(() => {
+      const wait = () => (pressed ? setTimeout(wait, 100) : again());
+      const again = () => {
         waiting = false;
         last = Date.now();
         const { name } = address();
         if (["now", "learning", "network", "trust"].includes(name) || (name === "lineage" && !address().given.author)) show(true);
         else head();
-      }, Math.max(0, REST - (Date.now() - last)));
+      };
+      setTimeout(wait, Math.max(0, REST - (Date.now() - last)));
     });
   }
 

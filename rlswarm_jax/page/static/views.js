@@ -97,7 +97,7 @@ const views = (() => {
       return {
         value, own, text: own ? `own ${count(value)}` : null, key: `cell-${learner.index}-${column}`,
         pressed: !all && learner.index === chosen.index && (own ? page.given.author === "own" : page.given.author === author.author),
-        label: own ? `${learner.name} learned from ${value} groups of its own: show them` : `${learner.name} learned from ${value} groups of ${author.name}: show them`,
+        label: own ? `own ${count(value)}: groups of its own that ${learner.name} learned from` : `${count(value)}: groups of ${author.name} that ${learner.name} learned from`,
         on: () => page.go("lineage", { node: learner.index, author: own ? "own" : author.author }),
       };
     };
@@ -115,7 +115,7 @@ const views = (() => {
           ["learner", (one) => who(one.learner)], ["learned most from", (one) => who(one.author), { left: true }],
           ["groups", (one) => `${count(one.groups)} of ${count(one.of)}`], ["share", (one) => percent(one.groups / one.of)], ["even share", (one) => percent(1 / one.authors)],
           ["reward of what it taught", (one) => fixed(one.reward)], ["learner's own reward", (one) => fixed(one.own_reward)], ["teacher's own", (one) => fixed(one.their_reward)],
-          ["of which", (one) => Object.entries(one.stages || {}).map(([stage, groups]) => `${count(groups)} ${STAGE[stage] || stage}s`).join(", ") || "–", { left: true }],
+          ["of which", (one) => Object.entries(one.stages || {}).map(([stage, groups]) => `${count(groups)} ${STAGE[stage] || stage}${groups === 1 ? "" : "s"}`).join(", ") || "–", { left: true }],
         ], why)),
     ];
   }
@@ -128,6 +128,8 @@ const views = (() => {
       panel.querySelector(".more")?.remove();
       if (!found.groups.length && !before) panel.append(el("p", {}, "The run was recorded before groups were written down, so only their numbers are known."));
       for (const group of found.groups) panel.append(lesson(page, found, group, learner));
+      const shown = location.hash;
+      if (page.live && !before && found.groups.some((group) => group.soon)) setTimeout(() => panel.isConnected && location.hash === shown && lessons(page, learner, author, panel), 4000);
       if (found.next !== null) panel.append(el("p", { class: "more" }, el("button", { type: "button", class: "plain", onclick: () => lessons(page, learner, author, panel, found.next) }, "Older ones")));
       if (!before) panel.querySelector("h2").scrollIntoView({ block: "nearest" });
     } catch (error) {
@@ -141,7 +143,7 @@ const views = (() => {
     return el("article", { class: "group" },
       el("h4", {}, `Round ${group.round}: ${task}${STAGE[group.stage]} ${group.stage === "answer" ? "to" : "of"} problem ${group.index}`),
       el("p", { class: "quiet" }, `Learned in round ${group.learned}${late ? `, ${late} round${late > 1 ? "s" : ""} later` : ""}.${part} `, el("a", { href: `#/round?node=${learner.index}&round=${group.learned}` }, "That round")),
-      prompt(page, found, group, learner), completions(group), group.here ? null : el("p", { class: "quiet" }, "Its texts are not in a journal here any more; rewards are."));
+      prompt(page, found, group, learner), completions(group), group.here ? null : el("p", { class: "quiet" }, group.soon ? "Its texts are not written down yet." : "Its texts are not in a journal here any more; rewards are."));
   }
 
   // what was asked, as the model saw it: made again from the record, when somebody wants to see it
