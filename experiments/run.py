@@ -19,17 +19,13 @@ still writes the report; the same command with --resume goes on. A simulation th
 had never been stopped; live nodes join the round in which the others are.
 """
 
-from rlswarm_jax.page.beside import beside
 from rlswarm_jax.running import start
 from rlswarm_jax.running.arguments import Arguments, main
 
 
 def run(arguments: Arguments) -> int:
     """As `start.run`, with a page of the run beside it."""
-    if arguments.plan:
-        return start.run(arguments)
-    with beside(arguments.workdir, lambda line: print(line, flush=True)):
-        return start.run(arguments)
+    return start.run(arguments, page=True)
 
 
 if __name__ == "__main__":

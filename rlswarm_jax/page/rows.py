@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 KEPT = {
     *("reward/mean", "critique/reward/mean", "revise/reward/mean", "game/first", "game/vote", "game/revised"),
@@ -46,6 +47,7 @@ class Course:
         self.spans: list[tuple[int, int]] = []
         self.taught: dict[str, Taught] = collections.defaultdict(Taught)  # by author, in hex
         self._columns: dict[str, array.array] = {}
+        self._known: dict[str, Any] = {}  # the same by every name that has come; None of what is not kept
 
     def __len__(self) -> int:
         return len(self.rounds)
@@ -53,14 +55,14 @@ class Course:
     def add(self, row: Row, offset: int, length: int) -> None:
         self.rounds.append(int(row["round"]))
         self.spans.append((offset, length))
+        before = len(self.rounds) - 1
         for name, value in row.items():
-            if isinstance(value, int | float) and (name in KEPT or name.startswith(PREFIXES)):
-                column = self._columns.get(name)
-                if column is None:
-                    if len(self._columns) >= MOST_COLUMNS:
-                        continue
-                    column = self._columns[name] = array.array("d")
-                column.extend([math.nan] * (len(self.rounds) - 1 - len(column)))
+            column = self._known.get(name, self)
+            if column is self:
+                column = self._begin(name, value)
+            if column is not None:
+                if len(column) < before:
+                    column.extend([math.nan] * (before - len(column)))
                 column.append(value)
         for author, _, stage, _, rewards, learned in row.get("lessons", ()):
             if author and learned and (author in self.taught or len(self.taught) < MOST_COLUMNS):
@@ -69,17 +71,27 @@ class Course:
                 taught.reward += sum(rewards) / len(rewards)
                 taught.stages[stage] += 1
 
+    def _begin(self, name: str, value: Any) -> array.array | None:
+        kept = isinstance(value, int | float) and (name in KEPT or name.startswith(PREFIXES))
+        if kept and len(self._columns) < MOST_COLUMNS:
+            self._columns[name] = array.array("d")
+        if len(self._known) < 4 * MOST_COLUMNS:
+            self._known[name] = self._columns.get(name)
+        return self._columns.get(name)
+
     def column(self, name: str) -> list[tuple[int, float]]:
         """(round, value) wherever there is one."""
-        values = self._columns.get(name, ())
-        return [(r, v) for r, v in zip(self.rounds, values, strict=False) if not math.isnan(v)]
+        values = np.array(self._columns.get(name, ()))
+        rounds = np.array(self.rounds[: len(values)])
+        there = ~np.isnan(values)
+        return list(zip(rounds[there].tolist(), values[there].tolist(), strict=True))
 
     def last(self, name: str) -> float | None:
         """The latest value."""
         return next((v for v in reversed(self._columns.get(name, ())) if not math.isnan(v)), None)
 
     def total(self, name: str) -> float:
-        return sum(v for v in self._columns.get(name, ()) if not math.isnan(v))
+        return float(np.nansum(np.array(self._columns.get(name, ()))))
 
     def names(self, prefix: str) -> list[str]:
         """What columns are called behind a prefix, in order."""

@@ -3,7 +3,7 @@
 (() => {
   const { el } = draw;
   const TABS = [["now", "Now"], ["learning", "Learning"], ["lineage", "Lineage"], ["round", "A round"], ["ledger", "Ledger"], ["trust", "Trust"], ["network", "Network"]];
-  const REST = 2500; // milliseconds between two looks at what changes
+  const REST = 2500, SHARE = 50; // milliseconds between two looks at what changes, and times as long as a look takes
 
   // --- data: of the server, or of this file
 
@@ -57,10 +57,10 @@
   }
 
   const main = document.getElementById("main"), tabs = document.getElementById("tabs");
-  let turn = 0, drawn = "";
+  let turn = 0, drawn = "", rest = REST;
 
   async function show(quietly) {
-    const mine = ++turn, { name, given } = address();
+    const mine = ++turn, { name, given } = address(), began = performance.now();
     tabs.replaceChildren(...TABS.map(([tab, title]) => el("a", { href: `#/${tab}`, "aria-current": tab === name ? "page" : null }, title)));
     try {
       const now = await get("now");
@@ -77,6 +77,7 @@
       if (!quietly && drawn && drawn !== name) { main.focus({ preventScroll: true }); scrollTo(0, 0); }
       drawn = name;
       head(now);
+      rest = Math.min(60_000, Math.max(REST, SHARE * (performance.now() - began)));
       document.documentElement.dataset.ready = name;
     } catch (error) {
       if (mine !== turn) return;
@@ -113,7 +114,7 @@
         if (["now", "learning", "network", "trust"].includes(name) || (name === "lineage" && !address().given.author)) show(true);
         else head();
       };
-      setTimeout(wait, Math.max(0, REST - (Date.now() - last)));
+      setTimeout(wait, Math.max(0, rest - (Date.now() - last)));
     });
   }
 

@@ -178,7 +178,7 @@ const views = (() => {
     }
     const rows = [...alike.values()];
     const body = rows.map((row) => el("tr", { class: row.used ? null : "unused" },
-      el("td", { class: "quiet" }, row.times > 1 ? `${row.times} ×` : ""),
+      el("td", { class: "quiet times" }, row.times > 1 ? `${row.times} ×` : ""),
       el("td", { class: "left" }, group.texts ? text(row.said) : el("em", { class: "quiet" }, "not here"), row.prompted ? el("div", { class: "quiet" }, row.prompted) : null),
       el("td", {}, draw.known(row.reward) ? draw.reward(row.reward) : "–"),
       el("td", { class: row.advantage > 0 ? "better" : row.advantage < 0 ? "worse" : null }, draw.known(row.advantage) ? signed(row.advantage) : "–"),
