@@ -28,6 +28,7 @@ from rlswarm_jax import assets, identity, qwen, randomness
 from rlswarm_jax.game.effects import Learn
 from rlswarm_jax.machine import hardware
 from rlswarm_jax.qwen import model, sampling
+from rlswarm_jax.qwen.packed import Packed, pack
 from rlswarm_jax.qwen.verdict import TAU, make_replay, verdicts
 from rlswarm_jax.records.pool import ScoredGroup
 from rlswarm_jax.running import build
@@ -40,10 +41,9 @@ DTYPES = (("float32", "float32"), ("float32", "bfloat16"), ("float32", "int8"), 
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """Completions as a peer would send them: `[B, T]` texts, `[B]` lengths, `[B, C]` tokens, lengths and log-probs."""
+    """Completions as a peer would send them, each behind a prompt of its own: `[B, C]` tokens, lengths, log-probs."""
 
-    text_BT: np.ndarray
-    prompt_lengths_B: np.ndarray
+    packed: Packed
     tokens_BC: np.ndarray
     lengths_B: np.ndarray
     logprobs_BC: np.ndarray
@@ -111,21 +111,16 @@ class Bench:
         else:
             out = jax.device_get(run(params, sampling.make_tile(self.prompts, keys_PGM, prompt_slots=SLOTS)))
         tokens_BC = out.tokens_PGT.reshape(-1, NEW_TOKENS)
-        text_BT = np.zeros((len(tokens_BC), SLOTS + NEW_TOKENS), np.int32)
-        lengths_B = np.repeat([len(prompt) for prompt in self.prompts], GROUP).astype(np.int32)
-        for row, tokens in enumerate(tokens_BC):
-            prompt = self.prompts[row // GROUP]
-            text_BT[row, : len(prompt)] = prompt
-            text_BT[row, len(prompt) : len(prompt) + NEW_TOKENS] = tokens
-        return Sampled(
-            text_BT, lengths_B, tokens_BC, out.lengths_PG.reshape(-1), out.logprobs_PGT.reshape(tokens_BC.shape)
-        )
+        numbers = [[row] for row in range(len(tokens_BC))]
+        own = [self.prompts[row // GROUP] for (row,) in numbers]
+        packed = pack(own, tokens_BC, numbers, width=SLOTS + NEW_TOKENS, together=1, new_tokens=NEW_TOKENS)
+        return Sampled(packed, tokens_BC, out.lengths_PG.reshape(-1), out.logprobs_PGT.reshape(tokens_BC.shape))
 
     def replay(self, params, sampled: Sampled, dtype="float32") -> tuple[np.ndarray, np.ndarray]:
         """Log-probs and margins of all tokens that were written, `[X]` each, for temperature 1 and the honest keys."""
         run = make_replay(self.config, max_new_tokens=NEW_TOKENS, temperature=1.0)
         keys_BM = self.keys_PGM.reshape(-1, 2)
-        found = run(model.prepare(params, dtype, GROUP), sampled.text_BT, sampled.prompt_lengths_B, keys_BM)
+        found = run(model.prepare(params, dtype, GROUP), sampled.packed, keys_BM)
         written_BC = np.arange(NEW_TOKENS) < sampled.lengths_B[:, None]
         logprobs_X, leads_X2 = (np.asarray(x)[written_BC] for x in found[:2])
         return np.abs(logprobs_X - sampled.logprobs_BC[written_BC]), leads_X2.min(axis=1)

@@ -85,7 +85,7 @@ class Audits:
 
     def replay(self, tokens: Sequence[Sequence[int]], params=None, kv_dtype=None) -> list[Replay]:
         error = rounding(self.dtype, kv_dtype or self.dtype, self.temperature)
-        room = {"rows": 1024, "text_slots": SLOTS + NEW_TOKENS, "whole": NEW_TOKENS}
+        room = {"rows": 1024, "together": GROUP, "text_slots": SLOTS + GROUP * NEW_TOKENS, "whole": NEW_TOKENS}
         asked = (self.asked, tokens, self.keys_PGM.reshape(-1, 2))
         to = {"temperature": self.temperature, "rounding": error} | room
         return replay_completions(self.prepared(params), self.bench.config, *asked, **to)

@@ -29,13 +29,17 @@ DEFENCES: dict[str, dict[str, Any]] = {
 }
 NOBODY = "nobody"
 # in a game of one stage; and of three, where there are critics
+SYBIL = "sybil"
 ANSWERS = (
     *("other_key", "best_of", "wrong", "copy", "spam", "style", "lengthen", "free_ride"),
-    *("equivocate", "withhold", "accuse"),
+    *("stale", "equivocate", "withhold", "accuse", SYBIL),
 )
 VOTES = ("lazy", "collude", "own_vote")
 COUNTS = (1, 2)
 STAGES: dict[str, Any] = {"game.stages": 3}
+# who comes back under a fresh key when it has been found out, and lies on
+ROUNDS, LASTS = 30, 6  # rounds of a run, and of a key
+KEYS = ROUNDS // LASTS
 
 
 def name(attack: str, count: int, defence: str) -> str:
@@ -52,8 +56,20 @@ def points(attacks: Sequence[str], nobody: str, more: Mapping[str, Any]) -> dict
 
 
 def fields(attack: str, count: int, defence: str) -> dict[str, Any]:
+    if attack == SYBIL:
+        return DEFENCES[defence] | one_key_after_another(count)
     ill = [[NODES - 1 - n, attack] for n in range(count)]
     return DEFENCES[defence] | ({"simulation.adversaries": ill} if ill else {})
+
+
+def one_key_after_another(count: int) -> dict[str, Any]:
+    """As many nodes at any time as elsewhere, of which the last are so many attackers, each with its next key."""
+    keys = [(NODES - count + n, n % KEYS) for n in range(count * KEYS)]
+    return {
+        "swarm.nodes": NODES - count + len(keys),
+        "simulation.adversaries": [[node, "other_key"] for node, _ in keys],
+        "simulation.present": [[node, [[LASTS * turn, LASTS * (turn + 1)]]] for node, turn in keys],
+    }
 
 
 # of docs/attacks.md: attacks, and what a swarm is called in which there is none
@@ -72,7 +88,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.path, config.sampling.temperature = "embedded:base", 2.0
     config.chain.endpoint = "none"
     config.learn.learning_rate = 5e-4
-    config.rounds, config.evaluation.every, config.checkpoint_every = 30, 30, 30
+    config.rounds = config.evaluation.every = config.checkpoint_every = ROUNDS
     config.wandb.mode = "disabled"
     common.apply(config, variant, smoke)
     return config

@@ -76,7 +76,7 @@ PRESENT = row(whole(0), each(row(whole(0), whole(1))))
 PARTITION = row(real(0), real(0), each(each(whole(0))))
 STRATEGIES = (
     *("wrong", "copy", "spam", "free_ride", "style", "lengthen", "lazy", "collude"),
-    *("other_key", "best_of", "withhold", "accuse", "vouch", "equivocate", "own_vote"),
+    *("other_key", "best_of", "stale", "withhold", "accuse", "vouch", "equivocate", "own_vote"),
 )
 ROUNDS = span("() for none, or (first, end): two whole numbers from 0, the first one smaller")
 
@@ -281,7 +281,9 @@ FIELDS = {
     "checkpoints.keep": Field(2, whole(1, 1000), "newest ones"),
     "checkpoints.best": Field(False, yes_no(), "and the best on held-out problems: export and evaluate take --best"),
     "profile.rounds": Field((), ROUNDS, "(10, 12): trace 10 and 11 of the first node, for TensorBoard or XProf"),
-    "wandb.mode": Field("auto", one_of("auto", "online", "offline", "disabled"), "auto: online where one is logged in"),
+    "wandb.mode": Field(
+        "auto", one_of("auto", "online", "offline", "disabled"), "auto: online where one is logged in, else disabled"
+    ),
     "wandb.project": Field("rlswarm_jax", PROJECT, "there"),
     "wandb.group": Field(
         "", text(0, 128), "there, of a sweep: group, tags and seed give a run its id; '': name and seed"

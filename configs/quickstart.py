@@ -9,7 +9,8 @@ Hardware: 2 CPU cores, no GPU.
 Measured (rendered: quickstart):
   held-out accuracy 1.0 % -> 89.9 %: +88.9 ± 1.0 points over 5 seeds, +87.7 with the worst
   153 ± 5 s a run on AMD EPYC, 2 cores
-  commit c00f206995e0, before changes of learn.advantage_scale, learn.clip_high, learn.clip_low
+  commit c00f206995e0, before changes of evaluation.every, learn.advantage_scale, learn.clip_high,
+    learn.clip_low
   runs differ by seed and by chance beacons
 
 The tiny model was taught its tasks and then spoiled (configs/tiny.py), so what the run shows is a skill brought
@@ -23,6 +24,6 @@ from configs import common
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.swarm("quickstart")
-    config.swarm.alone = True
+    config.swarm.alone, config.evaluation.every = True, 30
     common.apply(config, variant, common.simulate, common.smoke)
     return config

@@ -240,10 +240,15 @@ def sentence(error: Exception) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     given = parser().parse_args(argv)
+    return carried_out(lambda: given.run(given))
+
+
+def carried_out(act: Callable[[], None]) -> int:
+    """Does what a person asked of a chain; returns the program's exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("rlswarm_jax.chain").setLevel(logging.INFO)  # what was sent, while it waits
     try:
-        given.run(given)
+        act()
     except (UsageError, ChainError, KeyFileError, ValueError, OSError) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 2

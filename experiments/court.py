@@ -12,19 +12,15 @@ would count its transactions. What a court is, and what it can't do: docs/chain.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.chain import coins, existing_key, patient, sentence
+from experiments.chain import carried_out, coins, existing_key, patient
 from rlswarm_jax.chain import calls, eth
 from rlswarm_jax.chain.court import Court, Terms
 from rlswarm_jax.chain.deployment import deploy_court
-from rlswarm_jax.chain.errors import ChainError
 from rlswarm_jax.chain.transact import Payer, transact
-from rlswarm_jax.errors import UsageError
-from rlswarm_jax.identity import KeyFileError
 from rlswarm_jax.running.account import wei
 
 _ABOUT = {
@@ -96,17 +92,7 @@ def _stake(given: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     given = parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("rlswarm_jax.chain").setLevel(logging.INFO)  # what was sent, while it waits
-    try:
-        (_deploy if given.what == "deploy" else _stake)(given)
-    except (UsageError, ChainError, KeyFileError, ValueError, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; what was sent may still get into a block", file=sys.stderr)
-        return 130
-    return 0
+    return carried_out(lambda: (_deploy if given.what == "deploy" else _stake)(given))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from rlswarm_jax.tasks.verifier import Verifier
 State = TypeVar("State")  # or parameters
 
 LEAST_SLOTS = 96  # of a tile's prompts: below, padding costs less than compiling once more
-LEAST_REPLAYED, REPLAYED_ROWS = 128, 2  # slots of a text that is replayed, and texts at a time: one program, or two
+LEAST_REPLAYED, MOST_SHARED = 192, 2048  # slots of what is replayed at a time, and for completions to share a prompt
 NONFINITE_IN_A_ROW = 3  # updates left out, one after the other, after which a node stops
 
 
@@ -104,8 +104,9 @@ class Engine:
         on, most = (self._mesh, devices.backend), config.max_prompt_tokens
         jit = self._jit = jit if self._mesh is None else jax.jit
         self._model = policy.config
-        texts = most + config.max_new_tokens
-        self._replayed = sorted({max(LEAST_REPLAYED, -(-texts >> half)) for half in range(2)})
+        text, group = (most + count * config.max_new_tokens for count in (1, config.group_size))
+        widest = max(text, min(group, 2 * text, MOST_SHARED))
+        self._replayed = sorted({max(LEAST_REPLAYED, -(-widest >> half)) for half in range(2)})  # one program, or two
         self._rounding = rounding(config.dtype, config.kv_dtype, config.temperature, key_bias_norm(policy.params))
 
         def sampler(temperature: float, how: Draw, rows: int, exact_rows: int, counts: Sequence[int]) -> Sampler:
@@ -170,7 +171,7 @@ class Engine:
                 params = parallel.place(params, self._mesh)
         every = [(c.prompt, tokens, key) for c in claimed for tokens, key in zip(c.completions, c.keys, strict=True)]
         prompts, completions, keys = zip(*every, strict=True)
-        longest = max(len(prompt) + len(tokens) for prompt, tokens, _ in every)
+        longest = max(len(c.prompt) + sum(map(len, c.completions)) for c in claimed)
         return replay_completions(
             model.prepare(params, self.config.dtype, self.config.group_size),
             self._model,
@@ -180,8 +181,9 @@ class Engine:
             temperature=self.config.temperature,
             rounding=self._rounding,
             whole=self.config.max_new_tokens,
-            rows=REPLAYED_ROWS,
-            text_slots=next((slots for slots in self._replayed if slots >= longest), longest),
+            rows=self.config.group_size,
+            together=self.config.group_size,
+            text_slots=next((slots for slots in self._replayed if slots >= longest), self._replayed[-1]),
             jit=self._jit,
         )
 

@@ -7,7 +7,7 @@ import collections
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlswarm_jax.audit import commit
@@ -54,7 +54,7 @@ class Juror:
         self._stagger, self._clock = stagger, clock
         self._lock = threading.Lock()
         self._accused: dict[Question, Sequence[bytes]] = {}
-        self._duties: frozenset[Question] = frozenset()
+        self._duties: Mapping[Question, str] = {}
         self._settled: list[Settlement] = []
         self._unread = -1  # the first block whose settlements were not read; -1: none was
         self._ready: dict[tuple[int, str], float] = {}  # cases that can be moved on, and since when
@@ -75,8 +75,8 @@ class Juror:
             while len(self._accused) > _MOST_ACCUSED:  # what no settlement has covered for longest
                 del self._accused[next(iter(self._accused))]
 
-    def duties(self) -> frozenset[Question]:
-        """What this node was drawn to judge and has not: to be replayed first."""
+    def duties(self) -> Mapping[Question, str]:
+        """What this node was drawn to judge and has not, to be replayed first; of each the account that asked it."""
         return self._duties
 
     # --- the chain's thread
@@ -92,9 +92,9 @@ class Juror:
         if self._accused and not own.leaving and not own.accusing and 2 * own.stake >= terms.stake:
             self._accuse(now, terms)
         cases = self._court.open_cases()
-        self._duties = frozenset(
-            Question(case.accused, case.record, case.index) for case in cases if self._sits(case, now)
-        )
+        self._duties = {
+            Question(case.accused, case.record, case.index): case.challenger for case in cases if self._sits(case, now)
+        }
         for case in cases:
             if self._sits(case, now):
                 self._judge(case, now)
@@ -121,7 +121,10 @@ class Juror:
         self._read(now, terms)
         with self._lock:
             accused = list(self._accused.items())
+        staked = {account: self._court.peer(account).stake > 0 for account in {one.account for one, _ in accused}}
         for question, records in accused:
+            if not staked[question.account]:  # any more: a court takes no question about it
+                continue
             for settled in self._settled:
                 made = settled.commitment
                 if settled.account != question.account or made.count > len(records):

@@ -142,9 +142,11 @@ class Keeper:
     def has_court(self) -> bool:
         return self._juror is not None
 
-    def duties(self) -> frozenset[Question]:
-        """What a court has drawn this node to judge, and it has not."""
-        return self._juror.duties() if self._juror else frozenset()
+    def duties(self) -> dict[Question, bytes]:
+        """What a court has drawn this node to judge, and it has not; of each the author who asked it, if known."""
+        duties = self._juror.duties() if self._juror else {}
+        authors = {account_of(author): author for author in self._known()} if duties else {}
+        return {question: authors.get(challenger, b"") for question, challenger in duties.items()}
 
     def _eligible(self, authors: list[bytes], at: Moment) -> list[bytes]:
         """Who was registered before that round; all, where the contract does not ask for it."""

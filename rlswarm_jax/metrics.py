@@ -48,14 +48,14 @@ class MetricsLog:
         """Mirrors rows to wandb, those that are there already too; returns the mode in force, in words.
 
         "auto": as WANDB_MODE and WANDB_DISABLED say; else online where the user is logged in, unless wandb's own
-        settings files (`wandb offline`) say otherwise. The run does not depend on wandb: what keeps it from starting
-        is part of the answer.
+        settings files (`wandb offline`) say otherwise, and nowhere else: wandb takes each process seconds. The run does
+        not depend on wandb: what keeps it from starting is part of the answer.
 
         run_id: there; a run that goes on takes the place of what was there under it. None: a new one.
         """
         chosen = _from_environment() if mode == "auto" else mode
         if chosen is None and not _logged_in():
-            chosen = "offline"
+            chosen = "disabled"
         if chosen == "disabled":
             return chosen
         import wandb  # seconds of import: only where it is used

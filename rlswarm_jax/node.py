@@ -8,18 +8,18 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import msgspec
 
 from rlswarm_jax import machine, parallel, speed
-from rlswarm_jax.audit import replays
+from rlswarm_jax.audit import played, replays
 from rlswarm_jax.audit.auditor import Auditor
-from rlswarm_jax.audit.played import published_by
 from rlswarm_jax.checkpoint import Best, Checkpoints
 from rlswarm_jax.engine import Engine
 from rlswarm_jax.game.chain import Moment
@@ -46,7 +46,7 @@ from rlswarm_jax.grpo.learner import state_hash
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.envelope import SignedRecord, seal
-from rlswarm_jax.records.schema import NOT_PRODUCED, STAGES, Verdict
+from rlswarm_jax.records.schema import NOT_PRODUCED, STAGES
 from rlswarm_jax.records.trust import Audited
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import Transport
@@ -105,7 +105,6 @@ class Node:
         self._checkpoint = 0  # the round of the last one
         peaks = [speed.peak_flops(device.device_kind) for device in jax.devices()]
         self._peak = sum(peak or 0.0 for peak in peaks) or None  # FLOP/s
-        self._accused: dict[bytes, Verdict] = {}  # of each author the last of its groups that it did not sample
         if chain:
             chain.judge_by(lambda record, index: self._findings.get((record, index)))
         self._damaged = 0  # newer ones that could not be used
@@ -124,9 +123,11 @@ class Node:
             self._checkpoint, self._damaged = found.step, found.damaged
             with lock:
                 arrived = list(inbox.records.values())
-                player.restore(CHECKPOINT.decode(found.extra))
+                saved = CHECKPOINT.decode(found.extra)
+                player.restore(saved)
                 for signed in arrived:
                     inbox.offer(signed.raw, player.state.round)
+            self._auditor.take_up(saved.waiting)
         for entry in self._journal.read(player.index, player.state.round):
             if isinstance(player.effect, Evaluate) and entry.kind == Evaluate.__name__:
                 self._offer(decode_result(player.effect, entry.result))
@@ -138,6 +139,8 @@ class Node:
                 inbox.expire(player.state.round)
             if isinstance(fed.effect, Learn):
                 self._engine.learn({0: fed.effect})  # its weights are nowhere but in what led to them
+            if isinstance(fed.effect, Audit):
+                self._auditor.take_up(fed.effect.cases, fed.result)
             if fed.metrics is not None and entry.round not in reported:
                 self._on_round(RoundReport(player.index, entry.round, entry.at, fed.metrics, fed.lessons))
         self._published = [published(entry) for entry in self._journal.last(player.index, Publish.__name__)]
@@ -218,17 +221,31 @@ class Node:
     def _audit(self, effect: Audit) -> list[Audited]:
         with self._mailbox.changed:
             held = replays.by_hash(self.player.inbox.records)
-        duties = self._chain.duties() if self._chain else ()
-        asked = [Case(one.record, one.index) for one in duties if (one.record, one.index) not in self._findings]
-        effect = dataclasses.replace(effect, cases=[*asked, *effect.cases])
-        found = self._auditor.audit(self.player.game, effect, held)
+        game, journal, index = self.player.game, self._journal, self.player.index
+        duties = self._chain.duties() if self._chain else {}
+        known = {*self._findings, *((case.record, case.index) for case in self._auditor.waiting)}
+        asked = {Case(one.record, one.index): who for one, who in duties.items() if one[1:] not in known}
+        witnesses = {case.record: who for case, who in asked.items() if who != game.author}
+        earlier = played.kept(game, journal, index, witnesses)  # a court asks when rounds have gone by
+        effect = Audit(
+            [*asked, *effect.cases], {**earlier.sheets, **effect.sheets}, {**earlier.beacons, **effect.beacons}
+        )
+        held = earlier.records | held
+        found = self._auditor.audit(game, effect, held, self.player.state.round, self._findings, witnesses)
         if self._chain and self._chain.has_court:
-            self._accused |= {one.author: one.verdict for one in found if one.verdict.finding == NOT_PRODUCED}
-            if self._accused and effect.cases:  # now and then: settlements cover what was said since
-                said = published_by(self._accused, self._journal, self.player.index)
-                for author, verdict in self._accused.items():
-                    self._chain.challenge(author, verdict.record, verdict.index, said[author])
+            self._challenge(found, bool(effect.cases))
         return found
+
+    def _challenge(self, found: Sequence[Audited], again: bool) -> None:
+        """Brings to court what this node has found out; again and again, as settlements cover what was said since."""
+        assert self._chain
+        guilty = [(v.record, v.index) for v in (one.verdict for one in found) if v.finding == NOT_PRODUCED]
+        if guilty or again:
+            guilty = [at for at, finding in self._findings.items() if finding == NOT_PRODUCED] + guilty
+            said = played.published(self._journal, self.player.index) if guilty else {}
+            for (record, index), (author, records) in itertools.product(guilty, said.items()):
+                if record in records:
+                    self._chain.challenge(author, record, index, records)
 
     def _recheck(self, effect: Replay) -> Metrics:
         found = replays.own(functools.partial(self._engine.replay, 0), effect)
@@ -350,7 +367,9 @@ class Node:
             return
         with self._mailbox.changed:
             inbox = self.player.inbox.save()
-        extra = msgspec.msgpack.encode(self.player.save(self.player.state, time.time(), inbox))
+        saved = self.player.save(self.player.state, time.time(), inbox)
+        saved.waiting = self._auditor.waiting
+        extra = msgspec.msgpack.encode(saved)
         self._checkpoints.save(round_, [parallel.fetch(self._engine.state(0))], extra)
         if (oldest := self._checkpoints.needed) is not None:
             self._journal.prune(self.player.index, oldest, oldest - self._config.keep)

@@ -326,6 +326,7 @@ class Simulation:
         held = node.inbox.save()
         slots = set(held.taken)
         held.held = [s.raw for slot, s in node.inbox.records.items() if slot in slots]
+        held.evidence = [proof for proof in held.evidence if proof[0] in set(held.told)]
         held.counts = {}
         node.inbox.restore(held)
         for peer in self.nodes:
@@ -435,6 +436,9 @@ class Simulation:
         held, found = replays.by_hash(node.inbox.records), []
         for case in effect.cases:
             if (signed := held.get(case.record)) is None:
+                continue
+            if verdict := replays.absent(case, signed):
+                found.append(verdict)
                 continue
             index, claimed = replays.claim(node.game, effect, case, signed)
             author = self._by_author.get(signed.record.author)

@@ -11,6 +11,7 @@ import json
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from rlswarm_jax.identity import author_of, simulated
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.metrics import MetricsLog, read_rows, whole_bytes
 from rlswarm_jax.node import LiveConfig, Node
+from rlswarm_jax.qwen.verdict import Replay, Rounding
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
@@ -46,7 +48,7 @@ class TableEngine:
     def __init__(self):
         self.player: Player | None = None
         self.verifier = Verifier(TASKS, mixture())
-        self.digest, self.base = np.zeros(32, np.uint8), None
+        self.digest, self.base, self.lies = np.zeros(32, np.uint8), None, False
         self.nonce = -1.0 - secrets.randbelow(2**20) / 2**20
 
     def base_of(self, node: int):
@@ -56,7 +58,7 @@ class TableEngine:
         return TrainState({"digest": self.digest}, (), np.zeros((), np.int32))
 
     def tensors(self, node: int):
-        return {"digest": self.digest.view("<f4")}
+        return {"digest": self.digest.view("<f4")} | ({"liar": np.zeros(1, "<f4")} if self.lies else {})
 
     def set_states(self, states):
         self.digest = np.asarray(states[0].params["digest"])
@@ -74,15 +76,23 @@ class TableEngine:
         return {0: {"accuracy": 0.5}}
 
 
+def replay(tensors, claimed) -> list[Replay]:
+    """A table is no model: who lies is known by its weights."""
+    lead = -2.0 if "liar" in tensors else 9.0
+    sizes = [len(one) for of in claimed for one in of.completions]
+    return [Replay(np.full(n, -3.0), np.full((n, 2), lead), np.full(n, 0.5), Rounding(1e-4, 1e-5)) for n in sizes]
+
+
 def auditor_of(folder: Path, transport) -> Auditor:
-    """Of a node whose weights can be shown, and which checks nobody: a table is no model."""
-    return Auditor(Archive(folder / "weights", 1 << 20, 8), lambda tensors, claimed: [], transport, 0.05, 1 << 20)
+    keep = 10_000  # rounds: they take no time, and to fetch weights does
+    return Auditor(Archive(folder / "weights", 1 << 24, keep), replay, transport, 0.05, 1 << 20)
 
 
 class PausingNode(Node):
     """Stands still at the start of an effect of one round, or at "Send": journaled by then, but not sent.
 
-    pause: the effect, the stage and the round; what follows the last stage belongs to none, "".
+    pause: the effect, the stage and the round; what follows the last stage belongs to none, "". From that round on,
+    too: "Fetch" others' weights, "Replay" what they said, "Show" or "Read" own weights to others.
     """
 
     pause: tuple[str, str, int] | None = None
@@ -108,12 +118,32 @@ class PausingNode(Node):
             self.paused.touch()
             time.sleep(FOREVER)
 
+    def stands_still(self, name: str, act: Callable) -> Callable:
+        """The same act, but for the first time from the pause's round on."""
+
+        def standing(*given):
+            if self.pause and self.pause[0] == name and self.player.state.round >= self.pause[2]:
+                self.paused.touch()
+                time.sleep(FOREVER)
+            return act(*given)
+
+        return standing
+
+
+class ShownShelf:
+    """What a node shows, which stands still where it is told to."""
+
+    def __init__(self, node: PausingNode, archive: Archive):
+        self.path = node.stands_still("Show", archive.path)
+        self.read = node.stands_still("Read", archive.read)
+
 
 def build(told: dict) -> tuple[PausingNode, Gossip, Player, TableEngine]:
-    """told: folder, index, rounds, port, bootnodes, peers, deadline, sample_seconds, pause."""
+    """told: folder, index, rounds, port, bootnodes, peers, deadline, sample_seconds, pause; auditors, liar: or not."""
     folder, own = Path(told["folder"]), simulated(SEED, told["index"])
     folder.mkdir(parents=True, exist_ok=True)
-    game = three_stages(own, rounds=told["rounds"], swarm="tables", max_staleness=4)
+    audits = {"auditors": told.get("auditors", 0)}
+    game = three_stages(own, rounds=told["rounds"], swarm="tables", max_staleness=4, **audits)
     mailbox = Mailbox(
         Inbox(game.swarm, own.author, game.max_staleness, STAGES, game.rounds),
         [author_of(peer) for peer in told["peers"]],
@@ -123,7 +153,7 @@ def build(told: dict) -> tuple[PausingNode, Gossip, Player, TableEngine]:
     transport = Gossip(own, config, mailbox.on_record, mailbox.on_peers, trusts=mailbox.trusts)
     journal = Journal(folder / "journal.sqlite")
     player, engine = Player(0, game, own, journal, mailbox.inbox), TableEngine()
-    engine.player = player
+    engine.player, engine.lies = player, told.get("liar", False)
     log = MetricsLog(folder / "metrics.jsonl", whole_bytes(folder / "metrics.jsonl"))
     node = PausingNode(
         player,
@@ -138,6 +168,10 @@ def build(told: dict) -> tuple[PausingNode, Gossip, Player, TableEngine]:
     )
     node.paused, node.sample_seconds = folder / "paused", told["sample_seconds"]
     node.pause = tuple(told["pause"]) if told["pause"] else None
+    auditor = node._auditor
+    transport.shows(ShownShelf(node, auditor.archive))
+    auditor._run = node.stands_still("Replay", auditor._run)
+    transport.fetch_weights = node.stands_still("Fetch", transport.fetch_weights)
     if node.pause:
         send = transport.publish
 

@@ -67,7 +67,7 @@ KEY = {"WANDB_API_KEY": "0" * 40}
 @pytest.mark.parametrize(
     ("environment", "handed_over", "mode"),
     [
-        ({}, "offline", "offline"),
+        ({}, "nothing", "disabled"),
         (KEY, None, "online"),  # None: wandb's own settings files have a say
         (KEY | {"WANDB_MODE": "offline"}, "offline", "offline"),
         (KEY | {"WANDB_MODE": "dryrun"}, "offline", "offline"),

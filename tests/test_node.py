@@ -12,7 +12,10 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from rlswarm_jax.adversaries import STRATEGIES
+from rlswarm_jax.audit.played import kept
 from rlswarm_jax.checkpoint import Checkpoints
+from rlswarm_jax.game import turns
 from rlswarm_jax.game.chain import Moment
 from rlswarm_jax.game.effects import Gather
 from rlswarm_jax.game.player import BEGIN, Player
@@ -469,7 +472,7 @@ class Coordinators:
     def __init__(self):
         self.at, self.asked, self.committed = (4, 0), 0, []
         self.registered = None
-        self.has_court, self.finding, self.challenged, self.to_judge = False, None, [], frozenset()
+        self.has_court, self.finding, self.challenged, self.to_judge = False, None, [], {}
 
     def judge_by(self, finding):
         self.finding = finding
@@ -526,10 +529,10 @@ def test_what_a_node_found_out_goes_to_court_with_all_that_its_author_said(tmp_p
     ]
     author, audits, found = nodes[1].game.author, [], []
 
-    def audit(game, effect, held):
+    def audit(game, effect, held, round_, known, witnesses):
         audits.append(effect.cases)
         if found:
-            chains[0].to_judge = {Question("0x", found[0].record, n) for n in (0, 7)}
+            chains[0].to_judge = {Question("0x", found[0].record, n): author for n in (0, 7)}
         if effect.cases and not found:
             found.append(Verdict(effect.cases[0].record, 0, NOT_PRODUCED, 9, 30.0, 8.0))
             return [Audited(author, found[0])]
@@ -551,6 +554,26 @@ def test_what_a_node_found_out_goes_to_court_with_all_that_its_author_said(tmp_p
     assert chains[0].finding(found[0].record, 0) == NOT_PRODUCED and chains[0].finding(said[0], 7) is None
 
 
+def test_what_a_court_asks_of_rounds_ago_is_made_again_from_the_journal(tmp_path):
+    """Critiques and revisions too, whose prompts quote what others had said."""
+    wire = Wire()
+    nodes = [Live(tmp_path / str(i), wire, i, named=range(2), stages=3) for i in range(2)]
+    play(*nodes)
+    asks, author = nodes
+    held = {signed.hash for signed in asks.player.inbox.records.values()}
+    for stage in STAGES:
+        (said,) = (s for s in map(open_envelope, author.end.sent) if (s.record.round, s.record.stage) == (0, stage))
+        assert said.hash not in held and said.hash not in asks.player.state.sheets
+        found = kept(asks.game, asks.journal, 0, [said.hash])
+        assert found.records[said.hash] == said and {sheet.round for sheet in found.sheets.values()} == {0}
+        for group in said.record.groups:
+            claimed = turns.claim(asks.game, found.sheets, said, group.index, found.beacons)
+            assert claimed.completions == [one.tokens_T.tolist() for one in group.completions]
+        by_late = turns.claim(asks.game, asks.player.state.sheets, said, said.record.groups[0].index, turns.NO_CHAIN)
+        assert (by_late is None) == (stage != ANSWER)
+    assert kept(asks.game, asks.journal, 0, [b"?" * 32]).records == {} == kept(asks.game, asks.journal, 0, []).sheets
+
+
 def test_a_live_node_commits_to_what_it_published_and_to_its_state(tmp_path):
     chain = Coordinators()
     node = Live(tmp_path / "node", Wire(), 0, rounds=3, stages=3, chain=chain)
@@ -568,3 +591,20 @@ def test_a_live_node_commits_to_what_it_published_and_to_its_state(tmp_path):
     states = [state for _, _, state, _ in chain.committed]
     assert states[-1] == state_hash(node.engine.state(0)) != began and len(set(states)) == 3
     assert {agreement for *_, agreement in chain.committed} == {node.game.agreement}
+
+
+def test_who_contradicts_itself_live_is_distrusted_by_all_and_still_is_after_a_restart(tmp_path):
+    wire = Wire()
+    more = [{}, {}, {"strategy": STRATEGIES["equivocate"]}]
+    nodes = [Live(tmp_path / str(i), wire, i, named=range(3), stages=3, **more[i]) for i in range(3)]
+    play(*nodes)
+    liar = nodes[2].game.author
+    for index, node in enumerate(nodes[:2]):
+        trust = node.player.state.trust
+        assert trust.offenders.keys() == {liar} and node.total("audit/equivocators") >= 1
+        assert node.total(f"learned_from/{liar.hex()}") == 0 < node.total("groups/external")
+        assert liar in node.mailbox.distrusted  # nor is it waited for
+        again = Live(tmp_path / str(index), Wire(), index, named=range(3), stages=3)
+        again.node.restore(node.rounds())
+        assert again.player.state.trust == trust and again.player.inbox.told == node.player.inbox.told
+    assert nodes[2].player.state.trust.offenders == {}

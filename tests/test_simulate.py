@@ -339,8 +339,8 @@ def test_honest_nodes_learn_nothing_false_from_one_that_means_ill(world, paths, 
     assert sum(played.metrics(2, "learn/updates")) > 0 and sum(played.metrics(2, "groups/local")) > 0
 
 
-LYING = ("other_key", "best_of", "wrong", "copy", "spam", "style", "withhold", "accuse", "vouch")
-NOT_LYING = ("free_ride", "equivocate", "")  # what these publish, they did sample
+LYING = ("other_key", "best_of", "wrong", "copy", "spam", "style", "withhold", "accuse", "vouch", "equivocate")
+NOT_LYING = ("free_ride", "stale", "")  # what these publish, they did sample
 
 
 @pytest.mark.parametrize("name", [*LYING, *NOT_LYING])
@@ -382,7 +382,7 @@ def test_who_answers_right_in_capitals_and_spaces_is_learned_from_by_nobody(worl
         assert sum(attacked.metrics(node, "groups/external")) > 0  # the others were learned from
 
 
-def test_an_equivocating_peer_is_evidence_and_is_not_learned_from(world, paths):
+def test_an_equivocating_peer_is_evidence_and_is_not_learned_from_or_trusted_any_more(world, paths):
     honest = world.simulation(next(paths)).run()
     record = honest.records(1)[0]
     other = seal(msgspec.structs.replace(record, policy_version=99), identity.simulated(0, 1))
@@ -393,6 +393,11 @@ def test_an_equivocating_peer_is_evidence_and_is_not_learned_from(world, paths):
     assert attacked.metrics(0, "records/rejected/equivocation")[0] == 1
     assert attacked.metrics(0, "records/received")[0] == 1.0  # node 2's alone
     assert max(attacked.metrics(0, "records/equivocations")) == 1
+    author = attacked.simulation.nodes[1].game.author
+    assert attacked.metrics(0, "audit/equivocators") == [1.0] + [0.0] * (ROUNDS - 1)
+    assert attacked.metrics(0, f"audit/distrusted/{author.hex()}") == [1.0] * ROUNDS
+    assert sum(attacked.metrics(0, f"learned_from/{author.hex()}")) == 0
+    assert sum(attacked.metrics(2, f"learned_from/{author.hex()}")) > 0  # which has not heard of it
 
 
 def test_what_was_published_is_in_the_journal_as_the_bytes_that_were_sent(world, paths):

@@ -24,12 +24,12 @@ What stands against them, and what a study can switch off:
 docs/attacks.md says of each strategy what sees it.
 """
 
-from rlswarm_jax.adversaries.rounds import accuse, best_of, equivocate, other_key, own_vote, vouch, withhold
+from rlswarm_jax.adversaries.rounds import accuse, best_of, equivocate, other_key, own_vote, stale, vouch, withhold
 from rlswarm_jax.adversaries.strategies import collude, copy, free_ride, lazy, lengthen, spam, style, wrong
 from rlswarm_jax.game.rules import Strategy
 
 _SAYS = (wrong, copy, spam, free_ride, style, lengthen, lazy, collude)
-_PLAYS = (other_key, best_of, withhold, accuse, vouch, equivocate, own_vote)
+_PLAYS = (other_key, best_of, stale, withhold, accuse, vouch, equivocate, own_vote)
 STRATEGIES: dict[str, Strategy] = {
     **{says.__name__: Strategy(says=says) for says in _SAYS},
     **{plays.__name__: Strategy(plays=plays) for plays in _PLAYS},

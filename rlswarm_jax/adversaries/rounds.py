@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from rlswarm_jax import randomness
-from rlswarm_jax.game.effects import Audit, Effect, Hear, Pin, Publish, Sample, Sampled
+from rlswarm_jax.game.effects import Audit, Effect, Hear, Learn, Pin, Publish, Sample, Sampled
 from rlswarm_jax.game.round import NodeState, Round
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.records import schema
@@ -57,6 +57,15 @@ def best_of(game: Game, state: NodeState, honest: Round) -> Round:
 
         of_problems = zip(problems, zip(*tries, strict=True), strict=True)
         return [[best(problem, said) for said in zip(*groups, strict=True)] for problem, groups in of_problems]
+
+    return _handled(honest, handle)
+
+
+def stale(game: Game, state: NodeState, honest: Round) -> Round:
+    """Never learns: it samples with the weights it began with, and counts on as if they were new."""
+
+    def handle(effect: Effect) -> Handled:
+        return {"updates": 1.0} if isinstance(effect, Learn) else (yield effect)
 
     return _handled(honest, handle)
 

@@ -48,11 +48,45 @@ def records(entry: Entry) -> list[bytes]:
         raise JournalError(f"the journal is damaged: a row of round {entry.round} holds no records.") from None
 
 
-def published_by(authors: Collection[bytes], journal: Journal, node: int) -> dict[bytes, list[bytes]]:
-    """Content hashes of what some authors said, as far as a node's journal has it, in the order of publication."""
-    heard = {raw for entry in journal.read(node, 0) if entry.kind == Gather.__name__ for raw in records(entry)}
-    signed = sorted({open_envelope(raw) for raw in heard}, key=turns.in_time)
-    return {author: [one.hash for one in signed if one.record.author == author] for author in authors}
+def published(journal: Journal, node: int) -> dict[bytes, list[bytes]]:
+    """Content hashes of what a node's peers said, as far as its journal has it, in the order of publication, by author.
+
+    Of two records for one slot the one that was heard first: it is the one that was checked.
+    """
+    heard = (raw for entry in journal.read(node, 0) if entry.kind == Gather.__name__ for raw in records(entry))
+    first: dict[tuple[bytes, int, str], SignedRecord] = {}
+    for signed in map(open_envelope, heard):
+        first.setdefault((signed.record.author, signed.record.round, signed.record.stage), signed)
+    said = collections.defaultdict[bytes, list[bytes]](list)
+    for signed in sorted(first.values(), key=turns.in_time):
+        said[signed.record.author].append(signed.hash)
+    return dict(said)
+
+
+@dataclasses.dataclass
+class Kept:
+    """Records of earlier rounds, by content hash, and what it takes to make their prompts again."""
+
+    records: dict[bytes, SignedRecord] = dataclasses.field(default_factory=dict)
+    sheets: dict[bytes, Sheet] = dataclasses.field(default_factory=dict)
+    beacons: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
+
+
+def kept(game: Game, journal: Journal, node: int, wanted: Collection[bytes]) -> Kept:
+    """Of the rounds of some records, as far as a node's journal has them."""
+    if not wanted:
+        return Kept()
+    entries = journal.read(node, 0)
+    said = {signed.hash: signed for entry in entries for signed in map(open_envelope, records(entry))}
+    rounds = {said[record].record.round for record in wanted if record in said}
+    found = Kept(beacons={b"": b"", **by_tag(_moments(entries))})
+    for signed in sorted((one for one in said.values() if one.record.round in rounds), key=turns.in_time):
+        record = signed.record
+        read, _ = turns.read_record(game, found.sheets, signed, found.beacons)
+        at = record.author, record.round, record.stage
+        found.sheets[signed.hash] = turns.to_sheet(game, *at, read.values(), found.beacons.get(record.beacon, b""))
+        found.records[signed.hash] = signed
+    return found
 
 
 def needed(game: Game, played: Iterable[Turn]) -> set[Item]:

@@ -52,6 +52,16 @@ def claim(game: Game, effect: Audit, case: Case, signed: SignedRecord) -> tuple[
     return readable[audits.place(case, len(readable))] if readable else (case.index or 0, None)
 
 
+def absent(case: Case, signed: SignedRecord) -> Audited | None:
+    """The verdict on a group that somebody asks about and the record does not have; None for one that it has.
+
+    In what was never said there is nothing that was not sampled, so whoever accuses its author of it is wrong.
+    """
+    if case.index is None or any(group.index == case.index for group in signed.record.groups):
+        return None
+    return Audited(signed.record.author, Verdict(case.record, case.index, PRODUCED, 0, 0.0, 0.0))
+
+
 def undecided(case: Case, signed: SignedRecord, index: int, finding: Finding = UNDECIDED) -> Audited:
     """Without a replay; or `WITHHELD`."""
     assert finding in (UNDECIDED, WITHHELD)

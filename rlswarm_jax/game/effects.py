@@ -75,6 +75,7 @@ class Publish:
 class Gather:
     """-> list of `SignedRecord` not handed over before, when all live peers have spoken or at the deadline.
 
+    Of an author who signed two for one stage of a round both are among them, once: that is the proof of it.
     beacon: the round's; with `Game.reads` it draws whose records these are, and who is waited for. without: authors
     that are not waited for.
     """

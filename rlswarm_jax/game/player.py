@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 import msgspec
 
 from rlswarm_jax.game.chain import Account, Moment
-from rlswarm_jax.game.effects import Effect, Hear, Learn, Metrics, Publish, decode_result, encode_result
+from rlswarm_jax.game.effects import Effect, Gather, Hear, Learn, Metrics, Publish, decode_result, encode_result
 from rlswarm_jax.game.round import NodeState, Round, next_round, play_round
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import Sheet
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Entry, Journal, JournalError
+from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.inbox import Inbox, SavedInbox
 from rlswarm_jax.records.pool import Pool
+from rlswarm_jax.records.schema import MAX_VERDICTS
 from rlswarm_jax.records.teachers import Teachers
-from rlswarm_jax.records.trust import Trust
+from rlswarm_jax.records.trust import Trust, contradictory
 
 # author ("": the node itself), round, stage, index, rewards, and whether the group was learned from
 Lesson = tuple[str, int, str, int, list[float], bool]
@@ -40,7 +42,7 @@ class RoundReport:
 
 
 class SavedPlayer(msgspec.Struct, array_like=True):
-    """A node between two rounds, besides its train state."""
+    """A node between two rounds, besides its train state. waiting: audits that a live one has begun."""
 
     round: int
     policy_version: int
@@ -51,6 +53,7 @@ class SavedPlayer(msgspec.Struct, array_like=True):
     account: Account
     teachers: Teachers
     trust: Trust
+    waiting: list[Case] = []
 
 
 class Fed(NamedTuple):
@@ -80,6 +83,7 @@ class Player:
         self._round: Round | None = None
         self._heard: list[Moment] = []  # of the chain when this round began
         self._published: list[bytes] = []  # in this round: content hashes
+        self._exposed: frozenset[bytes] = frozenset()  # in this round: who contradicts themselves
         self._lessons: list[Lesson] = []  # of the round that was learned from last
 
     @property
@@ -140,6 +144,9 @@ class Player:
     def abandon(self) -> None:
         """Leaves the round that is being played unfinished; what was published in it stands, and earns nothing."""
         assert not self.bound, "what it claims and what its update is would not follow from what it published"
+        trust = self.state.trust.expose(self._exposed, self.state.round)  # that will not be shown again
+        trust = trust.tell(MAX_VERDICTS) if self._published else trust  # as the first stage's record did
+        self.state = dataclasses.replace(self.state, trust=trust)
         if self.game.chain_every:
             take = self.state.round % self.game.chain_every == 0
             account = self.state.account.hear(self._heard, take).add(self._published, [])
@@ -159,13 +166,15 @@ class Player:
 
     def _start(self) -> None:
         self._round, self.step = play_round(self.game, self.state), 1
-        self._heard, self._published, self.learned = [], [], False
+        self._heard, self._published, self._exposed, self.learned = [], [], frozenset(), False
         self.effect = self._round.send(None)
 
     def _resume(self, result: Any) -> Metrics | None:
         assert self._round is not None
         if isinstance(self.effect, Hear) and self.step == 1:
             self._heard = result
+        if isinstance(self.effect, Gather):
+            self._exposed |= contradictory(result)
         if isinstance(self.effect, Learn):
             self.learned = True
             self._lessons = lessons_of(self.effect)

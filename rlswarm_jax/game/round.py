@@ -41,7 +41,7 @@ from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.pool import Pool, ScoredGroup
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, FINDINGS, MAX_VERDICTS, REVISE, Record, Verdict
 from rlswarm_jax.records.teachers import WORTH, Teachers
-from rlswarm_jax.records.trust import Trust
+from rlswarm_jax.records.trust import Trust, contradictory
 from rlswarm_jax.tasks import Problem
 
 MAX_NAMED = 32  # authors that a round's metrics name
@@ -87,7 +87,8 @@ def _play_round(game: Game, state: NodeState) -> Round:
         metrics |= _prefixed("held_out/", (yield Evaluate()))
 
     weights = yield Pin()
-    distrusted = state.trust.distrusted(round_)
+    trust = state.trust
+    distrusted = trust.distrusted(round_)
 
     own: list[Turn] = []
     external: list[Turn] = []
@@ -95,7 +96,7 @@ def _play_round(game: Game, state: NodeState) -> Round:
     waiting: list[SignedRecord] = []
     unused = collections.Counter[str]()
     published: list[bytes] = []
-    redrawn = 0
+    redrawn, caught = 0, NOBODY
     for stage in game.stages:
         asked = turns.ask(game, _of_trusted(sheets, distrusted), round_, stage, chain)
         answers = (yield _sample(game, asked)) if asked else []
@@ -113,15 +114,18 @@ def _play_round(game: Game, state: NodeState) -> Round:
         sheets[published[-1]] = turns.to_sheet(game, game.author, round_, stage, told, chain)
 
         heard = yield Gather(round_, stage, beacon, distrusted)
-        arrived += heard
+        if exposed := contradictory(heard):
+            trust, caught = trust.expose(exposed, round_), caught | exposed
+            distrusted = trust.distrusted(round_)
+        arrived += [signed for signed in heard if signed.record.author not in exposed]
         if game.chain_every and any(signed.record.beacon not in beacons for signed in [*waiting, *heard]):
             beacons |= by_tag((yield Hear()))  # others may have heard of a new round before this one began
-        last = stage == game.stages[-1]
-        theirs, waiting, flaws = turns.read_records(game, sheets, [*waiting, *heard], last=last, beacons=beacons)
-        trusted = [turn for turn in theirs if turn.author not in distrusted]
-        unused += flaws + collections.Counter(distrusted=len(theirs) - len(trusted))
-        theirs = trusted
+        last, due = stage == game.stages[-1], [signed for signed in heard if signed.record.round <= round_]
+        theirs, waiting, flaws = turns.read_records(game, sheets, [*waiting, *due], last=last, beacons=beacons)
+        before = len(external) + len(theirs)
+        external, theirs = ([turn for turn in of if turn.author not in distrusted] for of in (external, theirs))
         external += theirs
+        unused += flaws + collections.Counter(distrusted=before - len(external))
         if slow := _slow(game, theirs):
             yield Verify(list(slow), list(slow.values()))
 
@@ -144,7 +148,7 @@ def _play_round(game: Game, state: NodeState) -> Round:
     groups = [turns.to_scored(game, turn, rewards) for turn, rewards in zip(everything, taught, strict=True)]
     local = [group for group in groups if not group.external and (game.flat or group.has_advantage)]
     idle = [group for group in groups if not (group.external or game.flat or group.has_advantage)]
-    drawn, pool, teachers = _draw(game, state, groups, len(local), sheets, beacon)
+    drawn, pool, teachers = _draw(game, state, groups, len(local), sheets, beacon, distrusted)
     if own and game.rechecks:
         metrics |= yield _recheck(game, own, beacon)
     learned = yield Learn(local + drawn, round_, idle)
@@ -152,12 +156,15 @@ def _play_round(game: Game, state: NodeState) -> Round:
         worth = [(t.author if t.external else t.stage, amount(r)) for t, r in zip(everything, earned, strict=True)]
         account = yield from _commit(game, account.add(published, worth), round_)
         metrics["chain/round"] = float(account.round)
-    trust = state.trust
     if game.auditors:
-        trust, found = yield from _audit(game, state, account, sheets, arrived, beacons)
+        trust, found = yield from _audit(game, state, trust, account, sheets, arrived, beacons)
         metrics |= found
+    if game.auditors or trust.offenders:
+        metrics["audit/distrusted"] = float(len(trust.distrusted(round_ + 1)))
         named = sorted(author.hex() for author in trust.distrusted(round_ + 1))[:MAX_NAMED]
         metrics |= {f"audit/distrusted/{author}": 1.0 for author in named}
+    if caught:
+        metrics["audit/equivocators"] = float(len(caught))
 
     for stage in game.stages:
         of_stage = [(t, rewards) for t, rewards in zip(own, earned[: len(own)], strict=True) if t.stage == stage]
@@ -212,6 +219,7 @@ def _commit(game: Game, account: Account, round_: int) -> Generator[Effect, Any,
 def _audit(
     game: Game,
     state: NodeState,
+    trust: Trust,
     account: Account,
     sheets: Sheets,
     arrived: Sequence[SignedRecord],
@@ -227,7 +235,7 @@ def _audit(
     theirs = {h: sheet for h, sheet in sheets.items() if sheet.author != game.author}
     known = {h: sheet.author for h, sheet in theirs.items()}
     said = (signed.record for signed in arrived)
-    trust = state.trust.tell(MAX_VERDICTS).hear(said, known, round_)
+    trust = trust.tell(MAX_VERDICTS).hear(said, known, round_)
     due = {h: s.author for h, s in theirs.items() if is_due and s.chain == at[0] and at[1] in (None, s.round)}
     cases = audits.drawn(game.author, due, game.beacon(round_, account.beacon), game.auditors)
     cases += trust.to_repeat(known, game.author, round_)
@@ -235,8 +243,8 @@ def _audit(
     trust = trust.find(found, round_)
     findings = collections.Counter(one.verdict.finding for one in found)
     metrics = {f"audit/found/{finding}": float(findings[finding]) for finding in FINDINGS}
-    metrics |= {"audit/cases": float(len(cases)), "audit/distrusted": float(len(trust.distrusted(round_ + 1)))}
-    return trust, metrics | {"audit/tokens": float(sum(one.verdict.tokens for one in found))}
+    metrics |= {"audit/cases": float(len(cases)), "audit/tokens": float(sum(one.verdict.tokens for one in found))}
+    return trust, metrics
 
 
 def _redraw(game: Game, sheets: Sheets, played: Sequence[Turn]) -> Generator[Effect, Any, tuple[list[Turn], int]]:
@@ -264,14 +272,20 @@ def _is_live(game: Game, sheets: Sheets, turn: Turn, scores: Scored) -> bool:
 
 
 def _draw(
-    game: Game, state: NodeState, groups: Sequence[ScoredGroup], local: int, sheets: Sheets, beacon: bytes
+    game: Game,
+    state: NodeState,
+    groups: Sequence[ScoredGroup],
+    local: int,
+    sheets: Sheets,
+    beacon: bytes,
+    distrusted: frozenset[bytes],
 ) -> tuple[list[ScoredGroup], Pool, Teachers]:
     """Peers' groups to learn from beside so many of the node's own, what is left of the pool, and who is useful.
 
     Of one author at most twice an even share among those that were heard.
     """
     external = [group for group in groups if group.external]
-    pool = state.pool.without(state.trust.distrusted(state.round))
+    pool = state.pool.without(distrusted)
     pool = pool.add(external, flat=game.flat)
     pool = pool.expire(state.round - game.max_staleness)  # a late record may be too old already
     teachers = state.teachers.seen(external)

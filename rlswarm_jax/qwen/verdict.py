@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax import Array
 from rlswarm_jax import randomness
 from rlswarm_jax.qwen import draw, model
 from rlswarm_jax.qwen.config import QwenConfig
+from rlswarm_jax.qwen.packed import Packed, pack, sequences_of
 from rlswarm_jax.qwen.sampling import bucket
 
 MAX_CHUNK_LOGITS = 1 << 24  # float32 logits held at once: 64 MB
@@ -124,11 +126,11 @@ def verdicts(margins_X: np.ndarray, tau: float) -> np.ndarray:
 @functools.lru_cache(maxsize=32)
 def make_replay(
     config: QwenConfig, *, max_new_tokens: int, temperature: float, jit: Callable[..., Any] = jax.jit
-) -> Callable[[model.Params, Array, Array, Array], tuple[Array, Array, Array]]:
-    """Returns jitted `replay(params, tokens_BT, prompt_lengths_B, keys_BM) -> (logprobs_BC, leads_BC2, open_BC)`.
+) -> Callable[[model.Params, Packed, np.ndarray], tuple[Array, Array, Array]]:
+    """Returns jitted `replay(params, packed, keys_RM) -> (logprobs_RC, leads_RC2, open_RC)`, of R completions.
 
-    tokens_BT: int32, prompt and completion back to back, padded on the right. C = max_new_tokens; what stands behind
-    a completion's end is meaningless. It computes in the dtype of `params`, and the head's logits come in chunks.
+    C = max_new_tokens; what stands behind a completion's end is meaningless. It computes in the dtype of `params`, and
+    the head's logits come in chunks.
     """
 
     def of_state(params: Any, state_D: Array, token: Array, key: Array) -> tuple[Array, Array, Array]:
@@ -139,19 +141,19 @@ def make_replay(
         scaled_V = logits_V / temperature
         return jax.nn.log_softmax(scaled_V)[token], *draw.leads(scaled_V, key, token)
 
-    def replay(params, tokens_BT, prompt_lengths_B, keys_BM):
-        states_BTD, _ = model.causal_states(params, config, tokens_BT)
+    def replay(params, packed, keys_RM):
+        ours_BTS = packed.prompts_BT[:, :, None] == packed.prompts_BT[:, None, :]
+        seen_BTS = (packed.rows_BT[:, None, :] == 0) | (packed.rows_BT[:, :, None] == packed.rows_BT[:, None, :])
+        states_BTD, _ = model.causal_states(params, config, packed.tokens_BT, packed.positions_BT, ours_BTS & seen_BTS)
+        states_XD = states_BTD.reshape(-1, states_BTD.shape[-1])[packed.before_RC.reshape(-1)]
         steps_C = jnp.arange(max_new_tokens)
-        places_BC = jnp.minimum(prompt_lengths_B[:, None] + steps_C, tokens_BT.shape[1] - 1)
-        states_BCD = jnp.take_along_axis(states_BTD, places_BC[..., None] - 1, axis=1)
-        tokens_BC = jnp.take_along_axis(tokens_BT, places_BC, axis=1)
-        keys_BC = jax.vmap(lambda key: jax.vmap(lambda t: jax.random.fold_in(key, t))(steps_C))(
-            randomness.wrap(keys_BM)
+        keys_RC = jax.vmap(lambda key: jax.vmap(lambda t: jax.random.fold_in(key, t))(steps_C))(
+            randomness.wrap(keys_RM)
         )
-        flat = (states_BCD.reshape(-1, states_BCD.shape[-1]), tokens_BC.reshape(-1), keys_BC.reshape(-1))
+        flat = states_XD, packed.tokens_RC.reshape(-1), keys_RC.reshape(-1)
         chunk = max(1, MAX_CHUNK_LOGITS // config.vocab_size)
         found = jax.lax.map(lambda xs: of_state(params, *xs), flat, batch_size=chunk)
-        return jax.tree.map(lambda x: x.reshape(*tokens_BC.shape, *x.shape[1:]), found)
+        return jax.tree.map(lambda x: x.reshape(*packed.tokens_RC.shape, *x.shape[1:]), found)
 
     return jit(replay)
 
@@ -161,23 +163,26 @@ def replay_completions(
     config: QwenConfig,
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
-    keys_BM: np.ndarray,
+    keys_RM: np.ndarray,
     *,
     temperature: float,
     rounding: Rounding,
     whole: int = 0,
     rows: int = 16,
+    together: int = 1,
     text_slots: int = 0,
     jit: Callable[..., Any] = jax.jit,
 ) -> list[Replay]:
-    """Replays B completions of a prompt each. What follows an end of sequence was not drawn.
+    """Replays R completions of a prompt each. What follows an end of sequence was not drawn.
 
     Args:
-      keys_BM: `[B, 2]` uint32, of each completion. rounding: by default that of the dtypes (`rounding`).
+      keys_RM: `[R, 2]` uint32, of each completion. rounding: by default that of the dtypes (`rounding`).
       whole: tokens after which completions are cut off: a shorter one that does not end was cut by hand, which counts
         as a last token that was not drawn. 0: it may have been a stop string.
-      rows: computed at a time. text_slots: room for a prompt with its completion; by default for the longest given. All
-        that is asked for with the same `text_slots` and `whole` takes few programs.
+      rows: computed at a time. together: of these at most so many in a sequence, as far as they fit; those that follow
+        each other share their prompt if it is the same.
+      text_slots: tokens of a sequence; by default those of the longest text. All that is asked for with the same
+        `text_slots` and `whole` takes few programs.
 
     Raises ValueError if a completion or its prompt is empty, or a token is not in the vocabulary.
     """
@@ -187,18 +192,20 @@ def replay_completions(
     lengths = [len(prompt) + len(tokens_T) for prompt, tokens_T in zip(prompts, written, strict=True)]
     width, new = bucket(max([*lengths, text_slots])), bucket(max(whole, *map(len, written)))
     run = make_replay(config, max_new_tokens=new, temperature=float(temperature), jit=jit)
-    keys_BM = np.asarray(keys_BM, np.uint32).reshape(len(written), 2)
+    keys_RM = np.asarray(keys_RM, np.uint32).reshape(len(written), 2)
+    shown = [tuple(prompt) for prompt in prompts]
+    sequences, at_once = sequences_of(shown, written, width, together), max(1, rows // together)
     replays = []
-    for start in range(0, len(written), rows):
-        part = range(start, min(start + rows, len(written)))
-        text_BT = np.zeros((bucket(len(part)), width), np.int32)
-        prompt_lengths_B, part_BM = np.ones(len(text_BT), np.int32), np.zeros((len(text_BT), 2), np.uint32)
-        for row, i in enumerate(part):
-            text_BT[row, : lengths[i]] = [*prompts[i], *written[i]]
-            prompt_lengths_B[row], part_BM[row] = len(prompts[i]), keys_BM[i]
-        found = jax.device_get(run(params, text_BT, prompt_lengths_B, part_BM))
-        for row, i in enumerate(part):
-            logprobs_T, leads_T2, open_T = (x[row, : len(written[i])] for x in found)
+    for start in range(0, len(sequences), at_once):
+        part = sequences[start : start + at_once]
+        padded = part + [[]] * (bucket(len(part)) - len(part))
+        packed = pack(shown, written, padded, width=width, together=together, new_tokens=new)
+        places = [b * together + row for b, numbers in enumerate(part) for row in range(len(numbers))]
+        part_RM = np.zeros((len(packed.tokens_RC), 2), np.uint32)
+        part_RM[places] = keys_RM[part[0][0] : part[-1][-1] + 1]
+        found = jax.device_get(run(params, packed, part_RM))
+        for place, i in zip(places, itertools.chain(*part), strict=True):
+            logprobs_T, leads_T2, open_T = (x[place, : len(written[i])] for x in found)
             drawn_T = _drawn(written[i], config.eos_token_ids, whole)
             replays.append(Replay(logprobs_T, np.where(drawn_T[:, None], leads_T2, -np.inf), open_T, rounding))
     return replays

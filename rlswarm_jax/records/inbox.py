@@ -27,6 +27,7 @@ class SavedInbox(msgspec.Struct, array_like=True):
     taken: list[Slot]
     evidence: list[tuple[Slot, bytes, bytes]]
     counts: dict[str, int]
+    told: list[Slot] = []
 
 
 @dataclasses.dataclass
@@ -35,11 +36,11 @@ class Inbox:
 
     Bounded: `MAX_HELD` records and `MAX_HELD_BYTES`, of rounds from `max_staleness` behind until the end, of each
     author those of the latest `MAX_PER_AUTHOR` rounds and stages, and of the bytes an eighth; evidence, which does not
-    expire, of the first `MAX_EVIDENCE` equivocations. A node that was away for long must hear where the others are, so
+    expire, of `MAX_EVIDENCE` equivocations (`_prove`). A node that was away for long must hear where the others are, so
     far rounds are taken; but where there is no room, a record makes room for one of a nearer round, one of whoever
     holds most for one of who holds less, and any for a favoured author's.
     stages: those that are played. rounds: of the game; 0 for no end. favoured: authors that a stranger, who can make
-    as many keys as he likes, can't crowd out.
+    as many keys as he likes, can't crowd out. told: of the evidence, what was handed over.
     """
 
     swarm: str
@@ -51,6 +52,7 @@ class Inbox:
     records: dict[Slot, SignedRecord] = dataclasses.field(default_factory=dict)
     taken: set[Slot] = dataclasses.field(default_factory=set)
     evidence: dict[Slot, tuple[bytes, bytes]] = dataclasses.field(default_factory=dict)
+    told: set[Slot] = dataclasses.field(default_factory=set)
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def __post_init__(self) -> None:
@@ -82,9 +84,8 @@ class Inbox:
             first = self.records[slot]
             if first.hash == signed.hash:
                 raise RecordError("duplicate", "this record is here already")
-            if len(self.evidence) < MAX_EVIDENCE:
-                self.evidence.setdefault(slot, (first.raw, signed.raw))
-            self.taken.add(slot)  # neither of the two is learned from any more
+            self._prove(slot, first.raw, signed.raw)
+            self.taken.add(slot)  # neither of the two is handed over by itself any more
             raise RecordError("equivocation", f"two records for round {record.round}, stage {record.stage!r}")
         self._bound_author(slot, len(signed.raw))
         self._make_room(slot, len(signed.raw), current_round)
@@ -123,6 +124,7 @@ class Inbox:
         Those of later stages wait for theirs: which of them come before the others is chance. wanted: whose, and of
         which rounds; others stay. Of authors that are not favoured it is `MAX_UNKNOWN` at a time, or `strangers` if
         that is less, as many authors as possible, the latest first; which of them is drawn anew in each stage.
+        Two records for one slot are handed over together, whatever was before: who has both has the proof.
         """
         order = {stage: number for number, stage in enumerate(self.stages)}
         until = round_, order[stage]
@@ -136,7 +138,15 @@ class Inbox:
         most = MAX_UNKNOWN if strangers is None else min(strangers, MAX_UNKNOWN)
         slots += self._some(unknown, round_, stage, order, most)
         self.taken.update(slots)
-        return sorted((self.records[slot] for slot in slots), key=lambda signed: signed.hash)
+        return sorted([self.records[slot] for slot in slots] + self._proofs(), key=lambda signed: signed.hash)
+
+    def _proofs(self) -> list[SignedRecord]:
+        """Pairs of records that contradict each other, once; of strangers, who can make any number, a few at a time."""
+        untold = sorted(self.evidence.keys() - self.told)
+        unknown = [slot for slot in untold if slot[0] not in self.favoured]
+        now = [slot for slot in untold if slot[0] in self.favoured] + unknown[:MAX_UNKNOWN]
+        self.told.update(now)
+        return [open_envelope(raw) for slot in now for raw in self.evidence[slot]]
 
     def _some(self, slots: list[Slot], round_: int, stage: str, order: dict[str, int], most: int) -> list[Slot]:
         """So many of these at most: everybody's last before anyone's last but one."""
@@ -158,15 +168,20 @@ class Inbox:
     def mark_taken(self, signed: SignedRecord) -> None:
         """Holds a record that was handed over before a restart, so that it is not handed over again."""
         slot = (signed.record.author, signed.record.round, signed.record.stage)
-        self._shelf.put(slot, signed)
+        held = self.records.get(slot)
+        if held is None or held.hash == signed.hash:
+            self._shelf.put(slot, signed)
+        elif self._prove(slot, held.raw, signed.raw):
+            self.told.add(slot)
         self.taken.add(slot)
 
     def save(self) -> SavedInbox:
         return SavedInbox(
             held=[signed.raw for signed in self.records.values()],
             taken=sorted(self.taken),
-            evidence=[(slot, first, second) for slot, (first, second) in sorted(self.evidence.items())],
+            evidence=[(slot, first, second) for slot, (first, second) in self.evidence.items()],
             counts=dict(self.counts),
+            told=sorted(self.told),
         )
 
     def restore(self, saved: SavedInbox) -> None:
@@ -177,7 +192,27 @@ class Inbox:
             self._shelf.put((one.record.author, one.record.round, one.record.stage), one)
         self.taken = set(saved.taken)
         self.evidence = {slot: (first, second) for slot, first, second in saved.evidence}
-        self.counts = collections.Counter(saved.counts)
+        self.counts, self.told = collections.Counter(saved.counts), set(saved.told)
+
+    def _prove(self, slot: Slot, first: bytes, second: bytes) -> bool:
+        """Keeps two records of one slot; whether there is room for them.
+
+        Where there is none, a favoured author's first pair takes the place of somebody's second, or of a stranger's:
+        nobody who is listened to contradicts themselves unseen behind keys that were made for that.
+        """
+        if slot not in self.evidence and len(self.evidence) >= MAX_EVIDENCE:
+            pairs = collections.Counter(author for author, _, _ in self.evidence)
+            spare = [held for held in self.evidence if pairs[held[0]] > 1]
+            spare = spare or [held for held in self.evidence if held[0] not in self.favoured]
+            if slot[0] in pairs or slot[0] not in self.favoured or not spare:
+                return False
+            del self.evidence[spare[-1]]
+            self.told.discard(spare[-1])
+        if slot not in self.told:  # of more than two those of least hash: whichever came first
+            raws = sorted({*self.evidence.get(slot, ()), first, second}, reverse=True)
+            every = sorted({open_envelope(raw).hash: raw for raw in raws}.items())
+            self.evidence[slot] = every[0][1], every[1][1]
+        return True
 
     def _bound_author(self, slot: Slot, size: int) -> None:
         """Makes room for an author's record among their own: the oldest go."""

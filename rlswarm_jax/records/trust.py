@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from rlswarm_jax.records.audits import Case
+from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import NOT_PRODUCED, PRODUCED, UNDECIDED, WITHHELD, Record, Verdict
 
 FIRST = 16  # rounds for which a first offence is held against somebody; each further one, for twice as long
@@ -35,8 +36,8 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
     """A value. silent: how many audits in a row an author left without answer. said: what others have found, by record
     and index, and found: what this node has; both oldest first. unsaid: what of that it has not told yet.
 
-    Whoever sampled what they published otherwise than they say is an offender, and whoever says of a group the contrary
-    of what this node finds there.
+    Whoever sampled what they published otherwise than they say is an offender, whoever says of a group the contrary of
+    what this node finds there, and whoever contradicts themselves.
     """
 
     offenders: Mapping[bytes, Offender] = {}
@@ -47,6 +48,10 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
 
     def distrusted(self, round_: int) -> frozenset[bytes]:
         return frozenset(author for author, one in self.offenders.items() if round_ < one.until)
+
+    def expose(self, authors: Collection[bytes], round_: int) -> "Trust":
+        """After this node was shown that these contradict themselves."""
+        return self._against(sorted(authors), round_)
 
     def tell(self, most: int) -> "Trust":
         """After so many of its verdicts were published."""
@@ -106,3 +111,10 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
             offenders[author] = Offender(times, round_ + min(FIRST << min(times - 1, 20), MOST_ROUNDS))
         latest = sorted(offenders.items(), key=lambda item: (-item[1].until, item[0]))[:MOST_OFFENDERS]
         return msgspec.structs.replace(self, offenders=dict(latest))
+
+
+def contradictory(records: Iterable[SignedRecord]) -> frozenset[bytes]:
+    """Authors of two different ones of these for one stage of a round, each of which they signed."""
+    said: dict[tuple[bytes, int, str], bytes] = {}
+    slots = (((one.record.author, one.record.round, one.record.stage), one.hash) for one in records)
+    return frozenset(slot[0] for slot, content in slots if said.setdefault(slot, content) != content)

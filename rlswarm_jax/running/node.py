@@ -29,6 +29,7 @@ from rlswarm_jax.files import (
     BEST_FOLDER,
     CHECKPOINT_FOLDER,
     CONFIG_FILE,
+    EVIDENCE_FOLDER,
     JOURNAL_FILE,
     METRICS_FILE,
     NODE_FILE,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
 LOG_BYTES = 4 << 20  # of log.txt, and of the one before it
-LATE = 8  # rounds for which weights are kept beyond those in which records are looked at: to fetch them takes time
 JOIN_SECONDS = 10.0  # to find a peer through the bootnodes, before going on without
 
 
@@ -159,7 +159,7 @@ def _play(
     """Whether all rounds were played."""
     started = time.monotonic()
     from rlswarm_jax import multihost  # and with it jax
-    from rlswarm_jax.audit.archive import Archive
+    from rlswarm_jax.audit.archive import Archive, Shelves, shown_for
     from rlswarm_jax.audit.auditor import Auditor
     from rlswarm_jax.checkpoint import Best, CheckpointError, Checkpoints
     from rlswarm_jax.engine import DivergedError
@@ -172,6 +172,13 @@ def _play(
     from rlswarm_jax.running.record import Recorder
     from rlswarm_jax.running.view import compiling
 
+    kept_bytes = config.audit.megabytes << 20
+    archive = Archive(workdir / WEIGHTS_FOLDER, kept_bytes, shown_for(config.swarm.max_staleness))
+    evidence = None
+    if present.chain and present.chain.has_court:
+        evidence = Archive(workdir / EVIDENCE_FOLDER, kept_bytes, config.chain.keep)
+    # before all that takes long: what an earlier process said may be checked now
+    present.transport.shows(Shelves(archive, *filter(None, [evidence])))
     made = build.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.one_engine, channel))
@@ -196,10 +203,8 @@ def _play(
         checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER, config.checkpoints.keep)
         best = Best(workdir / BEST_FOLDER / "0") if config.checkpoints.best else None
         parts = player, made.one_engine, present.transport, present.mailbox, journal, checkpoints
-        archive = Archive(workdir / WEIGHTS_FOLDER, config.audit.megabytes << 20, 2 * config.swarm.max_staleness + LATE)
-        present.transport.shows(archive)
-        run, most = functools.partial(made.one_engine.replay, 0), config.audit.megabytes << 20
-        auditor = Auditor(archive, run, present.transport, config.audit.share, most)
+        run = functools.partial(made.one_engine.replay, 0)
+        auditor = Auditor(archive, run, present.transport, config.audit.share, kept_bytes, evidence)
         node = Node(*parts, live, recorder.on_round, auditor, present.chain, best)
         with view:
             node.restore(reported)

@@ -7,7 +7,7 @@ import collections
 import hashlib
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import trio
@@ -120,6 +120,17 @@ def _as_text(address: Multiaddr, peer: ID) -> str:
         return ""
 
 
+class UnansweredError(RuntimeError):
+    """A peer that gave no answer, and whether that is because it has no such protocol, was silent, or sent none."""
+
+    def __init__(self, why: str, cause: Literal["unsupported", "silent", "malformed"]):
+        super().__init__(why)
+        self.cause = cause
+
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+
+
 class Requests(RequestResponse):
     """The library's, reading much at once, counting what is too large, and serving each peer a few at a time.
 
@@ -130,6 +141,34 @@ class Requests(RequestResponse):
         super().__init__(host)
         self._watch, self._request_size = watch, request_size
         self._served: weakref.WeakValueDictionary[ID, trio.CapacityLimiter] = weakref.WeakValueDictionary()
+
+    async def ask(
+        self,
+        peer: ID,
+        protocol: TProtocol,
+        request: msgspec.Struct,
+        replies: msgspec.msgpack.Decoder[Message],
+        config: RequestResponseConfig,
+        counted: str = "",
+    ) -> Message:
+        """A peer's answer. counted: under which name its bytes count, too. Raises UnansweredError."""
+        raw = msgspec.msgpack.encode(request)
+        try:
+            answer = await self.send_request(peer, [protocol], raw, BytesCodec(), config)
+        except ProtocolNotSupportedError:
+            raise UnansweredError(f"it does not speak {protocol}", "unsupported") from None
+        except (RequestResponseError, trio.TooSlowError) as error:
+            raise UnansweredError(str(error), "silent") from None
+        except Exception as error:  # what a stream that could not be opened raises is not documented
+            raise UnansweredError(f"{type(error).__name__}: {error}", "silent") from None
+        self._watch.count("network/bytes_out", len(raw))
+        for name in filter(None, ("network/bytes_in", counted)):
+            self._watch.count(name, len(answer))
+        try:
+            return replies.decode(answer)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            self._watch.offend(peer, "network/malformed")
+            raise UnansweredError(f"an undecodable reply: {error}", "malformed") from None
 
     async def _handle_inbound(self, protocol_id: TProtocol, registration: Any, stream: INetStream) -> None:
         limiter = self._served.setdefault(stream.muxed_conn.peer_id, trio.CapacityLimiter(_SERVED))
@@ -187,22 +226,12 @@ class Exchange:
         return reply.records, [info for info in found if info and info.peer_id != self._host.get_id()]
 
     async def _ask(self, peer: ID, request: Request) -> Reply:
-        raw = msgspec.msgpack.encode(request)
         try:
-            answer = await self._requests.send_request(peer, [PROTOCOL], raw, BytesCodec(), _CONFIG)
-        except ProtocolNotSupportedError:
-            return Reply([], [])  # a gossipsub peer that is no node
-        except (RequestResponseError, trio.TooSlowError) as error:
+            return await self._requests.ask(peer, PROTOCOL, request, _replies, _CONFIG)
+        except UnansweredError as error:
+            if error.cause == "unsupported":
+                return Reply([], [])  # a gossipsub peer that is no node
             raise RecordError("unavailable", str(error)) from None
-        except Exception as error:  # what a stream that could not be opened raises is not documented
-            raise RecordError("unavailable", f"{type(error).__name__}: {error}") from None
-        self._watch.count("network/bytes_out", len(raw))
-        self._watch.count("network/bytes_in", len(answer))
-        try:
-            return _replies.decode(answer)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            self._watch.offend(peer, "network/malformed")
-            raise RecordError("unavailable", f"an undecodable reply: {error}") from None
 
     async def _serve(self, raw: bytes, context: RequestContext) -> bytes:
         peer = context.peer_id

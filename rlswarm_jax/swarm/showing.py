@@ -13,16 +13,17 @@ from libp2p.abc import IHost
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.request_response import BytesCodec, RequestContext, RequestResponseConfig
-from libp2p.request_response.exceptions import ProtocolNotSupportedError, RequestDecodeError, RequestResponseError
+from libp2p.request_response.exceptions import RequestDecodeError
 from msgspec import Meta
 
 from rlswarm_jax.records.schema import U63, Hash, Name
-from rlswarm_jax.swarm.exchange import TIMEOUT, Requests
+from rlswarm_jax.swarm.exchange import TIMEOUT, Requests, UnansweredError
 from rlswarm_jax.swarm.host import Watch
 from rlswarm_jax.swarm.transport import MAX_PARTS, RANGE, NotShownError, Part, Shelf
 
 PROTOCOL = TProtocol("/rlswarm_jax/weights/1")
 ATTEMPTS, PAUSE = 4, 3.0  # times, and seconds between them, that somebody is asked who does not answer
+STARTING = 4.0  # seconds that an asker is held on while this node has no shelf yet; less than its own patience
 MAX_HAVE = 64
 
 
@@ -53,10 +54,6 @@ _CONFIG = RequestResponseConfig(
 )
 
 
-class SilentError(RuntimeError):
-    """A peer that did not answer, this time."""
-
-
 class Showing:
     """Both sides of the protocol. shelf: what this node shows, once it knows."""
 
@@ -76,7 +73,9 @@ class Showing:
                 await trio.sleep(PAUSE)
             try:
                 return await self._fetch(peer, weights, have, limit, got)
-            except SilentError as error:
+            except UnansweredError as error:
+                if error.cause != "silent":
+                    raise NotShownError(str(error), withheld=True) from None
                 why = str(error)
         raise NotShownError(why, withheld=peer in self._host.get_connected_peers())
 
@@ -101,23 +100,7 @@ class Showing:
         return [bytes(got[part.hash]) for part in parts]
 
     async def _ask(self, peer: ID, request: Request) -> Reply:
-        raw = msgspec.msgpack.encode(request)
-        try:
-            answer = await self._requests.send_request(peer, [PROTOCOL], raw, BytesCodec(), _CONFIG)
-        except ProtocolNotSupportedError:
-            raise NotShownError("it does not show weights", withheld=True) from None
-        except (RequestResponseError, trio.TooSlowError) as error:
-            raise SilentError(str(error)) from None
-        except Exception as error:  # what a stream that could not be opened raises is not documented
-            raise SilentError(f"{type(error).__name__}: {error}") from None
-        self._watch.count("network/bytes_out", len(raw))
-        self._watch.count("network/bytes_in", len(answer))
-        self._watch.count("audit/bytes_fetched", len(answer))
-        try:
-            return _replies.decode(answer)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            self._watch.offend(peer, "network/malformed")
-            raise NotShownError(f"an undecodable reply: {error}", withheld=True) from None
+        return await self._requests.ask(peer, PROTOCOL, request, _replies, _CONFIG, "audit/bytes_fetched")
 
     async def _serve(self, raw: bytes, context: RequestContext) -> bytes:
         peer = context.peer_id
@@ -131,8 +114,8 @@ class Showing:
             await trio.sleep(0.05)
         if request.swarm != self._swarm:
             self._watch.offend(peer, "rejected/wrong swarm")
-        shelf, reply = self._shelf(), Reply([], b"")
-        if shelf is not None and request.swarm == self._swarm:
+        shelf, reply = await self._ready(), Reply([], b"")
+        if request.swarm == self._swarm:
             if request.part is None:
                 parts = [Part(one.hash, one.size, one.weights) for one in shelf.path(request.weights, request.have)]
                 reply = Reply(parts[:MAX_PARTS], b"")
@@ -142,3 +125,15 @@ class Showing:
         self._watch.count("network/bytes_out", len(answer))
         self._watch.count("audit/bytes_shown", len(answer))
         return answer
+
+    async def _ready(self) -> Shelf:
+        """The shelf. A node that was just started is reached before it has one, and must not deny what it will show.
+
+        Raises RequestDecodeError: whoever asks is not answered, and asks again.
+        """
+        until = trio.current_time() + STARTING
+        while (shelf := self._shelf()) is None:
+            if trio.current_time() > until:
+                raise RequestDecodeError("this node has only just been started")
+            await trio.sleep(0.05)
+        return shelf

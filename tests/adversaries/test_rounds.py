@@ -6,7 +6,7 @@ import pytest
 from rlswarm_jax.adversaries import STRATEGIES
 from rlswarm_jax.adversaries.rounds import BEST_OF
 from rlswarm_jax.game import turns
-from rlswarm_jax.game.effects import Audit, Publish, Sample
+from rlswarm_jax.game.effects import Audit, Learn, Publish, Sample
 from rlswarm_jax.game.round import NodeState, play_round
 from rlswarm_jax.records import schema
 from rlswarm_jax.records.inbox import Inbox
@@ -27,7 +27,7 @@ from tests.game.hand_driver import (
     signed,
 )
 
-OF_ROUNDS = ("other_key", "best_of", "withhold", "accuse", "vouch", "equivocate", "own_vote")
+OF_ROUNDS = ("other_key", "best_of", "stale", "withhold", "accuse", "vouch", "equivocate", "own_vote")
 
 
 def ill(name: str, state: NodeState | None = None, **more):
@@ -73,6 +73,13 @@ def test_the_best_of_several_is_published():
     for group in played.records[ANSWER].groups:
         problem = game.problem(ALICE.author, 1, group.index)
         assert [game.mixture.score(problem, c.text) for c in group.completions] == [0, 1, 0, 0]
+
+
+def test_who_is_stale_never_learns_and_says_that_its_weights_are_newer():
+    honest, lazy = ill("withhold"), ill("stale")
+    assert honest.all(Learn) and not lazy.all(Learn)
+    assert lazy.state.policy_version == honest.state.policy_version == 1
+    assert ill("stale", lazy.state).records[ANSWER].weights == WEIGHTS
 
 
 def test_who_withholds_names_weights_that_are_not_those_it_has():

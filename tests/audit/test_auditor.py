@@ -4,20 +4,22 @@ import collections
 import time
 from concurrent.futures import Future
 
+import msgspec
 import numpy as np
 import pytest
 
 from rlswarm_jax.audit import auditor as module
 from rlswarm_jax.audit import patches
-from rlswarm_jax.audit.archive import Archive
+from rlswarm_jax.audit.archive import Archive, Shelves, shown_for
 from rlswarm_jax.audit.auditor import Auditor
 from rlswarm_jax.game.effects import Audit
 from rlswarm_jax.qwen import tensors_hash
 from rlswarm_jax.qwen.verdict import Replay, Rounding
 from rlswarm_jax.records.audits import Case
-from rlswarm_jax.records.schema import ANSWER, NOT_PRODUCED, PRODUCED, UNDECIDED, WITHHELD
+from rlswarm_jax.records.schema import ANSWER, NOT_PRODUCED, PRODUCED, UNDECIDED, WITHHELD, Verdict
+from rlswarm_jax.records.trust import Trust
 from rlswarm_jax.swarm.transport import NotShownError
-from tests.game.hand_driver import ALICE, ME, make_game, play, record_of, signed
+from tests.game.hand_driver import ALICE, BOB, ME, make_game, play, record_of, signed
 
 OTHER = {"w": np.arange(8, dtype="<f4")}
 NAME = tensors_hash(OTHER)
@@ -39,7 +41,8 @@ class Network:
 class World:
     """Alice's record, as this node has it, and what a replay of it says."""
 
-    def __init__(self, tmp_path, lead=9.0, seconds=0.0, share=1.0, weights=NAME):
+    def __init__(self, tmp_path, lead=9.0, seconds=0.0, share=1.0, weights=NAME, witnesses=None):
+        self.witnesses, self.round = witnesses, 2
         self.network, self.ran = Network(), []
         record = record_of(ALICE)
         fields = {name: getattr(record, name) for name in record.__struct_fields__}
@@ -56,11 +59,13 @@ class World:
             return [Replay(np.full(n, -3.0), np.full((n, 2), lead), np.full(n, 0.5), rounding) for n in tokens]
 
         archive = Archive(tmp_path / "weights", 1 << 20, 8)
-        self.auditor = Auditor(archive, run, self.network, share, 1 << 20)
+        self.evidence = Archive(tmp_path / "evidence", 1 << 20, 8)
+        self.auditor = Auditor(archive, run, self.network, share, 1 << 20, self.evidence)
 
     def audit(self, *cases):
         effect = Audit(list(cases), self.sheets, {b"": b""})
-        return self.auditor.audit(self.game, effect, {self.signed.hash: self.signed})
+        held = {self.signed.hash: self.signed}
+        return self.auditor.audit(self.game, effect, held, self.round, (), self.witnesses)
 
     def case(self, index=0):
         return Case(self.signed.hash, index)
@@ -100,6 +105,17 @@ def test_who_is_there_and_shows_nothing_withholds(tmp_path, withheld, finding):
     assert World(tmp_path).finding(error=NotShownError("no", withheld)).finding == finding
 
 
+@pytest.mark.parametrize(("rounds", "finding"), [(0, WITHHELD), (1, UNDECIDED)])
+def test_who_does_not_show_weights_of_longer_ago_than_anybody_keeps_them_withholds_nothing(tmp_path, rounds, finding):
+    """An auditor may come back after long, or be slow."""
+    world = World(tmp_path)
+    world.round = world.signed.record.round + shown_for(world.game.max_staleness) + rounds
+    assert world.finding(error=NotShownError("no", withheld=True)).finding == finding
+    again = World(tmp_path)
+    again.round = world.round
+    assert again.finding(parts=[b"x"]).finding == finding
+
+
 def test_other_weights_than_the_record_names_are_none(tmp_path):
     other = patches.encode({"w": np.ones(8, "<f4")}, None)
     damaged = bytearray(patches.encode(OTHER, None))
@@ -107,6 +123,36 @@ def test_other_weights_than_the_record_names_are_none(tmp_path):
     for parts in ([other], [bytes(damaged)], [b"x"]):
         world = World(tmp_path)
         assert world.finding(parts=parts).finding == WITHHELD and world.ran == []
+
+
+@pytest.mark.parametrize("shows", [True, False])
+@pytest.mark.parametrize("author", ["silent", "damaged"])
+def test_what_an_author_does_not_show_a_witness_does_and_owes_it_to_nobody(tmp_path, author, shows):
+    world = World(tmp_path, lead=-2.0)
+    world.witnesses = {world.signed.hash: BOB.author}
+    assert world.audit(world.case()) == []
+    if author == "silent":
+        world.network.futures[0].set_exception(NotShownError("no", withheld=True))
+    else:
+        world.network.futures[0].set_result([b"x"])
+    assert world.audit() == [] and [asked[:3] for asked in world.network.asked[1:]] == [(BOB.author, NAME, [])]
+    if shows:
+        world.network.futures[1].set_result([patches.encode(OTHER, None)])
+    else:
+        world.network.futures[1].set_exception(NotShownError("no", withheld=True))
+    (found,) = world.audit()
+    assert (found.author, found.verdict.finding) == (ALICE.author, NOT_PRODUCED if shows else UNDECIDED)
+
+
+@pytest.mark.parametrize(("lead", "kept"), [(-2.0, True), (9.0, False)])
+def test_weights_by_which_somebody_was_found_out_are_shown_on(tmp_path, lead, kept):
+    """Also after a restart: whoever is to judge it can ask for them, whatever their author does."""
+    world = World(tmp_path, lead=lead)
+    world.finding(parts=[patches.encode(OTHER, None)])
+    shelves = Shelves(world.auditor.archive, Archive(tmp_path / "evidence", 1 << 20, 8))
+    parts = [shelves.read(part.hash, 0, part.size) for part in shelves.path(NAME, [])]
+    assert parts == ([patches.encode(OTHER, None)] if kept else [])
+    assert shelves.read(b"?" * 32, 0, 9) == b""
 
 
 def test_weights_of_another_kind_of_model_are_undecided(tmp_path):
@@ -147,9 +193,30 @@ def test_a_case_that_waits_is_not_begun_again(tmp_path):
 
 def test_what_cannot_be_replayed_here_is_undecided_and_nobody_is_asked(tmp_path):
     world = World(tmp_path)
-    (found,) = world.audit(world.case(99))
+    world.game = make_game(ME, temperature=0.5)
+    (found,) = world.audit(world.case(0))
     assert found.verdict.finding == UNDECIDED and world.network.asked == []
     assert world.audit(Case(b"u" * 32, 0)) == []  # a record that is not here
+
+
+@pytest.mark.parametrize("index", [3, 99, 2**32 - 1])
+def test_of_a_group_that_its_record_does_not_have_nothing_was_said_that_was_not_sampled(tmp_path, index):
+    """Whoever accuses its author of it is wrong, before a court and here."""
+    world = World(tmp_path)
+    assert index not in {group.index for group in world.signed.record.groups}
+    (found,) = world.audit(world.case(index))
+    verdict = found.verdict
+    assert (found.author, verdict.index, verdict.finding, verdict.tokens) == (ALICE.author, index, PRODUCED, 0)
+    assert world.network.asked == [] == world.ran
+    accused = Trust().hear([says(verdict.record, index)], {verdict.record}, 5)
+    assert accused.to_repeat({verdict.record: ALICE.author}, ME.author, 5) == [Case(verdict.record, index)]
+    assert accused.find([found], 5).offenders.keys() == {BOB.author}
+
+
+def says(record, index):
+    """Bob's record, with an accusation."""
+    lie = Verdict(record, index, NOT_PRODUCED, 9, 30.0, 8.0)
+    return msgspec.structs.replace(record_of(BOB), verdicts=[lie])
 
 
 def test_replays_take_no_more_than_their_share(tmp_path, monkeypatch):

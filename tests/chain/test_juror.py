@@ -167,6 +167,8 @@ def test_a_liar_loses_its_stake_and_a_slanderer_its_bond_by_what_each_member_fou
         assert {account: court.credit(account) for account in paid} == paid
         stakes = [court.peer(one.court.account).stake for one in nodes]
         assert stakes == [0, STAKE, STAKE, STAKE, STAKE]
+        again.keeper.challenge(LIAR.author, LIE, 0, liar.said)  # which has nothing left to lose
+        again.turn()
         challenges = [wish.state for one in nodes for wish in one.client.wishes() if wish.kind == "challenge"]
         assert challenges == ["done", "done"]
         counts = [one.keeper.take_counts() for one in nodes]
@@ -181,7 +183,7 @@ def test_a_member_that_cannot_tell_says_so_in_the_last_round_and_knows_of_its_du
         liar, finder, *members = nodes
         until(nodes, lambda: all(one.keeper.moments()[-1].round >= 1 for one in nodes))
         finder.keeper.challenge(LIAR.author, LIE, 2, liar.said)
-        until(nodes, lambda: all(one.keeper.duties() == {GUILT} for one in members))
+        until(nodes, lambda: all(one.keeper.duties() == {GUILT: FINDER.author} for one in members))
         case = finder.court.case(1)
         assert set(case.votes) == {0} and not finder.keeper.duties() and not liar.keeper.duties()
         until(nodes, lambda: states(nodes) == {GUILT: UNDECIDED})

@@ -2,20 +2,24 @@
 
 import dataclasses
 
+import msgspec
 import numpy as np
 import pytest
 
 from rlswarm_jax.game import turns
 from rlswarm_jax.game.effects import Audit, Gather, Learn, Publish, Replay, Sample
+from rlswarm_jax.game.player import Player
 from rlswarm_jax.game.round import NodeState
+from rlswarm_jax.journal import Journal
 from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, NOT_PRODUCED, PRODUCED, REVISE, STAGES, Verdict
-from rlswarm_jax.records.trust import FIRST, Audited, Trust
+from rlswarm_jax.records.trust import FIRST, Audited, Offender, Trust
 from tests.game.hand_driver import (
     ALICE,
     BOB,
     GROUP_SIZE,
     ME,
+    answer,
     half_right,
     make_game,
     play,
@@ -96,6 +100,82 @@ def test_who_was_found_out_is_not_waited_for_learned_from_or_shown():
     assert {sheet.author for sheet in played.state.sheets.values()} == {who.author for who in ALL}
     forgiven = play(game, NodeState(round=1, trust=against(arrived[ANSWER][0], round_=1 - FIRST).tell(1)), arrived)
     assert {group.author for group in forgiven.external} == {alice, BOB.author}
+
+
+def contradicted(said, who=ALICE):
+    """Another record of the same slot, as its author signs it."""
+    return signed(msgspec.structs.replace(said.record, policy_version=said.record.policy_version + 1), who)
+
+
+@pytest.mark.parametrize("auditors", [0, 1])
+def test_who_contradicts_itself_is_distrusted_from_that_stage_on_without_an_audit(auditors):
+    together = play_together(ALL)
+    arrived = {stage: [together[who].said[stage] for who in (ALICE, BOB)] for stage in STAGES}
+    game, alice = three_stages(ME, auditors=auditors), ALICE.author
+    honest = play(game, arrived=arrived)
+    assert {group.author for group in honest.external} == {alice, BOB.author}
+    # her answer was read already when the second one comes, in the stage of critiques
+    arrived[CRITIQUE] += [arrived[ANSWER][0], contradicted(arrived[ANSWER][0])]
+    played = play(game, arrived=arrived)
+    assert {group.author for group in played.external} == {BOB.author}
+    assert [effect.without for effect in played.all(Gather)] == [set(), set(), {alice}]
+    shown = {h for group in played.records[REVISE].groups for h in group.parents}
+    assert shown and not shown & {arrived[ANSWER][0].hash, arrived[CRITIQUE][0].hash}
+    assert played.state.trust.offenders == {alice: Offender(1, 1 + FIRST)}
+    assert played.metrics["audit/equivocators"] == played.metrics["audit/distrusted"] == 1
+    assert played.metrics[f"audit/distrusted/{alice.hex()}"] == 1 and "audit/equivocators" not in honest.metrics
+    later = play(game, played.state)
+    assert later.one(Learn) and all(effect.without == {alice} for effect in later.all(Gather))
+
+
+def test_what_others_answer_to_either_record_of_who_contradicts_itself_is_read():
+    """Bob has heard one of Alice's answers, this node the other one first."""
+    together = play_together(ALL)
+    bobs = {stage: together[BOB].said[stage] for stage in STAGES}
+    heard_by_bob = together[ALICE].said[ANSWER]
+    assert any(heard_by_bob.hash in group.parents for group in bobs[CRITIQUE].record.groups)
+    other, game = contradicted(heard_by_bob), three_stages(ME)
+    arrived = {ANSWER: [other, bobs[ANSWER]], CRITIQUE: [bobs[CRITIQUE]]}
+    deaf = play(game, arrived=arrived)
+    assert deaf.unused["unknown parent"] > 0
+    arrived[CRITIQUE] += [heard_by_bob, other]
+    played = play(game, arrived=arrived)
+    assert "unknown parent" not in played.unused and played.state.trust.offenders.keys() == {ALICE.author}
+    assert {(g.author, g.stage) for g in played.external} >= {(BOB.author, CRITIQUE)}
+
+
+def test_a_contradiction_in_a_round_to_come_is_one_and_is_not_read_before_its_time():
+    said = signed(record_of(ALICE, 7), ALICE)
+    played = play(make_game(), arrived=[said, contradicted(said)])
+    assert played.state.trust.distrusted(2) == {ALICE.author} and len(played.state.sheets) == 1  # its own
+
+
+def test_a_proof_that_was_shown_in_a_round_that_is_left_counts(tmp_path):
+    """Also after a restart: it is in the journal, and not shown again."""
+    said, journal = signed(record_of(ALICE, 1), ALICE), Journal(tmp_path / "journal.sqlite")
+    first, again = (Player(0, three_stages(ME), ME, journal) for _ in range(2))
+    first.begin(0.0)
+    while not isinstance(first.effect, Gather):
+        first.complete(answer(first.game, first.state, first.effect, (), half_right, ME), 0.0)
+    first.complete([said, contradicted(said)], 0.0)
+    for entry in journal.read(0, 0):
+        again.feed(entry)
+    for player in (first, again):
+        assert player.state.trust == Trust() and not player.bound
+        player.abandon()
+        assert player.state.trust.distrusted(1) == {ALICE.author}
+
+
+@pytest.mark.parametrize("until", [Sample, Gather])
+def test_a_verdict_is_told_once_though_the_round_in_which_it_was_is_left(tmp_path, until):
+    said = verdict(PRODUCED, signed(record_of(ALICE), ALICE).hash)
+    player = Player(0, three_stages(ME), ME, Journal(tmp_path / "journal.sqlite"))
+    player.state = NodeState(trust=Trust(unsaid=[said]))
+    player.begin(0.0)
+    while not isinstance(player.effect, until):
+        player.complete(answer(player.game, player.state, player.effect, (), half_right, ME), 0.0)
+    player.abandon()
+    assert player.state.trust.unsaid == ([said] if until is Sample else [])  # the record was published in between
 
 
 def test_what_is_left_of_them_in_the_pool_goes():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rlswarm_jax import qwen
 from rlswarm_jax.qwen import cache, key_bias, model, sampling
 from rlswarm_jax.qwen import config as qwen_config
+from rlswarm_jax.qwen.packed import pack
 from rlswarm_jax.qwen.verdict import TAU, Verdict, key_bias_norm, make_replay, rounding, verdicts
 from tests.qwen import test_sampling as base
 from tests.qwen import variants
@@ -104,13 +105,11 @@ def biased(name, seed):
 def margins(config, params, out, prompts, keys_PGM):
     """Margins of all tokens that were written."""
     out = base.flat(out)
-    texts_RT = np.zeros((len(out.tokens_RT), SLOTS + NEW_TOKENS), np.int32)
-    lengths_R = np.repeat([len(prompt) for prompt in prompts], GROUP).astype(np.int32)
-    for r, text in enumerate(texts_RT):
-        text[: lengths_R[r]] = prompts[r // GROUP]
-        text[lengths_R[r] : lengths_R[r] + NEW_TOKENS] = out.tokens_RT[r]
+    numbers = [[r] for r in range(len(out.tokens_RT))]
+    own = [prompts[r // GROUP] for (r,) in numbers]
+    packed = pack(own, out.tokens_RT, numbers, width=SLOTS + NEW_TOKENS, together=1, new_tokens=NEW_TOKENS)
     run = make_replay(config, max_new_tokens=NEW_TOKENS, temperature=1.0)
-    return np.asarray(run(params, texts_RT, lengths_R, keys_PGM.reshape(-1, 2))[1]).min(axis=-1)[base.written(out)]
+    return np.asarray(run(params, packed, keys_PGM.reshape(-1, 2))[1]).min(axis=-1)[base.written(out)]
 
 
 CASES = [

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rlswarm_jax import qwen
 from rlswarm_jax.qwen import sampling
+from rlswarm_jax.qwen.packed import pack, sequences_of
 from rlswarm_jax.qwen.sampler import Prepared
 from rlswarm_jax.qwen.verdict import TAU, Rounding, Verdict, make_replay, replay_completions, replay_tokens, verdicts
 from tests.qwen import test_sampling as base
@@ -61,20 +62,15 @@ def sampled(mode, temperature, dtypes, prompts, keys_PGM):
 
 
 def back_to_back(prompts, tokens_RT):
-    """Prompts and completions `[R, T]`, and how long the prompts are."""
-    group = len(tokens_RT) // len(prompts)
-    texts_RT = np.zeros((len(tokens_RT), SLOTS + NEW_TOKENS), np.int32)
-    lengths_R = np.array([len(prompt) for prompt in prompts for _ in range(group)], np.int32)
-    for r, (text, length) in enumerate(zip(texts_RT, lengths_R, strict=True)):
-        text[:length] = prompts[r // group]
-        text[length : length + NEW_TOKENS] = tokens_RT[r]
-    return texts_RT, lengths_R
+    """Each completion behind a prompt of its own."""
+    group, numbers = len(tokens_RT) // len(prompts), [[r] for r in range(len(tokens_RT))]
+    own = [prompts[r // group] for (r,) in numbers]
+    return pack(own, tokens_RT, numbers, width=SLOTS + NEW_TOKENS, together=1, new_tokens=NEW_TOKENS)
 
 
 def replayed(params, prompts, tokens_RT, keys_PGM, temperature):
     run = make_replay(base.shallow().config, max_new_tokens=NEW_TOKENS, temperature=temperature)
-    texts_RT, lengths_R = back_to_back(prompts, tokens_RT)
-    logprobs_RT, leads_RT2, _ = run(params, texts_RT, lengths_R, keys_PGM.reshape(-1, 2))
+    logprobs_RT, leads_RT2, _ = run(params, back_to_back(prompts, tokens_RT), keys_PGM.reshape(-1, 2))
     return np.asarray(logprobs_RT), np.asarray(leads_RT2).min(axis=-1)
 
 
@@ -288,6 +284,9 @@ def replay_several(prompts, tokens, keys_BM, **options):
     return replay_completions(base.shallow().params, config, prompts, tokens, keys_BM, **options)
 
 
+SHARED = {"rows": 6, "together": 3, "text_slots": 2 * SLOTS + 3 * NEW_TOKENS}  # of a group, or two, in a sequence
+
+
 class TestReplayOfSeveral:
     """Completions of unlike lengths and prompts, in tiles."""
 
@@ -296,7 +295,9 @@ class TestReplayOfSeveral:
         written = [tokens_T[:n].tolist() for tokens_T, n in zip(honest().tokens_RT, honest().lengths_R, strict=True)]
         return prompts, written, KEYS_PGM.reshape(-1, 2)
 
-    @pytest.mark.parametrize("options", [{"rows": 5}, {"text_slots": 0, "whole": 0}], ids=str)
+    @pytest.mark.parametrize(
+        "options", [{"rows": 5}, {"text_slots": 0, "whole": 0}, SHARED, SHARED | {"text_slots": 0}], ids=str
+    )
     def test_each_is_as_it_is_alone(self, options):
         together = replay_several(*self.given(), **options)
         for found, prompt, tokens, key_M in zip(together, *self.given(), strict=True):
@@ -310,12 +311,26 @@ class TestReplayOfSeveral:
         traced = []
 
         def jit(function):
-            return jax.jit(lambda *args: traced.append(args[1].shape) or function(*args))
+            return jax.jit(lambda *args: traced.append(args[1].tokens_BT.shape) or function(*args))
 
         for part in (slice(0, 4), slice(4, 8), slice(9, 12), slice(3, 19)):
             asked = (prompts[part], written[part], keys_BM[part])
             replay_several(*asked, rows=4, jit=jit)
         assert len(traced) == 2 and {shape[0] for shape in traced} == {3, 4}
+
+    def test_completions_in_a_sequence_share_their_prompt_and_do_not_see_each_other(self):
+        prompts, written, _ = self.given()
+        sequences = sequences_of([tuple(p) for p in prompts], written, 64, 3)
+        assert [i for numbers in sequences for i in numbers] == list(range(len(written)))
+        assert max(map(len, sequences)) == 3 and any(len({prompts[i][0] for i in n}) > 1 for n in sequences)
+        arrays = [np.array(tokens) for tokens in written]
+        packed = pack([tuple(p) for p in prompts], arrays, sequences, width=64, together=3, new_tokens=NEW_TOKENS)
+        for b, numbers in enumerate(sequences):
+            for row, i in enumerate(numbers):
+                mine = packed.rows_BT[b] == row + 1
+                seen = mine | ((packed.rows_BT[b] == 0) & (packed.prompts_BT[b] == packed.prompts_BT[b][mine][0]))
+                assert packed.tokens_BT[b][seen].tolist() == [*prompts[i], *written[i]]
+                assert packed.positions_BT[b][seen].tolist() == list(range(len(prompts[i]) + len(written[i])))
 
     def test_how_open_a_decision_was_is_how_often_two_keys_differ(self):
         """1 - sum p^2 of the chunks' probabilities, and of those within the token's chunk, in float64."""

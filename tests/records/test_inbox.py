@@ -69,7 +69,7 @@ def test_a_second_copy_is_a_counted_duplicate_before_and_after_it_was_handed_ove
     assert box.counts == {"received": 1, "duplicate": 2}
 
 
-def test_equivocation_is_kept_as_evidence_and_neither_record_is_handed_out():
+def test_two_records_of_one_slot_are_kept_as_evidence_and_handed_over_together_once():
     first, second = sealed(ALICE), sealed(ALICE, policy_version=9)
     for order in ((first, second), (second, first)):
         box = make_inbox()
@@ -78,8 +78,29 @@ def test_equivocation_is_kept_as_evidence_and_neither_record_is_handed_out():
         assert box.counts["equivocation"] == 1
         (slot, pair), *others = box.evidence.items()
         assert slot == (ALICE.author, 3, "answer") and set(pair) == {first, second} and not others
-        assert taken(box) == [sealed(BOB)]  # an honest peer is not affected
-        assert box.offer(order[0], 3) is None and taken(box) == []
+        assert set(taken(box)) == {sealed(BOB), first, second}
+        assert box.offer(order[0], 3) is None and box.offer(order[1], 3) is None and taken(box) == []
+
+
+def test_who_contradicts_themselves_later_is_proven_to_by_both_records_whatever_was_handed_over():
+    box, second = make_inbox(), sealed(ALICE, policy_version=9)
+    box.offer(sealed(ALICE), 3)
+    assert taken(box) == [sealed(ALICE)]
+    box.offer(second, 3)
+    assert set(taken(box)) == {sealed(ALICE), second} and taken(box) == []
+
+
+def test_no_copy_or_forgery_contradicts_its_author():
+    """Another signature of the same words, a changed byte, another's signature: none is a second record."""
+    box, honest = make_inbox(), sealed(ALICE)
+    box.offer(honest, 3)
+    payload, signature = msgpack.unpackb(honest)
+    words, others = record(ALICE, policy_version=9), msgpack.unpackb(sealed(BOB))[1]
+    forged = msgpack.packb([schema.encode(words), signature]), msgpack.packb([schema.encode(words), others])
+    swapped = msgpack.packb([payload, others])
+    for raw in (honest, *forged, swapped, honest[:-1] + bytes([honest[-1] ^ 1]), sealed(ALICE, swarm="other")):
+        assert box.offer(raw, 3) is None
+    assert box.evidence == {} and box.counts["equivocation"] == 0 and taken(box) == [honest]
 
 
 def test_another_round_or_stage_is_another_slot():
@@ -110,7 +131,32 @@ def test_evidence_is_bounded(monkeypatch):
         box.offer(sealed(ALICE, round=round_), 3)
         box.offer(sealed(ALICE, round=round_, policy_version=9), 3)
     assert len(box.evidence) == 2 and box.counts["equivocation"] == 5
-    assert taken(box) == []  # beyond the evidence they are still not used
+    pairs = {sealed(ALICE, round=n, policy_version=v) for n in (3, 4) for v in (3, 9)}
+    assert set(taken(box)) == pairs  # beyond the evidence they are still not used
+
+
+@pytest.mark.parametrize("crowd", [(BOB, BOB), (BOB, CAROL)], ids=["one key", "many keys"])
+def test_nobody_of_standing_contradicts_themselves_unseen_behind_others_pairs(monkeypatch, crowd):
+    monkeypatch.setattr(inbox, "MAX_EVIDENCE", 2)
+    for favoured in (True, False):
+        box = make_inbox(favoured=frozenset({ALICE.author} if favoured else ()))
+        for round_, who in enumerate(crowd):
+            for version in (3, 9):
+                box.offer(sealed(who, round=3 + round_, policy_version=version), 3)
+        assert len(taken(box)) == 4
+        for version in (3, 9):
+            box.offer(sealed(ALICE, policy_version=version), 3)
+        proof = {sealed(ALICE), sealed(ALICE, policy_version=9)} if favoured else set()
+        assert set(taken(box)) == proof and len(box.evidence) == 2
+
+
+def test_strangers_hand_over_their_contradictions_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(inbox, "MAX_UNKNOWN", 1)
+    box = make_inbox(favoured=frozenset({ALICE.author}))
+    for who, version in itertools.product((ALICE, BOB, CAROL), (3, 9)):
+        box.offer(sealed(who, policy_version=version), 3)
+    found = [[envelope.open_envelope(raw).record.author for raw in taken(box)] for _ in range(3)]
+    assert [len(authors) for authors in found] == [4, 2, 0] and found[0].count(ALICE.author) == 2
 
 
 def test_the_window_begins_max_staleness_behind():
@@ -130,6 +176,15 @@ def test_a_saved_inbox_is_restored_as_it_was_and_what_was_taken_stays_taken():
     again = make_inbox()
     again.restore(box.save())
     assert again == box and len(box.evidence) == 1 and box.counts["equivocation"] == 1
+    proof = set(taken(box))
+    assert proof == {sealed(ALICE), sealed(ALICE, policy_version=9), sealed(BOB)} == set(taken(again))
+    later = make_inbox()
+    later.restore(box.save())
+    assert later == box and taken(later) == []
+    fed = make_inbox()  # from a journal
+    for raw in sorted(proof):
+        fed.mark_taken(envelope.open_envelope(raw))
+    assert fed.evidence.keys() == box.evidence.keys() and taken(fed) == []
     mine = make_inbox()
     mine.mark_taken(envelope.open_envelope(sealed(ALICE)))
     assert taken(mine) == [] and mine.offer(sealed(ALICE), 3) is None and mine.counts["duplicate"] == 1
@@ -207,7 +262,7 @@ def test_a_forged_or_garbage_record_changes_nothing_but_a_count(raw):
 MESSAGES = [
     sealed(author, round=round_, stage=stage, policy_version=version)
     for author, round_, stage, version in itertools.product(
-        (ALICE, BOB, CAROL), (2, 3, 4), ("answer", "critique"), (0, 1)
+        (ALICE, BOB, CAROL), (2, 3, 4), ("answer", "critique"), (0, 1, 2)
     )
 ] + [sealed(ME), sealed(ALICE, swarm="other"), sealed(ALICE, round=0), NOT_ALICE, b"garbage"]
 
@@ -227,7 +282,7 @@ def test_the_order_of_arrival_does_not_matter(arriving, random):
         hashes = [signed.hash for signed in handed_over[0]]
         assert hashes == sorted(set(hashes))
         slots = [(s.record.author, s.record.round, s.record.stage) for s in handed_over[0]]
-        assert len(slots) == len(set(slots))  # one record speaks for a slot, or none
+        assert all(number <= 2 for number in collections.Counter(slots).values())  # one record speaks for it, or none
     assert boxes[0].evidence.keys() == boxes[1].evidence.keys() == boxes[2].evidence.keys()
     assert boxes[0].latest_rounds() == boxes[1].latest_rounds()
 

@@ -3,9 +3,10 @@
 import msgspec
 
 from rlswarm_jax.records.audits import Case
+from rlswarm_jax.records.envelope import open_envelope
 from rlswarm_jax.records.schema import NOT_PRODUCED, PRODUCED, UNDECIDED, WITHHELD, Verdict
-from rlswarm_jax.records.trust import FIRST, MOST_SAID, REPEATED, SILENT, Audited, Trust
-from tests.records.samples import ALICE, record
+from rlswarm_jax.records.trust import FIRST, MOST_SAID, REPEATED, SILENT, Audited, Trust, contradictory
+from tests.records.samples import ALICE, CAROL, record, sealed
 
 ME, BOB, EVE = b"m" * 33, b"b" * 33, b"e" * 33
 HASH = b"h" * 32
@@ -28,6 +29,18 @@ def test_who_did_not_sample_what_they_said_is_distrusted_for_a_time_that_doubles
     assert trust.distrusted(10) == trust.distrusted(10 + FIRST - 1) == {BOB} and trust.distrusted(10 + FIRST) == set()
     trust = found(trust, NOT_PRODUCED, round_=50, record=b"2" * 32)
     assert trust.distrusted(50 + 2 * FIRST - 1) == {BOB} and trust.distrusted(50 + 2 * FIRST) == set()
+
+
+def test_two_records_for_one_stage_of_a_round_prove_that_their_author_contradicts_itself():
+    def said(*raws):
+        return contradictory([open_envelope(raw) for raw in raws])
+
+    honest = [sealed(ALICE), sealed(ALICE), sealed(ALICE, round=4), sealed(ALICE, stage="critique"), sealed(CAROL)]
+    assert said(*honest) == set() == said()
+    assert said(*honest, sealed(ALICE, policy_version=9)) == {ALICE.author}
+    trust = found(Trust().expose({BOB}, 10), NOT_PRODUCED, round_=12)
+    assert trust.distrusted(11) == {BOB} and trust.distrusted(12 + 2 * FIRST - 1) == {BOB}  # an offence like any other
+    assert Trust().expose({BOB}, 10) == msgspec.structs.replace(found(Trust(), NOT_PRODUCED), found={}, unsaid=[])
 
 
 def test_nobody_is_distrusted_for_what_others_say_or_what_cannot_be_decided():

@@ -133,7 +133,10 @@ def test_the_attacks_that_a_table_names_are_points_and_all_points_are_in_a_table
         named |= {attacks.name(attack, count, how) for attack, count in cases for how in attacks.DEFENCES}
     points = attacks.get_sweep().points
     assert named == points.keys()
-    ill = {name: point.get("simulation.adversaries", []) for name, point in points.items()}
-    assert all(
-        len(nodes) == (0 if name.startswith("nobody") else int(name.split("-")[1])) for name, nodes in ill.items()
-    )
+    for name, point in points.items():
+        ill = [node for node, _ in point.get("simulation.adversaries", [])]
+        there, nodes = dict(point.get("simulation.present", [])), point.get("swarm.nodes", attacks.NODES)
+        for round_ in range(attacks.ROUNDS):
+            now = {n for n in range(nodes) if any(a <= round_ < b for a, b in there.get(n, [(0, attacks.ROUNDS)]))}
+            assert len(now) == attacks.NODES
+            assert len(now.intersection(ill)) == (0 if name.startswith("nobody") else int(name.split("-")[1]))

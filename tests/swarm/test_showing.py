@@ -55,9 +55,22 @@ def test_parts_come_whole_and_in_their_order_however_large(pair):
     assert auditor.count("audit/bytes_fetched") > len(LARGE) and author.count("audit/bytes_shown") > len(LARGE)
 
 
-def test_what_is_not_shown_is_withheld(pair):
-    assert refused(pair, None).withheld  # it shows nothing at all yet
+def test_what_is_not_shown_is_withheld(pair, monkeypatch):
+    monkeypatch.setattr(showing, "STARTING", 0.1)
+    assert refused(pair, None).withheld  # it shows nothing at all
     assert refused(pair, Shelf(b"x"), weights=b"o" * 32).withheld
+
+
+@pytest.mark.parametrize("patience", [0.1, 5.0])
+def test_who_is_reached_before_it_can_show_anything_withholds_nothing(pair, monkeypatch, patience):
+    """As a node is that was killed and started again: whoever asks is held on, or asks again."""
+    monkeypatch.setattr(showing, "STARTING", patience)
+    monkeypatch.setattr(showing, "PAUSE", 0.5)
+    author, auditor = pair
+    told = auditor.gossip.fetch_weights(author.author, WEIGHTS, [], LIMIT)
+    with pytest.raises(TimeoutError):
+        told.result(0.6)
+    assert fetched(pair, Shelf(LARGE)) == told.result(30) == [LARGE]
 
 
 def test_more_than_the_limit_is_not_taken_and_nobody_s_fault(pair):

@@ -1,6 +1,7 @@
 """When a stage ends, and whom it waited for."""
 
 import collections
+import functools
 import math
 from fractions import Fraction
 
@@ -9,17 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlswarm_jax.identity import simulated
-from rlswarm_jax.journal import Journal
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES
-from rlswarm_jax.simulate import Simulation, Timing
+from rlswarm_jax.simulate import Timing
 from rlswarm_jax.swarm import waiting
-from rlswarm_jax.swarm.virtual import VirtualNetwork
 from rlswarm_jax.swarm.waiting import Company, quorum_time, read_by, stage_end, still_to_speak
-from tests.game.hand_driver import Speaker, answer, half_right, make_game, signed
+from tests.game.hand_driver import half_right, make_game, signed
 from tests.game.hand_driver import record_of as honest_record
 from tests.records.samples import ALICE, BOB, CAROL, ME, sealed
-from tests.table_node import TableEngine
+from tests.table_swarm import simulation
 
 A, B, C = (simulated(31, index).author for index in range(3))
 
@@ -162,44 +161,14 @@ def test_the_table_of_standings_is_bounded_and_keeps_those_of_standing(monkeypat
 # --- the same in the simulator
 
 
-class Engines:
-    """A table for each node."""
-
-    def __init__(self, games):
-        self.games, self.verifier, self.simulation = games, TableEngine().verifier, None
-
-    def state(self, node):
-        return None
-
-    def tensors(self, node):
-        return {}
-
-    def sample(self, requests):
-        nodes = self.simulation.nodes
-        return {
-            n: answer(nodes[n].game, nodes[n].state, effect, (), Speaker(), nodes[n].identity)
-            for n, effect in requests.items()
-        }
-
-    def learn(self, requests):
-        return {n: {"loss": 0.25, "updates": 1.0} for n in requests}
-
-    def evaluate(self, nodes):
-        return {n: {"accuracy": 0.5} for n in nodes}
-
-
 def simulate(tmp_path, timing: Timing, nodes: int = 4, rounds: int = 8, inject=(), **network):
-    own = [simulated(11, index) for index in range(nodes)]
-    games = [make_game(one, rounds=rounds, evaluate_every=1000, max_staleness=4) for one in own]
-    engines = Engines(games)
-    reports = []
-    journal = Journal(tmp_path / f"{len(list(tmp_path.iterdir()))}.sqlite")
-    parts = games, own, engines, VirtualNetwork(5, nodes, **network), timing, journal
-    simulation = engines.simulation = Simulation(*parts, reports.append)
+    reports, path = [], tmp_path / f"{len(list(tmp_path.iterdir()))}.sqlite"
+    game = functools.partial(make_game, rounds=rounds, evaluate_every=1000, max_staleness=4)
+    made = simulation(path, timing, nodes, game=game, reports=reports, network=network)
     for at, raw in inject:
-        simulation.inject(raw, 0, at)
-    simulation.run()
-    assert simulation.finished
+        made.inject(raw, 0, at)
+    made.run()
+    assert made.finished
     return reports
 
 
