@@ -66,7 +66,8 @@ class Scales:
         """
         tokens, rows = row.get("learn/tokens", 0), row.get("learn/rows_local", 0) + row.get("learn/rows_external", 0)
         how = self._learn.get("aggregation")
-        if advantages_G is None or not tokens or not rows or self._learn.get("mask_truncated", False):
+        left_out = row.get("learn/unlikely_fraction", 0) or row.get("learn/low_ess_groups", 0)  # it isn't known of whom
+        if advantages_G is None or not tokens or not rows or left_out or self._learn.get("mask_truncated", False):
             return None
         positive = self._learn.get(f"positive_only_{'external' if external else 'local'}", False)
         kept = [(a, n) for a, n in zip(advantages_G, lengths_G, strict=True) if not (positive and a <= 0)]

@@ -205,7 +205,7 @@ def test_lineage_is_there_while_a_swarm_runs(tab, tmp_path):
                 assert time.monotonic() < end and process.poll() is None, tab.run("document.body.innerText")
                 time.sleep(0.2)
             tab.click("document.querySelector('.matrix td:not(.own) button')")
-            tab.until("document.querySelectorAll('#lessons .said').length > 3", 240)  # written some rounds at a time
+            tab.until("document.querySelectorAll('#lessons .said').length > 0", 240)  # written some rounds at a time
             assert process.poll() is None, "the swarm was over before it was looked at"
             tab.run("location.hash = '#/now'")
             first = tab.until("parseInt(document.querySelector('#state')?.innerText.match(/round (\\d+)/)?.[1]) || 0")
