@@ -33,6 +33,7 @@ def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("simulated") / "run"
     words = [*SHAPES, "--config.swarm.nodes=3", "--config.rounds=3", "--config.chain.endpoint=none"]
     words += ["--config.audit.auditors=1", '--config.simulation.adversaries=((2,"other_key"),)']
+    words += ["--config.learn.external_min_prob=0"]  # no token is left out of a loss
     config = ["--config=configs/quickstart.py:simulate", *words, "--config.wandb.mode=disabled"]
     assert simulated.run(cli.parse([*config, f"--workdir={directory}"])) == 0
     return directory

@@ -32,6 +32,7 @@ const views = (() => {
     return [
       el("p", { class: "lead", id: "teachers" }, el("b", {}, top.learner), " learned most from ", el("b", {}, top.author), `: ${count(top.groups)} of its ${count(top.of)} groups of peers (${percent(top.groups / top.of)}; an even share is ${percent(1 / top.authors)}). `,
         el("a", { href: `#/lineage?node=${learner.index}&author=${top.hex}` }, "See what it was taught")),
+      el("p", { class: "quiet" }, `Why: ${lineage.choosing}. ${draw.known(top.reward) ? `What it took from there earned ${fixed(top.reward)} in the mean; its own first answers ${fixed(top.own_reward)}${draw.known(top.their_reward) ? `, its teacher's ${fixed(top.their_reward)}` : ""}.` : ""}`),
     ];
   }
 
