@@ -32,6 +32,7 @@ from configs.fields import (
     zero_or,
 )
 from rlswarm_jax.identity import author_of
+from rlswarm_jax.publish import targets
 from rlswarm_jax.records.schema import MAX_GROUP_SIZE, MAX_GROUPS, MAX_NAME, MAX_TOKENS, STAGES
 from rlswarm_jax.swarm import addresses
 
@@ -112,6 +113,11 @@ ENDPOINT = matching(
     rf"{'|'.join(LOCAL_CHAINS)}|https?://[^/].*|\$\w+",
     f"{', '.join(LOCAL_CHAINS)}, an http(s):// address, or $NAME of an environment variable that holds one",
     secret=True,  # an address may have a password in it
+)
+PLACE = such(
+    lambda text: not text or targets.read(text.replace("{node}", "node")) is not None,
+    f"'' or {targets.WANTED}",
+    secret=True,
 )
 PROJECT = matching(r"[^/\\#?%:]{1,128}", "1 to 128 characters, none of / \\ # ? % :")
 
@@ -280,6 +286,9 @@ FIELDS = {
     "checkpoint_every": Field(20, whole(1), "rounds"),
     "checkpoints.keep": Field(2, whole(1, 1000), "newest ones"),
     "checkpoints.best": Field(False, yes_no(), "and the best on held-out problems: export and evaluate take --best"),
+    "publish.to": Field("", PLACE, "of weights: hf://USER/NAME, directory or URL; for each node with {node} in it"),
+    "publish.every": Field(0, whole(0), "rounds, and after the last one; 0: after that alone"),
+    "publish.private": Field(False, yes_no(), "a hub's repository that is made for it"),
     "profile.rounds": Field((), ROUNDS, "(10, 12): trace 10 and 11 of the first node, for TensorBoard or XProf"),
     "wandb.mode": Field(
         "auto", one_of("auto", "online", "offline", "disabled"), "auto: online where one is logged in, else disabled"
@@ -302,7 +311,7 @@ def swarm(name: str) -> ml_collections.ConfigDict:
 
 def check_together(config: ml_collections.ConfigDict) -> None:
     """Raises FieldError that names a field, in its range by itself, which cannot be what it is beside another."""
-    for rule in (_rounds, _shared, _best_of, _devices, _chain, _simulated):
+    for rule in (_rounds, _shared, _best_of, _devices, _chain, _published, _simulated):
         rule(config)
 
 
@@ -368,6 +377,12 @@ def _chain(config: ml_collections.ConfigDict) -> None:
         raise FieldError("config.chain.contract is ''; expected the coordinator's address at config.chain.endpoint.")
     if chain.id < 1:
         raise FieldError(f"config.chain.id is {chain.id}; expected that of the endpoint's chain, such as 1.")
+
+
+def _published(config: ml_collections.ConfigDict) -> None:
+    if config.publish.to and not config.publish.every and not config.rounds:
+        never = "a node that plays until it is stopped has no last round"
+        raise FieldError(f"config.publish.every is 0, but {never}: say after how many rounds it publishes.")
 
 
 def _simulated(config: ml_collections.ConfigDict) -> None:

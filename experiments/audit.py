@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(f"{nodes[0] / CONFIG_FILE} is the config of another version: {error}") from None
     records, out = read_journals(nodes), arguments.out or arguments.folders[0]
+    out.mkdir(parents=True, exist_ok=True)
     beacons, sound = {b"": b""}, True
     if config.chain.endpoint != "none":
         with evidence.endpoint(

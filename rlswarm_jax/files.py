@@ -15,6 +15,7 @@ SWEEP_FILE = "sweep.json"  # in the folder of a sweep, whose runs are in POINT/s
 BEST_FOLDER = "best"  # in it a folder for each node of the process, by index
 ALONE_FOLDER, SAMPLED, LEARNED = "alone", "sampled", "learned"  # nodes alone beside a swarm: see running/alone.py
 WEIGHTS_FOLDER = "weights"  # a live node's latest, for those who check it
+PUBLISH_FOLDER, PUBLISHED_FILE = "publish", "published.jsonl"  # weights that wait to leave, and that have left
 EVIDENCE_FOLDER = "evidence"  # weights of others by which it found them out, for a court
 CHAIN_FOLDER = "chain"  # in a node's: its outbox; in a swarm's: the embedded development network
 FULL = (errno.ENOSPC, errno.EDQUOT)

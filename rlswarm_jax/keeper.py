@@ -125,6 +125,10 @@ class Keeper:
         winners = [peer_id(author) for author in self._eligible(work.best, at)[:WINNERS]]
         self._coordinator.settle(at.round, at.beacon, made, claims, winners)
 
+    def publish(self, weights_hash: bytes, uri: str) -> bool:
+        """Writes down for the chain where weights of this node are; whether that could be: it settles first."""
+        return self._coordinator.record_weights(weights_hash, uri) is not None
+
     def challenge(self, author: bytes, record: bytes, index: int, records: Sequence[bytes]) -> None:
         """This node found out that a group of a record was not sampled as its author says: see `Juror.challenge`.
 

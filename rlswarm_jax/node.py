@@ -43,11 +43,12 @@ from rlswarm_jax.game.effects import (
 from rlswarm_jax.game.player import Player, RoundReport, SavedPlayer, published
 from rlswarm_jax.game.round import next_round
 from rlswarm_jax.grpo.learner import state_hash
+from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.envelope import SignedRecord, seal
 from rlswarm_jax.records.schema import NOT_PRODUCED, STAGES
-from rlswarm_jax.records.trust import Audited
+from rlswarm_jax.records.trust import Audited, contradictory
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import Transport
 
@@ -226,7 +227,8 @@ class Node:
         known = {*self._findings, *((case.record, case.index) for case in self._auditor.waiting)}
         asked = {Case(one.record, one.index): who for one, who in duties.items() if one[1:] not in known}
         witnesses = {case.record: who for case, who in asked.items() if who != game.author}
-        earlier = played.kept(game, journal, index, witnesses)  # a court asks when rounds have gone by
+        old = {case.record for case in effect.cases} - held.keys()
+        earlier = played.kept(game, journal, index, witnesses.keys() | old)  # of what is said when rounds have gone by
         effect = Audit(
             [*asked, *effect.cases], {**earlier.sheets, **effect.sheets}, {**earlier.beacons, **effect.beacons}
         )
@@ -298,7 +300,10 @@ class Node:
                 level = logging.INFO if "grace" in why else logging.WARNING
                 log.log(level, "round %d went on without %d peer(s) %s", effect.round, len(late), why)
             self._stage_began = time.monotonic()
-            return mailbox.take(*at)
+            heard = mailbox.take(*at)
+        for author in sorted(contradictory(heard)):
+            log.warning("%s signed two records for one stage of a round, and is not trusted now", friendly_name(author))
+        return heard
 
     def _is_over(self, effect: Gather) -> bool:
         """Whether the coordinator is past a stage, and this node is to follow it."""

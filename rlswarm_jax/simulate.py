@@ -16,7 +16,7 @@ import jax
 import msgspec
 
 from rlswarm_jax import parallel
-from rlswarm_jax.audit import commit, patches, replays
+from rlswarm_jax.audit import commit, patches, played, replays
 from rlswarm_jax.chain.virtual import VirtualCoordinator
 from rlswarm_jax.checkpoint import Best, Checkpoints
 from rlswarm_jax.engine import Engine
@@ -39,127 +39,21 @@ from rlswarm_jax.game.effects import (
     Verify,
     decode_result,
 )
-from rlswarm_jax.game.player import BEGIN, Player, RoundReport, SavedPlayer
+from rlswarm_jax.game.player import BEGIN, RoundReport
 from rlswarm_jax.game.round import NodeState, next_round
 from rlswarm_jax.game.rules import Game
-from rlswarm_jax.grpo.learner import TrainState, state_hash
+from rlswarm_jax.grpo.learner import state_hash
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.journal import Journal
-from rlswarm_jax.qwen import Params, Tensors, tensors_hash
+from rlswarm_jax.qwen import Params, tensors_hash
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope, seal
 from rlswarm_jax.records.schema import UNDECIDED, WITHHELD
-from rlswarm_jax.records.shelf import Slot
 from rlswarm_jax.records.trust import Audited
+from rlswarm_jax.simulated_node import Boundary, SavedSimulation, SimulatedNode, Timing
 from rlswarm_jax.swarm.virtual import VirtualNetwork
-from rlswarm_jax.swarm.waiting import Company, Standing, quorum_time, read_by, stage_end, still_to_speak
+from rlswarm_jax.swarm.waiting import Company, quorum_time, read_by, stage_end, still_to_speak
 
 _DELIVER, _DONE, _DEADLINE = range(3)
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Virtual seconds: what the effects take, and how long a stage waits for its peers at most (0: for ever).
-
-    slowdown: factors on a node's own effects, by node index; nodes beyond its end have 1. present: of nodes that are
-    not there all the time, from which round of the swarm on they are, and in which they are killed: each time.
-    """
-
-    sample: float = 1.0
-    learn: float = 1.0
-    evaluate: float = 0.5
-    deadline: float = 5.0
-    slowdown: tuple[float, ...] = ()
-    present: Mapping[int, Sequence[tuple[int, int]]] = dataclasses.field(default_factory=dict)
-
-    def is_there(self, node: int, round_: int) -> bool:
-        """Whether a node is there while the first of the swarm are in a round."""
-        return node not in self.present or any(start <= round_ < end for start, end in self.present[node])
-
-    def of(self, node: int, effect: Effect) -> float:
-        factor = self.slowdown[node] if node < len(self.slowdown) else 1.0
-        return factor * {Sample: self.sample, Learn: self.learn, Evaluate: self.evaluate}[type(effect)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Boundary:
-    """A node between two rounds; its state on the host, as that on the device is used up by the next update."""
-
-    train_state: TrainState
-    state: NodeState
-    at: float
-    shown: Mapping[bytes, tuple[int, Tensors]]
-
-
-class _Node(Player):
-    """boundaries: by number of the checkpoint, the node where it crossed its round. latest: state and time before
-    its present one. before: its train state then, if it has learned since.
-
-    stage_began: when it began to work on the stage. spoke: when it had done. arrived: when records came. company: of
-    its peers. read: by round, the authors that were drawn to be read. missing: who is still to speak in the stage.
-    there: whether it runs. life: how often it was started and killed. came: when, at last. gone: peers that went and
-    were not heard since. free: when all that it sent is out. said: in its last round, signed. shown: the weights of its
-    latest rounds by name, each with its round.
-    """
-
-    def __init__(self, index: int, game: Game, identity: Identity, journal: Journal):
-        super().__init__(index, game, identity, journal)
-        self.boundaries: dict[int, _Boundary] = {}
-        self.latest = NodeState(), 0.0
-        self.before: TrainState | None = None
-        self.stage_began = self.spoke = 0.0
-        self.arrived: dict[Slot, float] = {}
-        self.company = Company()
-        self.read: dict[int, frozenset[bytes]] = {}
-        self.missing: set[bytes] = set()
-        self.there, self.life, self.came, self.free = False, 0, 0.0, 0.0
-        self.gone: set[bytes] = set()
-        self.said: tuple[int, list[bytes]] = (0, [])
-        self.shown: dict[bytes, tuple[int, Tensors]] = {}
-
-    def whereabouts(self) -> "_Whereabouts":
-        told, gone, read = sorted(self.company.told), sorted(self.gone), sorted(self.read.items())
-        drawn = [(round_, sorted(authors)) for round_, authors in read]
-        return _Whereabouts(self.there, self.life, self.came, self.free, told, gone, drawn, self.said)
-
-    def restore_whereabouts(self, saved: "_Whereabouts") -> None:
-        self.there, self.life, self.came, self.free = saved.there, saved.life, saved.came, saved.free
-        self.said = saved.said
-        self.company.told, self.gone = frozenset(saved.told), set(saved.gone)
-        self.read = {round_: frozenset(authors) for round_, authors in saved.read}
-
-
-class _Whereabouts(msgspec.Struct, array_like=True):
-    """Of a node in a checkpoint: see `_Node`. told: of whom, when it was started."""
-
-    there: bool
-    life: int
-    came: float
-    free: float
-    told: list[bytes]
-    gone: list[bytes]
-    read: list[tuple[int, list[bytes]]]
-    said: tuple[int, list[bytes]]
-
-
-class _Saved(msgspec.Struct, array_like=True):
-    """A simulation at one instant, besides the train states. deliveries: (at, receiver, sender, signed bytes).
-
-    arrived, standings: each node's. chain: the coordinator, empty if there is none. number: of times that all nodes had
-    crossed a checkpoint's round; None where the checkpoint itself is called so. front: the round of the first node.
-    shown: each node's weights that others may ask for, with their rounds.
-    """
-
-    nodes: list[SavedPlayer]
-    deliveries: list[tuple[float, int, int, bytes]]
-    arrived: list[dict[Slot, float]]
-    standings: list[dict[bytes, Standing]]
-    journal_offset: int
-    metrics_offset: int
-    chain: bytes
-    number: int | None = None
-    front: int = -1
-    whereabouts: list[_Whereabouts] = []
-    shown: list[list[tuple[int, bytes]]] = []
 
 
 class Simulation:
@@ -182,7 +76,8 @@ class Simulation:
         best: Sequence[Best] = (),
     ):
         self.nodes = [
-            _Node(i, game, identity, journal) for i, (game, identity) in enumerate(zip(games, identities, strict=True))
+            SimulatedNode(i, game, identity, journal)
+            for i, (game, identity) in enumerate(zip(games, identities, strict=True))
         ]
         self._authors = frozenset(node.game.author for node in self.nodes)
         self._by_author = {node.game.author: node for node in self.nodes}
@@ -254,7 +149,7 @@ class Simulation:
                 self._compute(type(node.effect), index)
             self._complete(node, self._results.pop(index), at)
 
-    def _deliver(self, node: _Node, said: SignedRecord | bytes, at: float) -> None:
+    def _deliver(self, node: SimulatedNode, said: SignedRecord | bytes, at: float) -> None:
         signed, author = node.inbox.offer(_raw(said), node.state.round), b""
         if signed:
             record, author = signed.record, signed.record.author
@@ -289,7 +184,7 @@ class Simulation:
             self._offer(self.nodes[index], metrics)
         return found
 
-    def _offer(self, node: _Node, found: Metrics) -> None:
+    def _offer(self, node: SimulatedNode, found: Metrics) -> None:
         """The weights that were just evaluated may be the node's best so far."""
         if self._best:
             before = node.state.round + node.learned
@@ -297,7 +192,7 @@ class Simulation:
 
     # --- a node's round
 
-    def _begin(self, node: _Node, at: float) -> None:
+    def _begin(self, node: SimulatedNode, at: float) -> None:
         node.latest, node.before = (node.state, at), None
         life = node.life
         while self._front < node.state.round and not node.finished:
@@ -316,7 +211,7 @@ class Simulation:
         for node in [node for node in changed if not node.there and self._timing.is_there(node.index, self._front)]:
             self._start_again(node, at)
 
-    def _kill(self, node: _Node, at: float) -> None:
+    def _kill(self, node: SimulatedNode, at: float) -> None:
         """What a node was doing is lost, and what it had heard and not taken; its journal stands."""
         node.there = False
         node.life += 1  # so that nothing of what it had begun is ever done
@@ -334,7 +229,7 @@ class Simulation:
             if peer.there and isinstance(peer.effect, Gather) and node.game.author in peer.missing:
                 self._gather(peer, peer.effect, at)
 
-    def _start_again(self, node: _Node, at: float) -> None:
+    def _start_again(self, node: SimulatedNode, at: float) -> None:
         """As a live node that comes, or comes back: it is told what the others said last, hears where they are, and
         goes there unless it is bound to finish its round; what it said last it says again.
         """
@@ -360,11 +255,11 @@ class Simulation:
             node.stage_began = at
             self._start(node, at)
 
-    def _peers(self, node: _Node) -> frozenset[bytes]:
+    def _peers(self, node: SimulatedNode) -> frozenset[bytes]:
         """The others that are there."""
         return frozenset(other.game.author for other in self.nodes if other.there) - {node.game.author}
 
-    def _complete(self, node: _Node, result: Any, at: float) -> None:
+    def _complete(self, node: SimulatedNode, result: Any, at: float) -> None:
         """Resumes a round with an effect's result and starts the next effect."""
         report = node.complete(result, at)
         if report is None:
@@ -380,7 +275,7 @@ class Simulation:
             self._save_if_all_crossed()
             self._begin(node, at)
 
-    def _start(self, node: _Node, at: float) -> None:
+    def _start(self, node: SimulatedNode, at: float) -> None:
         """Starts a node's effect; one without duration ends at once."""
         effect = node.effect
         if isinstance(effect, Verify):
@@ -419,7 +314,7 @@ class Simulation:
             self._waiting[type(effect)][node.index] = effect
             heapq.heappush(self._events, (at + self._timing.of(node.index, effect), _DONE, node.index, node.life))
 
-    def _pin(self, node: _Node) -> bytes:
+    def _pin(self, node: SimulatedNode) -> bytes:
         tensors = self._engine.tensors(node.index)
         name = tensors_hash(tensors)
         if self._audits:
@@ -428,12 +323,16 @@ class Simulation:
             node.shown = {n: one for n, one in latest.items() if one[0] >= oldest or n == name}
         return name
 
-    def _replay_of(self, node: _Node) -> replays.Run:
+    def _replay_of(self, node: SimulatedNode) -> replays.Run:
         return functools.partial(self._engine.replay, node.index)
 
-    def _audit(self, node: _Node, effect: Audit) -> list[Audited]:
+    def _audit(self, node: SimulatedNode, effect: Audit) -> list[Audited]:
         """At once: every node that is there shows the weights of its latest rounds to whoever asks."""
         held, found = replays.by_hash(node.inbox.records), []
+        old = {case.record for case in effect.cases} - held.keys()
+        earlier = played.kept(node.game, self._journal, node.index, old)
+        held = earlier.records | held
+        effect = Audit(effect.cases, {**earlier.sheets, **effect.sheets}, {**earlier.beacons, **effect.beacons})
         for case in effect.cases:
             if (signed := held.get(case.record)) is None:
                 continue
@@ -455,7 +354,7 @@ class Simulation:
         assert self._chain, "a game that hears a chain has one"
         return [Moment(*moment) for moment in self._chain.moments()]
 
-    def _gather(self, node: _Node, effect: Gather, at: float) -> None:
+    def _gather(self, node: SimulatedNode, effect: Gather, at: float) -> None:
         """Ends a stage if it is over, else looks again when it will be if nothing more comes.
 
         Waited for are the nodes that are not late; strangers, of whom anyone can make as many as they like, are not.
@@ -481,7 +380,7 @@ class Simulation:
         node.arrived = {slot: when for slot, when in node.arrived.items() if slot in inbox.records}
         self._complete(node, self._taken(node, effect), at)
 
-    def _read_by(self, node: _Node, effect: Gather) -> Iterable[bytes]:
+    def _read_by(self, node: SimulatedNode, effect: Gather) -> Iterable[bytes]:
         """Whom a node reads in a round: drawn once, of those that it then waits for, or of all nodes."""
         if not node.game.reads:
             return self._authors if self._timing.present else node.company.told
@@ -493,7 +392,7 @@ class Simulation:
                 del node.read[min(node.read)]
         return node.read[effect.round]
 
-    def _taken(self, node: _Node, effect: Gather) -> list[SignedRecord]:
+    def _taken(self, node: SimulatedNode, effect: Gather) -> list[SignedRecord]:
         reads, nobody = node.game.reads, frozenset[bytes]()
 
         def wanted(author: bytes, round_: int) -> bool:
@@ -510,7 +409,7 @@ class Simulation:
         for receiver, arrival in self._network.arrivals(sender, signed.hash, at).items():
             heapq.heappush(self._events, (arrival, _DELIVER, receiver, sender, signed))
 
-    def _join(self, node: _Node) -> None:
+    def _join(self, node: SimulatedNode) -> None:
         voters = self._peers(node)
         if self._timing.present:  # a newcomer has no say in where the others are until it has played with them
             voters = frozenset(a for a in voters if node.company.earned(a) or a in node.company.told)
@@ -519,7 +418,7 @@ class Simulation:
 
     # --- checkpoints
 
-    def _cross(self, node: _Node, before: int, at: float) -> None:
+    def _cross(self, node: SimulatedNode, before: int, at: float) -> None:
         """Keeps the node as it is where it crosses a checkpoint's round."""
         if self._checkpoints is None or not self._every:
             return
@@ -527,9 +426,9 @@ class Simulation:
         if crossed:
             node.boundaries |= dict.fromkeys(crossed, self._boundary(node, node.state, at))
 
-    def _boundary(self, node: _Node, state: NodeState, at: float) -> _Boundary:
+    def _boundary(self, node: SimulatedNode, state: NodeState, at: float) -> Boundary:
         train_state = node.before or parallel.fetch(self._engine.state(node.index))
-        return _Boundary(train_state, state, at, node.shown)
+        return Boundary(train_state, state, at, node.shown)
 
     def _save_if_all_crossed(self) -> None:
         common = min(max(node.boundaries, default=0) for node in self.nodes if node.there)
@@ -543,7 +442,7 @@ class Simulation:
         for node in self.nodes:
             node.boundaries = {k: b for k, b in node.boundaries.items() if k >= number}
 
-    def _write(self, number: int, boundaries: Sequence[_Boundary]) -> None:
+    def _write(self, number: int, boundaries: Sequence[Boundary]) -> None:
         """A checkpoint of the nodes at some boundaries: from there each goes on by the journal, which is its step."""
         assert self._checkpoints is not None
         step = self._journal.offset
@@ -556,7 +455,7 @@ class Simulation:
         for node, before in zip(self.nodes, self._rounds_at.get(oldest or 0, ()), strict=False):
             self._journal.prune(node.index, before)
 
-    def _saved(self, number: int, boundaries: Sequence[_Boundary]) -> _Saved:
+    def _saved(self, number: int, boundaries: Sequence[Boundary]) -> SavedSimulation:
         nodes = [node.save(b.state, b.at, node.inbox.save()) for node, b in zip(self.nodes, boundaries, strict=True)]
         deliveries = [(e[0], e[2], e[3], _raw(e[4])) for e in sorted(self._events) if e[1] == _DELIVER]
         chain = self._chain.save() if self._chain else b""
@@ -564,7 +463,9 @@ class Simulation:
         offsets = self._journal.offset, self._metrics_offset()
         whereabouts = [node.whereabouts() for node in self.nodes]
         shown = [[(round_, patches.encode(t, None)) for round_, t in b.shown.values()] for b in boundaries]
-        return _Saved(nodes, deliveries, arrived, standings, *offsets, chain, number, self._front, whereabouts, shown)
+        return SavedSimulation(
+            nodes, deliveries, arrived, standings, *offsets, chain, number, self._front, whereabouts, shown
+        )
 
     def restore(self) -> int | None:
         """Goes back to the newest checkpoint; returns the metrics' offset it stands at, None if there is none.
@@ -575,7 +476,7 @@ class Simulation:
         if self._checkpoints is None or (found := self._checkpoints.newest(like, repair=True)) is None:
             self._journal.truncate(0)
             return None
-        saved = msgspec.msgpack.decode(found.extra, type=_Saved)
+        saved = msgspec.msgpack.decode(found.extra, type=SavedSimulation)
         self._engine.set_states(found.states)
         self._journal.truncate(saved.journal_offset)
         number = found.step if saved.number is None else saved.number
@@ -594,18 +495,18 @@ class Simulation:
             node.arrived, node.company.standings = arrived, standings
             node.latest = node.state, kept.at
             crossed = range(number, node.state.round // self._every + 1 if self._every else number + 1)
-            node.boundaries = dict.fromkeys(crossed, _Boundary(found.states[node.index], *node.latest, node.shown))
+            node.boundaries = dict.fromkeys(crossed, Boundary(found.states[node.index], *node.latest, node.shown))
         self._front = saved.front
         for node, known in zip(self.nodes, saved.whereabouts, strict=False):  # versions before had none
             node.restore_whereabouts(known)
         replayed = [(node, *self._replay(node, kept.at)) for node, kept in zip(self.nodes, saved.nodes, strict=True)]
         # whoever was between two rounds last: as it begins, others may come and go
-        for node, at, played in sorted(replayed, key=lambda one: one[0].effect is None):
+        for node, at, steps in sorted(replayed, key=lambda one: one[0].effect is None):
             if node.there:
-                self._go_on(node, at, played)
+                self._go_on(node, at, steps)
         return saved.metrics_offset
 
-    def _replay(self, node: _Node, at: float) -> tuple[float, int]:
+    def _replay(self, node: SimulatedNode, at: float) -> tuple[float, int]:
         """Feeds a node its journal since the checkpoint's boundary; returns when the last of it was, and its round.
 
         Only learning is done again: the weights of a boundary are in the checkpoint, later ones nowhere.
@@ -628,7 +529,7 @@ class Simulation:
             played = entry.round
         return at, played
 
-    def _go_on(self, node: _Node, at: float, played: int) -> None:
+    def _go_on(self, node: SimulatedNode, at: float, played: int) -> None:
         """Starts the effect that a node was waiting for, or its next round."""
         at, node.stage_began = max(at, node.came), max(node.stage_began, node.came)
         if node.effect is not None:

@@ -12,7 +12,8 @@ from rlswarm_jax.game.rules import Game
 from rlswarm_jax.grpo.learner import TrainState
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.journal import Journal
-from rlswarm_jax.simulate import Simulation, Timing
+from rlswarm_jax.simulate import Simulation
+from rlswarm_jax.simulated_node import Timing
 from rlswarm_jax.swarm.virtual import VirtualNetwork
 from rlswarm_jax.tasks.verifier import Verifier
 from tests.game.hand_driver import TASKS, Speaker, answer, make_game, mixture

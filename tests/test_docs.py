@@ -45,7 +45,7 @@ def test_the_readme_is_short_and_its_index_leads_to_every_page():
 
 CODE = (ROOT / "configs", ROOT / "experiments", ROOT / "rlswarm_jax")
 SAID_TO_USERS = (  # errors whose sentences end on a terminal, or in a node's log
-    "(Usage|Transient|Disk|InUse|Field|Launch|KeyFile|Network|Checkpoint|Journal|Save|Host|Prompt|NoWorker)Error"
+    "(Usage|Transient|Disk|InUse|Field|Launch|KeyFile|Network|Checkpoint|Journal|Save|Host|Prompt|NoWorker|Publish|Away)Error"
     "|WrongChain|NoContract|InsufficientFunds|FileDamaged|NotMined|NotAllowed|PayoutFixed|(Bad|Expired)Registration"
     "|EndpointDown|Busy|WrongStatus|AnswerTooLarge"
 )

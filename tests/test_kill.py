@@ -65,7 +65,7 @@ class Swarm:
             of_author.setdefault(slot(signed.raw), set()).add(signed.raw)
         return True
 
-    def start(self, index: int, pause: tuple[str, str, int] | None = None, peers: bool = True) -> None:
+    def start(self, index: int, pause: tuple[str, str, int] | None = None, peers: bool = True, **more) -> None:
         member = self.members[index]
         told = {
             "folder": str(member.folder),
@@ -77,6 +77,7 @@ class Swarm:
             "deadline": 30.0,
             "sample_seconds": 0.1,
             "pause": pause,
+            **more,
         }
         with (member.folder / "log.txt").open("ab") as log:
             command = [sys.executable, "-m", "tests.table_node", json.dumps(told)]
@@ -158,6 +159,52 @@ def test_a_node_killed_in_an_effect_comes_back_and_never_contradicts_itself(swar
     assert max(both)[0] > KILL_ROUND and all(heard[at] == {signed[at]} for at in both)
     if effect == "Send":  # journaled and not sent before the kill: it was sent after it
         assert (KILL_ROUND, stage) in heard
+
+
+LIAR = 1
+STEPS = {
+    "auditor begins": (KILLED, ("Audit", "", KILL_ROUND)),
+    "auditor fetches": (KILLED, ("Fetch", "", KILL_ROUND)),
+    "auditor replays": (KILLED, ("Replay", "", KILL_ROUND)),
+    "auditor has signed its verdict": (KILLED, ("Send", "answer", KILL_ROUND + 1)),
+    "audited says what there is": (KILLED, ("Show", "", KILL_ROUND)),
+    "audited sends it": (KILLED, ("Read", "", KILL_ROUND)),
+    "liar sends it": (LIAR, ("Read", "", KILL_ROUND)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_an_audit_of_which_either_side_is_killed_ends_as_it_would_have(swarm, step):
+    """Nobody says two things, the liar is found out by both others, and whoever did not lie is accused of nothing."""
+    killed, pause = STEPS[step]
+    swarm.observer.start()
+    for index in range(NODES):
+        swarm.start(index, pause if index == killed else None, auditors=2, liar=index == LIAR)
+    dead = swarm.folder(killed)
+    wait_for((dead / "paused").exists, "the node comes to the step", 90.0)
+    swarm.processes[killed].kill()
+    swarm.processes[killed].wait()
+    wait_for(lambda: last_round(swarm.folder(0)) > KILL_ROUND + 2, "the others go on without it", 90.0)
+    alone = len(played(dead))
+    swarm.start(killed, auditors=2, liar=killed == LIAR)
+    wait_for(lambda: len(played(dead)) > alone + 8, "it comes back to the others", 90.0)
+    swarm.finish()
+
+    keys = [simulated(SEED, index).author for index in range(NODES)]
+    for index in {*range(NODES)} - {LIAR}:
+        found = read_rows(swarm.folder(index) / "metrics.jsonl")
+        distrusted = {name for row in found for name in row if name.startswith("audit/distrusted/")}
+        assert distrusted == {f"audit/distrusted/{keys[LIAR].hex()}"}
+        assert max(row["records/equivocations"] for row in found) == 0
+        assert not any("audit/equivocators" in row for row in found)
+        assert sum(row["audit/found/produced"] for row in found) > 0
+    for author in keys:
+        heard = swarm.heard[author]
+        assert len(heard) > 15 and all(len(raws) == 1 for raws in heard.values())
+        told = [open_envelope(raw).record.verdicts for (raw,) in heard.values()]
+        verdicts = [(one.record, one.index) for verdicts in told for one in verdicts]
+        assert len(verdicts) == len(set(verdicts))
 
 
 @pytest.mark.slow

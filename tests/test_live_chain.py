@@ -18,6 +18,8 @@ from rlswarm_jax.chain import calls, devnet
 from rlswarm_jax.chain.events import EventIndex
 from rlswarm_jax.chain.rpc import Endpoint
 from rlswarm_jax.metrics import read_rows
+from rlswarm_jax.publish.model import hash_of
+from rlswarm_jax.publish.queue import Queue
 from rlswarm_jax.records.envelope import open_envelope
 from tests.small import SHAPES
 
@@ -31,6 +33,7 @@ def run(tmp_path_factory) -> Path:
     command = [sys.executable, "-m", "experiments.run", "--config=configs/quickstart.py:smoke", f"--workdir={folder}"]
     command += [*SHAPES, f"--config.swarm.nodes={NODES}", f"--config.rounds={ROUNDS}", "--config.chain.every=2"]
     command += ["--config.evaluation.every=100", "--config.checkpoint_every=4"]
+    command += [f"--config.publish.to={folder.parent}/published/{{node}}", "--config.publish.every=8"]
     process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     rows = folder / "node-0" / "metrics.jsonl"
     while process.poll() is None and not (rows.exists() and len(rows.read_text().splitlines()) >= KILLED_AT):
@@ -122,6 +125,30 @@ def test_samples_were_checked_once_a_round_of_the_chain_and_nobody_was_accused(r
         assert total("found/not produced") == total("distrusted") == total("own_not produced") == 0
         assert total("found/withheld") == 0
         assert 3 <= total("cases") <= len({row["chain/round"] for row in rows})
+
+
+def test_published_weights_are_those_of_the_records_and_on_the_chain_in_order(run, events):
+    """At the end the last ones; of those before as many as the chain had rounds for."""
+    for node in range(NODES):
+        with sqlite3.connect(f"file:{run / f'node-{node}' / 'journal.sqlite'}?mode=ro", uri=True) as db:
+            rows = db.execute("SELECT result FROM journal WHERE kind = 'Publish'").fetchall()
+        records = [open_envelope(msgspec.msgpack.decode(raw)).record for (raw,) in rows]
+        named = {record.round: record.weights.hex() for record in records}
+        sent = Queue(run / f"node-{node}").sent()
+        assert sent[-1].round == ROUNDS - 1 or sent[-1].weights == named.get(ROUNDS - 1)
+        followed = [one for one in sent if one.round + 1 in named]  # it may have left a round to come to the others
+        assert followed and all(one.weights == named[one.round + 1] for one in followed)
+        places = {one.uri: Path(one.uri.removeprefix("file://")) for one in sent}
+        assert all(hash_of(places[one.uri]).hex() == one.weights for one in sent) and len(places) == len(sent)
+        account = calls.account_of(_author(run, node)).lower()
+        made = [e for e in events.entries("WeightsPublished") if e.fields["account"].lower() == account]
+        settled = {e.round for e in events.entries("Settled") if e.fields["account"].lower() == account}
+        told = [(e.fields["weights"][2:], e.fields["uri"]) for e in made]
+        assert told[-1] == (sent[-1].weights, sent[-1].uri) and len(set(told)) == len(told)
+        order = [(one.weights, one.uri) for one in sent]
+        assert [order.index(one) for one in told] == sorted(order.index(one) for one in told)
+        assert [e.round for e in made] == sorted({e.round for e in made}) and {e.round for e in made} <= settled
+        assert sent[-1].uri in (run / "ledger.md").read_text()
 
 
 def test_the_report_shows_the_ledger(run, events):

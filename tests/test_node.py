@@ -21,7 +21,7 @@ from rlswarm_jax.game.effects import Gather
 from rlswarm_jax.game.player import BEGIN, Player
 from rlswarm_jax.game.round import NodeState, _make_record
 from rlswarm_jax.grpo.learner import state_hash
-from rlswarm_jax.identity import simulated
+from rlswarm_jax.identity import friendly_name, simulated
 from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.juror import Question
 from rlswarm_jax.node import LiveConfig, Node
@@ -593,12 +593,13 @@ def test_a_live_node_commits_to_what_it_published_and_to_its_state(tmp_path):
     assert {agreement for *_, agreement in chain.committed} == {node.game.agreement}
 
 
-def test_who_contradicts_itself_live_is_distrusted_by_all_and_still_is_after_a_restart(tmp_path):
+def test_who_contradicts_itself_live_is_distrusted_by_all_and_still_is_after_a_restart(tmp_path, caplog):
     wire = Wire()
     more = [{}, {}, {"strategy": STRATEGIES["equivocate"]}]
     nodes = [Live(tmp_path / str(i), wire, i, named=range(3), stages=3, **more[i]) for i in range(3)]
     play(*nodes)
     liar = nodes[2].game.author
+    assert f"{friendly_name(liar)} signed two records for one stage of a round" in caplog.text
     for index, node in enumerate(nodes[:2]):
         trust = node.player.state.trust
         assert trust.offenders.keys() == {liar} and node.total("audit/equivocators") >= 1

@@ -24,7 +24,8 @@ from rlswarm_jax.game.round import Game
 from rlswarm_jax.grpo import learner
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.records.envelope import open_envelope, seal
-from rlswarm_jax.simulate import Simulation, Timing
+from rlswarm_jax.simulate import Simulation
+from rlswarm_jax.simulated_node import Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
 from rlswarm_jax.swarm.waiting import read_by
 from rlswarm_jax.tasks.verifier import Verifier

@@ -24,16 +24,10 @@ from rlswarm_jax.records.schema import U63, Hash
 
 log = logging.getLogger("rlswarm_jax.audit")
 LONGEST = 32  # patches on a whole one, before there is another whole one
-LATE = 8  # rounds for which weights are shown beyond those in which records are looked at: to fetch them takes time
 MAX_CHANGES = 8  # entries that they change, over those there are
 MAX_PARTS = 64  # that lead to weights
 FILE = re.compile(r"(\d{8,})-(\d+)-([0-9a-f]{64})\.patch")  # the version's number, its first round, SHA-256
 PARTIAL = ".partial.patch"
-
-
-def shown_for(max_staleness: int) -> int:
-    """Rounds for which a node shows the weights of its records. max_staleness: of records that are learned from."""
-    return 2 * max_staleness + LATE
 
 
 class Part(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 
 from rlswarm_jax.audit import replays
-from rlswarm_jax.audit.archive import Archive, shown_for
+from rlswarm_jax.audit.archive import Archive
 from rlswarm_jax.audit.patches import PatchError
 from rlswarm_jax.audit.shown import NotHereError, Shown, assemble
 from rlswarm_jax.game.effects import Audit, Claimed
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.identity import friendly_name
-from rlswarm_jax.records.audits import Case
+from rlswarm_jax.records.audits import Case, shown_for
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import NOT_PRODUCED, UNDECIDED, WITHHELD
 from rlswarm_jax.records.trust import Audited

@@ -55,6 +55,7 @@ _KEPT_ROUNDS = 1000
 _ADVANCE_GAS = 150_000
 _EVENT_BLOCKS = 1000  # that endpoints give the events of at once
 _RACES = ("advance", "finalize", "challenge", "draw", "resolve")  # in which most come second
+_UNDONE = ("refused", "dropped")  # states of wishes that came to nothing
 _STATUS_SECONDS = 5.0  # that an answer holds, where no block comes
 
 
@@ -248,6 +249,28 @@ class Coordinator:
                 "published weights have a hash of 32 bytes, not all zeros, and a URI of at most 256 bytes."
             )
         return self._want(self.address, "weights", round, 0, {"hash": weights_hash.hex(), "uri": uri})
+
+    def record_weights(self, weights_hash: bytes, uri: str) -> int | None:
+        """The same after the newest round that this node settled, if nothing later is on record: which one that is.
+
+        None where there is none yet: ask again once it has settled. Harmless to repeat. ValueError as above.
+        """
+        wishes = [wish for wish in self._outbox.wishes() if wish.contract == self.address]
+        said = [wish for wish in wishes if wish.kind == "weights"]
+        for wish in said:
+            if wish.state not in _UNDONE and wish.arguments == {"hash": weights_hash.hex(), "uri": uri}:
+                return wish.round
+        settled = [wish.round for wish in wishes if wish.kind == "settle" and wish.state not in _UNDONE]
+        newest = max(settled, default=-1)
+        if newest <= max((wish.round for wish in said), default=-1) or not self._takes_weights:
+            return None
+        self.publish_weights(newest, weights_hash, uri)
+        return newest
+
+    @property
+    def _takes_weights(self) -> bool:
+        """The original's contracts don't."""
+        return self._interface is None or self._interface.ours
 
     def counts(self) -> dict[str, int]:
         """How many wishes for this contract and its court are waiting, signed, mined, done, refused, dropped."""

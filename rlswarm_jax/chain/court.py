@@ -229,6 +229,8 @@ class Court:
             return "done" if self.case(wish.round).votes[wish.stage] == wish.arguments["vote"] else "refused"
         if wish.kind == "challenge" and current > wish.round + self.connect().claims:
             return "refused"
+        if wish.kind == "challenge" and refusal == "NotStaked" and not self.peer(wish.arguments["accused"]).stake:
+            return "dropped"  # by another case
         return "later" if refusal in _PASSING else "refused"
 
 

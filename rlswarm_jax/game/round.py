@@ -233,9 +233,9 @@ def _audit(
     is_due = account.beacon != before if game.chain_every else True
     at = (before, None) if game.chain_every else (b"", round_ - 1)
     theirs = {h: sheet for h, sheet in sheets.items() if sheet.author != game.author}
-    known = {h: sheet.author for h, sheet in theirs.items()}
-    said = (signed.record for signed in arrived)
-    trust = trust.tell(MAX_VERDICTS).hear(said, known, round_)
+    trust = trust.remember({h: s.author for h, s in theirs.items()}, round_, audits.shown_for(game.max_staleness))
+    known = {record: author for record, (author, _) in trust.heard.items()}
+    trust = trust.tell(MAX_VERDICTS).hear((signed.record for signed in arrived), known, round_)
     due = {h: s.author for h, s in theirs.items() if is_due and s.chain == at[0] and at[1] in (None, s.round)}
     cases = audits.drawn(game.author, due, game.beacon(round_, account.beacon), game.auditors)
     cases += trust.to_repeat(known, game.author, round_)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from rlswarm_jax.qwen import lora
 from rlswarm_jax.qwen.config import QwenConfig, read_json
 from rlswarm_jax.qwen.lora import Adapter, LoraConfig
-from rlswarm_jax.qwen.naming import LAYER_NAMES
+from rlswarm_jax.qwen.naming import LAYER_NAMES, Tensors
 from rlswarm_jax.qwen.tensors import listed, read_header, write_file
 from rlswarm_jax.qwen.weights import SaveError
 
@@ -81,12 +82,25 @@ def read(directory: Path, config: QwenConfig, adapter: LoraConfig) -> Adapter:
     return found
 
 
+def to_tensors(adapter: Adapter) -> Tensors:
+    """By PEFT's names and in its layout, float32 and C-contiguous, on the host."""
+
+    def of(leaf: Any) -> np.ndarray:
+        return np.ascontiguousarray(np.asarray(leaf, np.float32).T)
+
+    return {name: of(adapter["layers"][layer][target][part]) for name, (layer, target, part) in _names(adapter)}
+
+
 def save(directory: Path, adapter: Adapter, about: LoraConfig, base: str) -> None:
     """A directory that `peft.PeftModel.from_pretrained` opens on the base. base: its path or hub id.
 
     Raises SaveError if the files cannot be written.
     """
-    tensors = {name: adapter["layers"][layer][target][part] for name, (layer, target, part) in _names(adapter)}
+    save_tensors(directory, to_tensors(adapter), about, base)
+
+
+def save_tensors(directory: Path, tensors: Mapping[str, np.ndarray], about: LoraConfig, base: str) -> None:
+    """The same of an adapter as `to_tensors` gives it."""
     fields: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -103,8 +117,7 @@ def save(directory: Path, adapter: Adapter, about: LoraConfig, base: str) -> Non
     staged = directory / ".saving"
     try:
         staged.mkdir(parents=True, exist_ok=True)
-        described = {name: ("F32", x.shape[::-1]) for name, x in tensors.items()}
-        write_file(staged / TENSORS, described, lambda name: np.asarray(tensors[name], np.float32).T)
+        write_file(staged / TENSORS, {name: ("F32", x.shape) for name, x in tensors.items()}, tensors.__getitem__)
         (staged / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
         for file in (TENSORS, CONFIG):
             (staged / file).replace(directory / file)

@@ -6,6 +6,8 @@ import msgspec
 
 from rlswarm_jax import randomness
 
+LATE = 8  # rounds for which weights are shown beyond those in which records are looked at: to fetch them takes time
+
 
 class Case(msgspec.Struct, array_like=True, frozen=True):
     """A group to be replayed. record: content hash. index: of the group; None for the one that the beacon draws."""
@@ -33,6 +35,11 @@ def drawn(auditor: bytes, authors: Mapping[bytes, bytes], beacon: bytes, auditor
         min(own[author], key=lambda record: randomness.digest("pool", "audited", beacon, record)) for author in before
     ]
     return [Case(record, beacon=beacon) for record in lowest]
+
+
+def shown_for(max_staleness: int) -> int:
+    """Rounds for which a node shows the weights of its records. max_staleness: of records that are learned from."""
+    return 2 * max_staleness + LATE
 
 
 def place(case: Case, groups: int) -> int:

@@ -14,6 +14,7 @@ SILENT = 3  # audits in a row that an author leaves without answer, after which 
 MOST_SAID = 256  # groups of which it is remembered what others have found
 MOST_FOUND = 1024  # of its own findings, that a node remembers: a court may ask for one later
 MOST_OFFENDERS = 1024
+MOST_HEARD = 4096  # records of which it is remembered whose they are
 CONTRARY = {PRODUCED: NOT_PRODUCED, NOT_PRODUCED: PRODUCED}
 REPEATED = 2  # of others' accusations, that a node looks into in a round
 
@@ -34,7 +35,8 @@ class Audited(msgspec.Struct, array_like=True, frozen=True):
 
 class Trust(msgspec.Struct, array_like=True, frozen=True):
     """A value. silent: how many audits in a row an author left without answer. said: what others have found, by record
-    and index, and found: what this node has; both oldest first. unsaid: what of that it has not told yet.
+    and index, and found: what this node has; both oldest first. unsaid: what of that it has not told yet. heard: by
+    content hash the authors of records, and in which round they were first here.
 
     Whoever sampled what they published otherwise than they say is an offender, whoever says of a group the contrary of
     what this node finds there, and whoever contradicts themselves.
@@ -45,6 +47,7 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
     said: Mapping[tuple[bytes, int], dict[bytes, str]] = {}
     found: Mapping[tuple[bytes, int], str] = {}
     unsaid: list[Verdict] = []
+    heard: Mapping[bytes, tuple[bytes, int]] = {}
 
     def distrusted(self, round_: int) -> frozenset[bytes]:
         return frozenset(author for author, one in self.offenders.items() if round_ < one.until)
@@ -56,6 +59,12 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
     def tell(self, most: int) -> "Trust":
         """After so many of its verdicts were published."""
         return msgspec.structs.replace(self, unsaid=self.unsaid[most:])
+
+    def remember(self, authors: Mapping[bytes, bytes], round_: int, rounds: int) -> "Trust":
+        """Whose records these are, by content hash, for so many rounds: a verdict comes when they are old."""
+        kept = {record: one for record, one in self.heard.items() if one[1] > round_ - rounds}
+        new = {record: (author, round_) for record, author in authors.items() if record not in kept}
+        return msgspec.structs.replace(self, heard=dict([*kept.items(), *new.items()][-MOST_HEARD:]))
 
     def hear(self, records: Iterable[Record], known: Collection[bytes], round_: int) -> "Trust":
         """With what these say of others' groups, in records that are known, and no more of those that are not any more.

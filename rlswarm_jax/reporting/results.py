@@ -20,7 +20,7 @@ from rlswarm_jax.files import ALONE_FOLDER, LEARNED, METRICS_FILE, SAMPLED, SUMM
 Accuracy = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Scores = dict[str, Accuracy | None]
 MISSING = "–"
-UNIMPORTANT = ("wandb", "checkpoint_every")  # of a config: says nothing about what was learned
+UNIMPORTANT = ("wandb", "checkpoint_every", "publish")  # of a config: says nothing about what was learned
 
 
 class PerTask(msgspec.Struct, frozen=True):

@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 
 import ml_collections
 
-from rlswarm_jax.chain.errors import ChainError, FileDamaged, NoContract, PayoutFixed, WrongChain
+from configs.common import LOCAL_CHAINS
+from rlswarm_jax.chain.errors import ChainError, EndpointDown, FileDamaged, NoContract, PayoutFixed, WrongChain
+from rlswarm_jax.chain.local import CONTRACT_FILE
 from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.errors import TransientError, UsageError
 from rlswarm_jax.files import CHAIN_FOLDER
@@ -76,6 +78,39 @@ def address(endpoint: str) -> str:
     if url := os.environ.get(endpoint[1:]):
         return url
     raise UsageError(f"the environment has no {endpoint[1:]}, which is to hold the address of the chain's endpoint.")
+
+
+@contextlib.contextmanager
+def reached(config: ml_collections.ConfigDict, node: Path, rpc: str | None = None, contract: str = "") -> Iterator[str]:
+    """The URL of a node's chain, while the `with` block lasts: `rpc`, or its config's.
+
+    A local swarm's own, in the folder above the node's, is started again if it does not answer. Raises UsageError if
+    there is none to be had, DevnetError.
+    """
+    from rlswarm_jax.chain import devnet
+
+    url, kept = address(rpc or config.chain.endpoint), node.absolute().parent / CHAIN_FOLDER
+    if not rpc and (kept / CONTRACT_FILE).is_file() and not _answers(url, contract or config.chain.contract):
+        with devnet.running(kept) as network:
+            yield network.url
+    elif url in LOCAL_CHAINS:
+        raise UsageError(f"the chain of {node} is not here: give --rpc, --contract and --chain-id.")
+    else:
+        yield url
+
+
+def _answers(url: str, contract: str) -> bool:
+    """Whether a swarm's own chain is still running."""
+    from rlswarm_jax.chain import eth
+    from rlswarm_jax.chain.calls import checksum
+    from rlswarm_jax.chain.rpc import Endpoint
+
+    if url in LOCAL_CHAINS:
+        return False
+    try:
+        return bool(eth.connect(Endpoint(url, seconds=2.0)).eth.get_code(checksum(contract)))
+    except EndpointDown:
+        return False
 
 
 def wei(coins: float) -> int:

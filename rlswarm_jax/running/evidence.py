@@ -7,21 +7,19 @@ from pathlib import Path
 
 import ml_collections
 
-from configs.common import LOCAL_CHAINS
 from rlswarm_jax.audit import samples
 from rlswarm_jax.audit.replays import Run
-from rlswarm_jax.chain import devnet, eth
+from rlswarm_jax.chain import eth
 from rlswarm_jax.chain.calls import checksum, probe
-from rlswarm_jax.chain.errors import EndpointDown, Refused
+from rlswarm_jax.chain.errors import Refused
 from rlswarm_jax.chain.events import find_first_block
 from rlswarm_jax.chain.ledger import PATIENCE
-from rlswarm_jax.chain.local import CONTRACT_FILE
 from rlswarm_jax.chain.rpc import Endpoint, Patient, Rpc
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.files import CHAIN_FOLDER, WEIGHTS_FOLDER
+from rlswarm_jax.files import WEIGHTS_FOLDER
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.running import build
-from rlswarm_jax.running.account import address
+from rlswarm_jax.running.account import reached
 
 
 def engine(config: ml_collections.ConfigDict) -> tuple[Run, samples.Weights]:
@@ -58,13 +56,7 @@ def endpoint(
     None is the config's. Raises UsageError, ChainError or DevnetError.
     """
     contract, chain = contract or config.chain.contract, chain_id or config.chain.id
-    with contextlib.ExitStack() as held:
-        url = address(rpc_url or config.chain.endpoint)
-        kept = node.parent / CHAIN_FOLDER
-        if not rpc_url and (kept / CONTRACT_FILE).is_file() and not _answers(url, contract):
-            url = held.enter_context(devnet.running(kept)).url
-        elif url in LOCAL_CHAINS:
-            raise UsageError(f"the chain of {node} is not here: give --rpc, --contract and --chain-id.")
+    with reached(config, node, rpc_url, contract) as url:
         try:
             rpc = Patient(Endpoint(url), PATIENCE)
             contract = checksum(contract)
@@ -80,13 +72,3 @@ def endpoint(
         except Refused as error:
             raise UsageError(f"the block of the deployment is not known: give --from-block ({error})") from None
         yield rpc, contract, first
-
-
-def _answers(url: str, contract: str) -> bool:
-    """Whether a swarm's own chain is still running."""
-    if url in LOCAL_CHAINS:
-        return False
-    try:
-        return bool(eth.connect(Endpoint(url, seconds=2.0)).eth.get_code(checksum(contract)))
-    except EndpointDown:
-        return False

@@ -152,6 +152,7 @@ def _write_config(
     }
     if member.index:
         fields["profile"]["rounds"] = []
+        fields["publish"]["to"] *= "{node}" in fields["publish"]["to"]  # or all would publish to one place
     if chain:
         fields["chain"] |= {"endpoint": chain.url, "contract": chain.contract, "id": CHAIN_ID, "confirmations": 0}
         fields["chain"]["court"] = chain.court

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from rlswarm_jax.keeper import Keeper  # and with it the chain's libraries
     from rlswarm_jax.multihost import Channel  # and with it jax
 
+log = logging.getLogger("rlswarm_jax.node")
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
 LOG_BYTES = 4 << 20  # of log.txt, and of the one before it
 JOIN_SECONDS = 10.0  # to find a peer through the bootnodes, before going on without
@@ -159,7 +160,7 @@ def _play(
     """Whether all rounds were played."""
     started = time.monotonic()
     from rlswarm_jax import multihost  # and with it jax
-    from rlswarm_jax.audit.archive import Archive, Shelves, shown_for
+    from rlswarm_jax.audit.archive import Archive, Shelves
     from rlswarm_jax.audit.auditor import Auditor
     from rlswarm_jax.checkpoint import Best, CheckpointError, Checkpoints
     from rlswarm_jax.engine import DivergedError
@@ -167,8 +168,10 @@ def _play(
     from rlswarm_jax.game.player import Player
     from rlswarm_jax.node import LiveConfig, Node
     from rlswarm_jax.qwen.sampling import PromptError
+    from rlswarm_jax.records.audits import shown_for
     from rlswarm_jax.reporting import report
     from rlswarm_jax.running import build
+    from rlswarm_jax.running.publishing import Publishing
     from rlswarm_jax.running.record import Recorder
     from rlswarm_jax.running.view import compiling
 
@@ -205,11 +208,17 @@ def _play(
         parts = player, made.one_engine, present.transport, present.mailbox, journal, checkpoints
         run = functools.partial(made.one_engine.replay, 0)
         auditor = Auditor(archive, run, present.transport, config.audit.share, kept_bytes, evidence)
-        node = Node(*parts, live, recorder.on_round, auditor, present.chain, best)
+        publishing = Publishing(config, workdir, made.one_engine, [present.name], present.chain)
+        node = Node(*parts, live, publishing.after(recorder.on_round), auditor, present.chain, best)
         with view:
             node.restore(reported)
             node.run(should_stop)
             node.save()
+            if player.finished:
+                told = publishing.finish(player.state.round, should_stop)
+                if told and present.chain and not present.chain.finish(should_stop):
+                    log.warning("the chain has not taken all that was to be told of published weights")
+            publishing.close()
         present.transport.close()  # what is left needs no peers
         checkpoints.close()
         if best is not None:

@@ -18,8 +18,10 @@ from rlswarm_jax.records.schema import RecordError
 from rlswarm_jax.reporting import report
 from rlswarm_jax.running import build, folder
 from rlswarm_jax.running.arguments import Arguments
+from rlswarm_jax.running.publishing import Publishing
 from rlswarm_jax.running.record import Recorder
-from rlswarm_jax.simulate import Simulation, Timing
+from rlswarm_jax.simulate import Simulation
+from rlswarm_jax.simulated_node import Timing
 from rlswarm_jax.swarm.virtual import Partition, VirtualNetwork
 from rlswarm_jax.tasks.verifier import VerifierError
 
@@ -70,11 +72,13 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
     checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER, config.checkpoints.keep)
     best = [Best(workdir / BEST_FOLDER / str(i)) for i in range(config.swarm.nodes) if config.checkpoints.best]
     recorder = Recorder(config, workdir, console, made, started, arguments.words)
+    names = [identity.friendly_name(game.author) for game in made.games]
+    publishing = Publishing(config, workdir, made.engine, names)
     simulation = make_simulation(
         config,
         made,
         journal,
-        recorder.on_round,
+        publishing.after(recorder.on_round),
         checkpoints=checkpoints,
         checkpoint_every=config.checkpoint_every,
         metrics_offset=lambda: recorder.offset,
@@ -87,6 +91,9 @@ def _run(arguments: Arguments, resumes: bool, console: Console, stopping: list[i
     with recorder.open(keep, [node.state.round for node in simulation.nodes]):
         simulation.run(lambda: bool(stopping))
         simulation.save()
+        if simulation.finished:
+            publishing.finish(config.rounds, lambda: bool(stopping))
+        publishing.close()
     journal.close()
     checkpoints.close()
     for one in best:

@@ -8,7 +8,7 @@ import pytest
 from rlswarm_jax.adversaries import STRATEGIES
 from rlswarm_jax.checkpoint import Checkpoints
 from rlswarm_jax.records.trust import FIRST
-from rlswarm_jax.simulate import Timing
+from rlswarm_jax.simulated_node import Timing
 from tests.game.hand_driver import three_stages
 from tests.table_swarm import simulation
 

@@ -10,12 +10,12 @@ import pytest
 
 from rlswarm_jax.audit import auditor as module
 from rlswarm_jax.audit import patches
-from rlswarm_jax.audit.archive import Archive, Shelves, shown_for
+from rlswarm_jax.audit.archive import Archive, Shelves
 from rlswarm_jax.audit.auditor import Auditor
 from rlswarm_jax.game.effects import Audit
 from rlswarm_jax.qwen import tensors_hash
 from rlswarm_jax.qwen.verdict import Replay, Rounding
-from rlswarm_jax.records.audits import Case
+from rlswarm_jax.records.audits import Case, shown_for
 from rlswarm_jax.records.schema import ANSWER, NOT_PRODUCED, PRODUCED, UNDECIDED, WITHHELD, Verdict
 from rlswarm_jax.records.trust import Trust
 from rlswarm_jax.swarm.transport import NotShownError

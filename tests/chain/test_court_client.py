@@ -1,6 +1,7 @@
 """A node's side of a court: what it believes, what it pays, and what it says where that cannot be."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 from eth_abi import encode
@@ -42,6 +43,21 @@ def test_a_stake_comes_to_the_court_once_however_often_it_is_wished(world, tmp_p
         world.chain.mine()
     assert client.court.peer(client.account)[:3] == (STAKE, 1, 0) and client.counts() == {"done": 1}
     assert STAKE < before - balance(world, client.account) < 2 * STAKE  # and some gas
+    client.close()
+
+
+def test_a_challenge_of_who_has_lost_its_stake_to_another_waits_for_nothing(world, tmp_path):
+    client = world.client(tmp_path, court=court_of(world))
+    client.court.stake(STAKE)
+    for _ in range(5):
+        client.step()
+        world.chain.mine()
+    staked, lost = client.account, calls.account_of(OTHER.author)
+    fates = []
+    for accused in (lost, staked):
+        wish = SimpleNamespace(kind="challenge", round=1, arguments={"accused": accused})
+        fates.append(client.court.fate(wish, "NotStaked", current=2))
+    assert fates == ["dropped", "later"]  # of the two sides it may be the challenger's that is still to come
     client.close()
 
 

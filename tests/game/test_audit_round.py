@@ -11,7 +11,7 @@ from rlswarm_jax.game.effects import Audit, Gather, Learn, Publish, Replay, Samp
 from rlswarm_jax.game.player import Player
 from rlswarm_jax.game.round import NodeState
 from rlswarm_jax.journal import Journal
-from rlswarm_jax.records.audits import Case
+from rlswarm_jax.records.audits import Case, shown_for
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, NOT_PRODUCED, PRODUCED, REVISE, STAGES, Verdict
 from rlswarm_jax.records.trust import FIRST, Audited, Offender, Trust
 from tests.game.hand_driver import (
@@ -84,6 +84,19 @@ def test_a_node_replays_completions_of_its_own_with_the_weights_that_it_will_lea
     assert played.effects.index(replay) < played.effects.index(played.one(Learn))
     assert played.metrics["audit/own_produced"] == 5 and play(make_game()).all(Replay) == []
     assert len(play(make_game(rechecks=99)).one(Replay).claimed) == 3 * GROUP_SIZE
+
+
+@pytest.mark.parametrize("rounds", [3, shown_for(2) - 1, shown_for(2)])
+def test_an_accusation_is_looked_into_for_as_long_as_the_accused_shows_its_weights(rounds):
+    """A verdict takes a beacon, weights and a replay: by then the record is older than what is learned from."""
+    game, said = make_game(auditors=1, rounds=99), signed(record_of(ALICE), ALICE)
+    state = play(game, arrived=[said]).state
+    for _ in range(rounds - 1):
+        state = play(game, state).state
+    assert said.hash not in state.sheets
+    accusing = msgspec.structs.replace(record_of(BOB, state.round), verdicts=[verdict(NOT_PRODUCED, said.hash, 1)])
+    played = play(game, state, [signed(accusing, BOB)])
+    assert (Case(said.hash, 1) in played.one(Audit).cases) == (rounds < shown_for(2))
 
 
 def test_who_was_found_out_is_not_waited_for_learned_from_or_shown():
@@ -198,16 +211,8 @@ def test_a_verdict_is_told_in_the_next_record_and_only_there():
 def test_an_accusation_makes_others_look():
     said = signed(record_of(ALICE), ALICE)
     before = play(make_game(auditors=1), arrived=[said])
-    accuses = record_of(BOB, 2)
-    accuses = signed(
-        type(accuses)(
-            **{
-                **{f: getattr(accuses, f) for f in accuses.__struct_fields__},
-                "verdicts": [verdict(NOT_PRODUCED, said.hash, 1)],
-            }
-        ),
-        BOB,
-    )
+    accuses = msgspec.structs.replace(record_of(BOB, 2), verdicts=[verdict(NOT_PRODUCED, said.hash, 1)])
+    accuses = signed(accuses, BOB)
     played = play(make_game(auditors=0, max_staleness=4), before.state, arrived=[accuses])
     assert played.all(Audit) == []
     played = play(make_game(auditors=1, max_staleness=4), before.state, arrived=[accuses])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES
-from rlswarm_jax.simulate import Timing
+from rlswarm_jax.simulated_node import Timing
 from rlswarm_jax.swarm import waiting
 from rlswarm_jax.swarm.waiting import Company, quorum_time, read_by, stage_end, still_to_speak
 from tests.game.hand_driver import half_right, make_game, signed
