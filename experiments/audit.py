@@ -20,39 +20,28 @@ has no old state, give --from-block.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import functools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import ml_collections
 from rich.console import Console
 
 from configs import fields
 from rlswarm_jax.audit import claims, samples
 from rlswarm_jax.audit.evidence import make_judge, read_chain, read_journals
-from rlswarm_jax.audit.replays import Run
-from rlswarm_jax.chain import eth
-from rlswarm_jax.chain.calls import checksum, probe
 from rlswarm_jax.chain.devnet import DevnetError
-from rlswarm_jax.chain.errors import ChainError, Refused
-from rlswarm_jax.chain.events import find_first_block
-from rlswarm_jax.chain.ledger import PATIENCE
-from rlswarm_jax.chain.rpc import Endpoint, Patient, Rpc
+from rlswarm_jax.chain.errors import ChainError
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.files import CONFIG_FILE, JOURNAL_FILE, WEIGHTS_FOLDER, node_folders, write_whole
+from rlswarm_jax.files import CONFIG_FILE, JOURNAL_FILE, node_folders, write_whole
 from rlswarm_jax.game.chain import by_tag
-from rlswarm_jax.identity import simulated
 from rlswarm_jax.journal import JournalError
 from rlswarm_jax.reporting.claims import as_json, print_audit
 from rlswarm_jax.reporting.ledger import CLAIMS_FILE
 from rlswarm_jax.reporting.samples import SAMPLES_FILE, print_samples, samples_json
-from rlswarm_jax.running import build
-from rlswarm_jax.running.account import reached
+from rlswarm_jax.running import build, evidence
 from rlswarm_jax.running.folder import read_config
 from rlswarm_jax.tasks.verifier import VerifierError
 
@@ -81,7 +70,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     out.mkdir(parents=True, exist_ok=True)
     beacons, sound = {b"": b""}, True
     if config.chain.endpoint != "none":
-        with _endpoint(arguments, config, nodes[0]) as (rpc, contract, first):
+        with evidence.endpoint(
+            config, nodes[0], arguments.rpc, arguments.contract, arguments.chain_id, arguments.from_block
+        ) as (rpc, contract, first):
             rounds = read_chain(rpc, contract, first)
             game = dataclasses.replace(game, contract=contract, chain_id=arguments.chain_id or config.chain.id)
         with build.make_verifier(config, game) as verifier:
@@ -92,26 +83,14 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.print(f"written to {out / CLAIMS_FILE}\n", soft_wrap=True)
         sound = found.sound
     if arguments.groups:
-        began, (run_, weights) = time.monotonic(), _weights(config, nodes)
+        began, (run_, weights) = time.monotonic(), evidence.engine(config)
+        weights = {**weights, **evidence.kept_weights(nodes)}
         sampled = samples.replay(game, records.values(), beacons, weights, run_, arguments.groups)
         write_whole(out / SAMPLES_FILE, json.dumps(samples_json(sampled), indent=2) + "\n")
         print_samples(sampled, time.monotonic() - began, console)
         console.print(f"written to {out / SAMPLES_FILE}", soft_wrap=True)
         sound &= not sampled.wrong
     return int(not sound)
-
-
-def _weights(config: ml_collections.ConfigDict, nodes: Sequence[Path]) -> tuple[Run, samples.Weights]:
-    """What replays, and the weights that are at hand, by name."""
-    from rlswarm_jax import qwen  # and with it jax
-    from rlswarm_jax.audit.archive import at_hand
-
-    engine = build.build(config, [simulated(config.seed, 0)]).one_engine
-    base = engine.tensors(0)
-    found = {qwen.tensors_hash(base): lambda: base}
-    for node in nodes:
-        found |= at_hand(node / WEIGHTS_FOLDER)
-    return functools.partial(engine.replay, 0), found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,30 +114,6 @@ def homes(directory: Path) -> list[Path]:
     if not found:
         raise UsageError(f"{directory} is the folder of no node and of no live swarm.")
     return found
-
-
-@contextlib.contextmanager
-def _endpoint(
-    arguments: argparse.Namespace, config: ml_collections.ConfigDict, node: Path
-) -> Iterator[tuple[Rpc, str, int]]:
-    """The chain, the coordinator's address and the first block of its events, while the `with` block lasts."""
-    contract, chain = arguments.contract or config.chain.contract, arguments.chain_id or config.chain.id
-    with reached(config, node, arguments.rpc, contract) as url:
-        try:
-            rpc = Patient(Endpoint(url), PATIENCE)
-            contract = checksum(contract)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        w3 = eth.connect(rpc)
-        if (found := w3.eth.chain_id) != chain:
-            raise UsageError(f"the endpoint serves chain {found}, not {chain}: check --rpc and --chain-id.")
-        if not probe(eth.Contract(w3, contract)).ours:
-            raise UsageError(f"the coordinator at {contract} takes no commitments, so its claims cannot be checked.")
-        try:
-            first = find_first_block(rpc, contract) if arguments.from_block is None else arguments.from_block
-        except Refused as error:
-            raise UsageError(f"the block of the deployment is not known: give --from-block ({error})") from None
-        yield rpc, contract, first
 
 
 if __name__ == "__main__":

@@ -13,13 +13,20 @@
   --plan [--memory 16GB]        says what it would take of a device's memory, and exits with 1 if that is too much
   --resume                      go on with an unfinished run in that folder; a finished one is moved aside
 
+While it runs, the address that it prints shows who learns what from whom (python -m experiments.page has more).
 The folder holds summary.json, metrics.jsonl, report.md with plots, journals and checkpoints. Ctrl-C stops cleanly and
 still writes the report; the same command with --resume goes on. A simulation then ends with the same weights as if it
 had never been stopped; live nodes join the round in which the others are.
 """
 
-from rlswarm_jax.running.arguments import main
-from rlswarm_jax.running.start import run
+from rlswarm_jax.running import start
+from rlswarm_jax.running.arguments import Arguments, main
+
+
+def run(arguments: Arguments) -> int:
+    """As `start.run`, with a page of the run beside it."""
+    return start.run(arguments, page=True)
+
 
 if __name__ == "__main__":
     main(run, __doc__)

@@ -10,6 +10,7 @@ from rlswarm_jax.errors import DiskError, UsageError
 CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metrics.jsonl"
 JOURNAL_FILE, CHECKPOINT_FOLDER, NODE_FILE = "journal.sqlite", "checkpoints", "node.json"
 PROFILE_FOLDER = "profile"
+PAGE_FILE = "page.html"  # of a run that is over, complete in itself
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, whose runs are in POINT/seed-N
 BEST_FOLDER = "best"  # in it a folder for each node of the process, by index
 ALONE_FOLDER, SAMPLED, LEARNED = "alone", "sampled", "learned"  # nodes alone beside a swarm: see running/alone.py

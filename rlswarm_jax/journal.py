@@ -134,12 +134,35 @@ def look(path: Path, kinds: Collection[str]) -> list[Entry]:
         return [Entry(*row) for row in rows]
 
 
-def look_at(path: Path, node: int, rounds: range) -> list[Entry]:
-    """All rows of some rounds of a node, in order; else as `look`."""
+def look_at(path: Path, node: int, rounds: range, kinds: Collection[str] = ()) -> list[Entry]:
+    """The rows of some rounds of a node, all or those of some kinds, in order; else as `look`."""
     with _reading(path) as db:
-        where = "WHERE node = ? AND round >= ? AND round < ? ORDER BY round, step"
-        rows = db.execute(f"SELECT {_COLUMNS} FROM journal {where}", (node, rounds.start, rounds.stop))
+        of_kinds = f" AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
+        where = f"WHERE node = ? AND round >= ? AND round < ?{of_kinds} ORDER BY round, step"
+        rows = db.execute(f"SELECT {_COLUMNS} FROM journal {where}", (node, rounds.start, rounds.stop, *kinds))
         return [Entry(*row) for row in rows]
+
+
+def newest(path: Path) -> list[Entry]:
+    """Of each node its last row, without its result; else as `look`."""
+    with _reading(path) as db:
+        columns = _COLUMNS.replace("result", "x''")
+        last = "(SELECT max(id) FROM journal GROUP BY node)"
+        return [Entry(*row) for row in db.execute(f"SELECT {columns} FROM journal WHERE id IN {last} ORDER BY node")]
+
+
+def first(path: Path, kind: str) -> dict[int, Entry]:
+    """By node, the first row of a kind that is there; else as `look`."""
+    with _reading(path) as db:
+        where = "id IN (SELECT min(id) FROM journal WHERE kind = ? GROUP BY node)"
+        return {row[0]: Entry(*row) for row in db.execute(f"SELECT {_COLUMNS} FROM journal WHERE {where}", (kind,))}
+
+
+def count(path: Path, node: int, round_: int, kind: str) -> int:
+    """How many rows of a kind a round has; else as `look`."""
+    with _reading(path) as db:
+        where = "node = ? AND round = ? AND kind = ?"
+        return db.execute(f"SELECT count(*) FROM journal WHERE {where}", (node, round_, kind)).fetchone()[0]
 
 
 def kept(path: Path, kind: str) -> dict[int, list[int]]:

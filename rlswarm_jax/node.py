@@ -143,7 +143,7 @@ class Node:
             if isinstance(fed.effect, Audit):
                 self._auditor.take_up(fed.effect.cases, fed.result)
             if fed.metrics is not None and entry.round not in reported:
-                self._on_round(RoundReport(player.index, entry.round, entry.at, fed.metrics))
+                self._on_round(RoundReport(player.index, entry.round, entry.at, fed.metrics, fed.lessons))
         self._published = [published(entry) for entry in self._journal.last(player.index, Publish.__name__)]
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:

@@ -21,7 +21,7 @@ FLOORS = [
     "swarm chain grpo game",
     "adversaries audit engine engines evaluator speed checkpoint publish",
     "keeper juror node simulated_node simulate multihost exam",
-    "configs reporting",
+    "configs reporting page",
     "running",
     "experiments",
 ]
@@ -168,7 +168,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
 
 def test_no_command_is_long():
     lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "experiments").glob("*.py")}
-    assert len(lengths) == 13 and max(lengths.values()) <= LONGEST, lengths
+    assert len(lengths) == 14 and max(lengths.values()) <= LONGEST, lengths
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ def test_every_line_says_what_and_in_which_unit():
 def test_no_line_is_of_a_metric_that_does_not_exist():
     """Nor of one whose name has changed."""
     fixed = {"learn/rows_local", "learn/rows_external", "node", "name", "round", "wall_seconds", "virtual_seconds"}
+    fixed |= {"lessons"}
     fixed |= {f"learn/{name}" for name in ("low_ess_groups", "text_tokens", "filled_fraction", "flops", "kl")}
     fixed |= {"network/dropped/oversized"}  # libp2p's own reason
     known = all_in_code() | of_rounds_by_hand() | of_the_learner() | fixed | {"score/failed/*"}

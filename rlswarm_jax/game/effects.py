@@ -88,10 +88,14 @@ class Gather:
 
 @dataclasses.dataclass(frozen=True)
 class Learn:
-    """-> metrics. groups: what to take the gradient on; empty is allowed and changes nothing. round: of the game."""
+    """-> metrics. groups: what to take the gradient on; empty is allowed and changes nothing. round: of the game.
+
+    idle: the node's own groups that teach nothing, for whoever tells what was played.
+    """
 
     groups: list[ScoredGroup]
     round: int = 0
+    idle: list[ScoredGroup] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)

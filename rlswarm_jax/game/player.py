@@ -5,6 +5,7 @@ and goes on from there.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,17 +25,20 @@ from rlswarm_jax.records.schema import MAX_VERDICTS
 from rlswarm_jax.records.teachers import Teachers
 from rlswarm_jax.records.trust import Trust, contradictory
 
+# author ("": the node itself), round, stage, index, rewards, and whether the group was learned from
+Lesson = tuple[str, int, str, int, list[float], bool]
 BEGIN = "begin"  # the journal's first row of a round: which round follows which is a decision too
 
 
 @dataclasses.dataclass(frozen=True)
 class RoundReport:
-    """What is told about a node's finished round. at: seconds on the driver's clock."""
+    """What is told about a node's finished round. at: seconds on the driver's clock. lessons: its groups, as scored."""
 
     node: int
     round: int
     at: float
     metrics: Metrics
+    lessons: Sequence[Lesson] = ()
 
 
 class SavedPlayer(msgspec.Struct, array_like=True):
@@ -53,11 +57,12 @@ class SavedPlayer(msgspec.Struct, array_like=True):
 
 
 class Fed(NamedTuple):
-    """A journaled step taken again. metrics: of the round that it ended."""
+    """A journaled step taken again. metrics: of the round that it ended. lessons: its groups, as scored."""
 
     effect: Effect | None
     result: Any
     metrics: Metrics | None
+    lessons: Sequence[Lesson] = ()
 
 
 def published(entry: Entry) -> bytes:
@@ -79,6 +84,7 @@ class Player:
         self._heard: list[Moment] = []  # of the chain when this round began
         self._published: list[bytes] = []  # in this round: content hashes
         self._exposed: frozenset[bytes] = frozenset()  # in this round: who contradicts themselves
+        self._lessons: list[Lesson] = []  # of the round that was learned from last
 
     @property
     def finished(self) -> bool:
@@ -102,7 +108,7 @@ class Player:
         if isinstance(effect, Publish):
             self._published.append(open_envelope(result).hash)
         metrics = self._resume(None if isinstance(effect, Publish) else result)
-        return None if metrics is None else RoundReport(self.index, played, at, metrics)
+        return None if metrics is None else RoundReport(self.index, played, at, metrics, self._lessons)
 
     def feed(self, entry: Entry) -> Fed:
         """Takes a journaled step again. Raises JournalError if it is not a step of this round."""
@@ -124,7 +130,7 @@ class Player:
             if signed.record.author != self.game.author:
                 raise JournalError(f"node {self.index} round {entry.round}: the journal is of a node with another key.")
             self._published.append(signed.hash)
-        return Fed(effect, result, self._resume(result))
+        return Fed(effect, result, self._resume(result), self._lessons)
 
     def join(self, latest_rounds: dict[bytes, int], voters: int) -> None:
         """Between two rounds: goes to the round in which most of the voting peers are."""
@@ -169,7 +175,9 @@ class Player:
             self._heard = result
         if isinstance(self.effect, Gather):
             self._exposed |= contradictory(result)
-        self.learned |= isinstance(self.effect, Learn)
+        if isinstance(self.effect, Learn):
+            self.learned = True
+            self._lessons = lessons_of(self.effect)
         self.step += 1
         try:
             self.effect = self._round.send(result)
@@ -186,3 +194,17 @@ class Player:
         self.inbox.expire(self.state.round)
         metrics = {f"records/rejected/{cause}": float(n) for cause, n in rejected.items()}
         return metrics | {"records/equivocations": float(len(self.inbox.evidence))}
+
+
+def lessons_of(effect: Learn) -> list[Lesson]:
+    """A node's groups of a round, those it learned from first; rewards that are whole numbers are written as such."""
+    told = [(group, True) for group in effect.groups] + [(group, False) for group in effect.idle]
+    return [
+        (
+            group.author.hex() if group.external else "",
+            *(group.round, group.stage, group.index),
+            [int(reward) if float(reward).is_integer() else round(reward, 6) for reward in group.rewards],
+            learned,
+        )
+        for group, learned in told
+    ]

@@ -147,10 +147,11 @@ def _play_round(game: Game, state: NodeState) -> Round:
     taught = [turns.teaches(game, turn, rewards, scores, ways, lengths) for turn, rewards in played_for]
     groups = [turns.to_scored(game, turn, rewards) for turn, rewards in zip(everything, taught, strict=True)]
     local = [group for group in groups if not group.external and (game.flat or group.has_advantage)]
+    idle = [group for group in groups if not (group.external or game.flat or group.has_advantage)]
     drawn, pool, teachers = _draw(game, state, groups, len(local), sheets, beacon, distrusted)
     if own and game.rechecks:
         metrics |= yield _recheck(game, own, beacon)
-    learned = yield Learn(local + drawn, round_)
+    learned = yield Learn(local + drawn, round_, idle)
     if game.chain_every:
         worth = [(t.author if t.external else t.stage, amount(r)) for t, r in zip(everything, earned, strict=True)]
         account = yield from _commit(game, account.add(published, worth), round_)

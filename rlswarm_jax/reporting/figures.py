@@ -350,6 +350,31 @@ def patches_block(found: Sequence[Benchmark]) -> Block:
     return Block(rows, f"{note}. {found[0].hardware}.", [])
 
 
+def page_block(found: Sequence[Benchmark]) -> Block:
+    """What a page costs whoever opens it, by the length of the run; below, what it costs the run."""
+    by_rounds: dict[int, dict[str, Benchmark]] = {}
+    for b in found:
+        if "rounds" in b.config:
+            by_rounds.setdefault(b.config["rounds"], {})[b.benchmark] = b
+    rows = [["8 nodes, rounds", "first paint", "whole view", "received", "run read", "slowest answer", "its size"]]
+    for rounds, of in by_rounds.items():
+        paint, views = of["first paint"], of["views"]
+        seen = [
+            f"{number(paint.value)} ms",
+            f"{number(paint.measured['whole'])} ms",
+            f"{number(paint.measured['kB'])} kB",
+        ]
+        read = [
+            f"{number(views.measured['read'])} ms",
+            f"{number(views.value)} ms",
+            f"{number(views.measured['kB'])} kB",
+        ]
+        rows.append([f"{rounds:,}", *seen, *read])
+    beside = next(b for b in found if b.benchmark == "beside a run")
+    note = f"Beside a run, with one browser that looks on: {number(beside.value)} % of a core; before that, nothing"
+    return Block(rows, f"{note}. Reading and answers in processor time. {found[0].hardware}.", [])
+
+
 def roc_block(found: Sequence[Benchmark]) -> Block:
     """A row for each lie, a column for each size of an audit; below, the best of several, and who did not lie."""
     lies = [b for b in found if b.benchmark == "detected"]
@@ -410,6 +435,7 @@ def number(value: float) -> str:
 BLOCKS_OF_THEIR_OWN = {
     "benchmarks/chain": benchmarks_block,
     "benchmarks/decode": decode_block,
+    "benchmarks/page": page_block,
     "benchmarks/patches": patches_block,
     "benchmarks/plan": plan_block,
     "benchmarks/replay": replay_block,

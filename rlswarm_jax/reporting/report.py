@@ -1,11 +1,15 @@
 """A run's report: report.md with plots next to it, and the same tables in the terminal."""
 
+import contextlib
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from rlswarm_jax.files import write_whole
+from rlswarm_jax.errors import UsageError
+from rlswarm_jax.files import PAGE_FILE, write_whole
+from rlswarm_jax.page.export import export
+from rlswarm_jax.page.folder import Folder
 from rlswarm_jax.reporting.blocks import markdown_table, print_table
 from rlswarm_jax.reporting.ledger import write_ledger
 from rlswarm_jax.reporting.plots import plot
@@ -17,6 +21,9 @@ def write_report(workdir: Path) -> Path:
     """Writes report.md, its plots and its ledger into a run's folder; returns report.md's path. Raises UsageError."""
     run = load(workdir)
     parts = [f"# {title(run.summary)}\n"]
+    with contextlib.suppress(UsageError):  # of a summary without its config there is none
+        shown = export(Folder(workdir), workdir / PAGE_FILE)
+        parts += [f"Who taught whom, with the texts: [{shown.name}]({shown.name}).\n"]
     for section in sections(run):
         parts += [f"## {section.title}\n"]
         parts += [f"{section.text}\n"] if section.text else []

@@ -97,7 +97,7 @@ class Recorder:
         if self._config.driver == "simulate":
             row["virtual_seconds"] = found.at
         row["wall_seconds"] = round(self._before + time.monotonic() - self._started, 3)
-        self._log.write(row | found.metrics)
+        self._log.write(row | found.metrics | {"lessons": found.lessons})
         self.view.update(row | found.metrics)
         if not self._mirrored:
             self._start_wandb()

@@ -1,17 +1,23 @@
 """A run as its config says, by the driver that it names; as a program a run of a sweep, which ends with its parent."""
 
+import contextlib
+import functools
 import importlib
 import os
 import signal
 
 from rlswarm_jax import launch
+from rlswarm_jax.page.beside import beside
 from rlswarm_jax.running.arguments import Arguments, check, main
 
 DRIVERS = {"live": "live", "node": "node", "simulate": "simulated"}
 
 
-def run(arguments: Arguments) -> int:
-    """Returns an exit code. Raises UsageError for whatever the user can mend."""
+def run(arguments: Arguments, page: bool = False) -> int:
+    """Returns an exit code. page: whether one of the run is served beside it.
+
+    Raises UsageError for whatever the user can mend.
+    """
     if arguments.plan:
         check(arguments.config)
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -22,8 +28,9 @@ def run(arguments: Arguments) -> int:
     driver = DRIVERS[config.driver]
     if driver == "node" and config.devices.processes != 1:
         driver = "processes"  # which it is, together
-    # only now: what a driver needs (jax and its friends) can take seconds
-    return importlib.import_module(f"rlswarm_jax.running.{driver}").run(arguments)
+    with beside(arguments.workdir, functools.partial(print, flush=True)) if page else contextlib.nullcontext():
+        # only now: what a driver needs (jax and its friends) can take seconds
+        return importlib.import_module(f"rlswarm_jax.running.{driver}").run(arguments)
 
 
 if __name__ == "__main__":

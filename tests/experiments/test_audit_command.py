@@ -47,7 +47,7 @@ def check(monkeypatch, world: World, *arguments: Path | str) -> int:
     """The command, where the chain says what is in `world`."""
     monkeypatch.setattr(build, "observed", lambda config: world.game)
     monkeypatch.setattr(build, "make_verifier", lambda config, game: Verifier(TASKS, mixture(), 1))
-    monkeypatch.setattr(command, "_endpoint", lambda *_: contextlib.nullcontext((None, "", 0)))
+    monkeypatch.setattr(command.evidence, "endpoint", lambda *_: contextlib.nullcontext((None, "", 0)))
     monkeypatch.setattr(command, "read_chain", lambda *_: world.rounds())
     return command.main([*map(str, arguments), "--groups", "0"])
 

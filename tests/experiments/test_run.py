@@ -12,6 +12,7 @@ import pytest
 from rlswarm_jax.errors import DiskError, TransientError, UsageError
 from rlswarm_jax.running import arguments as cli
 from rlswarm_jax.running import record
+from tests.page.parts import assert_parts_are_the_loss
 from tests.small import SHAPES
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -161,7 +162,10 @@ def test_the_smoke_variant_of_every_config_runs_and_leaves_what_is_promised(name
     assert summary["records"]["received"] == published * (nodes - 1)
     assert summary["records"]["rejected"] == {}
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == nodes * summary["rounds"]
-    for file in ("report.md", "held_out.png", "reward.png", "config.json", "journal.sqlite"):
+    assert done.stdout.splitlines()[1].startswith("page: http://127.0.0.1:")
+    if not changes:  # else there is not always something to learn in so few rounds
+        assert_parts_are_the_loss(workdir)
+    for file in ("report.md", "held_out.png", "reward.png", "config.json", "journal.sqlite", "page.html"):
         assert (workdir / file).stat().st_size > 0
     assert list((workdir / "checkpoints").iterdir())
     own = record.run_id(cli.parse([*arguments, *labels]).config, None)

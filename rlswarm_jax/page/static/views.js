@@ -1,0 +1,349 @@
+// What each view shows. `page` has get(name, given), go(name, given), given and live.
+"use strict";
+const views = (() => {
+  const { el, count, percent, fixed, signed, seconds, short, who, text, table, section, figure, chart, stacked, matrix } = draw;
+  const STAGE = { answer: "answer", critique: "critique", revise: "revision" };
+
+  // --- now
+
+  async function now(page) {
+    const [found, lineage] = await Promise.all([page.get("now"), page.get("lineage")]);
+    if (!found.nodes.length) return [el("p", { class: "lead" }, "No node has finished a round yet."), el("p", { class: "quiet" }, "At a first start the model's programs are compiled, a minute or two. This page shows rounds as they end.")];
+    const learning = await page.get("learning");
+    const mean = learning.held_out.mean, before = mean.length ? mean[0][1] : null, after = mean.length > 1 ? mean[mean.length - 1][1] : null;
+    const rewards = found.nodes.map((node) => node.reward).filter(draw.known), learned = found.nodes.reduce((sum, node) => sum + node.learned, 0), own = lineage.own.reduce((a, b) => a + b, 0);
+    return [
+      teachers(lineage, page),
+      el("dl", { class: "figures" },
+        figure("held-out accuracy, mean", percent(after ?? before), after === null ? "before learning" : `${signed(100 * (after - before), 1)} points since the start`),
+        figure("reward, last ten rounds", fixed(rewards.length ? rewards.reduce((a, b) => a + b, 0) / rewards.length : null), "of a first answer; 1 is right"),
+        figure("learned from peers", percent(learned + own ? learned / (learned + own) : null), `${count(learned)} of ${count(learned + own)} groups`),
+        found.chain && figure("chain", found.chain.round === null ? "–" : `round ${count(found.chain.round)}`, `${found.chain.kind}${found.chain.waiting ? `, ${count(found.chain.waiting)} to be sent` : ""}`)),
+      nodes(found),
+      found.error ? el("p", {}, el("span", { class: "error" }, "Last warning: "), `${found.error.node}: `, el("span", { class: "said" }, found.error.text)) : el("p", { class: "quiet" }, "No warning in any log here."),
+      chart("Held-out accuracy, over rounds learned from", heldOut(learning), { percent: true, to: 1 }),
+    ];
+  }
+
+  function teachers(lineage, page) {
+    const known = lineage.why.filter(Boolean).sort((a, b) => b.groups / b.of - a.groups / a.of || b.groups - a.groups);
+    if (!known.length) return el("p", { class: "lead" }, "Nobody has learned from anybody yet.");
+    const top = known[0], learner = lineage.learners.find((one) => one.name === top.learner);
+    return [
+      el("p", { class: "lead", id: "teachers" }, el("b", {}, top.learner), " learned most from ", el("b", {}, top.author), `: ${count(top.groups)} of its ${count(top.of)} groups of peers (${percent(top.groups / top.of)}; an even share is ${percent(1 / top.authors)}). `,
+        el("a", { href: `#/lineage?node=${learner.index}&author=${top.hex}` }, "See what it was taught")),
+      el("p", { class: "quiet" }, `Why: ${lineage.choosing}. ${draw.known(top.reward) ? `What it took from there earned ${fixed(top.reward)} in the mean; its own first answers ${fixed(top.own_reward)}${draw.known(top.their_reward) ? `, its teacher's ${fixed(top.their_reward)}` : ""}.` : ""}`),
+    ];
+  }
+
+  function nodes(found) {
+    const rounds = found.rounds;
+    return table("Nodes", [
+      ["node", (node) => who(node.name)],
+      ["does", (node) => [node.doing, node.waiting.length ? el("div", { class: "quiet" }, "not yet here: ", node.waiting.map((one, place) => [place ? "; " : "", el("b", {}, one.name), ` (${one.why})`])) : null], { left: true }],
+      ["round", (node) => [count(node.done), rounds ? el("progress", { class: "progress", max: rounds, value: node.done, "aria-label": `${node.done} of ${rounds} rounds` }) : null]],
+      ["peers", (node) => count(node.peers)],
+      ["reward", (node) => fixed(node.reward)],
+      ["held out", (node) => percent(node.held_out)],
+    ], found.nodes);
+  }
+
+  // --- learning
+
+  function heldOut(learning) {
+    const base = learning.held_out.base, mean = learning.held_out.mean;
+    const lines = learning.held_out.lines.map((line) => ({ ...line }));
+    if (base !== null && mean.length > 1) lines.push({ name: "un-spoiled base", points: [[mean[0][0], base], [mean[mean.length - 1][0], base]], dash: true, colour: 7 });
+    return lines;
+  }
+
+  async function learning(page) {
+    const found = await page.get("learning"), problems = found.held_out.problems;
+    const smooth = (points) => points.map(([x], at) => {
+      const near = points.slice(Math.max(0, at - 3), at + 4);
+      return [x, near.reduce((sum, point) => sum + point[1], 0) / near.length];
+    });
+    const soft = (lines) => lines.map((line, number) => ({ ...line, points: smooth(line.points), colour: number }));
+    return [
+      el("div", { class: "grid" },
+        section("Held-out accuracy", chart(`Greedy, on ${count(problems)} problems nobody trains on`, heldOut(found), { percent: true, to: 1 })),
+        section("Reward of first answers", chart("Mean of a round, smoothed; 1 is right", [...found.reward.lines.map((line) => ({ ...line, points: smooth(line.points) }))], { show: fixed })),
+        section("By task", chart("Held-out accuracy, mean over nodes", found.tasks.map((line, number) => ({ ...line, colour: number })), { percent: true, to: 1 })),
+        section("By stage", chart("Reward of a round, mean over nodes, smoothed", soft(found.stages), { show: fixed })),
+        found.game.some((line) => line.points.length) && section("Do critics and revisions help?", chart("Share right on the problems all nodes share, smoothed", soft(found.game), { percent: true, to: 1 })),
+        found.alone.length ? section("The swarm against nodes alone", chart("Held-out accuracy after the same rounds, mean over nodes", found.alone.map((line, number) => ({ ...line, colour: [2, 1, 7][number] })), { percent: true, to: 1 })) : null,
+        section("What is left to learn", chart("Share of a node's own groups that teach nothing, as all earn the same", soft([found.teaching.live]), { percent: true, to: 1 })),
+        section("Variety", chart("Entropy of what is sampled, nats a token", [{ ...found.teaching.entropy, name: "entropy", colour: 6 }], { show: fixed }))),
+      section("Before and after", table("Held-out accuracy of each node, with the 95 % Wilson interval", [
+        ["node", (one) => who(one.name)], ["rounds", (one) => count(one.rounds)], ["before", (one) => percent(one.before)], ["now", (one) => percent(one.after)],
+        ["95 %", (one) => (one.interval ? `${(100 * one.interval[0]).toFixed(1)} to ${(100 * one.interval[1]).toFixed(1)}` : "–")],
+        ["gain, points", (one) => (draw.known(one.after) ? signed(100 * (one.after - one.before), 1) : "–")],
+      ], found.held_out.ends)),
+    ];
+  }
+
+  // --- lineage
+
+  async function lineage(page) {
+    const found = await page.get("lineage"), names = found.authors.map((one) => one.name);
+    const chosen = found.learners.find((one) => String(one.index) === page.given.node), all = chosen === undefined;
+    const flow = names.map((_, author) => {
+      const rows = found.flow.learners.filter((_, place) => all || found.learners[place].index === chosen.index).map((row) => row[author]);
+      return Array.from({ length: Math.max(...rows.map((row) => row.length), 0) }, (_, at) => rows.reduce((sum, row) => sum + (row[at] || 0), 0));
+    });
+    const panel = el("div", { id: "lessons", "aria-live": "polite" });
+    const cell = (row, column) => {
+      const learner = found.learners[row], author = found.authors[column], own = learner.author === author.author;
+      const value = own ? found.own[row] : found.counts[row][column];
+      return {
+        value, own, text: own ? `own ${count(value)}` : null, key: `cell-${learner.index}-${column}`,
+        pressed: !all && learner.index === chosen.index && (own ? page.given.author === "own" : page.given.author === author.author),
+        label: own ? `own ${count(value)}: groups of its own that ${learner.name} learned from` : `${count(value)}: groups of ${author.name} that ${learner.name} learned from`,
+        on: () => page.go("lineage", { node: learner.index, author: own ? "own" : author.author }),
+      };
+    };
+    if (!all && page.given.author) lessons(page, chosen, page.given.author === "own" ? "" : page.given.author, panel);
+    const why = found.why.filter((one) => one && (all || one.learner === chosen.name));
+    return [
+      section("Who learned from whom", el("p", { class: "quiet" }, "Groups of completions that taught a node something. Choose a number to read them: what was asked, what was said, what it earned, and what it did to the loss."),
+        matrix("A row is a learner, a column the author of what it learned from", "learner", found.learners.map((one) => one.name), names, cell)),
+      panel,
+      section("When", el("div", { class: "controls" }, el("label", { for: "learner" }, "Learner "),
+        el("select", { id: "learner", "data-key": "learner", onchange: (event) => page.go("lineage", { node: event.target.value }) }, el("option", { value: "" }, "all nodes"), found.learners.map((one) => el("option", { value: one.index, selected: !all && one.index === chosen.index }, one.name)))),
+        stacked(`Groups learned from, by author${all ? "" : `: ${chosen.name}`}`, names, flow, found.flow.first, found.flow.width, found.flow.last)),
+      section("Why", el("p", { class: "quiet" }, `How it is drawn: ${found.choosing}. Only groups in which completions differ in reward teach anything, and each node scores all of it itself.`),
+        table("Each learner's first teacher", [
+          ["learner", (one) => who(one.learner)], ["learned most from", (one) => who(one.author), { left: true }],
+          ["groups", (one) => `${count(one.groups)} of ${count(one.of)}`], ["share", (one) => percent(one.groups / one.of)], ["even share", (one) => percent(1 / one.authors)],
+          ["reward of what it taught", (one) => fixed(one.reward)], ["learner's own reward", (one) => fixed(one.own_reward)], ["teacher's own", (one) => fixed(one.their_reward)],
+          ["of which", (one) => Object.entries(one.stages || {}).map(([stage, groups]) => `${count(groups)} ${STAGE[stage] || stage}${groups === 1 ? "" : "s"}`).join(", ") || "–", { left: true }],
+        ], why)),
+    ];
+  }
+
+  async function lessons(page, learner, author, panel, before) {
+    try {
+      const found = await page.get("lessons", { node: learner.index, author, before });
+      const title = author ? `What ${learner.name} learned from ${found.name}` : `What ${learner.name} learned from itself`;
+      if (!before) panel.replaceChildren(el("h2", {}, title), el("p", { class: "quiet" }, "The newest first. An advantage is what a completion earned over the mean of its group; completions that were not used are grey."));
+      panel.querySelector(".more")?.remove();
+      if (!found.groups.length && !before) panel.append(el("p", {}, "The run was recorded before groups were written down, so only their numbers are known."));
+      for (const group of found.groups) panel.append(lesson(page, found, group, learner));
+      const shown = location.hash;
+      if (page.live && !before && found.groups.some((group) => group.soon)) setTimeout(() => panel.isConnected && location.hash === shown && lessons(page, learner, author, panel), 4000);
+      if (found.next !== null) panel.append(el("p", { class: "more" }, el("button", { type: "button", class: "plain", onclick: () => lessons(page, learner, author, panel, found.next) }, "Older ones")));
+      if (!before) panel.querySelector("h2").scrollIntoView({ block: "nearest" });
+    } catch (error) {
+      panel.replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+    }
+  }
+
+  function lesson(page, found, group, learner) {
+    const task = group.task ? `${group.task}, ` : "", late = group.learned - group.round;
+    const part = draw.known(group.part) ? ` It is ${signed(group.part, 3)} of the round's loss of ${signed(group.loss, 3)}.` : "";
+    return el("article", { class: "group" },
+      el("h4", {}, `Round ${group.round}: ${task}${STAGE[group.stage]} ${group.stage === "answer" ? "to" : "of"} problem ${group.index}`),
+      el("p", { class: "quiet" }, `Learned in round ${group.learned}${late ? `, ${late} round${late > 1 ? "s" : ""} later` : ""}.${part} `, el("a", { href: `#/round?node=${learner.index}&round=${group.learned}` }, "That round")),
+      prompt(page, found, group, learner), completions(group), group.here ? null : el("p", { class: "quiet" }, group.soon ? "Its texts are not written down yet." : "Its texts are not in a journal here any more; rewards are."));
+  }
+
+  // what was asked, as the model saw it: made again from the record, when somebody wants to see it
+  function prompt(page, found, group, learner) {
+    const given = { node: found.author ? found.node ?? learner.index : learner.index, round: group.round, author: found.author || learner.author };
+    if (!group.here || !page.has("prompts", given)) return null;
+    const said = el("div", { "aria-live": "polite" });
+    return el("div", {}, el("button", { type: "button", class: "plain small", onclick: async (event) => {
+      event.target.disabled = true;
+      said.replaceChildren(el("p", { class: "quiet" }, "Making it again; the first time takes some seconds …"));
+      try {
+        const turn = (await page.get("prompts", given)).turns.find((one) => one.stage === group.stage && one.index === group.index);
+        said.replaceChildren(turn ? asked(turn) : el("p", { class: "quiet" }, "It cannot be made again from what is here."));
+        if (turn) event.target.remove();
+      } catch (error) {
+        said.replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+        event.target.disabled = false;
+      }
+    } }, "What was asked"), said);
+  }
+
+  const asked = (told) => el("div", {}, el("div", { class: "prompt said", tabindex: "0", role: "region", "aria-label": "prompt" }, told.prompt.text, told.prompt.of ? ` … cut: ${count(told.prompt.of)} characters` : ""), told.right.length ? el("p", { class: "quiet" }, "Right is ", el("span", { class: "said" }, told.right.join(" or "))) : null);
+
+  function completions(group) {
+    const texts = group.texts || (group.rewards || []).map(() => ({ text: "" }));
+    const all = texts.map((said, place) => ({ said, reward: group.rewards?.[place], advantage: group.advantages?.[place], length: group.lengths?.[place], used: group.used ? group.used[place] : group.learned_from, prompted: group.says?.[place], times: 1 }));
+    const alike = new Map(); // equal completions, which earn the same, are one line
+    for (const row of all) {
+      const key = JSON.stringify([row.said, row.reward, row.length, row.used, row.prompted]);
+      if (alike.has(key) && group.texts) alike.get(key).times++;
+      else alike.set(group.texts ? key : alike.size, row);
+    }
+    const rows = [...alike.values()];
+    const body = rows.map((row) => el("tr", { class: row.used ? null : "unused" },
+      el("td", { class: "quiet times" }, row.times > 1 ? `${row.times} ×` : ""),
+      el("td", { class: "left" }, group.texts ? text(row.said) : el("em", { class: "quiet" }, "not here"), row.prompted ? el("div", { class: "quiet" }, row.prompted) : null),
+      el("td", {}, draw.known(row.reward) ? draw.reward(row.reward) : "–"),
+      el("td", { class: row.advantage > 0 ? "better" : row.advantage < 0 ? "worse" : null }, draw.known(row.advantage) ? signed(row.advantage) : "–"),
+      el("td", {}, count(row.length))));
+    return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "completions" }, el("table", {}, el("caption", { class: "unseen" }, "Completions with what they earned"), el("thead", {}, el("tr", {}, el("th", { scope: "col" }, el("span", { class: "unseen" }, "times")), el("th", { scope: "col", class: "left" }, "completion"), ["reward", "advantage", "tokens"].map((title) => el("th", { scope: "col" }, title)))), el("tbody", {}, body)));
+  }
+
+  // --- a round
+
+  async function round(page) {
+    const [now, found] = await Promise.all([page.get("now"), page.get("round", page.live || page.given.round ? { node: page.given.node || 0, round: page.given.round } : { node: 0, round: Math.max(0, (await page.get("now")).nodes[0].done - 1) })]);
+    const last = Math.max(...now.nodes.map((node) => node.done)) - 1, at = found.round;
+    const move = (to) => page.go("round", { node: found.node, round: Math.max(0, to) });
+    const controls = el("div", { class: "controls" },
+      el("label", { for: "node" }, "Node"), el("select", { id: "node", "data-key": "node", onchange: (event) => page.go("round", { node: event.target.value, round: at }) }, now.nodes.map((node) => el("option", { value: node.index, selected: node.index === found.node }, node.name))),
+      el("label", { for: "number" }, "Round"), el("input", { id: "number", type: "number", min: 0, max: last, value: at, "data-key": "number", onchange: (event) => move(Number(event.target.value)) }),
+      el("button", { type: "button", class: "plain", "data-key": "back", onclick: () => move(at - 1), disabled: at <= 0 }, "Earlier"),
+      el("button", { type: "button", class: "plain", "data-key": "on", onclick: () => move(at + 1), disabled: at >= last }, "Later"));
+    const parts = el("div", {});
+    fill(parts, page, found, null);
+    return [el("section", {}, el("h2", {}, `Round ${at} of `, who(found.name)), controls, summary(found), found.stages.length ? tools(page, found, parts) : null), parts];
+  }
+
+  function summary(found) {
+    if (!found.stages.length) {
+      const kept = found.kept ? ` Its journal has rounds ${found.kept[0]} to ${found.kept[1]}.` : "";
+      return el("p", {}, `The records of this round are not in the node's journal: journals are cut off behind checkpoints.${kept}`);
+    }
+    const figures = found.figures, updates = found.version !== null ? `It had learned in ${count(found.version)} updates. ` : "";
+    return el("p", {}, `${updates}${found.beacon ? `Its problems come from the chain's beacon that begins with ${found.beacon}. ` : ""}`, found.played
+      ? `It heard ${count(figures["records/received"])} records of peers, found ${count(figures["groups/received"])} groups in them, ${count(figures["groups/received_with_advantage"])} of which could teach it something, and learned from ${count(figures["groups/local"])} of its own and ${count(figures["groups/external"])} of theirs; the loss was ${signed(figures["learn/loss"], 3)}.`
+      : "It has not ended yet, or was left.");
+  }
+
+  function tools(page, found, parts) {
+    const said = el("div", { "aria-live": "polite" });
+    const ask = (title, what) => el("button", { type: "button", class: "plain", "data-key": what, onclick: async (event) => {
+      const button = event.target;
+      button.disabled = true;
+      said.replaceChildren(el("p", { class: "quiet" }, "Computing; the first time takes some seconds, as the game is loaded …"));
+      try {
+        if (what === "prompts") {
+          fill(parts, page, found, await page.get("prompts", { node: found.node, round: found.round }));
+          said.replaceChildren();
+        } else said.replaceChildren(verdict(await page.get("again", { what, node: found.node, round: found.round })));
+      } catch (error) {
+        said.replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+      }
+      button.disabled = false;
+    } }, title);
+    const prompts = page.has("prompts", { node: found.node, round: found.round }) && ask("Show prompts and right answers", "prompts");
+    return [el("div", { class: "controls" }, prompts, page.live && [ask("Recompute the rewards", "reward"), ask("Recompute the votes", "vote")]), said];
+  }
+
+  // what a recomputation found: {equal, checked, what, differs: [..], command}
+  function verdict(found) {
+    const word = found.equal === null ? el("span", { class: "quiet" }, "Undecided") : found.equal ? el("span", { class: "equal" }, "Equal") : el("span", { class: "differs" }, "Not equal");
+    return el("div", { class: "verdict" }, el("p", {}, word, `: ${found.what}`), (found.differs || []).map((line) => el("p", { class: "said" }, line)), el("p", { class: "quiet" }, "By hand: ", el("code", {}, found.command)));
+  }
+
+  function again(page, title, given) {
+    if (!page.live) return null;
+    const said = el("div", { "aria-live": "polite" });
+    return el("div", {}, el("button", { type: "button", class: "plain", onclick: async (event) => {
+      const button = event.target;
+      button.disabled = true;
+      said.replaceChildren(el("p", { class: "quiet" }, "Computing …"));
+      try {
+        said.replaceChildren(verdict(await page.get("again", given)));
+      } catch (error) {
+        said.replaceChildren(el("p", { class: "error" }, error.message));
+      }
+      button.disabled = false;
+    } }, title), said);
+  }
+
+  function fill(parts, page, found, prompts) {
+    const told = new Map(((prompts || {}).turns || []).map((turn) => [`${turn.stage} ${turn.index}`, turn]));
+    const title = { answer: "It answers", critique: "It criticises what others answered", revise: "It revises" };
+    parts.replaceChildren(
+      ...found.stages.map((stage) => section(title[stage.stage] || stage.stage, stage.groups.length ? null : el("p", { class: "quiet" }, "It said nothing in this stage."), stage.groups.map((group) => played(stage.stage, group, told.get(`${stage.stage} ${group.index}`))))),
+      found.votes.length ? section("The vote", el("p", { class: "quiet" }, "Of each problem that all nodes have: which answer each critic named best."), found.votes.map((one) => table(`Problem ${one.index}`, [["critic", (vote) => who(vote.by)], ["names the answer of", (vote) => vote.for, { left: true }]], one.votes))) : "",
+      found.taught.length ? section("What it learned from others", table("Groups that were drawn for this round", [["author", (one) => who(one.name)], ["of round", (one) => count(one.round)], ["stage", (one) => STAGE[one.stage] || one.stage, { left: true }], ["rewards", (one) => one.rewards.map(draw.reward).join(" "), { left: true }], ["", (one) => el("a", { href: `#/lineage?node=${found.node}&author=${one.author}` }, "read them")]], found.taught)) : "",
+      found.heard.length ? section("What it heard", table("Records, in the order in which they were read", [["author", (one) => who(one.name)], ["of round", (one) => count(one.round)], ["stage", (one) => STAGE[one.stage] || one.stage, { left: true }], ["groups", (one) => count(one.groups)], ["verdicts", (one) => count(one.verdicts)]], found.heard), found.unheard ? el("p", { class: "quiet" }, `And ${count(found.unheard)} more.`) : null, Object.keys(found.unused).length ? el("p", { class: "quiet" }, "Left unused: ", Object.entries(found.unused).map(([cause, groups]) => `${count(groups)} (${cause})`).join(", ")) : null) : "",
+    );
+  }
+
+  function played(stage, group, told) {
+    const whose = group.shared ? "all nodes have it" : "its own";
+    const shown = group.shown.length ? ` It was shown what ${[...new Set(group.shown)].join(", ")} had written.` : "";
+    const vote = stage === "critique" ? ` It votes for ${group.voted ? `the answer of ${group.voted}` : group.vote === 0 ? "none of them" : "nobody"}.` : "";
+    return el("article", { class: "group" },
+      el("h4", {}, `Problem ${group.index}: ${group.task} `, el("span", { class: "quiet" }, `(${whose})`)),
+      el("p", { class: "quiet" }, `${group.learned_from ? "It learned from this." : "All earned the same, or it was not used: nothing to learn."}${shown}${vote}`),
+      told ? asked(told) : null,
+      completions(told ? { ...group, says: told.says } : group));
+  }
+
+  // --- ledger
+
+  async function ledger(page) {
+    const found = await page.get("ledger");
+    if (found.why) return el("p", { class: "lead" }, found.why);
+    const list = el("div", {});
+    chainRounds(page, list, found);
+    return [
+      section("The ledger", el("p", { class: "quiet" }, "Contract ", el("span", { class: "hash" }, found.contract), ` on chain ${found.chain}, up to block ${count(found.block)}. Claims are in full marks; ${found.audited ? "what of them is right was found by experiments.audit." : "nobody has checked them here yet: python -m experiments.audit does."}`),
+        table("Peers", [["peer", (peer) => who(peer.name)], ["account", (peer) => el("span", { class: "hash" }, short(peer.account))], ["registered", (peer) => peer.kind], ["claimed", (peer) => fixed(peer.claimed, 3)], ["verified", (peer) => fixed(peer.verified, 3)], ["votes got", (peer) => count(peer.votes)], ["transaction", (peer) => el("span", { class: "hash", title: peer.hash }, short(peer.hash))]], found.peers)),
+      section("Round by round", list),
+    ];
+  }
+
+  function chainRounds(page, list, found) {
+    list.querySelector(".more")?.remove();
+    for (const one of found.rounds) {
+      list.append(el("article", { class: "group wide" }, el("h4", {}, `Round ${one.number} of the chain`), el("p", { class: "quiet" }, "Beacon ", el("span", { class: "hash", title: one.beacon }, short(one.beacon)), one.advanced ? [", begun by transaction ", el("span", { class: "hash", title: one.advanced }, short(one.advanced))] : ""),
+        one.commitments.length ? table(`Commitments and claims of round ${one.number}`, [
+          ["peer", (c) => who(c.who)], ["records", (c) => count(c.records)], ["root", (c) => el("span", { class: "hash", title: c.root }, short(c.root))], ["claims", (c) => c.claims.map((claim) => `${STAGE[claim.stage] || claim.stage} ${fixed(claim.amount, 3)}`).join(", ") || "nothing", { left: true }],
+          ["found", (c) => c.verdict || "–"], ["transaction", (c) => el("span", { class: "hash", title: c.hash }, short(c.hash))], ["", (c) => again(page, "Recompute", { what: "claim", round: one.number, account: c.account })],
+        ], one.commitments) : el("p", { class: "quiet" }, "Nobody has committed in it."),
+        one.votes.length ? table(`Votes of round ${one.number}`, [["peer", (v) => who(v.who)], ["votes for", (v) => v.for.join(", "), { left: true }], ["transaction", (v) => el("span", { class: "hash", title: v.hash }, short(v.hash))]], one.votes) : null,
+        one.weights.map((w) => el("p", {}, who(w.who), ` publishes weights `, el("span", { class: "hash" }, short(w.weights)), " at ", el("span", { class: "said" }, w.uri)))));
+    }
+    if (found.next !== null) list.append(el("p", { class: "more" }, el("button", { type: "button", class: "plain", onclick: async () => chainRounds(page, list, await page.get("ledger", { before: found.next })) }, "Earlier rounds")));
+  }
+
+  // --- trust
+
+  async function trust(page) {
+    const found = await page.get("trust"), sums = found.nodes.reduce((sum, node) => sum + node.cases, 0), wrong = found.nodes.reduce((sum, node) => sum + node.found["not produced"], 0);
+    return [
+      el("p", { class: "lead" }, !found.audits ? "No node has checked another's samples in this run." : wrong ? `${count(wrong)} of ${count(sums)} groups that nodes checked were not sampled as their authors say.` : `Nodes checked ${count(sums)} groups of each other, drawn by beacons that nobody knew when they were published: none was found that was not sampled as its author says.`),
+      section("What each found", table("Of peers' groups, and of its own", [
+        ["auditor", (node) => who(node.name)], ["drawn", (node) => count(node.cases)], ...found.findings.map((name) => [name, (node) => count(node.found[name])]), ["tokens", (node) => count(node.tokens)],
+        ["own produced", (node) => count(node.own.produced)], ["own not produced", (node) => count(node.own["not produced"])], ["equivocations", (node) => count(node.equivocations)],
+      ], found.nodes)),
+      found.distrusted.length ? section("Distrusted", table("For what was found out", [["by", (one) => who(one.by)], ["whom", (one) => who(one.whom), { left: true }], ["rounds", (one) => count(one.rounds)]], found.distrusted)) : null,
+      section("Verdicts in the latest records", found.verdicts.length ? [el("p", { class: "quiet" }, "Margin: the evidence that another than the claimed weights and keys drew it, log10; from 6 on it is not produced. Bits: by how much a key is told from others; from 20 on it is produced."),
+        table("Verdicts", [
+          ["auditor", (one) => who(one.by)], ["of", (one) => (one.about ? [who(one.about), ` round ${one.of}, ${STAGE[one.stage] || one.stage} ${one.index}`] : el("span", { class: "hash" }, short(one.record))), { left: true }],
+          ["finds", (one) => el("span", { class: one.finding === "not produced" ? "differs" : one.finding === "produced" ? "equal" : "quiet" }, one.finding)], ["tokens", (one) => count(one.tokens)], ["bits", (one) => fixed(one.bits, 1)], ["margin", (one) => signed(one.statistic)], ["", (one) => again(page, "Recompute", { what: "verdict", record: one.record, index: one.index })],
+        ], found.verdicts)] : el("p", { class: "quiet" }, "There are none in the records that are here.")),
+      found.samples ? section("Replayed here", table("By experiments.audit, of each author's groups", [["author", (one) => who(one.name)], ...found.findings.map((name) => [name, (one) => count(one[name])])], found.samples)) : null,
+      found.claims ? section("Claims checked here", table("By experiments.audit, in full marks", [["peer", (one) => who(one.name)], ["commitments", (one) => count(one.commitments)], ["claimed", (one) => fixed(one.claimed / 1e6, 3)], ["verified", (one) => fixed(one.verified / 1e6, 3)]], found.claims)) : null,
+    ];
+  }
+
+  // --- network
+
+  async function network(page) {
+    const found = await page.get("network");
+    const cell = (row, column) => ({ value: found.received[row][column], own: found.authors[column].name === found.listeners[row], text: found.authors[column].name === found.listeners[row] ? "" : null });
+    return [
+      section("Who heard whom", matrix("Records that a node read, valid and in time; a column is their author", "reader", found.listeners, found.authors.map((one) => one.name), cell)),
+      el("div", { class: "grid" },
+        section("Traffic", found.connected ? chart("Bytes of a round, mean over nodes", found.bytes.map((line, number) => ({ ...line, colour: number })), { show: draw.bytes, axis: draw.bytes }) : el("p", { class: "quiet" }, "A simulated network: no bytes are sent.")),
+        section("Nodes", table("Sums over all rounds", [["node", (one) => who(one.name)], ["peers now", (one) => count(one.peers)], ["records out", (one) => count(one.published)], ["in", (one) => count(one.received)], ["bytes in", (one) => draw.bytes(one.bytes_in)], ["out", (one) => draw.bytes(one.bytes_out)], ["peers given up", (one) => count(one.given_up)]], found.nodes)),
+        section("Refused records, by cause", causes(found.rejected, "No record was refused.")),
+        section("Groups left unused, by cause", causes(found.unused, "No group was left unused.")),
+        section("Cut off, dropped, unreachable", found.trouble.length ? table("Times, with the reason", [["what", (one) => one.cause], ["times", (one) => count(one.count)], ["why", (one) => one.why, { left: true }]], found.trouble) : el("p", { class: "quiet" }, "Nothing of the kind has happened."))),
+    ];
+  }
+
+  const causes = (rows, none) => (rows.length ? table("Counts over all nodes and rounds", [["cause", (one) => one.cause], ["count", (one) => count(one.count)]], rows) : el("p", { class: "quiet" }, none));
+
+  return { now, learning, lineage, round, ledger, trust, network };
+})();
