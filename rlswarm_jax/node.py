@@ -227,7 +227,7 @@ class Node:
         known = {*self._findings, *((case.record, case.index) for case in self._auditor.waiting)}
         asked = {Case(one.record, one.index): who for one, who in duties.items() if one[1:] not in known}
         witnesses = {case.record: who for case, who in asked.items() if who != game.author}
-        old = {case.record for case in effect.cases} - held.keys()
+        old = {case.record for case in effect.cases if (case.record, case.index) not in known} - held.keys()
         earlier = played.kept(game, journal, index, witnesses.keys() | old)  # of what is said when rounds have gone by
         effect = Audit(
             [*asked, *effect.cases], {**earlier.sheets, **effect.sheets}, {**earlier.beacons, **effect.beacons}

@@ -12,9 +12,10 @@ from rlswarm_jax.audit import patches
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.qwen import tensors_hash
 from rlswarm_jax.qwen.verdict import Replay, Rounding
+from rlswarm_jax.records import audits
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.inbox import Inbox
-from rlswarm_jax.records.schema import ANSWER, NOT_PRODUCED, PRODUCED
+from rlswarm_jax.records.schema import ANSWER, NOT_PRODUCED, PRODUCED, Verdict
 from rlswarm_jax.records.trust import SILENT
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import NotShownError
@@ -36,6 +37,7 @@ class Peer:
 
     def __init__(self, wire: Wire, index: int):
         self.own, self.index, self.shows = simulated(SEED, index), index, True
+        self.accuses: dict[int, list[Verdict]] = {}  # by round
         self.end = wire.connect(index, Mailbox(Inbox("tests", self.own.author, 2, (ANSWER,))))
         self.end.mailbox.on_record = self.hear
         self.heard: dict[tuple[int, str], set[bytes]] = collections.defaultdict(set)
@@ -49,10 +51,12 @@ class Peer:
             self.heard[record.round, record.stage].add(said.raw)
             if new:
                 self.verdicts += record.verdicts
-                mine = record_of(self.own, record.round)
-                named = msgspec.structs.replace(mine, weights=tensors_hash(WEIGHTS[self.index]))
-                self.end.publish(signed(named, self.own).raw)
+                self.end.publish(self.said(record.round).raw)
         return True
+
+    def said(self, round_: int) -> SignedRecord:
+        fields = {"weights": tensors_hash(WEIGHTS[self.index]), "verdicts": self.accuses.get(round_, [])}
+        return signed(msgspec.structs.replace(record_of(self.own, round_), **fields), self.own)
 
     def show(self) -> Future:
         self.futures.append(Future())
@@ -73,8 +77,8 @@ class World:
         self.peers = {index: Peer(self.wire, index) for index in (HONEST, LIAR)}
         self.replayed, self.killed_at = 0, -1
 
-    def node(self) -> Live:
-        fields = dict(rounds=ROUNDS, auditors=2, external_groups=0, max_staleness=4, deadline=5.0)
+    def node(self, max_staleness: int = 4) -> Live:
+        fields = dict(rounds=ROUNDS, auditors=2, external_groups=0, max_staleness=max_staleness, deadline=5.0)
         made = Live(self.path / "node", self.wire, 0, named=(HONEST, LIAR), every=self.every, **fields)
         made.end.fetch_weights = lambda author, *_: self.peer(author).show()
         made.node._auditor._run, made.node._auditor._share = self.replay, 1.0
@@ -176,3 +180,15 @@ def test_who_is_killed_while_it_shows_its_weights_is_not_held_to_withhold_them(t
     assert findings["undecided"] >= 1 and findings[PRODUCED] >= 1 and findings["withheld"] == 0
     assert honest.own.author not in node.player.state.trust.silent
     assert node.player.state.trust.offenders.keys() == {world.peers[LIAR].own.author} and SILENT > 1
+
+
+def test_an_accusation_of_a_record_that_only_the_journal_has_is_looked_into(tmp_path, monkeypatch):
+    """A verdict takes a beacon, weights and a replay: by then the record is older than what is learned from."""
+    monkeypatch.setattr(audits, "drawn", lambda *_: [])
+    world = World(tmp_path)
+    said = world.peers[LIAR].said(0)
+    world.peers[HONEST].accuses[4] = [Verdict(said.hash, 0, NOT_PRODUCED, 9, 30.0, 9.0)]
+    node = world.node(max_staleness=1)
+    node.run()
+    assert said.hash not in {one.hash for one in node.node.player.inbox.records.values()}
+    assert node.node.player.state.trust.offenders.keys() == {world.peers[LIAR].own.author}
