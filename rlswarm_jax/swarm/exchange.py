@@ -170,6 +170,18 @@ class Requests(RequestResponse):
             self._watch.offend(peer, "network/malformed")
             raise UnansweredError(f"an undecodable reply: {error}", "malformed") from None
 
+    async def admit(self, peer: ID, raw: bytes, requests: msgspec.msgpack.Decoder[Message]) -> Message:
+        """What a peer asks, once it may ask again. Raises RequestDecodeError."""
+        self._watch.count("network/bytes_in", len(raw))
+        try:
+            request = requests.decode(raw)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            self._watch.offend(peer, "network/malformed")
+            raise RequestDecodeError(str(error)) from None
+        while not self._watch.allows(peer):
+            await trio.sleep(0.05)  # whoever has much to fetch must not lose it
+        return request
+
     async def _handle_inbound(self, protocol_id: TProtocol, registration: Any, stream: INetStream) -> None:
         limiter = self._served.setdefault(stream.muxed_conn.peer_id, trio.CapacityLimiter(_SERVED))
         async with limiter:  # whose others are silent waits for itself alone
@@ -235,14 +247,7 @@ class Exchange:
 
     async def _serve(self, raw: bytes, context: RequestContext) -> bytes:
         peer = context.peer_id
-        self._watch.count("network/bytes_in", len(raw))
-        try:
-            request = _requests.decode(raw)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            self._watch.offend(peer, "network/malformed")
-            raise RequestDecodeError(str(error)) from None
-        while not self._watch.allows(peer):
-            await trio.sleep(0.05)  # whoever has much to fetch must not lose it
+        request = await self._requests.admit(peer, raw, _requests)
         if request.swarm != self._swarm:
             self._watch.offend(peer, "rejected/wrong swarm")
             reply = Reply([], [])

@@ -104,14 +104,7 @@ class Showing:
 
     async def _serve(self, raw: bytes, context: RequestContext) -> bytes:
         peer = context.peer_id
-        self._watch.count("network/bytes_in", len(raw))
-        try:
-            request = _requests.decode(raw)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            self._watch.offend(peer, "network/malformed")
-            raise RequestDecodeError(str(error)) from None
-        while not self._watch.allows(peer):
-            await trio.sleep(0.05)
+        request = await self._requests.admit(peer, raw, _requests)
         if request.swarm != self._swarm:
             self._watch.offend(peer, "rejected/wrong swarm")
         shelf, reply = await self._ready(), Reply([], b"")
