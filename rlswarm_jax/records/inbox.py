@@ -28,6 +28,7 @@ class SavedInbox(msgspec.Struct, array_like=True):
     evidence: list[tuple[Slot, bytes, bytes]]
     counts: dict[str, int]
     told: list[Slot] = []
+    passed: dict[bytes, int] = {}
 
 
 @dataclasses.dataclass
@@ -40,7 +41,8 @@ class Inbox:
     far rounds are taken; but where there is no room, a record makes room for one of a nearer round, one of whoever
     holds most for one of who holds less, and any for a favoured author's.
     stages: those that are played. rounds: of the game; 0 for no end. favoured: authors that a stranger, who can make
-    as many keys as he likes, can't crowd out. told: of the evidence, what was handed over.
+    as many keys as he likes, can't crowd out. told: of the evidence, what was handed over. passed: the latest round of
+    authors whose record of it is not kept, as nobody reads it here.
     """
 
     swarm: str
@@ -53,6 +55,7 @@ class Inbox:
     taken: set[Slot] = dataclasses.field(default_factory=set)
     evidence: dict[Slot, tuple[bytes, bytes]] = dataclasses.field(default_factory=dict)
     told: set[Slot] = dataclasses.field(default_factory=set)
+    passed: dict[bytes, int] = dataclasses.field(default_factory=dict)
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def __post_init__(self) -> None:
@@ -91,6 +94,11 @@ class Inbox:
         self._make_room(slot, len(signed.raw), current_round)
         self._shelf.put(slot, signed)
 
+    def pass_by(self, author: bytes, round_: int) -> None:
+        """Notes that one has spoken in a round, and keeps nothing of it."""
+        if self.passed.get(author, -1) < round_:
+            self.passed[author] = round_
+
     def holds(self, signed: SignedRecord) -> bool:
         """Whether this very record is here."""
         held = self.records.get((signed.record.author, signed.record.round, signed.record.stage))
@@ -101,16 +109,19 @@ class Inbox:
         return set(self._shelf.at(round_, stage))
 
     def speakers(self) -> set[bytes]:
-        """Who has a record here."""
-        return set(self._shelf.authors())
+        """Who was heard in the rounds that are kept."""
+        return {*self._shelf.authors(), *self.passed}
 
     def latest_rounds(self) -> dict[bytes, int]:
         """The latest round each author has spoken in."""
-        return {author: self._shelf.last_of(author)[1] for author in self._shelf.authors()}
+        held = {author: self._shelf.last_of(author)[1] for author in self._shelf.authors()}
+        return held | {author: max(round_, held.get(author, round_)) for author, round_ in self.passed.items()}
 
     def latest_round(self, author: bytes, otherwise: int) -> int:
         """That of one author; `otherwise` if there is none."""
-        return self._shelf.last_of(author)[1] if self._shelf.of_author(author)[0] else otherwise
+        held = self._shelf.last_of(author)[1] if self._shelf.of_author(author)[0] else -1
+        latest = max(held, self.passed.get(author, -1))
+        return latest if latest >= 0 else otherwise
 
     def take(
         self,
@@ -162,8 +173,10 @@ class Inbox:
 
     def expire(self, current_round: int) -> None:
         """Forgets rounds that nobody may send records of any more."""
-        for slot in [slot for slot in self.records if slot[1] < current_round - self.max_staleness]:
+        oldest = current_round - self.max_staleness
+        for slot in [slot for slot in self.records if slot[1] < oldest]:
             self._forget(slot)
+        self.passed = {author: round_ for author, round_ in self.passed.items() if round_ >= oldest}
 
     def mark_taken(self, signed: SignedRecord) -> None:
         """Holds a record that was handed over before a restart, so that it is not handed over again."""
@@ -182,6 +195,7 @@ class Inbox:
             evidence=[(slot, first, second) for slot, (first, second) in self.evidence.items()],
             counts=dict(self.counts),
             told=sorted(self.told),
+            passed=self.passed,
         )
 
     def restore(self, saved: SavedInbox) -> None:
@@ -193,6 +207,7 @@ class Inbox:
         self.taken = set(saved.taken)
         self.evidence = {slot: (first, second) for slot, first, second in saved.evidence}
         self.counts, self.told = collections.Counter(saved.counts), set(saved.told)
+        self.passed = dict(saved.passed)
 
     def _prove(self, slot: Slot, first: bytes, second: bytes) -> bool:
         """Keeps two records of one slot; whether there is room for them.
