@@ -33,6 +33,7 @@ from rlswarm_jax.files import (
     JOURNAL_FILE,
     METRICS_FILE,
     NODE_FILE,
+    STATUS_FILE,
     WEIGHTS_FOLDER,
     write_whole,
 )
@@ -42,6 +43,7 @@ from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
 from rlswarm_jax.running import account, folder, joining
 from rlswarm_jax.running.arguments import Arguments, code_of
+from rlswarm_jax.status import Status
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.memory import FILE, Memory
@@ -86,6 +88,7 @@ class Present:
     mailbox: Mailbox
     transport: Gossip
     chain: "Keeper | None"
+    status: Status
 
     @property
     def name(self) -> str:
@@ -121,9 +124,15 @@ def play(
     mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(told), config.swarm.reads)
     parts = own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory, mailbox.trusts
     transport = Gossip(*parts)
+    status = Status(workdir / STATUS_FILE, own.peer_id, lambda: transport.network)
     claimed = _claimed(key, workdir / JOURNAL_FILE)
-    with claimed, folder.stop_on_signal() as stopping, account.kept(config, coordinator, mailbox) as keeper:
-        present = Present(own, key, mailbox, transport, keeper)
+    with (
+        claimed,
+        _shown(status),
+        folder.stop_on_signal() as stopping,
+        account.kept(config, coordinator, mailbox) as keeper,
+    ):
+        present = Present(own, key, mailbox, transport, keeper, status)
         try:
             addresses = transport.start()
             _write_node_file(workdir, present, addresses, config.swarm.name)
@@ -182,10 +191,12 @@ def _play(
         evidence = Archive(workdir / EVIDENCE_FOLDER, kept_bytes, config.chain.keep)
     # before all that takes long: what an earlier process said may be checked now
     present.transport.shows(Shelves(archive, *filter(None, [evidence])))
+    present.status.begins("loads its model")
     made = build.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.one_engine, channel))
     present.transport.tell_rules(made.games[0].terms)
+    present.status.begins("compiles its model's programs")
     with compiling(console):
         made.compile()
     journal = Journal(workdir / JOURNAL_FILE, durable=[Publish.__name__])
@@ -209,10 +220,13 @@ def _play(
         run = functools.partial(made.one_engine.replay, 0)
         auditor = Auditor(archive, run, present.transport, config.audit.share, kept_bytes, evidence)
         publishing = Publishing(config, workdir, made.one_engine, [present.name], present.chain)
-        node = Node(*parts, live, publishing.after(recorder.on_round), auditor, present.chain, best)
+        watched = present.chain, best, present.status
+        node = Node(*parts, live, publishing.after(recorder.on_round), auditor, *watched)
         with view:
+            present.status.begins("plays its journal again")
             node.restore(reported)
             node.run(should_stop)
+            present.status.begins("writes its checkpoint, and what a run leaves")
             node.save()
             if player.finished:
                 told = publishing.finish(player.state.round, should_stop)
@@ -294,6 +308,18 @@ def _write_node_file(workdir: Path, present: Present, addresses: list[str], swar
         "addresses": addresses,
     }
     write_whole(workdir / NODE_FILE, json.dumps(told, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _shown(status: Status) -> Iterator[None]:
+    """Says in the node's folder what it does, with its last warning, for as long as the `with` block lasts."""
+    logger = logging.getLogger("rlswarm_jax")
+    logger.addHandler(status.warned)
+    try:
+        yield
+    finally:
+        logger.removeHandler(status.warned)
+        status.close()
 
 
 class _Log(logging.handlers.RotatingFileHandler):
