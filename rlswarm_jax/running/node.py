@@ -41,8 +41,9 @@ from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
-from rlswarm_jax.running import account, folder, joining
+from rlswarm_jax.running import account, folder, health, joining
 from rlswarm_jax.running.arguments import Arguments, code_of
+from rlswarm_jax.running.exporter import Exporter
 from rlswarm_jax.status import Status
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
@@ -51,6 +52,7 @@ from rlswarm_jax.swarm.transport import NetworkError
 from rlswarm_jax.tasks.verifier import NoWorkerError, VerifierError
 
 if TYPE_CHECKING:
+    from rlswarm_jax.game.player import RoundReport
     from rlswarm_jax.keeper import Keeper  # and with it the chain's libraries
     from rlswarm_jax.multihost import Channel  # and with it jax
 
@@ -89,6 +91,7 @@ class Present:
     transport: Gossip
     chain: "Keeper | None"
     status: Status
+    exporter: Exporter
 
     @property
     def name(self) -> str:
@@ -125,19 +128,23 @@ def play(
     parts = own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory, mailbox.trusts
     transport = Gossip(*parts)
     status = Status(workdir / STATUS_FILE, own.peer_id, lambda: transport.network)
+    names = {"peer_id": own.peer_id, "name": identity.friendly_name(own.author), "swarm": config.swarm.name}
+    exporter = Exporter(status, names)
     claimed = _claimed(key, workdir / JOURNAL_FILE)
     with (
         claimed,
         _shown(status),
         folder.stop_on_signal() as stopping,
+        health.served(config.swarm.health, health.Health(status, exporter)) as healthy,
         account.kept(config, coordinator, mailbox) as keeper,
     ):
-        present = Present(own, key, mailbox, transport, keeper, status)
+        present = Present(own, key, mailbox, transport, keeper, status, exporter)
         try:
             addresses = transport.start()
-            _write_node_file(workdir, present, addresses, config.swarm.name)
+            _write_node_file(workdir, present, addresses, config.swarm.name, healthy)
             _say(console, f"{present.name} listens on {' '.join(addresses)}")
             if config.driver == "node":
+                _say(console, f"whether it is well: {healthy}/healthz" if healthy else "it serves no /healthz")
                 _say(console, f"others join it with: {joining.command(config, addresses[0])}")
             finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel, words)
         except (NetworkError, NoWorkerError) as error:
@@ -220,8 +227,13 @@ def _play(
         run = functools.partial(made.one_engine.replay, 0)
         auditor = Auditor(archive, run, present.transport, config.audit.share, kept_bytes, evidence)
         publishing = Publishing(config, workdir, made.one_engine, [present.name], present.chain)
+
+        def on_round(ended: "RoundReport") -> None:
+            recorder.on_round(ended)
+            present.exporter.on_round(ended.metrics)
+
         watched = present.chain, best, present.status
-        node = Node(*parts, live, publishing.after(recorder.on_round), auditor, *watched)
+        node = Node(*parts, live, publishing.after(on_round), auditor, *watched)
         with view:
             present.status.begins("plays its journal again")
             node.restore(reported)
@@ -298,7 +310,7 @@ def _network_config(config: ml_collections.ConfigDict, bootnodes: Sequence[str])
     )
 
 
-def _write_node_file(workdir: Path, present: Present, addresses: list[str], swarm: str) -> None:
+def _write_node_file(workdir: Path, present: Present, addresses: list[str], swarm: str, healthy: str) -> None:
     """Tells scripts and other nodes who runs here; written whole, as soon as the node listens."""
     told = {
         "peer_id": present.identity.peer_id,
@@ -306,6 +318,7 @@ def _write_node_file(workdir: Path, present: Present, addresses: list[str], swar
         "pid": os.getpid(),
         "swarm": swarm,
         "addresses": addresses,
+        "health": healthy,
     }
     write_whole(workdir / NODE_FILE, json.dumps(told, indent=2) + "\n")
 
