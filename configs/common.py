@@ -90,6 +90,10 @@ def _is_ip(host: str) -> bool:
     return True
 
 
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= 65_535
+
+
 def own(allowed: Range) -> Range:
     """-1 has a meaning of its own: what the loss says."""
     return Range(f"-1 (the loss's own) or {allowed.expected}", lambda value: value == -1 or allowed.holds(value))
@@ -109,6 +113,10 @@ LOSS = such(
     "a loss of docs/losses.md, such as grpo, dapo or gspo",
 )
 HOST = such(_is_ip, "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them")
+HEALTH = such(
+    lambda text: not text or (_is_ip(text.rpartition(":")[0].strip("[]")) and _is_port(text.rpartition(":")[2])),
+    "'' or an address of this machine with a port, such as 127.0.0.1:9464",
+)
 ENDPOINT = matching(
     rf"{'|'.join(LOCAL_CHAINS)}|https?://[^/].*|\$\w+",
     f"{', '.join(LOCAL_CHAINS)}, an http(s):// address, or $NAME of an environment variable that holds one",
@@ -153,6 +161,9 @@ FIELDS = {
     "swarm.bootnodes": Field((), each(BOOTNODE), "addresses of running nodes: ('/ip4/.../tcp/.../p2p/...',)"),
     "swarm.peers": Field((), each(PEER), "peer ids to wait for before they have spoken (the launcher fills them in)"),
     "swarm.alone": Field(False, yes_no(), "beside a local swarm nodes alone are played, to compare with"),
+    "swarm.health": Field(
+        "127.0.0.1:0", HEALTH, "where a live node says whether it is well; port 0: any (node.json has it); '': nowhere"
+    ),
     "swarm.target_peers": Field(6, whole(1, 1024), "peers to be connected with, if there are so many"),
     "swarm.adversary": Field("", one_of("", *STRATEGIES), "for studies of what ill-meaning nodes do: each is one"),
     "swarm.devices": Field("cpu", one_of("cpu", "gpu", "tpu"), "of a local swarm's nodes; gpu: shared out among them"),

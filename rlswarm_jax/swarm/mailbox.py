@@ -8,6 +8,7 @@ from collections.abc import Collection
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.shelf import Slot
+from rlswarm_jax.status import plural
 from rlswarm_jax.swarm.waiting import EARN, VOTING, Company, quorum_time, read_by, stage_end, still_to_speak
 
 
@@ -154,6 +155,20 @@ class Mailbox:
     def missing(self, round_: int, stage: str) -> set[bytes]:
         """Who is still to speak in a stage; one that has spoken in a later round will not."""
         return still_to_speak(self._waited_for(round_), self.inbox, round_, stage)
+
+    def why(self, author: bytes, round_: int) -> str:
+        """What is known of one who has not spoken in a stage of a round, in words that go on after its name."""
+        inbox, latest = self.inbox, self.inbox.latest_round(author, -1)
+        if author in self._starting:
+            return "has not been heard of yet, and may be starting"
+        heard = "nothing was heard of it yet" if latest < 0 else f"what it said last was of round {latest}"
+        if author not in self.connected:
+            return f"is not connected; {heard}"
+        if latest < round_:
+            behind = round_ - latest
+            return f"is connected; {heard}" + f", {behind} round{'s' * (behind > 1)} behind" * (latest >= 0)
+        said = [stage for stage in inbox.stages if author in inbox.authors(round_, stage)]
+        return f"is connected, and has said its {' and '.join(map(plural, said))} of this round"
 
     def stage_end(self, round_: int, stage: str, began: float, spoke: float, deadline: float) -> float:
         """When a stage ends if nobody says any more; all on the monotonic clock but `deadline`, seconds from `spoke`.

@@ -22,6 +22,7 @@ from multiaddr import Multiaddr
 from rlswarm_jax.identity import author_of, peer_id
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import RecordError
+from rlswarm_jax.status import Network, Parting, Peer
 from rlswarm_jax.swarm.addresses import UnknownNameError
 from rlswarm_jax.swarm.exchange import MAX_LATEST, Exchange, Store, listening, parse_address
 from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, check_record
@@ -186,7 +187,7 @@ class Session:
     def offend(self, peer: ID, name: str) -> None:
         """Counts what a peer should not have sent; one that keeps at it is refused for a while."""
         self.count(name)
-        if self._offences.add(peer.to_bytes()):
+        if self._offences.add(peer.to_bytes(), name):
             level = logging.WARNING if self._said.take(b"refused") else logging.DEBUG  # ids are free: so may be lines
             log.log(level, "%s sent too much that is wrong, last %r; it is refused for a minute", peer, name)
             self.disconnect(peer, "it sent too much that is wrong")
@@ -258,6 +259,7 @@ class Session:
         live = {peer for peer, conns in network.connections.items() if any(not conn.is_closed for conn in conns)}
         present = live & self._pubsub.peer_topics.get(topic, set()) & self._pubsub.peers.keys()
         self._presence.look(present)
+        self._gossip.network = self._network(present)
         self._gossip.set_connected(frozenset(a for peer in present if (a := author_of(peer.to_bytes()))))
         if self._greeting_of_rules.ready:
             for peer in live:
@@ -288,6 +290,16 @@ class Session:
             if not self.refuses(peer):
                 self._busy.add(peer)
                 self.spawn(self._dial, peer)
+
+    def _network(self, present: set[ID]) -> Network:
+        """What is told of it to others."""
+        mesh = self._pubsub.router.mesh.get(self._pubsub.topic, set())
+        peers = [Peer(str(peer), peer in mesh, self._presence.since(peer)) for peer in sorted(present, key=str)]
+        banned = [
+            Parting(str(ID(peer)), f"it sent too much that is wrong, last: {what}", until)
+            for peer, until, what in self._offences.now_refused()
+        ]
+        return Network(peers, banned, list(self._presence.left))
 
     async def _dial(self, peer: ID) -> None:
         try:
