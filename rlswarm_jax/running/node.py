@@ -23,7 +23,7 @@ import ml_collections
 from rich.console import Console
 from rich.logging import RichHandler
 
-from rlswarm_jax import identity, launch
+from rlswarm_jax import identity, keystore, launch
 from rlswarm_jax.errors import DiskError, TransientError, UsageError
 from rlswarm_jax.files import (
     BEST_FOLDER,
@@ -40,7 +40,7 @@ from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
-from rlswarm_jax.running import account, folder, joining
+from rlswarm_jax.running import account, folder, joining, moving
 from rlswarm_jax.running.arguments import Arguments, code_of
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
@@ -110,6 +110,7 @@ def play(
         own = identity.load_or_create(key)
     except identity.KeyFileError as error:
         raise UsageError(str(error)) from error
+    keystore.forget()
     stages = STAGES[: config.game.stages]
     inbox = Inbox(config.swarm.name, own.author, config.swarm.max_staleness, stages, config.rounds)
     coordinator = account.connect(config, own, workdir)
@@ -248,20 +249,13 @@ def _claimed(key: Path, journal: Path) -> Iterator[None]:
         beside = key.with_name(f"{key.name}.journal")  # where versions before wrote it
         if signed is None and beside.exists():
             signed = int(beside.read_text())
-        if signed is not None and signed != _journal_id(journal):
+        if identity.is_restored(key):
+            raise UsageError(f"what the key {key} has signed is not known here: play with another key.")
+        if signed is not None and signed != moving.journal_id(journal):
             wrong = f"the key {key} has signed records that are not in the journal here"
-            move = "to move a node, stop it and copy its whole folder (key, journal, checkpoints)"
+            move = "to move a node, stop it and take its whole folder (experiments.identity export)"
             raise UsageError(f"{wrong}: go on in the folder where it did, or use a new key; {move}.")
         yield
-
-
-def _journal_id(path: Path) -> int | None:
-    if not path.exists():
-        return None
-    journal = Journal(path)
-    found = journal.id
-    journal.close()
-    return found
 
 
 def _claim(key: Path, journal: Journal) -> None:
