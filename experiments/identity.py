@@ -1,4 +1,4 @@
-"""A node's key: make one, look at it, keep a copy, move a node to another machine.
+"""A node's key: make one, look at it, keep a copy, move a node to another machine, give a key up for another one.
 
     python -m experiments.identity new runs/node              a key under a passphrase, for a node to begin there
     python -m experiments.identity show runs/node             whose it is, and what it has signed
@@ -6,6 +6,7 @@
     python -m experiments.identity export runs/node/node.key --to key.json    a copy of the key alone, for a safe
     python -m experiments.identity import node.tar --to runs/node     the node goes on here, with --resume
     python -m experiments.identity import key.json --to runs/node     the key alone
+    python -m experiments.identity rotate runs/node --to runs/next    another key, in the place of this one
 
 A key is in a file that only you can read: as it is, or in a keystore of version 3, as wallets have it, whose passphrase
 is asked for on the terminal, and by a node at each start. Where there is none, RLSWARM_PASSPHRASE_FILE (or
@@ -27,7 +28,7 @@ from rlswarm_jax.identity import Identity, KeyFileError, friendly_name
 from rlswarm_jax.journal import JournalError
 from rlswarm_jax.keystore import KeystoreError
 from rlswarm_jax.launch import KEY_FILE
-from rlswarm_jax.running import moving
+from rlswarm_jax.running import moving, rotating
 from rlswarm_jax.running.arguments import code_of
 
 
@@ -40,18 +41,21 @@ def parser() -> argparse.ArgumentParser:
         "show": (_show, "show whose a key is", "PLACE", "a node's folder, or a key file"),
         "export": (_export, "move a node, or keep a copy of a key", "PLACE", "a node's folder, or a key file"),
         "import": (_import, "take what export wrote", "FILE", "a node or a key"),
+        "rotate": (_rotate, "give a key up for a new one", "PLACE", "a node's folder, or a key file"),
     }
     for name, (run, about, metavar, what) in wanted.items():
         one = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         one.set_defaults(run=run)
         one.add_argument("place", type=Path, metavar=metavar, help=what)
         one.add_argument("--passphrase-file", type=Path, metavar="FILE", help="that holds it; yours alone to read")
-        if name in ("export", "import"):
+        if name in ("export", "import", "rotate"):
             one.add_argument("--to", type=Path, required=True, metavar="PLACE", help="what to make; not there yet")
-        if name in ("new", "import"):
+        if name in ("new", "import", "rotate"):
             one.add_argument("--plain", action="store_true", help="keep the key without a passphrase here")
         if name == "import":
             one.add_argument("--unused", action="store_true", help="no node has ever played with this key: it may here")
+        if name == "rotate":
+            one.add_argument("--swarm", default="", metavar="NAME", help="where (default: that of the node)")
     return found
 
 
@@ -72,6 +76,8 @@ def _show(given: argparse.Namespace) -> None:
     signed, beside = identity.journal_of(key), moving.journal_id(key.with_name(JOURNAL_FILE))
     if identity.is_moved(key):
         print("moved to another machine: nobody plays with it here")
+    elif heir := identity.given_up_for(key):
+        print(f"given up for {heir}: nobody plays with it")
     elif identity.is_restored(key):
         print("restored without the journal of what it signed: nobody plays with it")
     elif signed is None:
@@ -107,6 +113,16 @@ def _import(given: argparse.Namespace) -> None:
         print(f"the key is in {given.to / KEY_FILE}: a node can begin there, with --workdir {given.to}")
     else:
         print(f"the key is in {given.to / KEY_FILE}. What it has signed is not known, so no node plays with it.")
+
+
+def _rotate(given: argparse.Namespace) -> None:
+    key = _existing(moving.key_of(given.place))
+    old = _passphrase(key, given)
+    new = None if given.plain else old or keystore.passphrase(str(given.to), given.passphrase_file, new=True)
+    own, round_ = rotating.rotate(given.place, given.to, given.swarm, old, new)
+    _say_who(own)
+    print(f"key file {given.to / KEY_FILE}: it speaks in the place of {key}, which does not from round {round_} on")
+    print(f"Start it with --workdir {given.to}; what it had learned: docs/identity.md says how to take that along.")
 
 
 def _existing(key: Path) -> Path:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import base58
@@ -31,6 +32,8 @@ _ADJECTIVES, _ANIMALS = _WORDS.split()[:16], _WORDS.split()[16:]
 _JOURNAL = "journal"  # of what it has signed, by its id
 _MOVED = "moved"  # it was given to another machine
 _RESTORED = "restored"  # from a copy that does not know what it has signed
+_GIVEN_UP = "given-up"  # for whom, by peer id
+_ROTATION = "rotation"  # in whose place it speaks, as text that `records.rotations` reads; a line for each
 _MOST_FILE = 8192  # bytes
 
 
@@ -133,9 +136,13 @@ def create(path: Path, identity: Identity, passphrase: str | None = None) -> Ide
     passphrase: of the keystore to write; None: the key is written as it is. Of a full disk it raises OSError, and
     leaves no file.
     """
-    secret = identity.expose_secret()
-    write_key(path, secret.hex() if passphrase is None else keystore.encrypt(secret, passphrase))
+    write_key(path, identity.expose_secret().hex() if passphrase is None else sealed(identity, passphrase))
     return identity
+
+
+def sealed(identity: Identity, passphrase: str) -> str:
+    """A key as a key file's first line, under a passphrase."""
+    return keystore.encrypt(identity.expose_secret(), passphrase)
 
 
 def write_key(path: Path, *lines: str) -> None:
@@ -170,6 +177,34 @@ def is_moved(path: Path) -> bool:
 def is_restored(path: Path) -> bool:
     """Whether nobody here knows what the key in this file has signed."""
     return bool(_marks(path, _RESTORED))
+
+
+def given_up_for(path: Path) -> str | None:
+    """The peer id of who speaks in the place of the key in this file; None if it speaks itself."""
+    found = _marks(path, _GIVEN_UP)
+    return found[-1] if found else None
+
+
+def rotations_of(path: Path) -> list[str]:
+    """What the keys have signed in whose place the one in this file speaks, oldest first."""
+    return _marks(path, _ROTATION)
+
+
+def lines_of_heir(rotations: Sequence[str]) -> list[str]:
+    """What a key file says, after the key, of one that speaks in the place of others."""
+    return [f"{_ROTATION} {text}" for text in rotations]
+
+
+def kept_lines(path: Path) -> list[str]:
+    """What a key file says of its key wherever that goes."""
+    lines = path.read_text(encoding="ascii").split("\n")[1:-1]
+    return [line for line in lines if line.partition(" ")[0] != _MOVED]
+
+
+def mark_given_up(path: Path, peer: str) -> None:
+    """Writes down, once, that another key speaks in the place of the one in this file from here on."""
+    if given_up_for(path) is None:
+        _append(path, f"{_GIVEN_UP} {peer}", "it must remember that its key was given up")
 
 
 def mark(path: Path, journal: int) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import sys
+import types
 from pathlib import Path
 
 VARIABLE, FILE_VARIABLE = "RLSWARM_PASSPHRASE", "RLSWARM_PASSPHRASE_FILE"
@@ -23,24 +24,30 @@ class KeystoreError(ValueError):
 
 def encrypt(secret: bytes, passphrase: str) -> str:
     """The keystore of a key, on one line. Takes a second."""
-    from eth_account import Account
-
-    return json.dumps(Account.encrypt(secret, passphrase, kdf="scrypt", iterations=KDF_WORK))
+    return json.dumps(_library().create_keyfile_json(secret, passphrase.encode(), kdf="scrypt", iterations=KDF_WORK))
 
 
 def decrypt(keystore: str, passphrase: str) -> bytes:
     """The key in a keystore that anybody may have written. Raises KeystoreError; what it says holds no key."""
     found = _read(keystore)
-    from eth_account import Account
-
     try:
-        return bytes(Account.decrypt(found, passphrase))
+        return bytes(_library().decode_keyfile_json(found, passphrase.encode()))
     except ValueError as error:
         if "MAC mismatch" in str(error):
             raise KeystoreError("this passphrase does not open it") from None
         raise KeystoreError("it is no keystore of version 3") from None
     except (KeyError, TypeError, AttributeError):
         raise KeystoreError("it is no keystore of version 3") from None
+
+
+def _library() -> types.ModuleType:
+    """Takes half a second; and it raises Python's limit on recursion, on which decoders of others' bytes rely."""
+    limit = sys.getrecursionlimit()
+    try:
+        import eth_keyfile
+    finally:
+        sys.setrecursionlimit(limit)
+    return eth_keyfile
 
 
 def is_keystore(text: str) -> bool:

@@ -1,6 +1,8 @@
 import json
 import re
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -35,6 +37,18 @@ def test_what_was_encrypted_opens_with_its_passphrase_alone():
     assert keystore.decrypt(made, "correct horse") == SECRET
     with pytest.raises(KeystoreError, match="does not open it"):
         keystore.decrypt(made, "correct horse ")
+
+
+def test_opening_one_leaves_pythons_limit_on_recursion_as_it_was():
+    """A decoder that recurses in C ends the process where Python would not (chain/library.py)."""
+    script = (
+        "import sys; limit = sys.getrecursionlimit()\n"
+        "from rlswarm_jax import keystore; keystore.KDF_WORK = 2\n"
+        "import rlswarm_jax.chain.library\n"  # which stands in for it, for others
+        "assert keystore.decrypt(keystore.encrypt(b'\\1' * 32, 'x'), 'x') == b'\\1' * 32\n"
+        "assert sys.getrecursionlimit() == limit\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 def other(**params):

@@ -151,8 +151,8 @@ class Game(Rules):
     written more, it leaves the problem out. reads: authors whose records it reads in a round, at most (0: all).
     auditors: how many check each author's records. rechecks: completions of its own that a node replays in a round.
     chain_every: rounds after which the chain is heard, and committed to (0: there is none). state_hash: of the train
-    state that it begins with. readings: of records, kept for all nodes of this process that play by the same rules;
-    None where there is but one. strategy: of a node that means ill.
+    state that it begins with. rotations: of the keys that this node had before. readings: of records, kept for all
+    nodes of this process that play by the same rules; None where there is but one. strategy: of a node that means ill.
     """
 
     author: bytes
@@ -173,6 +173,7 @@ class Game(Rules):
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     max_prompt_tokens: int = 2**31
     reads: int = 0
+    rotations: tuple[schema.Rotation, ...] = ()
     auditors: int = 0
     rechecks: int = 0
     chain_every: int = 0

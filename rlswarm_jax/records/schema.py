@@ -15,6 +15,8 @@ from msgspec import Meta
 from rlswarm_jax.identity import AUTHOR_BYTES
 
 VERSION = 4
+ANNOUNCING = 5  # the version of a record that announces whose place its author takes, too
+MAX_ROTATIONS = 4  # keys before the present one
 MAX_RECORD_BYTES = 1 << 20
 MAX_GROUPS = 64
 MAX_GROUP_SIZE = 64
@@ -57,6 +59,8 @@ CAUSES = (
     "own record",  # an echo of what this node published
     "duplicate",
     "equivocation",  # a second record for the same (author, round, stage)
+    "false rotation",  # it names a key before its author's that did not give its place to them
+    "retired key",  # its author has announced another key, to speak from an earlier round on
     "unknown stage",
     "out of window",  # a round too far behind, or after the last
     "overflow",  # more records than a node keeps
@@ -137,6 +141,23 @@ class Record(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     verdicts: Annotated[list[Verdict], Meta(max_length=MAX_VERDICTS)]
 
 
+class Rotation(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A key's last word: another one speaks in its place, from a round on. Whose that is follows from where it stands.
+
+    signature: by `old`, see `records.rotations`.
+    """
+
+    old: Annotated[bytes, Meta(min_length=AUTHOR_BYTES, max_length=AUTHOR_BYTES)]
+    from_round: U32
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+class Announcing(Record, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A record of an author who had other keys. rotations: each to the next one's `old`, the last to the author."""
+
+    rotations: Annotated[list[Rotation], Meta(min_length=1, max_length=MAX_ROTATIONS)]
+
+
 class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """The bytes that travel: an encoded `Record` and its author's signature."""
 
@@ -145,6 +166,8 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
 
 
 _record_decoder = msgspec.msgpack.Decoder(Record)
+_announcing_decoder = msgspec.msgpack.Decoder(Announcing)
+_ANNOUNCING_HEAD = bytes([0x90 + len(Announcing.__struct_fields__)])  # of a MessagePack array of so many elements
 
 
 def encode(record: Record) -> bytes:
@@ -161,12 +184,13 @@ def decode(raw: bytes) -> Record:
     """The record of canonical bytes. Raises RecordError("undecodable" | "not canonical")."""
     if len(raw) > MAX_RECORD_BYTES:
         raise RecordError("undecodable", f"{len(raw)} bytes, at most {MAX_RECORD_BYTES} are read")
+    announces = raw[:1] == _ANNOUNCING_HEAD
     try:
-        record = _record_decoder.decode(raw)
+        record = (_announcing_decoder if announces else _record_decoder).decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise RecordError("undecodable", str(error)) from None
-    if record.version != VERSION:
-        raise RecordError("undecodable", f"version {record.version}, this node reads {VERSION}")
+    if record.version != (ANNOUNCING if announces else VERSION):
+        raise RecordError("undecodable", f"version {record.version}, this node reads {VERSION} and {ANNOUNCING}")
     if not (math.isfinite(record.temperature) and record.temperature > 0):
         raise RecordError("undecodable", f"temperature {record.temperature} is not a positive number")
     if not all(math.isfinite(x) for verdict in record.verdicts for x in (verdict.bits, verdict.statistic)):

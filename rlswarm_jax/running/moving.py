@@ -66,8 +66,7 @@ def export_node(node: Path, to: Path, passphrase: str | None) -> None:
         before = identity.is_moved(key)
         identity.mark_moved(key)
         try:
-            marks = [f"journal {signed}"] if signed is not None else []
-            identity.write_key(sealed, line, *marks)
+            identity.write_key(sealed, line, *identity.kept_lines(key))
             fields = json.loads(config.to_json_best_effort())
             fields["swarm"]["key"] = ""
             with aside(to) as partial:
@@ -96,9 +95,9 @@ def import_node(file: Path, to: Path, passphrase: str, keep_keystore: bool = Tru
         if signed is not None and signed != journal_id(journal):
             raise UsageError(f"{file} is no node that was moved: its journal is not that of its key.")
         if not keep_keystore:
+            lines = identity.kept_lines(key)
             key.unlink()
-            marks = [f"journal {signed}"] if signed is not None else []
-            identity.write_key(key, own.expose_secret().hex(), *marks)
+            identity.write_key(key, own.expose_secret().hex(), *lines)
         _end(partial, to)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -40,7 +40,7 @@ from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
-from rlswarm_jax.running import account, folder, joining, moving
+from rlswarm_jax.running import account, folder, joining, moving, rotating
 from rlswarm_jax.running.arguments import Arguments, code_of
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
@@ -186,7 +186,12 @@ def _play(
     made = build.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.one_engine, channel))
-    present.transport.tell_rules(made.games[0].terms)
+    try:
+        before = rotating.earlier_keys(present.key, present.identity.author, config.swarm.name)
+    except identity.KeyFileError as error:
+        raise UsageError(str(error)) from error
+    game = dataclasses.replace(made.games[0], rotations=before)
+    present.transport.tell_rules(game.terms)
     with compiling(console):
         made.compile()
     journal = Journal(workdir / JOURNAL_FILE, durable=[Publish.__name__])
@@ -202,7 +207,7 @@ def _play(
     keep = config.chain.keep if present.chain else 0
     follow = config.chain.every == 1
     live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every, keep, follow)
-    player = Player(0, made.games[0], present.identity, journal, present.mailbox.inbox)
+    player = Player(0, game, present.identity, journal, present.mailbox.inbox)
     try:
         checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER, config.checkpoints.keep)
         best = Best(workdir / BEST_FOLDER / "0") if config.checkpoints.best else None
@@ -249,6 +254,8 @@ def _claimed(key: Path, journal: Path) -> Iterator[None]:
         beside = key.with_name(f"{key.name}.journal")  # where versions before wrote it
         if signed is None and beside.exists():
             signed = int(beside.read_text())
+        if heir := identity.given_up_for(key):
+            raise UsageError(f"the key {key} was given up for {heir}: play with that one, in the folder that it is in.")
         if identity.is_restored(key):
             raise UsageError(f"what the key {key} has signed is not known here: play with another key.")
         if signed is not None and signed != moving.journal_id(journal):

@@ -1,14 +1,20 @@
 """Where a live node's network thread leaves the records and its round's thread waits for them."""
 
 import collections
+import logging
 import threading
 import time
 from collections.abc import Collection
 
+from rlswarm_jax.identity import friendly_name
+from rlswarm_jax.records import rotations
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.inbox import Inbox
+from rlswarm_jax.records.schema import Record
 from rlswarm_jax.records.shelf import Slot
 from rlswarm_jax.swarm.waiting import EARN, VOTING, Company, quorum_time, read_by, stage_end, still_to_speak
+
+log = logging.getLogger("rlswarm_jax.network")
 
 
 class Mailbox:
@@ -66,6 +72,7 @@ class Mailbox:
             if self.inbox.offer(signed.raw, self.round) is None:
                 return False
             self._arrived[record.author, record.round, record.stage] = time.monotonic()
+            self._follow(record)
             self._spoken |= {record.author} & self.connected
             self._starting.discard(record.author)
             # one heard through others comes when it comes
@@ -76,6 +83,22 @@ class Mailbox:
                 self._favour()
             self.changed.notify_all()
             return True
+
+    def _follow(self, record: Record) -> None:
+        """Whoever gives their place to another key of theirs keeps it."""
+        for old, new, round_ in rotations.of(record):
+            if old == self.inbox.owner:
+                if not self._counts["peers/own_key_given_up"]:
+                    log.error(
+                        "%s says that this node's key was given up for theirs, and nobody hears it from round %d on: "
+                        "if it was not you who did that, the key is in wrong hands",
+                        friendly_name(new),
+                        round_,
+                    )
+                self._counts["peers/own_key_given_up"] += 1
+            elif self._company.follow(old, new):
+                self._awaited.discard(old)
+                log.info("%s speaks as %s from round %d on", friendly_name(old), friendly_name(new), round_)
 
     def on_peers(self, connected: frozenset[bytes]) -> None:
         """Takes the authors that are connected now."""
