@@ -44,6 +44,7 @@ class Strategy:
     plays: "Callable[[Game, NodeState, Round], Round] | None" = None
 
 
+RECORDS_VERSION = f"{schema.VERSION}.{PAY_VERSION}"  # of what nodes say, and of what it is worth
 SHARED = b"shared"  # the author of problems that all nodes have
 MAX_TASKS = 24  # that the rules name; of more, they say what all of them hash to
 
@@ -94,7 +95,7 @@ class Rules:
         if self.contract is not None:
             chance = {CHAIN: self.contract.lower(), CHAIN_ID: self.chain_id}
         return {
-            RECORDS: f"{schema.VERSION}.{PAY_VERSION}",
+            RECORDS: RECORDS_VERSION,
             "swarm.name": self.swarm,
             **{f"tasks.{name}".rstrip("."): part for name, part in tasks.items()},
             PROMPTS: self.prompt_format.name,

@@ -41,7 +41,7 @@ from rlswarm_jax.running.arguments import complete
 CHANGEABLE = (
     *("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "swarm.key"),
     *("checkpoints", "publish", "profile", "wandb.mode", "wandb.group", "wandb.tags"),
-    *("audit.share", "audit.megabytes"),
+    *("audit.share", "audit.megabytes", "chain.upgrades"),
     "devices",
 )
 

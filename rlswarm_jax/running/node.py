@@ -51,6 +51,7 @@ from rlswarm_jax.tasks.verifier import NoWorkerError, VerifierError
 if TYPE_CHECKING:
     from rlswarm_jax.keeper import Keeper  # and with it the chain's libraries
     from rlswarm_jax.multihost import Channel  # and with it jax
+    from rlswarm_jax.running.upgrading import Upgrades
 
 log = logging.getLogger("rlswarm_jax.node")
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
@@ -131,7 +132,11 @@ def play(
             _say(console, f"{present.name} listens on {' '.join(addresses)}")
             if config.driver == "node":
                 _say(console, f"others join it with: {joining.command(config, addresses[0])}")
-            finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel, words)
+            upgrades = _upgrades(config, keeper)
+            should_stop = lambda: bool(stopping) or (upgrades is not None and upgrades.stop())  # noqa: E731
+            finished = _play(config, workdir, resumes, console, present, should_stop, channel, words)
+            if upgrades is not None and not finished and not stopping:
+                upgrades.check()
         except (NetworkError, NoWorkerError) as error:
             raise TransientError(str(error)) from error
         except (JournalError, MetricsError) as error:
@@ -269,6 +274,15 @@ def _claim(key: Path, journal: Journal) -> None:
     """Ties a key that has signed nothing yet to the journal of what it will."""
     if identity.journal_of(key) is None:
         identity.mark(key, journal.id)
+
+
+def _upgrades(config: ml_collections.ConfigDict, keeper: "Keeper | None") -> "Upgrades | None":
+    if keeper is None:
+        return None
+    from rlswarm_jax.game.rules import RECORDS_VERSION
+    from rlswarm_jax.running.upgrading import Upgrades
+
+    return Upgrades(RECORDS_VERSION, keeper.upgrade, config.chain.upgrades == "follow")
 
 
 def _authors(peers: Iterable[str]) -> list[bytes]:
