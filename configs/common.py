@@ -269,6 +269,7 @@ FIELDS = {
     "chain.stake": Field(
         0.0, real(0, 10**9), "coins that a node may stake there; 0: none, nor a court on a local chain"
     ),
+    "chain.upgrades": Field("say", one_of("say", "follow"), "to a version that a coordinator names; or end then"),
     "chain.keep": Field(200, whole(0), "rounds whose records a node keeps, for whoever checks claims"),
     # how a process uses the devices that jax gives it: by default all, each
     "devices.backend": Field("shard_map", one_of("shard_map", "pmap"), "with all parameters and a part of the batch"),

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import msgspec
 
 from rlswarm_jax import randomness
+from rlswarm_jax.records import rotations
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope
-from rlswarm_jax.records.schema import RecordError
+from rlswarm_jax.records.schema import Record, RecordError
 from rlswarm_jax.records.shelf import Shelf, Slot
 
 MAX_HELD = 2048  # a hundred nodes, three stages, five rounds, and some
@@ -16,6 +17,7 @@ MAX_HELD_BYTES = 64 << 20
 MAX_PER_AUTHOR = 48
 AUTHOR_SHARE = 8  # of the bytes: one author may hold so small a part
 MAX_EVIDENCE = 64  # pairs
+MAX_RETIRED = 1024  # keys of which it is remembered that they gave their place away
 MAX_UNKNOWN = 16  # records that are taken at once of authors that are not favoured: reading and scoring them costs
 MAX_ROUND = 2**31  # no swarm gets there; a record that says so would lead a node to where rounds can't be counted on
 
@@ -29,6 +31,7 @@ class SavedInbox(msgspec.Struct, array_like=True):
     counts: dict[str, int]
     told: list[Slot] = []
     passed: dict[bytes, int] = {}
+    retired: list[tuple[bytes, int, bytes]] = []
 
 
 @dataclasses.dataclass
@@ -42,7 +45,8 @@ class Inbox:
     holds most for one of who holds less, and any for a favoured author's.
     stages: those that are played. rounds: of the game; 0 for no end. favoured: authors that a stranger, who can make
     as many keys as he likes, can't crowd out. told: of the evidence, what was handed over. passed: the latest round of
-    authors whose record of it is not kept, as nobody reads it here.
+    authors whose record of it is not kept, as nobody reads it here. retired: keys that may not speak any more, from
+    which round on, and who speaks in their place (`rotations`), those said longest ago first.
     """
 
     swarm: str
@@ -57,6 +61,7 @@ class Inbox:
     told: set[Slot] = dataclasses.field(default_factory=set)
     passed: dict[bytes, int] = dataclasses.field(default_factory=dict)
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    retired: dict[bytes, tuple[int, bytes]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._shelf = Shelf(self.records)  # through which alone they are changed
@@ -83,6 +88,8 @@ class Inbox:
             raise RecordError("unknown stage", f"{record.stage!r}, played are {', '.join(self.stages)}")
         if not current_round - self.max_staleness <= record.round < (self.rounds or MAX_ROUND):
             raise RecordError("out of window", f"round {record.round}, this node is in {current_round}")
+        if record.author in self.retired and record.round >= self.retired[record.author][0]:
+            raise RecordError("retired key", f"{self.retired[record.author][1].hex()} speaks in its place")
         if slot in self.records:
             first = self.records[slot]
             if first.hash == signed.hash:
@@ -93,6 +100,7 @@ class Inbox:
         self._bound_author(slot, len(signed.raw))
         self._make_room(slot, len(signed.raw), current_round)
         self._shelf.put(slot, signed)
+        self._retire(record)
 
     def pass_by(self, author: bytes, round_: int) -> None:
         """Notes that one has spoken in a round, and keeps nothing of it."""
@@ -187,6 +195,7 @@ class Inbox:
         elif self._prove(slot, held.raw, signed.raw):
             self.told.add(slot)
         self.taken.add(slot)
+        self._retire(signed.record)
 
     def save(self) -> SavedInbox:
         return SavedInbox(
@@ -196,6 +205,7 @@ class Inbox:
             counts=dict(self.counts),
             told=sorted(self.told),
             passed=self.passed,
+            retired=[(old, round_, new) for old, (round_, new) in self.retired.items()],
         )
 
     def restore(self, saved: SavedInbox) -> None:
@@ -208,6 +218,25 @@ class Inbox:
         self.evidence = {slot: (first, second) for slot, first, second in saved.evidence}
         self.counts, self.told = collections.Counter(saved.counts), set(saved.told)
         self.passed = dict(saved.passed)
+        self.retired = {old: (round_, new) for old, round_, new in saved.retired}
+
+    def _retire(self, record: Record) -> None:
+        """Hears no more of the keys that a record's author had before. Its owner's own, stolen, is not for it to judge.
+
+        Of what such a key has said after that, what was not handed over yet goes, whichever came first. Where there is
+        no room, of those that nobody favoured follows the one that was repeated longest ago is forgotten.
+        """
+        for old, new, round_ in rotations.of(record):
+            if old == self.owner:
+                continue
+            before = self.retired.pop(old, (round_, new))
+            self.retired[old] = min(before, (round_, new))
+            for slot in [slot for slot in self.records if slot[0] == old and slot[1] >= round_]:
+                if slot not in self.taken:
+                    self._forget(slot)
+            if len(self.retired) > MAX_RETIRED:
+                strange = (one for one, (_, heir) in self.retired.items() if heir not in self.favoured)
+                del self.retired[next(strange, next(iter(self.retired)))]
 
     def _prove(self, slot: Slot, first: bytes, second: bytes) -> bool:
         """Keeps two records of one slot; whether there is room for them.

@@ -42,7 +42,7 @@ CHANGEABLE = (
     *("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "swarm.key"),
     "swarm.health",
     *("checkpoints", "publish", "profile", "wandb.mode", "wandb.group", "wandb.tags"),
-    *("audit.share", "audit.megabytes"),
+    *("audit.share", "audit.megabytes", "chain.upgrades"),
     "devices",
 )
 

@@ -44,6 +44,7 @@ SILENCE = 15.0  # seconds without a word after which a peer is asked whether it 
 IDLE = 30.0  # seconds that one may be connected without taking part
 MAX_STRANGERS = 256  # peers that are not connected, in the library's book
 MAX_DELIVERED = 4096
+MAX_VERSIONS = 4  # of records, that are counted by name: anyone can write any number
 INLINE_BYTES = 16_384  # a larger record is announced, and fetched by whoever has not got it
 
 
@@ -57,6 +58,7 @@ class Session:
         self._scope = trio.CancelScope()
         self.wake = trio.Event()  # something was published or asked for
         self._changed = trio.Event()  # someone came or went
+        self._versions: set[int] = set()  # of records that this node cannot read
         self._sending = False
         self._busy: set[ID] = set()  # being dialled
         self._greeting: set[ID] = set()
@@ -129,6 +131,12 @@ class Session:
 
     def count(self, name: str, number: int = 1) -> None:
         self._gossip.count(name, number)
+
+    def of_version(self, version: int) -> None:
+        """Counts a record that this node cannot read: nobody's fault, and of a few versions by name."""
+        self.count("rejected/another version")
+        self._versions |= {version} if len(self._versions) < MAX_VERSIONS else set()
+        self.count(f"records/of_version/{version if version in self._versions else 'other'}")
 
     def changed(self) -> None:
         self._changed.set()
@@ -362,7 +370,9 @@ class Session:
                 self._store.put(raw)
                 self.deliver(check_record(raw, self._config.swarm, author))
         except RecordError as error:
-            if error.cause != "unavailable":
+            if error.version is not None:
+                self.of_version(error.version)
+            elif error.cause != "unavailable":
                 self.offend(peer, f"rejected/{error.cause}")
             else:
                 self.count("network/unanswered")
