@@ -24,6 +24,7 @@ from libp2p.identity.update import update_peerstore_from_identify
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection import swarm_connection
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
@@ -154,7 +155,8 @@ def contain(host: IHost, watch: Watch, door: Door) -> None:
     """Wraps the places where what a peer does would raise into the library's own tasks, and so end the whole host."""
     network = host.get_network()
     handle, add, open_stream = host._swarm_stream_handler, network.add_conn, network.new_stream
-    upgrade = network.upgrade_inbound_raw_conn
+    upgrade, remove = network.upgrade_inbound_raw_conn, network.remove_conn
+    inside: dict[IMuxedConn, trio.Event] = {}  # of those that came in: set when one has left
     streams: collections.Counter[ID] = collections.Counter()
     opened = Buckets(STREAM_RATE, burst=5 * STREAM_RATE)
 
@@ -205,6 +207,25 @@ def contain(host: IHost, watch: Watch, door: Door) -> None:
         watch.count("network/half open")
         raise SwarmException("others have begun to come in since, and it has said nothing")
 
+    async def handle_incoming(stream: TrioTCPStream, address: Multiaddr) -> None:
+        """Ends with the connection, which frees its socket; the library's ends with the node, and so do its slots."""
+        raw = RawConnection(stream, False)
+        try:
+            connection = await network.upgrade_inbound_raw_conn(raw, address)
+            if any(one.muxed_conn is connection for one in network.get_connections(connection.peer_id)):
+                await inside.setdefault(connection, trio.Event()).wait()
+        except Exception as error:  # what a stranger makes of a handshake
+            log.debug("somebody did not come in: %r", error)
+        finally:
+            await quietly(raw.close)
+
+    def remove_connection(connection: INetConn) -> None:
+        remove(connection)
+        if left := inside.pop(connection.muxed_conn, None):
+            left.set()
+
+    network._handle_inbound_connection = handle_incoming
+    network.remove_conn = remove_connection
     network.upgrade_inbound_raw_conn = let_in
     network.set_stream_handler(handle_stream)
     network.add_conn = add_connection
