@@ -108,7 +108,11 @@ LOSS = such(
     lambda name: name == "swarm" or (bool(name) and known("PRESETS").holds(name)),
     "a loss of docs/losses.md, such as grpo, dapo or gspo",
 )
-HOST = such(_is_ip, "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them")
+HOST = such(
+    lambda host: host == addresses.ANY or _is_ip(host),
+    "an address of this machine such as 127.0.0.1, or any for all of them, over IPv4 and IPv6",
+)
+ANNOUNCED = such(addresses.can_be_announced, addresses.ANNOUNCED)
 ENDPOINT = matching(
     rf"{'|'.join(LOCAL_CHAINS)}|https?://[^/].*|\$\w+",
     f"{', '.join(LOCAL_CHAINS)}, an http(s):// address, or $NAME of an environment variable that holds one",
@@ -147,8 +151,9 @@ FIELDS = {
     "swarm.choose": Field("turns", one_of("turns", "reward", "variety", "useful"), "which of peers' groups come first"),
     "swarm.reads": Field(0, whole(0, 4096), "authors whose records a node reads in a round, drawn anew; 0: all"),
     "swarm.deadline": Field(60.0, real(0, 1_000_000), "seconds a stage waits for its peers at most (0: for ever)"),
-    "swarm.host": Field("127.0.0.1", HOST, "to listen on; 0.0.0.0 for other machines to reach"),
+    "swarm.host": Field("127.0.0.1", HOST, "to listen on; any for other machines to reach"),
     "swarm.port": Field(0, whole(0, 65535), "of a single node; 0: any that is free"),
+    "swarm.announce": Field((), each(ANNOUNCED), "where others reach it, if elsewhere: ('/ip4/.../tcp/...',)"),
     "swarm.key": Field("", text(), "file with the key of a single node; '': node.key in its folder, made if not there"),
     "swarm.bootnodes": Field((), each(BOOTNODE), "addresses of running nodes: ('/ip4/.../tcp/.../p2p/...',)"),
     "swarm.peers": Field((), each(PEER), "peer ids to wait for before they have spoken (the launcher fills them in)"),

@@ -1,14 +1,12 @@
-"""A libp2p host for one node: what it speaks, where it listens, and what keeps its peers from ending it.
+"""A libp2p host for one node: what it speaks, and what keeps its peers from ending it.
 
 Imports libp2p, which takes seconds: import it where the network is started.
 """
 
 import collections
 import contextlib
-import errno
 import logging
-import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol, SupportsIndex
 
 import trio
@@ -31,15 +29,13 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import DEFAULT_WINDOW_SIZE
-from libp2p.transport.tcp.tcp import TCP, TCPListener
-from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.swarm.limits import Buckets, Door
-from rlswarm_jax.swarm.transport import NetworkError
+from rlswarm_jax.swarm.tcp import Tcp, told_addresses
 
 log = logging.getLogger("rlswarm_jax.network")
 
@@ -74,36 +70,16 @@ def quiet_libp2p() -> None:
     swarm_connection.logging = logging.getLogger("libp2p.network.swarm")  # it writes to the root logger otherwise
 
 
-def listen_address(host: str, port: int) -> str:
-    return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"
-
-
-def check_port(host: str, port: int) -> None:
-    """Raises NetworkError if the port is taken: libp2p would share it with whoever has it (SO_REUSEPORT)."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            where = f"cannot listen on {listen_address(host, port)}"
-            if error.errno == errno.EADDRINUSE:
-                raise NetworkError(f"{where}: the port is in use; choose another config.swarm.port.") from None
-            raise NetworkError(f"{where}: {error.strerror}; change config.swarm.host or port.") from None
-
-
-def _with_interfaces(addresses: list[Multiaddr]) -> list[Multiaddr]:
-    """0.0.0.0 is no address that anyone can dial: those of the interfaces in its place."""
-    found: list[Multiaddr] = []
-    for address in addresses:
-        wildcard = str(address).startswith(("/ip4/0.0.0.0/", "/ip6/::/"))
-        found += expand_wildcard_address(address) if wildcard else [address]
-    return found
-
-
-def make_host(identity: Identity, max_connections: int, opens: Callable[[str], bool] = lambda address: True) -> IHost:
+def make_host(
+    identity: Identity,
+    max_connections: int,
+    opens: Callable[[str], bool] = lambda address: True,
+    announce: Sequence[str] = (),
+) -> IHost:
     """TCP, noise and yamux only, and no opinion of its own about whom to connect with.
 
-    opens: whether a connection from an IP address is let in; asked before anything else is done for it.
+    opens: whether a connection from an IP address is let in; asked before anything else is done for it. announce:
+    addresses that others are told before those it listens on.
     """
     yamux.MAX_WINDOW_SIZE = DEFAULT_WINDOW_SIZE  # it would read a frame of 16 MiB, whatever the window
     basic_host.update_peerstore_from_identify = identify_push.update_peerstore_from_identify = _note_identity
@@ -113,8 +89,8 @@ def make_host(identity: Identity, max_connections: int, opens: Callable[[str], b
         key_pair=keys,
         sec_opt={NOISE: Noise(keys, noise_privkey=create_new_key_pair().private_key)},
         muxer_opt=create_yamux_muxer_option(),
-        transports=[_Tcp(opens)],
-        addrs_factory=_with_interfaces,
+        transports=[Tcp(opens)],
+        addrs_factory=lambda listening: told_addresses(announce, listening),
         disable_identify_address_discovery=True,
         connection_config=ConnectionConfig(
             max_connections=max_connections,
@@ -268,45 +244,6 @@ def _give_credit_rarely(stream: INetStream) -> None:
             await muxed.send_window_update(credit)
 
     muxed._auto_tune_and_send_window_update = give_credit
-
-
-class _Tcp(TCP):
-    """Reads from the socket as much as there is; the library takes two reads for each encrypted message.
-
-    Whom it does not let in it turns away as it accepts: that costs a tenth of what the library does before it asks.
-    """
-
-    def __init__(self, opens: Callable[[str], bool]):
-        super().__init__()
-        self._opens = opens
-
-    async def dial(self, maddr: Multiaddr) -> IRawConnection:
-        connection = await super().dial(maddr)
-        _buffer_reads(connection.stream)
-        return connection
-
-    def create_listener(self, handler_function: Callable[[TrioTCPStream], Awaitable[None]]) -> TCPListener:
-        async def handle(stream: TrioTCPStream) -> None:
-            found = stream.get_remote_address()
-            if not self._opens(found[0] if found else ""):
-                return await stream.close()
-            _buffer_reads(stream)
-            await handler_function(stream)
-
-        return super().create_listener(handle)
-
-
-def _buffer_reads(stream: TrioTCPStream) -> None:
-    receive, buffer = stream.read, bytearray()
-
-    async def read(n: int | None = None) -> bytes:
-        if not buffer:
-            buffer.extend(await receive(1 << 16))
-        data = bytes(buffer[:n])
-        del buffer[:n]
-        return data
-
-    stream.read = read
 
 
 async def hang_up(connection: INetConn) -> None:
