@@ -129,7 +129,9 @@ PROJECT = matching(r"[^/\\#?%:]{1,128}", "1 to 128 characters, none of / \\ # ? 
 
 FIELDS = {
     "name": Field("swarm", FOLDER, "of the run and its folder: the config file's"),
-    "driver": Field("live", one_of("live", "simulate", "node"), "a process a node; all in one; this one node"),
+    "driver": Field(
+        "live", one_of("live", "simulate", "node", "bootnode"), "a process a node; all in one; one node; no model"
+    ),
     "seed": Field(0, whole(0, 2**63 - 1), "of problems, noise and the keys of studies"),
     "rounds": Field(150, whole(0, 10_000_000), "0: until it is stopped, of a single node"),
     #
@@ -333,7 +335,7 @@ OWN_FIELDS = (
 
 
 def _rounds(config: ml_collections.ConfigDict) -> None:
-    if config.driver != "node" and config.rounds < 1:
+    if config.driver not in ("node", "bootnode") and config.rounds < 1:
         raise FieldError(f"config.rounds is {config.rounds}; driver {config.driver} takes at least 1.")
 
 
@@ -374,7 +376,7 @@ def _chain(config: ml_collections.ConfigDict) -> None:
         if chain.stake and config.swarm.nodes < 3:
             raise FieldError("config.chain.stake needs three nodes at least: two sides, and one that judges.")
     if chain.endpoint in LOCAL_CHAINS:
-        if config.driver == "node" and chain.endpoint != "none":
+        if config.driver in ("node", "bootnode") and chain.endpoint != "none":
             other = "give the address of one, with config.chain.contract and config.chain.id, or choose none"
             raise FieldError(f"config.chain.endpoint {chain.endpoint} is started for a whole swarm: {other}.")
         return

@@ -265,7 +265,9 @@ class Session:
         present = live & self._pubsub.peer_topics.get(topic, set()) & self._pubsub.peers.keys()
         self._reaching.look(live, present)
         self._presence.look(present)
-        self._gossip.set_connected(frozenset(a for peer in present if (a := author_of(peer.to_bytes()))))
+        no_players = self._greeting_of_rules.no_players
+        no_players &= live
+        self._gossip.set_connected(frozenset(a for p in present - no_players if (a := author_of(p.to_bytes()))))
         if self._greeting_of_rules.ready:
             for peer in live:
                 if now >= self._asked.get(peer, 0.0):
