@@ -320,6 +320,7 @@ def _network_config(config: ml_collections.ConfigDict, bootnodes: Sequence[str])
         swarm=config.swarm.name,
         host=config.swarm.host,
         port=config.swarm.port,
+        announce=tuple(config.swarm.announce),
         bootnodes=tuple(bootnodes),
         target_peers=config.swarm.target_peers,
     )
