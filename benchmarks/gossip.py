@@ -49,16 +49,16 @@ IDENTITIES = [simulated(0, node) for node in range(NODES)]
 rounds = itertools.count()
 
 
-def make_record(node: int, size: int) -> bytes:
+def make_record(node: int, size: int, round_: int | None = None) -> bytes:
     """A signed record of about `size` bytes, unlike any other."""
-    rng, tokens = random.Random(0), (7).to_bytes(4, "little")
+    rng, tokens, identity = random.Random(0), (7).to_bytes(4, "little"), simulated(0, node)
     texts = [rng.randbytes((size - 300) // 4).hex() for _ in range(2)]
     completions = [Completion(tokens, bytes(4), text) for text in texts]
     record = Record(
         version=schema.VERSION,
         swarm="benchmark",
-        author=IDENTITIES[node].author,
-        round=next(rounds),
+        author=identity.author,
+        round=next(rounds) if round_ is None else round_,
         stage="answer",
         beacon=b"",
         prompt_format="compact-2/01234567",
@@ -69,7 +69,7 @@ def make_record(node: int, size: int) -> bytes:
         groups=[Group("spell_backward", "0123456789abcdef", 0, 1, [], None, completions)],
         verdicts=[],
     )
-    return seal(record, IDENTITIES[node])
+    return seal(record, identity)
 
 
 class Arrivals:

@@ -1,13 +1,13 @@
 """What the page of a run costs: to whoever opens it, and to the swarm beside which it is served. And its pictures.
 
-    python -m benchmarks.page > results/benchmarks/page.jsonl           3 minutes; needs a Chromium for the first rows
+    python -m benchmarks.page > results/benchmarks/page.jsonl           5 minutes; needs a Chromium for the first rows
     python -m benchmarks.page --pictures runs/quickstart                writes docs/page-*.png from a run
 
 *first paint*: ms until a browser without a cache has drawn the first text (first contentful paint), the median of five,
 of made-up runs of 8 nodes; *whole* until the view is drawn; *kB*, all that came until then. *views*: processor ms
-of the slowest answer, when the run was read; *read*, of reading it. *beside a run*: processor time of the server's
-process, while four nodes write a round each second, and one browser's stream is open that fetches what it shows
-whenever there is something new; *idle*, before anybody came: there is no process then.
+of the slowest answer, when the run was read; *read*, of reading it. *beside a run*: the share of a whole quickstart's
+processor time, nodes alone and chain included, that the page's process takes while one browser's stream is open from
+first to last, and fetches what three views show whenever there is something new, as the page does.
 """
 
 import argparse
@@ -33,12 +33,13 @@ import psutil
 from rlswarm_jax import files
 from rlswarm_jax.identity import friendly_name, simulated
 from rlswarm_jax.machine import hardware
+from rlswarm_jax.page.beside import SERVER
 from rlswarm_jax.page.folder import Folder
 from rlswarm_jax.page.views import VIEWS, answer
 from tests.experiments.test_show import config
 from tests.page import chromium
 
-NODES, SECONDS = 8, 60.0
+NODES = 8
 PICTURES = {  # name: the view, width, height, colours
     "lineage": ("lineage", 1000, 640, "light"),
     "lessons": ("lineage?node=0&author={author}", 1000, 760, "light"),
@@ -133,38 +134,40 @@ def views(rounds: int) -> None:
 
 
 def beside_a_run() -> None:
-    with made(20, 4) as folder, process(folder) as (url, server):
-        authors = [simulated(0, node).author.hex() for node in range(4)]
-        host, stop = url.split("/")[2], threading.Event()
+    """A whole quickstart, with one visitor from its first line to its last."""
+    with tempfile.TemporaryDirectory() as directory:
+        words = ["--config", "configs/quickstart.py", "--workdir", f"{directory}/run", "--config.wandb.mode=disabled"]
+        command = [sys.executable, "-m", "experiments.run", *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+            assert run.stdout
+            url = next(line.split()[1] for line in run.stdout if line.startswith("page: "))
+            threading.Thread(target=run.stdout.read, daemon=True).start()
+            spent, total, looks = visit(url, psutil.Process(run.pid))
+            assert run.wait() == 0
+    found = {"looks": looks, "page_s": spent, "run_s": total}
+    line("beside a run", {"nodes": 4, "streams": 1}, 100 * spent / total, "% of its processor time", found)
 
-        def look() -> None:
+
+def visit(url: str, run: psutil.Process) -> tuple[float, float, int]:
+    """Processor seconds of the page and of all of a run, and how often its visitor looked: as the page does."""
+    connection = http.client.HTTPConnection(url.split("/")[2], timeout=30)
+    spent, total, looks = 0.0, 0.0, 0
+    with contextlib.suppress(OSError, http.client.HTTPException):  # as the run ends
+        connection.request("GET", "/api/events")
+        stream = connection.getresponse()
+        while line := stream.readline():
+            if not line.startswith(b"data:"):
+                continue
+            now = time.monotonic()
             for name in ("now", "lineage", "learning"):
                 urllib.request.urlopen(f"{url}api/{name}").read()
-
-        def play() -> None:
-            with (folder / files.METRICS_FILE).open("a") as log:
-                for round_ in range(20, 10_000):
-                    log.writelines(json.dumps(row(node, round_, authors)) + "\n" for node in range(4))
-                    log.flush()
-                    if stop.wait(1.0):
-                        return
-
-        look()
-        connection = http.client.HTTPConnection(host, timeout=30)
-        connection.request("GET", "/api/events")
-        stream, playing = connection.getresponse(), threading.Thread(target=play)
-        playing.start()
-        before, began, looks = cpu(server), time.monotonic(), 0
-        while (now := time.monotonic()) < began + SECONDS:
-            if stream.readline().startswith(b"data:"):
-                look()
-                looks += 1
-                time.sleep(max(0.0, 2.5 - (time.monotonic() - now)))  # as the page does
-        spent = (cpu(server) - before) / (time.monotonic() - began)
-        stop.set()
-        playing.join()
-        connection.close()
-    line("beside a run", {"nodes": 4, "streams": 1}, 100 * spent, "% of a core", {"idle": 0.0, "looks": looks})
+            looks += 1
+            with contextlib.suppress(psutil.Error):  # one of them ends just now
+                tree = [run, *run.children(recursive=True)]
+                (page,) = (one for one in tree if one.status() != psutil.STATUS_ZOMBIE and SERVER in one.cmdline())
+                spent, total = cpu(page), sum(map(cpu, tree)) + sum(run.cpu_times()[2:4])
+            time.sleep(max(0.0, 2.5 - (time.monotonic() - now)))
+    return spent, total, looks
 
 
 def pictures(directory: Path, out: Path) -> None:

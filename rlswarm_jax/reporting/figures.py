@@ -371,7 +371,7 @@ def page_block(found: Sequence[Benchmark]) -> Block:
         ]
         rows.append([f"{rounds:,}", *seen, *read])
     beside = next(b for b in found if b.benchmark == "beside a run")
-    note = f"Beside a run, with one browser that looks on: {number(beside.value)} % of a core; before that, nothing"
+    note = f"Beside a run, with one browser that looks on: {number(beside.value)} {beside.unit}; before that, nothing"
     return Block(rows, f"{note}. Reading and answers in processor time. {found[0].hardware}.", [])
 
 
