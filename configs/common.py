@@ -112,7 +112,7 @@ HOST = such(
     lambda host: host == addresses.ANY or _is_ip(host),
     "an address of this machine such as 127.0.0.1, or any for all of them, over IPv4 and IPv6",
 )
-ANNOUNCED = such(addresses.can_be_announced, addresses.ANNOUNCED)
+ANNOUNCED = such(lambda text: addresses.read_endpoint(text) is not None, addresses.ANNOUNCED)
 ENDPOINT = matching(
     rf"{'|'.join(LOCAL_CHAINS)}|https?://[^/].*|\$\w+",
     f"{', '.join(LOCAL_CHAINS)}, an http(s):// address, or $NAME of an environment variable that holds one",

@@ -81,10 +81,12 @@ class _End:
 
 
 class Relay:
-    """All three roles. member: whether a peer takes part in this swarm now, and is connected."""
+    """All three roles. member: whether a peer takes part in this swarm now, and is connected. came: takes who has come
+    through a relay.
+    """
 
-    def __init__(self, host: IHost, member: Callable[[ID], bool], watch: Watch):
-        self._host, self._member, self._watch = host, member, watch
+    def __init__(self, host: IHost, member: Callable[[ID], bool], came: Callable[[ID], None], watch: Watch):
+        self._host, self._member, self._came, self._watch = host, member, came, watch
         self._circuits: collections.Counter[frozenset[ID]] = collections.Counter()
         self._pace = Buckets(RATE, burst=RATE)
         self._asked = Buckets(*_ASKED)
@@ -105,8 +107,8 @@ class Relay:
         buffer = bytearray()
         try:
             with trio.fail_after(TIMEOUT):
-                await _send(stream, HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=peer.to_bytes())))
-                answer = await _receive(stream, buffer, HopMessage)
+                await send(stream, HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=peer.to_bytes())))
+                answer = await receive(stream, buffer, HopMessage)
             if answer.type != HopMessage.STATUS or answer.status != Status.OK:
                 raise SwarmException(f"no circuit through {through}: status {answer.status}")
             raw = RawConnection(_End(stream, buffer), True)
@@ -125,10 +127,10 @@ class Relay:
             return await stream.reset()
         try:
             with trio.fail_after(TIMEOUT):
-                wanted = await _receive(stream, buffer, StopMessage)
+                wanted = await receive(stream, buffer, StopMessage)
                 if wanted.type != StopMessage.CONNECT:
                     raise MalformedError("it does not ask for a circuit")
-                await _send(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
+                await send(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
             raw = RawConnection(_End(stream, buffer), False)
             made = await self._host.get_network().upgrade_inbound_raw_conn(raw, Multiaddr(f"/p2p/{relay}"))
         except MalformedError:
@@ -137,7 +139,7 @@ class Relay:
         except Exception:  # whatever one that comes through makes of a handshake; the relay is not to blame
             return await quietly(stream.reset)
         self._relayed.add(made)
-        return None
+        return self._came(made.peer_id)
 
     # --- between them
 
@@ -146,7 +148,7 @@ class Relay:
         peer, buffer = stream.muxed_conn.peer_id, bytearray()
         try:
             with trio.fail_after(TIMEOUT):
-                wanted = await _receive(stream, buffer, HopMessage)
+                wanted = await receive(stream, buffer, HopMessage)
         except MalformedError:
             self._watch.offend(peer, "network/malformed")
             return await quietly(stream.reset)
@@ -161,7 +163,7 @@ class Relay:
             limit = Limit(duration=MAX_SECONDS, data=MAX_BYTES)
             answer = HopMessage(type=HopMessage.STATUS, status=Status.OK, reservation=kept, limit=limit)
             with contextlib.suppress(StreamError):
-                await _send(stream, answer)
+                await send(stream, answer)
             return await quietly(stream.close)
         target = ID(wanted.peer.id)
         if wanted.type != HopMessage.CONNECT or author_of(wanted.peer.id) is None or target == peer:
@@ -183,7 +185,7 @@ class Relay:
     async def _refuse(self, stream: INetStream, status: int) -> None:
         self._watch.count("network/circuits_refused")
         with contextlib.suppress(StreamError):
-            await _send(stream, HopMessage(type=HopMessage.STATUS, status=status))
+            await send(stream, HopMessage(type=HopMessage.STATUS, status=status))
         await quietly(stream.close)
 
     async def _connect(self, stream: INetStream, buffer: bytearray, target: ID) -> None:
@@ -192,13 +194,11 @@ class Relay:
         try:
             with trio.fail_after(TIMEOUT):
                 other = await self._host.new_stream(target, [STOP])
-                await _send(
-                    other, StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=source.to_bytes()), limit=limit)
-                )
-                answer = await _receive(other, begun, StopMessage)
+                await send(other, StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=source.to_bytes()), limit=limit))
+                answer = await receive(other, begun, StopMessage)
                 if answer.type != StopMessage.STATUS or answer.status != Status.OK:
                     raise SwarmException("it does not want to be reached")
-                await _send(stream, HopMessage(type=HopMessage.STATUS, status=Status.OK, limit=limit))
+                await send(stream, HopMessage(type=HopMessage.STATUS, status=Status.OK, limit=limit))
         except Exception:  # whatever a stream raises that cannot be opened, or a target that does not answer
             await self._refuse(stream, Status.CONNECTION_FAILED)
             return None if other is None else await quietly(other.reset)
@@ -234,11 +234,11 @@ class Relay:
         scope.cancel()
 
 
-async def _send(stream: INetStream, message: Message) -> None:
+async def send(stream: INetStream, message: Message) -> None:
     await stream.write(encode_varint_prefixed(message.SerializeToString()))
 
 
-async def _receive(stream: INetStream, buffer: bytearray, kind: type[Kind]) -> Kind:
+async def receive(stream: INetStream, buffer: bytearray, kind: type[Kind]) -> Kind:
     """The next message; `buffer` keeps what came after it. Raises MalformedError."""
     message = kind()
     try:

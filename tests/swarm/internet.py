@@ -28,19 +28,19 @@ _numbers = itertools.count()
 _CLONE_NEWNET, _TUNSETIFF, _TUN_NO_INFO = 0x40000000, 0x400454CA, 0x0001 | 0x1000
 
 _NAT = """
-table ip nat {
-    chain out { type nat hook postrouting priority 100; oifname "wan" masquerade; }
-}
-table inet filter {
-    chain through {
+table ip nat {{
+    chain out {{ type nat hook postrouting priority 100; oifname "wan" masquerade {ports}; }}
+}}
+table inet filter {{
+    chain through {{
         type filter hook forward priority 0; policy drop
         ct state established,related accept
         iifname "lan" accept
-    }
-    chain into { type filter hook input priority 0; policy drop
+    }}
+    chain into {{ type filter hook input priority 0; policy drop
         ct state established,related accept
-    }
-}
+    }}
+}}
 """
 
 
@@ -130,8 +130,11 @@ class Internet:
         self._plug(space, "wan", number, ipv4, ipv6)
         return space
 
-    def home(self, number: int) -> str:
-        """A machine behind a router that lets in nothing but answers, at 192.168.1.2 as everybody's is."""
+    def home(self, number: int, keeps_port: bool = True) -> str:
+        """A machine behind a router that lets in nothing but answers, at 192.168.1.2 as everybody's is.
+
+        keeps_port: whether connections leave the router from the port that they leave the machine from.
+        """
         router, space = self._space(f"r{number}"), self._space(f"n{number}")
         self._plug(router, "wan", number, True, False)
         self._in(router, "link", "add", "lan", "type", "veth", "peer", "name", "eth0", "netns", space)
@@ -140,9 +143,10 @@ class Internet:
         self._in(space, "addr", "add", "192.168.1.2/24", "dev", "eth0")
         self._in(space, "link", "set", "eth0", "up")
         self._in(space, "route", "add", "default", "via", "192.168.1.1")
+        rules = _NAT.format(ports="" if keeps_port else "random")
         with inside(router):
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-            subprocess.run(["nft", "-f", "-"], input=_NAT.encode(), check=True)
+            subprocess.run(["nft", "-f", "-"], input=rules.encode(), check=True)
         return space
 
     def part(self, *numbers: int) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import pytest
+from libp2p.peer.id import ID
 
 from rlswarm_jax.swarm import exchange, peers, session
 from rlswarm_jax.swarm.greeting import NO_PLAYER
@@ -101,10 +102,12 @@ def test_far_apart_on_a_wire_that_loses_much_records_arrive(start, internet):
 
 @behind_nat
 def test_two_behind_two_nats_are_connected_through_a_third_and_check_each_others_weights(start, internet):
-    public, *homes = internet.host(1), internet.home(2), internet.home(3)
+    """Their routers choose ports anew, so that there is no direct way."""
+    public, *homes = internet.host(1), internet.home(2, keeps_port=False), internet.home(3, keeps_port=False)
     middle = start(kind=placed(public), host="any")
     one, other = (start(middle.addresses[:1], kind=placed(space), host="any") for space in homes)
     wait_for(lambda: one.sees(other, middle) and other.sees(one, middle), "they are peers of each other", 30)
+    assert not is_direct(one, other)
     part = bytes(range(251)) * (2 * RANGE // 251)
     other.gossip.shows(Shelf(part))
     assert one.gossip.fetch_weights(other.author, WEIGHTS, [], LIMIT).result(60) == [part]
@@ -113,3 +116,21 @@ def test_two_behind_two_nats_are_connected_through_a_third_and_check_each_others
     wait_for(lambda: raw in other.records and raw in middle.records, "it arrives")
     assert other.records.count(raw) == 1
     assert not any(node.count("network/malformed") for node in (one, middle, other))
+    wait_for(lambda: other.count("network/not_punched") or one.count("network/not_punched"), "a direct way is tried")
+    assert not is_direct(one, other) and one.sees(other)
+
+
+def is_direct(one: Node, other: Node) -> bool:
+    return one.gossip._session._relay.is_direct(ID.from_base58(other.identity.peer_id))
+
+
+@behind_nat
+def test_routers_that_keep_the_port_let_two_behind_them_meet_directly(start, internet):
+    public, *homes = internet.host(1), internet.home(2), internet.home(3)
+    middle = start(kind=placed(public), host="any")
+    one, other = (start(middle.addresses[:1], kind=placed(space), host="any") for space in homes)
+    wait_for(lambda: is_direct(one, other) and is_direct(other, one), "they meet", 60)
+    wait_for(lambda: not middle.gossip._session._relay._circuits, "the circuit is given back", 10)
+    wait_for(lambda: one.sees(other, middle) and other.sees(one, middle), "they go on being peers", 10)
+    raws = [one.publish(1), other.publish(1)]
+    wait_for(lambda: raws[1] in one.records and raws[0] in other.records, "and hear each other")
