@@ -90,6 +90,10 @@ def _is_ip(host: str) -> bool:
     return True
 
 
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= 65_535
+
+
 def own(allowed: Range) -> Range:
     """-1 has a meaning of its own: what the loss says."""
     return Range(f"-1 (the loss's own) or {allowed.expected}", lambda value: value == -1 or allowed.holds(value))
@@ -111,6 +115,10 @@ LOSS = such(
 HOST = such(
     lambda host: host == addresses.ANY or _is_ip(host),
     "an address of this machine such as 127.0.0.1, or any for all of them, over IPv4 and IPv6",
+)
+HEALTH = such(
+    lambda text: not text or (_is_ip(text.rpartition(":")[0].strip("[]")) and _is_port(text.rpartition(":")[2])),
+    "'' or an address of this machine with a port, such as 127.0.0.1:9464",
 )
 ANNOUNCED = such(lambda text: addresses.read_endpoint(text) is not None, addresses.ANNOUNCED)
 ENDPOINT = matching(
@@ -160,6 +168,9 @@ FIELDS = {
     "swarm.bootnodes": Field((), each(BOOTNODE), "addresses of running nodes: ('/ip4/.../tcp/.../p2p/...',)"),
     "swarm.peers": Field((), each(PEER), "peer ids to wait for before they have spoken (the launcher fills them in)"),
     "swarm.alone": Field(False, yes_no(), "beside a local swarm nodes alone are played, to compare with"),
+    "swarm.health": Field(
+        "127.0.0.1:0", HEALTH, "where a live node says whether it is well; port 0: any (node.json has it); '': nowhere"
+    ),
     "swarm.target_peers": Field(6, whole(1, 1024), "peers to be connected with, if there are so many"),
     "swarm.adversary": Field("", one_of("", *STRATEGIES), "for studies of what ill-meaning nodes do: each is one"),
     "swarm.devices": Field("cpu", one_of("cpu", "gpu", "tpu"), "of a local swarm's nodes; gpu: shared out among them"),
@@ -265,6 +276,7 @@ FIELDS = {
     "chain.stake": Field(
         0.0, real(0, 10**9), "coins that a node may stake there; 0: none, nor a court on a local chain"
     ),
+    "chain.upgrades": Field("say", one_of("say", "follow"), "to a version that a coordinator names; or end then"),
     "chain.keep": Field(200, whole(0), "rounds whose records a node keeps, for whoever checks claims"),
     # how a process uses the devices that jax gives it: by default all, each
     "devices.backend": Field("shard_map", one_of("shard_map", "pmap"), "with all parameters and a part of the batch"),

@@ -40,9 +40,9 @@ from rlswarm_jax.running.arguments import complete
 # refuses another key
 CHANGEABLE = (
     *("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.announce", "swarm.deadline", "swarm.target_peers"),
-    "swarm.key",
+    *("swarm.key", "swarm.health"),
     *("checkpoints", "publish", "profile", "wandb.mode", "wandb.group", "wandb.tags"),
-    *("audit.share", "audit.megabytes"),
+    *("audit.share", "audit.megabytes", "chain.upgrades"),
     "devices",
 )
 

@@ -23,7 +23,7 @@ import ml_collections
 from rich.console import Console
 from rich.logging import RichHandler
 
-from rlswarm_jax import identity, launch
+from rlswarm_jax import identity, keystore, launch
 from rlswarm_jax.errors import DiskError, TransientError, UsageError
 from rlswarm_jax.files import (
     BEST_FOLDER,
@@ -33,6 +33,7 @@ from rlswarm_jax.files import (
     JOURNAL_FILE,
     METRICS_FILE,
     NODE_FILE,
+    STATUS_FILE,
     WEIGHTS_FOLDER,
     write_whole,
 )
@@ -40,8 +41,10 @@ from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
-from rlswarm_jax.running import account, folder, joining
+from rlswarm_jax.running import account, folder, health, joining, moving, rotating
 from rlswarm_jax.running.arguments import Arguments, code_of
+from rlswarm_jax.running.exporter import Exporter
+from rlswarm_jax.status import Status
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.memory import FILE, Memory
@@ -49,8 +52,10 @@ from rlswarm_jax.swarm.transport import NetworkError
 from rlswarm_jax.tasks.verifier import NoWorkerError, VerifierError
 
 if TYPE_CHECKING:
+    from rlswarm_jax.game.player import RoundReport
     from rlswarm_jax.keeper import Keeper  # and with it the chain's libraries
     from rlswarm_jax.multihost import Channel  # and with it jax
+    from rlswarm_jax.running.upgrading import Upgrades
 
 log = logging.getLogger("rlswarm_jax.node")
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
@@ -86,6 +91,8 @@ class Present:
     mailbox: Mailbox
     transport: Gossip
     chain: "Keeper | None"
+    status: Status
+    exporter: Exporter
 
     @property
     def name(self) -> str:
@@ -110,6 +117,7 @@ def play(
         own = identity.load_or_create(key)
     except identity.KeyFileError as error:
         raise UsageError(str(error)) from error
+    keystore.forget()
     stages = STAGES[: config.game.stages]
     inbox = Inbox(config.swarm.name, own.author, config.swarm.max_staleness, stages, config.rounds)
     coordinator = account.connect(config, own, workdir)
@@ -121,16 +129,30 @@ def play(
     mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(told), config.swarm.reads)
     parts = own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory, mailbox.trusts
     transport = Gossip(*parts)
+    status = Status(workdir / STATUS_FILE, own.peer_id, lambda: transport.network)
+    names = {"peer_id": own.peer_id, "name": identity.friendly_name(own.author), "swarm": config.swarm.name}
+    exporter = Exporter(status, names)
     claimed = _claimed(key, workdir / JOURNAL_FILE)
-    with claimed, folder.stop_on_signal() as stopping, account.kept(config, coordinator, mailbox) as keeper:
-        present = Present(own, key, mailbox, transport, keeper)
+    with (
+        claimed,
+        _shown(status),
+        folder.stop_on_signal() as stopping,
+        health.served(config.swarm.health, health.Health(status, exporter)) as healthy,
+        account.kept(config, coordinator, mailbox) as keeper,
+    ):
+        present = Present(own, key, mailbox, transport, keeper, status, exporter)
         try:
             addresses = transport.start()
-            _write_node_file(workdir, present, addresses, config.swarm.name)
+            _write_node_file(workdir, present, addresses, config.swarm.name, healthy)
             _say(console, f"{present.name} listens on {' '.join(addresses)}")
             if config.driver == "node":
+                _say(console, f"whether it is well: {healthy}/healthz" if healthy else "it serves no /healthz")
                 _say(console, f"others join it with: {joining.command(config, addresses[0])}")
-            finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel, words)
+            upgrades = _upgrades(config, keeper)
+            should_stop = lambda: bool(stopping) or (upgrades is not None and upgrades.stop())  # noqa: E731
+            finished = _play(config, workdir, resumes, console, present, should_stop, channel, words)
+            if upgrades is not None and not finished and not stopping:
+                upgrades.check()
         except (NetworkError, NoWorkerError) as error:
             raise TransientError(str(error)) from error
         except (JournalError, MetricsError) as error:
@@ -182,10 +204,17 @@ def _play(
         evidence = Archive(workdir / EVIDENCE_FOLDER, kept_bytes, config.chain.keep)
     # before all that takes long: what an earlier process said may be checked now
     present.transport.shows(Shelves(archive, *filter(None, [evidence])))
+    present.status.begins("loads its model")
     made = build.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.one_engine, channel))
-    present.transport.tell_rules(made.games[0].terms)
+    try:
+        before = rotating.earlier_keys(present.key, present.identity.author, config.swarm.name)
+    except identity.KeyFileError as error:
+        raise UsageError(str(error)) from error
+    game = dataclasses.replace(made.games[0], rotations=before)
+    present.transport.tell_rules(game.terms)
+    present.status.begins("compiles its model's programs")
     with compiling(console):
         made.compile()
     journal = Journal(workdir / JOURNAL_FILE, durable=[Publish.__name__])
@@ -201,7 +230,7 @@ def _play(
     keep = config.chain.keep if present.chain else 0
     follow = config.chain.every == 1
     live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every, keep, follow)
-    player = Player(0, made.games[0], present.identity, journal, present.mailbox.inbox)
+    player = Player(0, game, present.identity, journal, present.mailbox.inbox)
     try:
         checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER, config.checkpoints.keep)
         best = Best(workdir / BEST_FOLDER / "0") if config.checkpoints.best else None
@@ -209,10 +238,18 @@ def _play(
         run = functools.partial(made.one_engine.replay, 0)
         auditor = Auditor(archive, run, present.transport, config.audit.share, kept_bytes, evidence)
         publishing = Publishing(config, workdir, made.one_engine, [present.name], present.chain)
-        node = Node(*parts, live, publishing.after(recorder.on_round), auditor, present.chain, best)
+
+        def on_round(ended: "RoundReport") -> None:
+            recorder.on_round(ended)
+            present.exporter.on_round(ended.metrics)
+
+        watched = present.chain, best, present.status
+        node = Node(*parts, live, publishing.after(on_round), auditor, *watched)
         with view:
+            present.status.begins("plays its journal again")
             node.restore(reported)
             node.run(should_stop)
+            present.status.begins("writes its checkpoint, and what a run leaves")
             node.save()
             if player.finished:
                 told = publishing.finish(player.state.round, should_stop)
@@ -248,26 +285,30 @@ def _claimed(key: Path, journal: Path) -> Iterator[None]:
         beside = key.with_name(f"{key.name}.journal")  # where versions before wrote it
         if signed is None and beside.exists():
             signed = int(beside.read_text())
-        if signed is not None and signed != _journal_id(journal):
+        if heir := identity.given_up_for(key):
+            raise UsageError(f"the key {key} was given up for {heir}: play with that one, in the folder that it is in.")
+        if identity.is_restored(key):
+            raise UsageError(f"what the key {key} has signed is not known here: play with another key.")
+        if signed is not None and signed != moving.journal_id(journal):
             wrong = f"the key {key} has signed records that are not in the journal here"
-            move = "to move a node, stop it and copy its whole folder (key, journal, checkpoints)"
+            move = "to move a node, stop it and take its whole folder (experiments.identity export)"
             raise UsageError(f"{wrong}: go on in the folder where it did, or use a new key; {move}.")
         yield
-
-
-def _journal_id(path: Path) -> int | None:
-    if not path.exists():
-        return None
-    journal = Journal(path)
-    found = journal.id
-    journal.close()
-    return found
 
 
 def _claim(key: Path, journal: Journal) -> None:
     """Ties a key that has signed nothing yet to the journal of what it will."""
     if identity.journal_of(key) is None:
         identity.mark(key, journal.id)
+
+
+def _upgrades(config: ml_collections.ConfigDict, keeper: "Keeper | None") -> "Upgrades | None":
+    if keeper is None:
+        return None
+    from rlswarm_jax.game.rules import RECORDS_VERSION
+    from rlswarm_jax.running.upgrading import Upgrades
+
+    return Upgrades(RECORDS_VERSION, keeper.upgrade, config.chain.upgrades == "follow")
 
 
 def _authors(peers: Iterable[str]) -> list[bytes]:
@@ -285,7 +326,7 @@ def _network_config(config: ml_collections.ConfigDict, bootnodes: Sequence[str])
     )
 
 
-def _write_node_file(workdir: Path, present: Present, addresses: list[str], swarm: str) -> None:
+def _write_node_file(workdir: Path, present: Present, addresses: list[str], swarm: str, healthy: str) -> None:
     """Tells scripts and other nodes who runs here; written whole, as soon as the node listens."""
     told = {
         "peer_id": present.identity.peer_id,
@@ -293,8 +334,21 @@ def _write_node_file(workdir: Path, present: Present, addresses: list[str], swar
         "pid": os.getpid(),
         "swarm": swarm,
         "addresses": addresses,
+        "health": healthy,
     }
     write_whole(workdir / NODE_FILE, json.dumps(told, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _shown(status: Status) -> Iterator[None]:
+    """Says in the node's folder what it does, with its last warning, for as long as the `with` block lasts."""
+    logger = logging.getLogger("rlswarm_jax")
+    logger.addHandler(status.warned)
+    try:
+        yield
+    finally:
+        logger.removeHandler(status.warned)
+        status.close()
 
 
 class _Log(logging.handlers.RotatingFileHandler):

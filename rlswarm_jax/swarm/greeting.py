@@ -35,6 +35,7 @@ log = logging.getLogger("rlswarm_jax.network")
 PROTOCOL = TProtocol("/rlswarm_jax/rules/1")
 MAX_BYTES = 32_768
 MAX_TOLD = 256  # ways to differ that were said once, and peers that agree
+SWARM = "swarm.name"
 AGAIN = 30.0  # seconds after which a peer that did not answer is asked again
 
 NO_PLAYER = {"plays": "no"}  # the rules of one that plays no rounds
@@ -70,6 +71,8 @@ class Greeting:
         self._rules, self._told_of, self._watch = rules, told_of, watch
         self.no_players: set[ID] = set()  # who said so: nobody waits for them
         self._agreeing: dict[ID, None] = {}
+        self._versions: dict[ID, str] = {}  # of records, as the last that were met say, if they are of this swarm
+        self._noticed = "0"  # the newest version that most of them were found to have
         self._said: dict[object, None] = {}
         self._lines = Buckets(1 / 20, burst=3)
         self._requests = Requests(host, watch, MAX_BYTES)
@@ -120,6 +123,7 @@ class Greeting:
         ours = self._hello()
         if not ours.agreement or not theirs.agreement or author_of(peer.to_bytes()) is None:
             return
+        self._compare_versions(peer, ours.rules, theirs.rules)
         names = agreement.differences(ours.rules, theirs.rules)
         if names or (theirs.rules == ours.rules and theirs.agreement != ours.agreement):
             self._agreeing.pop(peer, None)
@@ -127,6 +131,23 @@ class Greeting:
             self._say(peer, ours.rules, theirs.rules, names)
         else:
             _add(self._agreeing, peer)
+
+    def _compare_versions(self, peer: ID, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+        """Says once of each version that most peers of this swarm have a newer one. Nothing follows from it here."""
+        self._versions.pop(peer, None)
+        own, version = ours.get(agreement.RECORDS, ""), theirs.get(agreement.RECORDS, "")
+        if theirs.get(SWARM) != ours.get(SWARM):
+            return
+        _add(self._versions, peer, version)
+        if not agreement.is_newer(version, own):
+            return
+        self._watch.count("peers/newer_version")
+        newer = [peer for peer, one in self._versions.items() if agreement.is_newer(one, own)]
+        if 2 * len(newer) > len(self._versions) and agreement.is_newer(version, self._noticed):
+            self._noticed = version
+            who = f"{len(newer)} of {len(self._versions)} peers that were met run a newer version"
+            advice = "this node goes on as it is; to go with them, install theirs and start it again"
+            log.warning("%s (records %s, here %s): %s", who, version, own, advice)
 
     def _say(self, peer: ID, ours: Mapping[str, str], theirs: Mapping[str, str], names: list[str]) -> None:
         """Once for each way to differ."""
@@ -146,8 +167,8 @@ class Greeting:
         log.warning("%s plays by other rules, so neither can use what the other says: %s; %s", who, how, advice)
 
 
-def _add(table: dict, key: object) -> None:
+def _add(table: dict, key: object, value: object = None) -> None:
     """Bounded: the oldest makes room."""
-    table[key] = None
+    table[key] = value
     if len(table) > MAX_TOLD:
         del table[next(iter(table))]

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.envelope import SignedRecord
+from rlswarm_jax.status import Network
 from rlswarm_jax.swarm.memory import Memory
 from rlswarm_jax.swarm.transport import Shelf
 
@@ -37,7 +38,7 @@ class Lasting(Protocol):
 
     started: it has listened before. outbox: what is to be published. asked: authors whose latest records are wanted.
     rules: by which this node plays, and shelf: what it shows of its weights, once it knows. on_record: takes a record
-    once; whether it is kept.
+    once; whether it is kept. network: how it stands, for whoever wants to know.
     """
 
     identity: Identity
@@ -47,6 +48,7 @@ class Lasting(Protocol):
     started: bool
     rules: Mapping[str, str] | None
     shelf: Shelf | None
+    network: Network
     latest: collections.deque[bytes]
     outbox: collections.deque[bytes]
     asked: set[bytes]

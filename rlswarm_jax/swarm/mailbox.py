@@ -1,14 +1,21 @@
 """Where a live node's network thread leaves the records and its round's thread waits for them."""
 
 import collections
+import logging
 import threading
 import time
 from collections.abc import Collection
 
+from rlswarm_jax.identity import friendly_name
+from rlswarm_jax.records import rotations
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.inbox import Inbox
+from rlswarm_jax.records.schema import Announcing, Record
 from rlswarm_jax.records.shelf import Slot
+from rlswarm_jax.status import plural
 from rlswarm_jax.swarm.waiting import EARN, VOTING, Company, quorum_time, read_by, stage_end, still_to_speak
+
+log = logging.getLogger("rlswarm_jax.network")
 
 
 class Mailbox:
@@ -30,7 +37,7 @@ class Mailbox:
     distrusted: authors that are not waited for, and whose rounds are not followed.
 
     reads: authors that are read in a round, drawn from those that are waited for as it begins (`waiting.read_by`); none
-    but they are waited for in it, and only their records of it are handed over. 0: all.
+    but they are waited for in it, and only their records of it are handed over, or kept once they are drawn. 0: all.
 
     Hold `changed` to look at the inbox or to change it; it is notified when records or peers come or go. round: the
     one being played; records from too far behind it are refused.
@@ -63,9 +70,13 @@ class Mailbox:
             if self.inbox.holds(signed):
                 self._counts["records/again"] += 1  # re-sent after a restart, or asked for
                 return True
-            if self.inbox.offer(signed.raw, self.round) is None:
+            if self._passes_by(record):
+                self.inbox.pass_by(record.author, record.round)
+            elif self.inbox.offer(signed.raw, self.round) is None:
                 return False
-            self._arrived[record.author, record.round, record.stage] = time.monotonic()
+            else:
+                self._arrived[record.author, record.round, record.stage] = time.monotonic()
+                self._follow(record)
             self._spoken |= {record.author} & self.connected
             self._starting.discard(record.author)
             # one heard through others comes when it comes
@@ -76,6 +87,22 @@ class Mailbox:
                 self._favour()
             self.changed.notify_all()
             return True
+
+    def _follow(self, record: Record) -> None:
+        """Whoever gives their place to another key of theirs keeps it."""
+        for old, new, round_ in rotations.of(record):
+            if old == self.inbox.owner:
+                if not self._counts["peers/own_key_given_up"]:
+                    log.error(
+                        "%s says that this node's key was given up for theirs, and nobody hears it from round %d on: "
+                        "if it was not you who did that, the key is in wrong hands",
+                        friendly_name(new),
+                        round_,
+                    )
+                self._counts["peers/own_key_given_up"] += 1
+            elif self._company.follow(old, new):
+                self._awaited.discard(old)
+                log.info("%s speaks as %s from round %d on", friendly_name(old), friendly_name(new), round_)
 
     def on_peers(self, connected: frozenset[bytes]) -> None:
         """Takes the authors that are connected now."""
@@ -140,6 +167,13 @@ class Mailbox:
             return False
         return not self._reads or author not in self.inbox.favoured or author in self._read.get(round_, ())
 
+    def _passes_by(self, record: Record) -> bool:
+        """Whether one that is no stranger is not among those who were drawn for a round, and has the key it had."""
+        drawn = self._read.get(record.round)
+        if drawn is None or record.author in drawn or isinstance(record, Announcing):
+            return False
+        return record.author in self.inbox.favoured and record.author not in self.inbox.retired
+
     def _waited_for(self, round_: int) -> set[bytes]:
         awaited = {author for author in self._awaited if self.is_peer(author)} - self.distrusted
         return awaited & self._read.get(round_, frozenset()) if self._reads else awaited
@@ -147,6 +181,20 @@ class Mailbox:
     def missing(self, round_: int, stage: str) -> set[bytes]:
         """Who is still to speak in a stage; one that has spoken in a later round will not."""
         return still_to_speak(self._waited_for(round_), self.inbox, round_, stage)
+
+    def why(self, author: bytes, round_: int) -> str:
+        """What is known of one who has not spoken in a stage of a round, in words that go on after its name."""
+        inbox, latest = self.inbox, self.inbox.latest_round(author, -1)
+        if author in self._starting:
+            return "has not been heard of yet, and may be starting"
+        heard = "nothing was heard of it yet" if latest < 0 else f"what it said last was of round {latest}"
+        if author not in self.connected:
+            return f"is not connected; {heard}"
+        if latest < round_:
+            behind = round_ - latest
+            return f"is connected; {heard}" + f", {behind} round{'s' * (behind > 1)} behind" * (latest >= 0)
+        said = [stage for stage in inbox.stages if author in inbox.authors(round_, stage)]
+        return f"is connected, and has said its {' and '.join(map(plural, said))} of this round"
 
     def stage_end(self, round_: int, stage: str, began: float, spoke: float, deadline: float) -> float:
         """When a stage ends if nobody says any more; all on the monotonic clock but `deadline`, seconds from `spoke`.

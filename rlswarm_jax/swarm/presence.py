@@ -3,6 +3,7 @@
 Imports libp2p, which takes seconds: import it where the network is started.
 """
 
+import collections
 import logging
 import time
 from collections.abc import Callable, Sequence, Set
@@ -11,6 +12,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from rlswarm_jax.identity import author_of, friendly_name
+from rlswarm_jax.status import Parting
 from rlswarm_jax.swarm.limits import Buckets
 from rlswarm_jax.swarm.memory import Memory
 from rlswarm_jax.swarm.peers import AddressBook
@@ -28,6 +30,7 @@ class Presence:
     def __init__(self, book: AddressBook, memory: Memory, reached: Callable[[ID], Sequence[Multiaddr]]):
         self._book, self._memory, self._reached = book, memory, reached
         self._own, self._port = "", 0
+        self.left: collections.deque[Parting] = collections.deque(maxlen=16)  # lately
         self._since: dict[ID, float] = {}  # of those present
         self._kept: set[ID] = set()  # the same, as far as they are remembered
         self._why: dict[ID, str] = {}  # they will leave
@@ -49,6 +52,7 @@ class Presence:
         for peer in self._since.keys() - present:
             stayed, why = now - self._since.pop(peer), self._why.pop(peer, "the connection ended")
             self._kept.discard(peer)
+            self.left.append(Parting(str(peer), why, now))
             self._say(f"{_name(peer)} left after {_duration(stayed)} ({why}); {len(present)} connected")
         for peer, since in self._since.items():
             if peer in self._kept or now - since < KEEP_AFTER or author_of(peer.to_bytes()) is None:
@@ -62,6 +66,10 @@ class Presence:
         elif now - self._alone >= self._wait:
             self._wait = self._wait + min(self._wait, ALONE_AT_MOST)
             self._say_alone(now - self._alone)
+
+    def since(self, peer: ID) -> float:
+        """When one that is present came, on the monotonic clock."""
+        return self._since[peer]
 
     def listens(self, port: int, address: str) -> None:
         """Takes this node's port, and its own address, for others to join it."""

@@ -23,6 +23,7 @@ from multiaddr import Multiaddr
 from rlswarm_jax.identity import author_of, peer_id
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import RecordError
+from rlswarm_jax.status import Network, Parting, Peer
 from rlswarm_jax.swarm.addresses import Scope, UnknownNameError, holder_of, scope_of
 from rlswarm_jax.swarm.exchange import MAX_LATEST, Exchange, Store, listening, parse_address
 from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, check_record
@@ -48,6 +49,7 @@ SILENCE = 15.0  # seconds without a word after which a peer is asked whether it 
 IDLE = 30.0  # seconds that one may be connected without taking part
 MAX_STRANGERS = 256  # peers that are not connected, in the library's book
 MAX_DELIVERED = 4096
+MAX_VERSIONS = 4  # of records, that are counted by name: anyone can write any number
 INLINE_BYTES = 16_384  # a larger record is announced, and fetched by whoever has not got it
 
 
@@ -61,6 +63,7 @@ class Session:
         self._scope = trio.CancelScope()
         self.wake = trio.Event()  # something was published or asked for
         self._changed = trio.Event()  # someone came or went
+        self._versions: set[int] = set()  # of records that this node cannot read
         self._sending = False
         self._busy: set[ID] = set()  # being dialled
         self._greeting: set[ID] = set()
@@ -142,6 +145,12 @@ class Session:
     def count(self, name: str, number: int = 1) -> None:
         self._gossip.count(name, number)
 
+    def of_version(self, version: int) -> None:
+        """Counts a record that this node cannot read: nobody's fault, and of a few versions by name."""
+        self.count("rejected/another version")
+        self._versions |= {version} if len(self._versions) < MAX_VERSIONS else set()
+        self.count(f"records/of_version/{version if version in self._versions else 'other'}")
+
     def changed(self) -> None:
         self._changed.set()
 
@@ -199,7 +208,7 @@ class Session:
     def offend(self, peer: ID, name: str) -> None:
         """Counts what a peer should not have sent; one that keeps at it is refused for a while."""
         self.count(name)
-        if self._offences.add(peer.to_bytes()):
+        if self._offences.add(peer.to_bytes(), name):
             level = logging.WARNING if self._said.take(b"refused") else logging.DEBUG  # ids are free: so may be lines
             log.log(level, "%s sent too much that is wrong, last %r; it is refused for a minute", peer, name)
             self.disconnect(peer, "it sent too much that is wrong")
@@ -273,6 +282,7 @@ class Session:
         self._present = present
         self._reaching.look(live, present)
         self._presence.look(present)
+        self._gossip.network = self._network(present)
         no_players = self._greeting_of_rules.no_players
         no_players &= live
         self._gossip.set_connected(frozenset(a for p in present - no_players if (a := author_of(p.to_bytes()))))
@@ -305,6 +315,16 @@ class Session:
             if not self.refuses(peer):
                 self._busy.add(peer)
                 self.spawn(self._dial, peer)
+
+    def _network(self, present: set[ID]) -> Network:
+        """What is told of it to others."""
+        mesh = self._pubsub.router.mesh.get(self._pubsub.topic, set())
+        peers = [Peer(str(peer), peer in mesh, self._presence.since(peer)) for peer in sorted(present, key=str)]
+        banned = [
+            Parting(str(ID(peer)), f"it sent too much that is wrong, last: {what}", until)
+            for peer, until, what in self._offences.now_refused()
+        ]
+        return Network(peers, banned, list(self._presence.left))
 
     async def _dial(self, peer: ID) -> None:
         try:
@@ -388,7 +408,9 @@ class Session:
                 self._store.put(raw)
                 self.deliver(check_record(raw, self._config.swarm, author))
         except RecordError as error:
-            if error.cause != "unavailable":
+            if error.version is not None:
+                self.of_version(error.version)
+            elif error.cause != "unavailable":
                 self.offend(peer, f"rejected/{error.cause}")
             else:
                 self.count("network/unanswered")
