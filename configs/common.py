@@ -120,7 +120,7 @@ HEALTH = such(
     lambda text: not text or (_is_ip(text.rpartition(":")[0].strip("[]")) and _is_port(text.rpartition(":")[2])),
     "'' or an address of this machine with a port, such as 127.0.0.1:9464",
 )
-ANNOUNCED = such(addresses.can_be_announced, addresses.ANNOUNCED)
+ANNOUNCED = such(lambda text: addresses.read_endpoint(text) is not None, addresses.ANNOUNCED)
 ENDPOINT = matching(
     rf"{'|'.join(LOCAL_CHAINS)}|https?://[^/].*|\$\w+",
     f"{', '.join(LOCAL_CHAINS)}, an http(s):// address, or $NAME of an environment variable that holds one",

@@ -50,10 +50,10 @@ def read(text: object) -> NodeAddress | None:
     return found if found is not None and author_of(found.peer_id) is not None else None
 
 
-def can_be_announced(text: str) -> bool:
-    """Whether that is an address without a peer id, for which a node adds its own."""
+def read_endpoint(text: str) -> NodeAddress | None:
+    """An address without a peer id, to which a node adds its own; None if it is none."""
     found = _read(text)
-    return found is not None and found.kind != "dnsaddr" and not found.peer_id
+    return found if found is not None and found.kind != "dnsaddr" and not found.peer_id else None
 
 
 def _read(text: object) -> NodeAddress | None:

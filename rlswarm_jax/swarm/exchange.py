@@ -26,6 +26,7 @@ from msgspec import Meta
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
+from rlswarm_jax.identity import author_of
 from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES
 from rlswarm_jax.records.schema import STAGES, Hash, Name, RecordError
 from rlswarm_jax.swarm import addresses
@@ -35,6 +36,7 @@ from rlswarm_jax.swarm.host import Watch
 PROTOCOL = TProtocol("/rlswarm_jax/exchange/2")
 MAX_LATEST = len(STAGES)  # of its own that a node greets with: those of a round
 MAX_ADDRESSES, MAX_PEER_ADDRESSES = 32, 4  # in a reply, and of one peer
+THROUGH = "/p2p-circuit/p2p/"  # and a peer id: through whoever says so (relay.py)
 STORE_BYTES = 64 << 20
 TIMEOUT = 5.0  # seconds a request may take
 ARRIVAL_TIMEOUT = 2.0  # seconds in which a request must come once its stream is open
@@ -233,14 +235,17 @@ class Exchange:
         self._store.put(record)
         return record
 
-    async def greet(self, peer: ID, known: Sequence[bytes]) -> tuple[list[bytes], list[PeerInfo]]:
-        """The peer's latest records but for the `known`, and peers it is connected with.
+    async def greet(self, peer: ID, known: Sequence[bytes]) -> tuple[list[bytes], list[PeerInfo], list[ID]]:
+        """The peer's latest records but for the `known`, peers it has reached, and those to be reached through it.
 
         A stranger has no names looked up here: only addresses of numbers are taken. Raises RecordError("unavailable").
         """
         reply = await self._ask(peer, Request(self._swarm, None, list(known)))
         found = [parse_address(text) for text in reply.addresses if text.startswith("/ip")]
-        return reply.records, [info for info in found if info and info.peer_id != self._host.get_id()]
+        named = [text.removeprefix(THROUGH) for text in reply.addresses if text.startswith(THROUGH)]
+        through = [ID.from_base58(one) for one in named if author_of(one)]
+        me = self._host.get_id()
+        return reply.records, [one for one in found if one and one.peer_id != me], [one for one in through if one != me]
 
     async def _ask(self, peer: ID, request: Request) -> Reply:
         try:

@@ -34,6 +34,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.envelope import SignedRecord
+from rlswarm_jax.swarm import addresses
 from rlswarm_jax.swarm.limits import Buckets, Door
 from rlswarm_jax.swarm.tcp import Tcp, told_addresses
 
@@ -42,6 +43,7 @@ log = logging.getLogger("rlswarm_jax.network")
 DIAL_TIMEOUT = 5.0  # seconds
 MAX_STREAMS = 64  # that one peer may have open
 STREAM_RATE = 20.0  # that one peer may open a second
+OBSERVED = "observed"  # in the library's book: from which IP address a peer sees this node come
 MAX_LISTEN, MAX_PROTOCOLS = 8, 64  # addresses and protocols that a peer may say it has
 
 
@@ -114,9 +116,11 @@ async def _do_nothing() -> None: ...
 
 async def _note_identity(store: IPeerStore, peer: ID, said: Identify) -> None:
     """What a peer says of itself, without addresses beyond what anyone has, and those that nobody can read."""
-    addresses = [raw for raw in said.listen_addrs[:MAX_LISTEN] if _readable(raw)]
+    told = [raw for raw in said.listen_addrs[:MAX_LISTEN] if _readable(raw)]
     del said.listen_addrs[:], said.protocols[MAX_PROTOCOLS:]
-    said.listen_addrs.extend(addresses)
+    if _readable(said.observed_addr):
+        store.put(peer, OBSERVED, addresses.ip_of(Multiaddr(said.observed_addr)))
+    said.listen_addrs.extend(told)
     said.ClearField("signedPeerRecord")  # its addresses are as many as it likes
     await update_peerstore_from_identify(store, peer, said)
 

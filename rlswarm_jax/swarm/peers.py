@@ -9,7 +9,7 @@ import itertools
 import random
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import trio
 from libp2p.peer.id import ID
@@ -30,10 +30,18 @@ _NEWS_SECONDS = 3.0  # out of reach before anyone is told: nodes that start toge
 _LAST_WAIT = 8.0  # after which a peer that others told us of is forgotten; a bootnode or one that was kept never is
 _LOOKUPS = trio.CapacityLimiter(8)  # threads: the system's resolver may take its time
 
-Place: TypeAlias = Multiaddr | NodeAddress  # the latter for a name, of which the library takes some, in its own way
+
+class Through(NamedTuple):
+    """That a peer can be reached through another one, while this node is connected with that."""
+
+    relay: ID
 
 
-async def look_up(place: Place) -> list[Multiaddr]:
+# NodeAddress for a name, of which the library takes some, in its own way
+Place: TypeAlias = Multiaddr | NodeAddress | Through
+
+
+async def look_up(place: Multiaddr | NodeAddress) -> list[Multiaddr]:
     """What a place stands for now: a name's addresses change. Raises UnknownNameError."""
     if isinstance(place, Multiaddr):
         return [place]
@@ -101,7 +109,10 @@ class AddressBook:
     @property
     def kept(self) -> dict[str, list[str]]:
         """Addresses by peer id, whoever came last at the end."""
-        return {str(peer): [_text(place, peer) for place in self.addresses(peer)] for peer in self._kept}
+        return {
+            str(peer): [_text(place, peer) for place in self.addresses(peer) if not isinstance(place, Through)]
+            for peer in self._kept
+        }
 
     def addresses(self, peer: ID) -> list[Place]:
         return self._addresses.get(peer, [])[:MAX_PEER_ADDRESSES]
@@ -122,10 +133,27 @@ class AddressBook:
             kept = int(info.peer_id in self._worked)
             self._addresses[info.peer_id] = [*known[:kept], *news, *known[kept:]][:MAX_PEER_ADDRESSES]
             self._addresses.move_to_end(info.peer_id)
+        self._make_room()
+
+    def _make_room(self) -> None:
         while len(self._addresses) > _MAX_PEERS:
             # the oldest of those that never worked; there is one, as all that is new has yet to
             lasting = self.bootnodes.keys() | self._worked | self._kept.keys()
             self._forget(next(p for p in self._addresses if p not in lasting))
+
+    def learn_through(self, peers: Iterable[ID], relay: ID) -> None:
+        """Takes hints of a peer that others can be reached through it: tried last, and kept no longer than others."""
+        for peer in peers:
+            known = self._addresses.get(peer, [])
+            direct = [place for place in known if not isinstance(place, Through)]
+            through = [place for place in known if isinstance(place, Through) and place.relay != relay]
+            new = Through(relay) not in known
+            if peer in self.bootnodes or (new and not self._hints.take(relay.to_bytes())):
+                continue
+            kept = direct[: MAX_PEER_ADDRESSES - 1]
+            self._addresses[peer] = [*kept, Through(relay), *through][:MAX_PEER_ADDRESSES]
+            self._addresses.move_to_end(peer)
+        self._make_room()
 
     def due(self, number: int, excluded: Collection[ID]) -> list[ID]:
         """All bootnodes that are to be dialled now, and up to `number` others: first those that worked before, and of
@@ -142,7 +170,7 @@ class AddressBook:
 
     def reached(self, peer: ID, address: Place) -> bool:
         """Notes where a peer was reached. Returns whether this is news of a bootnode that could not be before."""
-        if peer in self._addresses:  # not crowded out meanwhile
+        if peer in self._addresses and not isinstance(address, Through):  # not crowded out meanwhile
             self._addresses[peer] = [address, *(a for a in self._addresses[peer] if a != address)]
             self._worked.add(peer)
         self._waits.pop(peer, None)
@@ -171,9 +199,9 @@ class AddressBook:
         self._waits.pop(peer, None)
 
 
-def _place(address: NodeAddress) -> Place:
+def _place(address: NodeAddress) -> Multiaddr | NodeAddress:
     return address if address.is_name else Multiaddr(address.text).decapsulate_code(421)  # the code of /p2p
 
 
-def _text(place: Place, peer: ID) -> str:
+def _text(place: Multiaddr | NodeAddress, peer: ID) -> str:
     return place.text if isinstance(place, NodeAddress) else f"{place}/p2p/{peer}"

@@ -13,7 +13,7 @@ from multiaddr import Multiaddr
 
 from rlswarm_jax.swarm import addresses
 from rlswarm_jax.swarm.addresses import Scope
-from rlswarm_jax.swarm.exchange import MAX_ADDRESSES, MAX_PEER_ADDRESSES
+from rlswarm_jax.swarm.exchange import MAX_ADDRESSES, MAX_PEER_ADDRESSES, THROUGH
 from rlswarm_jax.swarm.host import DIAL_TIMEOUT, Watch, quietly
 from rlswarm_jax.swarm.limits import Buckets
 
@@ -24,10 +24,13 @@ _AT_ONCE = 4
 
 
 class Reaching:
-    """told: where a peer says that it listens."""
+    """told: where a peer says that it listens. is_direct: whether a peer is connected without a relay."""
 
-    def __init__(self, host: IHost, told: Callable[[ID], list[Multiaddr]], watch: Watch):
-        self._host, self._told, self._watch = host, told, watch
+    def __init__(
+        self, host: IHost, told: Callable[[ID], list[Multiaddr]], is_direct: Callable[[ID], bool], watch: Watch
+    ):
+        self._host, self._told, self._is_direct, self._watch = host, told, is_direct, watch
+        self._since: dict[ID, float] = {}  # of those that take part
         self._reached: dict[ID, list[Multiaddr]] = {}
         self._again: dict[ID, float] = {}  # when to try next
         self._trying: dict[ID, float] = {}  # since when
@@ -53,6 +56,7 @@ class Reaching:
     def look(self, live: Set[ID], present: Set[ID]) -> None:
         """Takes who is connected and who takes part, and tries those of whom it is not known where to reach them."""
         now = time.monotonic()
+        self._since = {peer: self._since.get(peer, now) for peer in present}
         tables: tuple[dict, ...] = (self._reached, self._again)
         for table in tables:
             for peer in table.keys() - live:
@@ -109,7 +113,10 @@ class Reaching:
         return answers
 
     async def of_others(self, asker: ID) -> list[str]:
-        """Where the others are, as far as the asker can have use for it; its first question waits for a moment."""
+        """Where the others are, as far as the asker can have use for it, or that they can be reached through this node.
+
+        Its first question waits for a moment.
+        """
         if asker not in self._answered:
             self._answered.add(asker)
             with trio.move_on_after(PATIENCE):
@@ -120,4 +127,7 @@ class Reaching:
             found += [
                 f"{one}/p2p/{peer}" for one in self.reached(peer) if addresses.may_tell(addresses.ip_of(one), scope)
             ]
+        unreached = [peer for peer in self._since if not self.reached(peer) and peer != asker]
+        tried = [p for p in unreached if p not in self._trying and self._since[p] < time.monotonic() - PATIENCE]
+        found += [f"{THROUGH}{peer}" for peer in tried if self._is_direct(peer)]
         return found[:MAX_ADDRESSES]

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 import msgspec
 import trio
 from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
@@ -23,17 +24,19 @@ from rlswarm_jax.identity import author_of, peer_id
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import RecordError
 from rlswarm_jax.status import Network, Parting, Peer
-from rlswarm_jax.swarm.addresses import UnknownNameError, holder_of
+from rlswarm_jax.swarm.addresses import Scope, UnknownNameError, holder_of, scope_of
 from rlswarm_jax.swarm.exchange import MAX_LATEST, Exchange, Store, listening, parse_address
 from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, check_record
 from rlswarm_jax.swarm.greeting import AGAIN, Greeting
-from rlswarm_jax.swarm.host import DIAL_TIMEOUT, contain, hang_up, make_host
+from rlswarm_jax.swarm.host import DIAL_TIMEOUT, OBSERVED, contain, hang_up, make_host
 from rlswarm_jax.swarm.lasting import Lasting
 from rlswarm_jax.swarm.limits import Buckets, Door, Offences
-from rlswarm_jax.swarm.peers import AddressBook, Place, look_up
+from rlswarm_jax.swarm.peers import AddressBook, Place, Through, look_up
 from rlswarm_jax.swarm.presence import Presence
 from rlswarm_jax.swarm.pubsub import RecordPubsub
+from rlswarm_jax.swarm.punch import Punch
 from rlswarm_jax.swarm.reaching import Reaching
+from rlswarm_jax.swarm.relay import Relay
 from rlswarm_jax.swarm.showing import Showing
 from rlswarm_jax.swarm.tcp import free_port, hosts_of, listen_address
 from rlswarm_jax.swarm.transport import NetworkError, NotShownError
@@ -78,13 +81,17 @@ class Session:
         self._door = Door(half_open=max(1, self._config.max_connections // 4))
         self._host = make_host(gossip.identity, self._config.max_connections, self._opens, self._config.announce)
         contain(self._host, self, self._door)
-        self._reaching = Reaching(self._host, self._listening, self)
+        self._present: set[ID] = set()  # who takes part in this swarm, of those that are connected
+        self._relay = Relay(self._host, lambda peer: peer in self._present, self._came_through, self)
+        self._punch = Punch(self._host, self._relay, self._seen_at, self)
+        self._reaching = Reaching(self._host, self._listening, self._relay.is_direct, self)
         self._presence = Presence(self._book, gossip.memory, self._reaching.reached)
         rates = (self._config.max_records_per_second, self._config.max_messages_per_second)
         self._pubsub = RecordPubsub(self._host, self._config.swarm, self, *rates, self._config.jitter)
         parts = self._config.swarm, store, lambda: list(gossip.latest), self._reaching.of_others
         self._exchange = Exchange(self._host, *parts, self)
-        self._showing = Showing(self._host, self._config.swarm, lambda: gossip.shelf, self)
+        shown = self._config.swarm, lambda: gossip.shelf, self._relay.is_direct
+        self._showing = Showing(self._host, *shown, self)
         self._greeting_of_rules = Greeting(self._host, lambda: gossip.rules, self._book.bootnodes, self)
 
     # --- the run
@@ -272,6 +279,7 @@ class Session:
         network, topic = self._host.get_network(), self._pubsub.topic
         live = {peer for peer, conns in network.connections.items() if any(not conn.is_closed for conn in conns)}
         present = live & self._pubsub.peer_topics.get(topic, set()) & self._pubsub.peers.keys()
+        self._present = present
         self._reaching.look(live, present)
         self._presence.look(present)
         self._gossip.network = self._network(present)
@@ -339,6 +347,12 @@ class Session:
         """The address at which a peer was reached, its name if it has one; else why no name could be resolved."""
         why = ""
         for address in self._book.addresses(peer):
+            if isinstance(address, Through):
+                with trio.move_on_after(2 * DIAL_TIMEOUT), contextlib.suppress(Exception):  # the library's many
+                    if address.relay in self._present:
+                        await self._relay.dial(address.relay, peer)
+                        return address, ""
+                continue
             try:
                 found = await look_up(address)
             except UnknownNameError as error:
@@ -354,6 +368,18 @@ class Session:
     async def _ask_rules(self, peer: ID) -> None:
         if author_of(peer.to_bytes()) is not None and not await self._greeting_of_rules.greet(peer):
             self._asked[peer] = time.monotonic() + AGAIN
+
+    def _came_through(self, peer: ID) -> None:
+        self.spawn(self._punch.begin, peer)
+
+    def _seen_at(self) -> list[Multiaddr]:
+        """Where this node may be reached, if its router keeps the port: as peers across the internet see it."""
+        store, seen = self._host.get_peerstore(), set[str]()
+        for peer in filter(self._relay.is_direct, self._present):
+            with contextlib.suppress(PeerStoreError):
+                seen.add(store.get(peer, OBSERVED))
+        far = sorted(ip for ip in seen if scope_of(ip) is Scope.GLOBAL)
+        return [Multiaddr(listen_address(ip, self._gossip.port)) for ip in far]
 
     def _listening(self, peer: ID) -> list[Multiaddr]:
         """Where a peer says that it listens, as far as that is an address of numbers."""
@@ -372,9 +398,11 @@ class Session:
         try:
             if author is None:
                 return  # no key of ours: it may relay, and says nothing itself
-            records, infos = await self._exchange.greet(peer, self._latest.get(author, ()))
+            records, infos, through = await self._exchange.greet(peer, self._latest.get(author, ()))
             self.heard(peer)
             self._book.learn(infos, peer.to_bytes(), self._reaching.scope(peer))
+            if self._relay.is_direct(peer):
+                self._book.learn_through(through, peer)
             self.changed()
             for raw in records:
                 self._store.put(raw)

@@ -55,10 +55,20 @@ _CONFIG = RequestResponseConfig(
 
 
 class Showing:
-    """Both sides of the protocol. shelf: what this node shows, once it knows."""
+    """Both sides of the protocol. shelf: what this node shows, once it knows.
 
-    def __init__(self, host: IHost, swarm: str, shelf: Callable[[], Shelf | None], watch: Watch):
-        self._host, self._swarm, self._shelf, self._watch = host, swarm, shelf, watch
+    is_direct: whether a peer is connected, without a relay.
+    """
+
+    def __init__(
+        self,
+        host: IHost,
+        swarm: str,
+        shelf: Callable[[], Shelf | None],
+        is_direct: Callable[[ID], bool],
+        watch: Watch,
+    ):
+        self._swarm, self._shelf, self._is_direct, self._watch = swarm, shelf, is_direct, watch
         self._requests = Requests(host, watch, _CONFIG.max_request_size)
         self._requests.set_handler(PROTOCOL, self._serve, BytesCodec(), _CONFIG)
 
@@ -77,7 +87,7 @@ class Showing:
                 if error.cause != "silent":
                     raise NotShownError(str(error), withheld=True) from None
                 why = str(error)
-        raise NotShownError(why, withheld=peer in self._host.get_connected_peers())
+        raise NotShownError(why, withheld=self._is_direct(peer))  # else whoever is between may be to blame
 
     async def _fetch(
         self, peer: ID, weights: bytes, have: Sequence[bytes], limit: int, got: dict[bytes, bytearray]

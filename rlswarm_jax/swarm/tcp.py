@@ -9,7 +9,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import trio
-from libp2p.abc import IRawConnection
+from libp2p.abc import IListener, IRawConnection
 from libp2p.io.trio import TrioTCPStream
 from libp2p.transport.exceptions import OpenConnectionError
 from libp2p.transport.tcp import tcp
@@ -95,6 +95,47 @@ async def _open_listeners(host: str | None, port: int) -> list[trio.SocketListen
         made.close()
         raise OpenConnectionError(f"cannot listen on {listen_address(host, port)}: {error.strerror}") from None
     return [trio.SocketListener(trio.socket.from_stdlib_socket(made))]
+
+
+async def dial_from_listening(listeners: Iterable[IListener], address: Multiaddr) -> TrioTCPStream | None:
+    """A connection from the port that this node listens on; None if nobody answers, or it listens on none of the kind.
+
+    Linux then lets other processes of the same user share the port if they ask to; nodes do not (`free_port`).
+    """
+    ip, port = addresses.ip_of(address), int(str(address).rsplit("/", 1)[1])
+    sockets = [one.socket for listener in listeners for one in getattr(listener, "listeners", ())]
+    for listening in (one for one in sockets if one.family == _family(ip)):
+        made = _socket(ip)
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            _share(listening, 1)
+            try:
+                _share(made, 1)
+                made.bind(listening.getsockname()[:2])
+            finally:
+                _share(listening, 0)
+            own = trio.socket.from_stdlib_socket(made)
+            while True:
+                try:
+                    await own.connect((ip, port))
+                except ConnectionRefusedError:  # the other's router has not been opened yet, and says no
+                    await trio.sleep(0.1)
+                else:
+                    break
+            stream = TrioTCPStream(trio.SocketStream(own))
+            _prepare(stream)
+            return stream
+        except OSError:
+            made.close()
+        except trio.Cancelled:
+            made.close()
+            raise
+    return None
+
+
+def _share(one: socket.socket | trio.socket.SocketType, shared: int) -> None:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
 
 
 def told_addresses(announce: Iterable[str], listening: Iterable[Multiaddr]) -> list[Multiaddr]:

@@ -16,6 +16,7 @@ def start() -> Iterator[Callable[..., Node]]:
         nodes.append(Node(*args, **kwargs))
         return nodes[-1]
 
+    start_one.nodes = nodes  # type: ignore[attr-defined]
     yield start_one
     for node in nodes:
         node.gossip.close()

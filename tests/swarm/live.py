@@ -21,7 +21,7 @@ def stranger() -> Identity:
 class Node:
     """A Gossip, with what it delivered and all it counted."""
 
-    def __init__(self, bootnodes=(), identity=None, memory=None, **config):
+    def __init__(self, bootnodes=(), identity=None, memory=None, kind: type[Gossip] = Gossip, **config):
         self.identity = identity or stranger()
         self.author = self.identity.author
         self.records: list[bytes] = []
@@ -30,7 +30,7 @@ class Node:
         settings = {"swarm": "tests", "bootnodes": tuple(bootnodes)} | config
         self.peers: list[frozenset[bytes]] = []  # as they came and went
         config = GossipConfig(**settings)
-        self.gossip = Gossip(self.identity, config, self._take, self.peers.append, Memory(memory))
+        self.gossip = kind(self.identity, config, self._take, self.peers.append, Memory(memory))
         self.addresses = self.gossip.start()
 
     def _take(self, signed: SignedRecord) -> bool:

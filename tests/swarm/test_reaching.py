@@ -14,7 +14,7 @@ from multiaddr import Multiaddr
 
 from rlswarm_jax.identity import simulated
 from rlswarm_jax.swarm import reaching
-from rlswarm_jax.swarm.addresses import Scope, can_be_announced, holder_of, may_tell, range_of, scope_of
+from rlswarm_jax.swarm.addresses import Scope, holder_of, may_tell, range_of, read_endpoint, scope_of
 from rlswarm_jax.swarm.memory import MAX_KEPT, MAX_KEPT_OF_RANGE
 from rlswarm_jax.swarm.peers import AddressBook
 from rlswarm_jax.swarm.tcp import free_port, hosts_of, told_addresses
@@ -107,11 +107,11 @@ def test_a_node_prints_and_tells_the_address_that_it_was_given_to_announce(start
     wait_for(lambda: third.sees(node), "who was told of it by the second finds it")
 
 
-def test_what_can_be_announced_is_an_address_without_a_peer():
-    assert all(map(can_be_announced, ("/ip4/1.2.3.4/tcp/1", "/ip6/2a00::1/tcp/1", "/dns4/my.home/tcp/1")))
+def test_what_read_endpoint_is_an_address_without_a_peer():
+    assert all(map(read_endpoint, ("/ip4/1.2.3.4/tcp/1", "/ip6/2a00::1/tcp/1", "/dns4/my.home/tcp/1")))
     peer = simulated(1, 1).peer_id
     for text in ("", "1.2.3.4", "/ip4/1.2.3.4", "/dnsaddr/x.org", f"/ip4/1.2.3.4/tcp/1/p2p/{peer}", "/ip4/::1/tcp/1"):
-        assert not can_be_announced(text), text
+        assert not read_endpoint(text), text
 
 
 # --- what it believes

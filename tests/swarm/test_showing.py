@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+from libp2p.peer.id import ID
 
 from rlswarm_jax.swarm import showing
 from rlswarm_jax.swarm.transport import MAX_PARTS, RANGE, NotShownError, Part
@@ -91,6 +92,17 @@ def test_what_is_not_what_was_announced_is_withheld(pair, how):
     if how == "too many":
         shelf.listed = [Part(name, len(LARGE) - 1, WEIGHTS)]
     assert refused(pair, shelf).withheld
+
+
+def test_silence_is_not_held_against_one_who_is_reached_through_a_relay(pair, monkeypatch):
+    """Which may be slow, have had enough, or mean ill."""
+    monkeypatch.setattr(showing, "STARTING", 0.1)
+    assert refused(pair, None).withheld
+    author, auditor = pair
+    session = auditor.gossip._session
+    for one in session._host.get_network().get_connections(ID.from_base58(author.identity.peer_id)):
+        session._relay._relayed.add(one.muxed_conn)
+    assert not refused(pair, None).withheld
 
 
 def test_of_too_many_parts_the_first_come(pair):
