@@ -139,7 +139,7 @@ def _play_round(game: Game, state: NodeState) -> Round:
     scored = yield Score(list(items), list(items.values()))
     scores = dict(zip(items, scored.scores, strict=True))
     costly = {list(items)[place] for place in scored.costly}
-    paid = [turn for turn in external if not costly.intersection(turns.to_score(game, turn))]
+    paid = [turn for turn in external if not costly or not costly.intersection(turns.to_score(game, turn))]
     if len(paid) < len(external):
         unused["costly"] = len(external) - len(paid)
     everything = own + paid
@@ -364,8 +364,7 @@ def _said_by(game: Game, played: Sequence[Turn]) -> dict[Item, frozenset[bytes]]
 
 def _slow(game: Game, played: Sequence[Turn]) -> dict[Item, frozenset[bytes]]:
     """What a verifier should begin to score now, because it takes time, and whose it is."""
-    said = _said_by(game, played)
-    return {item: who for item, who in said.items() if game.mixture.tasks[item[0].task].seconds > 0}
+    return _said_by(game, [turn for turn in played if game.mixture.tasks[turn.problem.task].seconds > 0])
 
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:

@@ -36,7 +36,7 @@ class Mailbox:
     distrusted: authors that are not waited for, and whose rounds are not followed.
 
     reads: authors that are read in a round, drawn from those that are waited for as it begins (`waiting.read_by`); none
-    but they are waited for in it, and only their records of it are handed over. 0: all.
+    but they are waited for in it, and only their records of it are handed over, or kept once they are drawn. 0: all.
 
     Hold `changed` to look at the inbox or to change it; it is notified when records or peers come or go. round: the
     one being played; records from too far behind it are refused.
@@ -69,9 +69,13 @@ class Mailbox:
             if self.inbox.holds(signed):
                 self._counts["records/again"] += 1  # re-sent after a restart, or asked for
                 return True
-            if self.inbox.offer(signed.raw, self.round) is None:
+            if self._passes_by(record.author, record.round) and not self.inbox.is_retired(record):
+                self.inbox.pass_by(record.author, record.round)
+                self.inbox.retire(record)
+            elif self.inbox.offer(signed.raw, self.round) is None:
                 return False
-            self._arrived[record.author, record.round, record.stage] = time.monotonic()
+            else:
+                self._arrived[record.author, record.round, record.stage] = time.monotonic()
             self._follow(record)
             self._spoken |= {record.author} & self.connected
             self._starting.discard(record.author)
@@ -162,6 +166,10 @@ class Mailbox:
         if not self.is_peer(author):
             return False
         return not self._reads or author not in self.inbox.favoured or author in self._read.get(round_, ())
+
+    def _passes_by(self, author: bytes, round_: int) -> bool:
+        """Whether one that is no stranger is not among those who were drawn for a round."""
+        return author in self.inbox.favoured and round_ in self._read and author not in self._read[round_]
 
     def _waited_for(self, round_: int) -> set[bytes]:
         awaited = {author for author in self._awaited if self.is_peer(author)} - self.distrusted

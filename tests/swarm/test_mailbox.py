@@ -350,7 +350,9 @@ def test_with_reads_only_those_drawn_are_waited_for_and_handed_over_whoever_spea
             send(box, one, round_)
         assert box.missing(round_, "answer") == set()
         assert {signed.record.author for signed in box.take(round_, "answer")} == drawn
-        assert box.latest_rounds() == {} or set(box.latest_rounds().values()) == {round_}
+        assert box.inbox.latest_rounds() == dict.fromkeys(everyone, round_)
+        held = {author for author, of, _ in box.inbox.records if of == round_}
+        assert held == drawn  # of the others it is known that they spoke, and no more
     assert box.inbox.speakers() == set(everyone)
 
 
@@ -418,6 +420,16 @@ def test_who_was_late_is_under_a_new_key_and_a_standing_goes_to_one_alone():
         box.on_record(rotated(BOB, heir, box.round))
     assert box._company.is_late(CAROL.author) and not box._company.is_late(ALICE.author)
     assert not box._company.earned(ALICE.author)
+
+
+def test_a_new_key_is_heard_of_also_where_its_record_is_not_read_and_the_old_one_not_even_passed_by():
+    box = make(BOB, CAROL, reads=1)
+    box.round = 3
+    box._read[3] = frozenset()
+    box.on_record(rotated(BOB, CAROL, 3))
+    send(box, BOB, 3)
+    assert not box.inbox.records and box.inbox.passed == {CAROL.author: 3}
+    assert box.inbox.counts["retired key"] == 1
 
 
 def test_a_node_whose_own_key_was_given_up_by_a_thief_says_so_once(caplog):
