@@ -9,6 +9,7 @@ from rlswarm_jax.errors import DiskError, UsageError
 
 CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metrics.jsonl"
 JOURNAL_FILE, CHECKPOINT_FOLDER, NODE_FILE = "journal.sqlite", "checkpoints", "node.json"
+STATUS_FILE = "status.json"  # what a live node does at this moment
 PROFILE_FOLDER = "profile"
 PAGE_FILE = "page.html"  # of a run that is over, complete in itself
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, whose runs are in POINT/seed-N

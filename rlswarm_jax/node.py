@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import msgspec
 
-from rlswarm_jax import machine, parallel, speed
+from rlswarm_jax import machine, parallel, speed, status
 from rlswarm_jax.audit import played, replays
 from rlswarm_jax.audit.auditor import Auditor
 from rlswarm_jax.checkpoint import Best, Checkpoints
@@ -49,6 +50,7 @@ from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.envelope import SignedRecord, seal
 from rlswarm_jax.records.schema import NOT_PRODUCED, STAGES
 from rlswarm_jax.records.trust import Audited, contradictory
+from rlswarm_jax.status import Awaited, Status
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.transport import Transport
 
@@ -56,6 +58,17 @@ if TYPE_CHECKING:  # it needs the chain's libraries, which a node without one do
     from rlswarm_jax.keeper import Keeper
 
 log = logging.getLogger("rlswarm_jax.node")
+DOING = {  # in words that go on after "it"; what is left out takes no time to speak of
+    "Sample": "samples its {said}",
+    "Gather": "waits for its peers' {said}",
+    "Score": "scores what was said",
+    "Learn": "learns",
+    "Evaluate": "answers held-out problems",
+    "Hear": "waits for the chain",
+    "Replay": "replays its own samples",
+    "Audit": "checks peers' samples",
+    "Commit": "settles with the chain",
+}
 POLL = 0.1  # seconds between looks at whether to stop
 ASK_AFTER = 2.0  # seconds of waiting, at most, after which a missing record is asked for: gossip can lose one silently
 SETTLE = 0.5  # seconds for the answers of peers just met
@@ -98,10 +111,14 @@ class Node:
         auditor: Auditor,
         chain: "Keeper | None" = None,
         best: Best | None = None,
+        told: Status | None = None,
     ):
         self.player, self._engine, self._transport, self._mailbox = player, engine, transport, mailbox
         self._journal, self._checkpoints, self._config, self._on_round = journal, checkpoints, config, on_round
         self._auditor, self._chain, self._best = auditor, chain, best
+        self.status = told or Status()
+        self.status.behind = self._far_behind
+        self._stage = ""  # of the round, as far as it has come
         self._coordinators_round: int | None = None  # when the present round began, as far as it was heard
         self._checkpoint = 0  # the round of the last one
         peaks = [speed.peak_flops(device.device_kind) for device in jax.devices()]
@@ -133,6 +150,7 @@ class Node:
             if isinstance(player.effect, Evaluate) and entry.kind == Evaluate.__name__:
                 self._offer(decode_result(player.effect, entry.result))
             fed = player.feed(entry)
+            self._note_stage(fed.effect)
             with lock:
                 for signed in fed.result if isinstance(fed.effect, Gather) else ():
                     inbox.mark_taken(signed)
@@ -148,6 +166,7 @@ class Node:
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Plays until the end. Raises RecordError if what this node has to say does not fit into a record."""
+        self.status.begins("looks for its peers", at_most=self._config.join + (CHAIN if self._chain else 0.0))
         self._meet(should_stop)
         self._stage_began = time.monotonic()
         for raw in self._published:
@@ -155,29 +174,55 @@ class Node:
         while not self.player.finished and (self.player.learned or not should_stop()):
             if self.player.effect is None:
                 self.player.begin(time.time())
+                self._note_stage(None)
                 self._stage_began = time.monotonic()
             elif not self._play(self.player.effect, should_stop):
                 break
             self._go_to_the_others(at_least=AHEAD)
         if self.player.finished:
+            most = PART + FLUSH + (self._chain.closing_seconds() if self._chain else 0.0)
+            self.status.begins("has played all rounds, and stays until its peers have", at_most=most)
             self._part(should_stop)
 
     # --- effects
 
     def _play(self, effect: Effect, should_stop: Callable[[], bool]) -> bool:
         """Whether it was: false if told to stop while waiting."""
+        self._tell(effect)
         with self._timed(type(effect).__name__.lower()):
             result = self._fulfil(effect, should_stop)
         if result is STOPPED:
             return False
         if isinstance(effect, Evaluate):
             self._offer(result)
+        self._note_stage(effect)
         report = self.player.complete(result, time.time())
         if isinstance(effect, Publish):
             self._transport.publish(result)  # only now: what is sent is in the journal
         if report is not None:
             self._end_round(report)
         return True
+
+    def _tell(self, effect: Effect) -> None:
+        """Says what it does now, and how long that may take at most where the config says so."""
+        name, most = type(effect).__name__, self._longest_wait(effect)
+        doing = DOING.get(name, "goes on").format(said=status.plural(self._stage))
+        brief = name not in DOING or (isinstance(effect, Hear) and most is None)
+        self.status.begins(doing, self.player.state.round, self._stage, most, brief)
+
+    def _note_stage(self, over: Effect | None) -> None:
+        """What comes next is of which one. over: the effect that is; None of a round that begins."""
+        if over is None or isinstance(over, Gather):
+            stages = self.player.game.stages
+            self._stage = (*stages, "")[stages.index(over.stage) + 1 if over else 0]
+
+    def _longest_wait(self, effect: Effect) -> float | None:
+        """In seconds, for others; None of what this node does itself."""
+        if isinstance(effect, Gather):
+            return self._config.deadline or math.inf
+        if isinstance(effect, Hear) and effect.beyond is not None and self._chain:
+            return self._chain.closing_seconds()
+        return None
 
     def _offer(self, found: Metrics) -> None:
         """The weights that were just evaluated may be the best so far."""
@@ -281,6 +326,8 @@ class Node:
             mailbox.draw(effect.round, effect.beacon)
             while missing := mailbox.missing(*at):
                 now, end = time.monotonic(), mailbox.stage_end(*at, began, spoke, deadline)
+                named = sorted(missing)[: status.MOST]
+                self.status.waits_for([Awaited(who, mailbox.why(who, effect.round)) for who in named], end)
                 if should_stop():
                     return STOPPED
                 if self._is_over(effect):
@@ -354,6 +401,12 @@ class Node:
                     player.abandon()
                 player.join(mailbox.latest_rounds(), len(mailbox.voters()))
             mailbox.round = player.state.round
+
+    def _far_behind(self) -> int:
+        """The same for whoever looks from outside; 0 if it is no more than what is normal for a moment."""
+        with self._mailbox.changed:
+            behind = self._behind()
+        return behind if behind >= AHEAD else 0
 
     def _behind(self) -> int:
         """How many rounds most peers are ahead."""

@@ -445,6 +445,8 @@ class Simulation:
         return Boundary(train_state, state, at, node.shown)
 
     def _save_if_all_crossed(self) -> None:
+        if self._checkpoints is None or not self._every:
+            return
         common = min(max(node.boundaries, default=0) for node in self.nodes if node.there)
         if common > self._last_checkpoint:
             self._save(common)

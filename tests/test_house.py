@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # a room is a folder or a file of rlswarm_jax, or a folder beside it
 FLOORS = [
-    "rlswarm_jax environment errors files machine assets compilation identity keystore randomness journal metrics",
+    "rlswarm_jax environment errors files machine assets compilation identity keystore randomness journal metrics "
+    "status",
     "records tasks qwen parallel launch evaluation speed",
     "swarm chain grpo game",
     "adversaries audit engine engines evaluator speed checkpoint publish",

@@ -11,13 +11,14 @@ from typing import Any
 
 import msgspec
 
-from rlswarm_jax import journal
+from rlswarm_jax import journal, status
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.files import (
     CONFIG_FILE,
     JOURNAL_FILE,
     METRICS_FILE,
     NODE_FILE,
+    STATUS_FILE,
     SUMMARY_FILE,
     node_folders,
 )
@@ -161,6 +162,10 @@ class Folder:
 
     # --- is it going on?
 
+    def told(self, member: Member) -> status.Told | None:
+        """What a live node says that it does at this moment, if its process lives."""
+        return None if self.over or self.kind == "simulated" else status.read(member.directory / STATUS_FILE)
+
     @property
     def status(self) -> str:
         """running, finished or stopped."""
@@ -184,7 +189,7 @@ class Folder:
         """Changes when anything here does that the page shows; a few calls of the system."""
         found = []
         for home in self.homes:
-            for name in (METRICS_FILE, f"{JOURNAL_FILE}-wal", JOURNAL_FILE, NODE_FILE):
+            for name in (METRICS_FILE, f"{JOURNAL_FILE}-wal", JOURNAL_FILE, NODE_FILE, STATUS_FILE):
                 with contextlib.suppress(OSError):
                     one = (home / name).stat()
                     found.append((name, one.st_size, one.st_mtime_ns))

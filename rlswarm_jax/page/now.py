@@ -11,9 +11,11 @@ from rlswarm_jax import journal
 from rlswarm_jax.journal import JournalError
 from rlswarm_jax.page.folder import PUBLISH, Folder, Member
 from rlswarm_jax.page.texts import named
+from rlswarm_jax.status import BEHIND, READY, STALLED, Told, harmless, name_of
 
 LOG_FILE = "log.txt"  # of a node, as its launcher or itself writes it
 TAIL = 1 << 15  # bytes of a log that are looked at
+MOST_AWAITED = 16
 WRONG = re.compile(r"\b(ERROR|WARNING|CRITICAL|error:|Error:)")
 DOING = {  # by the last effect that is written down
     "begin": "begins the round",
@@ -53,7 +55,8 @@ class Place:
 
 def now(folder: Folder) -> dict[str, Any]:
     places, stages, status = _places(folder), folder.stages, folder.status
-    nodes = [_node(folder, member, places, status == "running") for member in folder.members]
+    told = {member.index: found for member in folder.members if (found := folder.told(member))}
+    nodes = [_node(folder, member, places, told, status == "running") for member in folder.members]
     rounds = int(folder.config.get("rounds", 0))
     seconds = [member.course.last("wall_seconds") for member in folder.members]
     return {
@@ -85,8 +88,10 @@ def _places(folder: Folder) -> dict[int, Place]:
     return found
 
 
-def _node(folder: Folder, member: Member, places: dict[int, Place], running: bool) -> dict[str, Any]:
-    course, place = member.course, places.get(member.index)
+def _node(
+    folder: Folder, member: Member, places: dict[int, Place], told: dict[int, Told], running: bool
+) -> dict[str, Any]:
+    course, place, says = member.course, places.get(member.index), told.get(member.index)
     final = course.last("final/accuracy")
     played = course.rounds[-1] + 1 if len(course) else 0
     rounds = int(folder.config.get("rounds", 0))
@@ -101,9 +106,12 @@ def _node(folder: Folder, member: Member, places: dict[int, Place], running: boo
         "held_out": course.last("held_out/accuracy") if final is None else final,
         "learned": course.total("groups/external"),
         "waiting": [],
+        "state": "",
     }
     if not running:
         shown["doing"] = "has played all rounds" if rounds and played >= rounds else "has stopped"
+    elif says:
+        shown |= _says(says, told, folder)
     elif place is None:
         shown["doing"] = "plays"
     elif rounds and played >= rounds:
@@ -115,6 +123,34 @@ def _node(folder: Folder, member: Member, places: dict[int, Place], running: boo
         if place.kind == PUBLISH:
             shown["waiting"] = _awaited(folder, member, place, places)
     return shown
+
+
+def _says(says: Told, told: dict[int, Told], folder: Folder) -> dict[str, Any]:
+    """What a live node says of itself; of whom it waits for also what they say."""
+    now = time.time()
+    state, reason = says.seen(now)
+    others = {
+        member.author.hex(): told[member.index].doing
+        for member in folder.members
+        if member.author and member.index in told
+    }
+    found = {
+        "doing": named(says.doing),
+        "since": max(0.0, round(now - says.since, 1)),
+        "waiting": [
+            {
+                "name": named(name_of(one.author)),
+                "why": f"it {named(one.why)}" + (f"; it {named(others[one.author])}" if one.author in others else ""),
+            }
+            for one in says.waiting[:MOST_AWAITED]
+        ],
+        "state": "" if state == READY else named(state),
+    }
+    if state in (BEHIND, STALLED):
+        found["doing"] = named(reason, 200)
+    if says.waiting and says.until is not None:
+        found["until"] = round(says.until - now, 1)
+    return found | ({"round": says.round} if says.round is not None else {})
 
 
 def _recent(curve: list[tuple[int, float]], most: int = 10) -> float | None:
@@ -169,5 +205,4 @@ def _error(folder: Folder) -> dict[str, str] | None:
 
 
 def _sentence(line: str) -> str:
-    """Without what could be a key, and who it is that an address names."""
-    return named(re.sub(r"(0x)?[0-9a-fA-F]{40,}", "…", re.sub(r"://[^/\s]*@", "://…@", line))[:160], 160)
+    return named(harmless(line)[:160], 160)

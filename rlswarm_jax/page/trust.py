@@ -2,6 +2,7 @@
 
 import collections
 import json
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from rlswarm_jax.page.rows import averaged, summed, thinned
 from rlswarm_jax.page.texts import named
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import FINDINGS, NOT_PRODUCED
+from rlswarm_jax.status import name_of
 
 MOST_VERDICTS, MOST_ROWS, MOST_FILE = 120, 64, 1 << 24
 LATEST = 60  # rounds of records that are looked through for verdicts
@@ -141,6 +143,7 @@ def network(folder: Folder) -> dict[str, Any]:
         "rejected": _causes(members, "records/rejected/"),
         "unused": _causes(members, "groups/unused/"),
         "trouble": _trouble(members),
+        **_connections(folder),
         "connected": bool(any(member.course.names("network/") for member in members)),
     }
 
@@ -156,6 +159,34 @@ def _node(member: Member) -> dict[str, Any]:
         "bytes_out": int(course.total("network/bytes_out")),
         "given_up": int(course.total("peers/given_up")),
     }
+
+
+def _connections(folder: Folder) -> dict[str, list[dict[str, Any]]]:
+    """Of nodes that run: with whom they are connected, whom they refuse now and who left lately, with reasons."""
+    found: dict[str, list[dict[str, Any]]] = {"mesh": [], "banned": [], "left": []}
+    now = time.time()
+    for member in folder.members:
+        if told := folder.told(member):
+            own = {"node": named(member.name)}
+            found["mesh"] += [
+                own | {"peer": _peer(one.peer), "mesh": one.mesh, "seconds": _seconds(now, one.since)}
+                for one in told.peers
+            ]
+            for which, partings in (("banned", told.banned), ("left", told.left[::-1])):
+                found[which] += [
+                    own | {"peer": _peer(one.peer), "why": named(one.why, 160), "seconds": _seconds(now, one.at)}
+                    for one in partings
+                ]
+    found["banned"] = [one | {"seconds": -one["seconds"]} for one in found["banned"] if one["seconds"] < 0]
+    return {name: rows[:MOST_ROWS] for name, rows in found.items()}
+
+
+def _peer(peer: str) -> str:
+    return named(name_of(peer))
+
+
+def _seconds(now: float, at: float | None) -> float:
+    return round(now - (at or now), 1)
 
 
 def _causes(members: Iterable[Member], prefix: str) -> list[dict[str, Any]]:

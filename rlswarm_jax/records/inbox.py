@@ -88,7 +88,7 @@ class Inbox:
             raise RecordError("unknown stage", f"{record.stage!r}, played are {', '.join(self.stages)}")
         if not current_round - self.max_staleness <= record.round < (self.rounds or MAX_ROUND):
             raise RecordError("out of window", f"round {record.round}, this node is in {current_round}")
-        if self.is_retired(record):
+        if record.author in self.retired and record.round >= self.retired[record.author][0]:
             raise RecordError("retired key", f"{self.retired[record.author][1].hex()} speaks in its place")
         if slot in self.records:
             first = self.records[slot]
@@ -100,7 +100,7 @@ class Inbox:
         self._bound_author(slot, len(signed.raw))
         self._make_room(slot, len(signed.raw), current_round)
         self._shelf.put(slot, signed)
-        self.retire(record)
+        self._retire(record)
 
     def pass_by(self, author: bytes, round_: int) -> None:
         """Notes that one has spoken in a round, and keeps nothing of it."""
@@ -195,7 +195,7 @@ class Inbox:
         elif self._prove(slot, held.raw, signed.raw):
             self.told.add(slot)
         self.taken.add(slot)
-        self.retire(signed.record)
+        self._retire(signed.record)
 
     def save(self) -> SavedInbox:
         return SavedInbox(
@@ -220,11 +220,7 @@ class Inbox:
         self.passed = dict(saved.passed)
         self.retired = {old: (round_, new) for old, round_, new in saved.retired}
 
-    def is_retired(self, record: Record) -> bool:
-        """Whether the author of a record gave their place to another key before its round."""
-        return record.author in self.retired and record.round >= self.retired[record.author][0]
-
-    def retire(self, record: Record) -> None:
+    def _retire(self, record: Record) -> None:
         """Hears no more of the keys that a record's author had before. Its owner's own, stolen, is not for it to judge.
 
         Of what such a key has said after that, what was not handed over yet goes, whichever came first. Where there is

@@ -148,6 +148,7 @@ def _write_config(
         "peers": [peer.peer_id for peer in members if peer is not member],
         "bootnodes": [*fields["swarm"]["bootnodes"], *([members[0].address] if member.index else [])],
         "key": "",
+        "health": _health_of(fields["swarm"]["health"], member.index),
         "adversary": dict(config.simulation.adversaries).get(member.index, config.swarm.adversary),
     }
     if member.index:
@@ -159,6 +160,12 @@ def _write_config(
     write_whole(member.folder / CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
     (member.folder / NODE_FILE).unlink(missing_ok=True)  # of a process that was killed
     return ml_collections.ConfigDict(fields)
+
+
+def _health_of(address: str, index: int) -> str:
+    """Where a node of a swarm says whether it is well: at the port that was given, and those after it."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + index}" if port not in ("", "0") else address
 
 
 class _Tail:

@@ -95,7 +95,7 @@ def device(config: ml_collections.ConfigDict, machine: Callable[[], dict[str, An
     cards = visible_gpus()
     wants_gpu = config.driver != "live" or config.swarm.devices == "gpu"
     if found["backend"] == "cpu" and cards and wants_gpu:
-        return Finding(LOOK, f"{said}, beside {len(cards)} NVIDIA GPU(s)", "install 'jax[cuda12]' for this Python")
+        return Finding(LOOK, f"{said}, beside {len(cards)} NVIDIA GPU(s)", "docs/real-models.md has jax for them")
     return Finding(FINE, said)
 
 

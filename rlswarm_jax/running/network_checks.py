@@ -22,6 +22,7 @@ from rlswarm_jax.running.findings import FINE, LOOK, UNKNOWN, WAIT, WRONG, Findi
 from rlswarm_jax.swarm import addresses
 
 CONNECT_SECONDS, ENDPOINT_SECONDS = 5.0, 8.0
+LISTENING = ("node", "bootnode")  # drivers by which one process is one peer
 CLOCK_AHEAD, CLOCK_BEHIND = 15.0, 120.0  # seconds that the chain's newest block may differ by
 
 
@@ -33,21 +34,33 @@ def port(config: ml_collections.ConfigDict, workdir: Path) -> Finding:
         return Finding(
             LOOK, f"a run is at work in {workdir}, and has its port", "look at its log.txt, or stop it first"
         )
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, number))
-            probe.listen()
-            taken = probe.getsockname()
-            with socket.create_connection(_own(taken), CONNECT_SECONDS):
-                pass
-    except OSError as error:
-        if number and error.errno == errno.EADDRINUSE:
-            return Finding(WAIT, f"port {number} of {host} is in use", "stop whoever has it, or set config.swarm.port")
-        return Finding(WRONG, f"cannot listen on {host}, port {number}: {error.strerror or error}", _PORT)
+    for address in ("0.0.0.0", "::") if host == addresses.ANY else (host,):
+        try:
+            _listen(address, number)
+        except OSError as error:
+            if number and error.errno == errno.EADDRINUSE:
+                return Finding(
+                    WAIT, f"port {number} of {address} is in use", "stop whoever has it, or set config.swarm.port"
+                )
+            if address == "::" and host == addresses.ANY:
+                continue  # a machine without IPv6 listens on the other alone
+            return Finding(WRONG, f"cannot listen on {address}, port {number}: {error.strerror or error}", _PORT)
     if not number:
         return Finding(FINE, f"a free port of {host} can be listened on")
     return Finding(FINE, f"port {number} of {host} is free, and listens")
+
+
+def _listen(host: str, number: int) -> None:
+    """Listens there, and connects to that. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, number))
+        probe.listen()
+        with socket.create_connection(_own(probe.getsockname()), CONNECT_SECONDS):
+            pass
 
 
 _PORT = "set config.swarm.host to an address of this machine, and config.swarm.port above 1023"
@@ -61,14 +74,14 @@ def _own(taken: Any) -> tuple[str, int]:
 
 def reachable(config: ml_collections.ConfigDict) -> Finding:
     host = config.swarm.host
-    if config.driver != "node":
+    if config.driver not in LISTENING:
         return Finding(FINE, "its nodes are all on this machine")
     if host.startswith("127.") or host in ("::1", "localhost"):
-        return Finding(LOOK, f"only this machine reaches {host}", "for others: --config.swarm.host=0.0.0.0 and a port")
+        return Finding(LOOK, f"only this machine reaches {host}", "for others: --config.swarm.host=any and a port")
     if not config.swarm.port:
         advice = "set config.swarm.port, and open it in the firewall or router"
         return Finding(LOOK, "a port that is free by chance is not open to others", advice)
-    where = f"from elsewhere: nc -vz YOUR_ADDRESS {config.swarm.port}"
+    where = f"from elsewhere: nc -vz YOUR_ADDRESS {config.swarm.port}; docs/reach.md has the ways"
     return Finding(UNKNOWN, f"nobody was asked to dial port {config.swarm.port} back", where)
 
 
@@ -188,7 +201,7 @@ def _is_open(config: ml_collections.ConfigDict, workdir: Path) -> bool:
 
 def key(config: ml_collections.ConfigDict, workdir: Path) -> Finding:
     path = _key_file(config, workdir)
-    if config.driver != "node":
+    if config.driver not in LISTENING:
         return Finding(FINE, "its nodes get keys of their own")
     if not path.exists():
         return Finding(

@@ -33,6 +33,7 @@ from rlswarm_jax.files import (
     JOURNAL_FILE,
     METRICS_FILE,
     NODE_FILE,
+    STATUS_FILE,
     WEIGHTS_FOLDER,
     write_whole,
 )
@@ -40,8 +41,10 @@ from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
-from rlswarm_jax.running import account, folder, joining, moving, rotating
+from rlswarm_jax.running import account, folder, health, joining, moving, rotating
 from rlswarm_jax.running.arguments import Arguments, code_of
+from rlswarm_jax.running.exporter import Exporter
+from rlswarm_jax.status import Status
 from rlswarm_jax.swarm.gossip import Gossip, GossipConfig
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.memory import FILE, Memory
@@ -49,6 +52,7 @@ from rlswarm_jax.swarm.transport import NetworkError
 from rlswarm_jax.tasks.verifier import NoWorkerError, VerifierError
 
 if TYPE_CHECKING:
+    from rlswarm_jax.game.player import RoundReport
     from rlswarm_jax.keeper import Keeper  # and with it the chain's libraries
     from rlswarm_jax.multihost import Channel  # and with it jax
     from rlswarm_jax.running.upgrading import Upgrades
@@ -87,6 +91,8 @@ class Present:
     mailbox: Mailbox
     transport: Gossip
     chain: "Keeper | None"
+    status: Status
+    exporter: Exporter
 
     @property
     def name(self) -> str:
@@ -123,14 +129,24 @@ def play(
     mailbox = Mailbox(inbox, _authors(config.swarm.peers), _authors(told), config.swarm.reads)
     parts = own, _network_config(config, bootnodes), mailbox.on_record, mailbox.on_peers, memory, mailbox.trusts
     transport = Gossip(*parts)
+    status = Status(workdir / STATUS_FILE, own.peer_id, lambda: transport.network)
+    names = {"peer_id": own.peer_id, "name": identity.friendly_name(own.author), "swarm": config.swarm.name}
+    exporter = Exporter(status, names)
     claimed = _claimed(key, workdir / JOURNAL_FILE)
-    with claimed, folder.stop_on_signal() as stopping, account.kept(config, coordinator, mailbox) as keeper:
-        present = Present(own, key, mailbox, transport, keeper)
+    with (
+        claimed,
+        _shown(status),
+        folder.stop_on_signal() as stopping,
+        health.served(config.swarm.health, health.Health(status, exporter)) as healthy,
+        account.kept(config, coordinator, mailbox) as keeper,
+    ):
+        present = Present(own, key, mailbox, transport, keeper, status, exporter)
         try:
             addresses = transport.start()
-            _write_node_file(workdir, present, addresses, config.swarm.name)
+            _write_node_file(workdir, present, addresses, config.swarm.name, healthy)
             _say(console, f"{present.name} listens on {' '.join(addresses)}")
             if config.driver == "node":
+                _say(console, f"whether it is well: {healthy}/healthz" if healthy else "it serves no /healthz")
                 _say(console, f"others join it with: {joining.command(config, addresses[0])}")
             upgrades = _upgrades(config, keeper)
             should_stop = lambda: bool(stopping) or (upgrades is not None and upgrades.stop())  # noqa: E731
@@ -188,6 +204,7 @@ def _play(
         evidence = Archive(workdir / EVIDENCE_FOLDER, kept_bytes, config.chain.keep)
     # before all that takes long: what an earlier process said may be checked now
     present.transport.shows(Shelves(archive, *filter(None, [evidence])))
+    present.status.begins("loads its model")
     made = build.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.one_engine, channel))
@@ -197,6 +214,7 @@ def _play(
         raise UsageError(str(error)) from error
     game = dataclasses.replace(made.games[0], rotations=before)
     present.transport.tell_rules(game.terms)
+    present.status.begins("compiles its model's programs")
     with compiling(console):
         made.compile()
     journal = Journal(workdir / JOURNAL_FILE, durable=[Publish.__name__])
@@ -220,10 +238,18 @@ def _play(
         run = functools.partial(made.one_engine.replay, 0)
         auditor = Auditor(archive, run, present.transport, config.audit.share, kept_bytes, evidence)
         publishing = Publishing(config, workdir, made.one_engine, [present.name], present.chain)
-        node = Node(*parts, live, publishing.after(recorder.on_round), auditor, present.chain, best)
+
+        def on_round(ended: "RoundReport") -> None:
+            recorder.on_round(ended)
+            present.exporter.on_round(ended.metrics)
+
+        watched = present.chain, best, present.status
+        node = Node(*parts, live, publishing.after(on_round), auditor, *watched)
         with view:
+            present.status.begins("plays its journal again")
             node.restore(reported)
             node.run(should_stop)
+            present.status.begins("writes its checkpoint, and what a run leaves")
             node.save()
             if player.finished:
                 told = publishing.finish(player.state.round, should_stop)
@@ -294,12 +320,13 @@ def _network_config(config: ml_collections.ConfigDict, bootnodes: Sequence[str])
         swarm=config.swarm.name,
         host=config.swarm.host,
         port=config.swarm.port,
+        announce=tuple(config.swarm.announce),
         bootnodes=tuple(bootnodes),
         target_peers=config.swarm.target_peers,
     )
 
 
-def _write_node_file(workdir: Path, present: Present, addresses: list[str], swarm: str) -> None:
+def _write_node_file(workdir: Path, present: Present, addresses: list[str], swarm: str, healthy: str) -> None:
     """Tells scripts and other nodes who runs here; written whole, as soon as the node listens."""
     told = {
         "peer_id": present.identity.peer_id,
@@ -307,8 +334,21 @@ def _write_node_file(workdir: Path, present: Present, addresses: list[str], swar
         "pid": os.getpid(),
         "swarm": swarm,
         "addresses": addresses,
+        "health": healthy,
     }
     write_whole(workdir / NODE_FILE, json.dumps(told, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _shown(status: Status) -> Iterator[None]:
+    """Says in the node's folder what it does, with its last warning, for as long as the `with` block lasts."""
+    logger = logging.getLogger("rlswarm_jax")
+    logger.addHandler(status.warned)
+    try:
+        yield
+    finally:
+        logger.removeHandler(status.warned)
+        status.close()
 
 
 class _Log(logging.handlers.RotatingFileHandler):

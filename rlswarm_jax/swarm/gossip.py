@@ -6,6 +6,7 @@ the frame, the message's signature, the record's own, its swarm, and that it was
 
 import collections
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.envelope import MAX_ENVELOPE_BYTES, SignedRecord
 from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.status import Network
 from rlswarm_jax.swarm.lasting import GossipConfig
 from rlswarm_jax.swarm.memory import Memory
 from rlswarm_jax.swarm.transport import NetworkError, NotShownError, Shelf
@@ -60,6 +62,7 @@ class Gossip:
         self.started = False  # it has listened, so that the port is its own
         self.shelf: Shelf | None = None  # of the weights that it shows
         self.rules: Mapping[str, str] | None = None  # by which this node plays, once it knows
+        self.network = Network()  # as it was last seen, for whoever wants to know
         self._connected: frozenset[bytes] = frozenset()
         self._counts: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
@@ -72,7 +75,7 @@ class Gossip:
     # --- Transport
 
     def start(self) -> list[str]:
-        """Listens, and returns this node's multiaddrs. Raises NetworkError."""
+        """Listens, and returns this node's multiaddrs, the one that reaches farthest first. Raises NetworkError."""
         assert self._thread is None, "start() was called before"
         started: Future[list[str]] = Future()
         self._thread = threading.Thread(target=self._supervise, args=(started,), name="network", daemon=True)
@@ -187,6 +190,7 @@ class Gossip:
                 self.count("network/restarts")
                 log.exception("the network stopped and is started again in %.1f s", wait)
             finally:
+                self.network = dataclasses.replace(self.network, peers=(), down=self.network.down or time.monotonic())
                 self._token = self._session = None
                 self.set_connected(frozenset())
             self._closing.wait(wait)
@@ -206,8 +210,8 @@ class Gossip:
             self._session = session = Session(self, store)
             self._token = trio.lowlevel.current_trio_token()
 
-            def listening(addresses: list[str]) -> None:
-                self.port, self.started = int(addresses[0].split("/tcp/")[1].split("/")[0]), True
+            def listening(port: int, addresses: list[str]) -> None:
+                self.port, self.started = port, True
                 if not started.done():
                     started.set_result(addresses)
                 if self._closing.is_set():  # close() came before there was anything to stop

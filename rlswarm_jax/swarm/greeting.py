@@ -38,12 +38,16 @@ MAX_TOLD = 256  # ways to differ that were said once, and peers that agree
 SWARM = "swarm.name"
 AGAIN = 30.0  # seconds after which a peer that did not answer is asked again
 
+NO_PLAYER = {"plays": "no"}  # the rules of one that plays no rounds
+
 Part = Annotated[str, Meta(max_length=MAX_VALUE)]
 PartName = Annotated[str, Meta(max_length=MAX_NAME)]
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """agreement: of the game, empty while a starting node does not know it yet. rules: its readable parts."""
+    """agreement: of the game, empty while a starting node does not know it yet, or of one that plays no rounds. rules:
+    its readable parts.
+    """
 
     agreement: Annotated[bytes, Meta(max_length=32)]
     rules: Annotated[dict[PartName, Part], Meta(max_length=MAX_PARTS)]
@@ -65,6 +69,7 @@ class Greeting:
         self, host: IHost, rules: Callable[[], Mapping[str, str] | None], told_of: Mapping[ID, str], watch: Watch
     ):
         self._rules, self._told_of, self._watch = rules, told_of, watch
+        self.no_players: set[ID] = set()  # who said so: nobody waits for them
         self._agreeing: dict[ID, None] = {}
         self._versions: dict[ID, str] = {}  # of records, as the last that were met say, if they are of this swarm
         self._noticed = "0"  # the newest version that most of them were found to have
@@ -100,7 +105,9 @@ class Greeting:
 
     def _hello(self) -> Hello:
         rules = self._rules()
-        return Hello(b"", {}) if rules is None else Hello(agreement.agreement_of(rules), agreement.clipped(rules))
+        if rules is None or rules == NO_PLAYER:
+            return Hello(b"", dict(rules or {}))
+        return Hello(agreement.agreement_of(rules), agreement.clipped(rules))
 
     def _hear(self, peer: ID, raw: bytes) -> None:
         """Takes a peer's rules. Raises RequestDecodeError for what is none."""
@@ -109,6 +116,10 @@ class Greeting:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             self._watch.offend(peer, "network/malformed")
             raise RequestDecodeError(f"no greeting of this version: {error}") from None
+        before = len(self.no_players)
+        (self.no_players.add if theirs == Hello(b"", NO_PLAYER) else self.no_players.discard)(peer)
+        if len(self.no_players) != before:
+            self._watch.changed()
         ours = self._hello()
         if not ours.agreement or not theirs.agreement or author_of(peer.to_bytes()) is None:
             return

@@ -7,13 +7,15 @@ from typing import Protocol
 
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.envelope import SignedRecord
+from rlswarm_jax.status import Network
 from rlswarm_jax.swarm.memory import Memory
 from rlswarm_jax.swarm.transport import Shelf
 
 
 @dataclasses.dataclass(frozen=True)
 class GossipConfig:
-    """host, port: where to listen; port 0 takes a free one. bootnodes: multiaddrs with `/p2p/<peer id>`.
+    """host, port: where to listen, "any" for all addresses; port 0 takes a free one. announce: multiaddrs that others
+    are told first. bootnodes: multiaddrs with `/p2p/<peer id>`.
 
     pace: seconds between two records sent. jitter: at most so many seconds before the first of several.
     """
@@ -21,6 +23,7 @@ class GossipConfig:
     swarm: str
     host: str = "127.0.0.1"
     port: int = 0
+    announce: tuple[str, ...] = ()
     bootnodes: tuple[str, ...] = ()
     target_peers: int = 6  # at least so many are looked for
     max_connections: int = 64
@@ -35,7 +38,7 @@ class Lasting(Protocol):
 
     started: it has listened before. outbox: what is to be published. asked: authors whose latest records are wanted.
     rules: by which this node plays, and shelf: what it shows of its weights, once it knows. on_record: takes a record
-    once; whether it is kept.
+    once; whether it is kept. network: how it stands, for whoever wants to know.
     """
 
     identity: Identity
@@ -45,6 +48,7 @@ class Lasting(Protocol):
     started: bool
     rules: Mapping[str, str] | None
     shelf: Shelf | None
+    network: Network
     latest: collections.deque[bytes]
     outbox: collections.deque[bytes]
     asked: set[bytes]

@@ -1,6 +1,7 @@
 """How much a peer may send, in tables that stay small however many peers there were."""
 
 import collections
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,24 +53,29 @@ class Offences:
     def __init__(self, at_most: int = 20, within: float = 60.0, refused_for: float = 60.0):
         self._at_most, self._within, self._refused_for = at_most, within, refused_for
         self._times: collections.OrderedDict[bytes, collections.deque[float]] = collections.OrderedDict()
-        self._refused: collections.OrderedDict[bytes, float] = collections.OrderedDict()
+        self._refused: collections.OrderedDict[bytes, tuple[float, str]] = collections.OrderedDict()
 
-    def add(self, peer: bytes) -> bool:
-        """Whether this one was one too many."""
+    def add(self, peer: bytes, what: str = "") -> bool:
+        """Whether this one was one too many. what: it was."""
         now = time.monotonic()
         times = self._times.setdefault(peer, collections.deque(maxlen=self._at_most))
         times.append(now)
         over = len(times) == self._at_most and times[0] > now - self._within
         if over:
             del self._times[peer]
-            self._refused[peer] = now + self._refused_for
+            self._refused[peer] = now + self._refused_for, what
         for table in (self._times, self._refused):
             if len(table) > _MAX_KEYS:
                 del table[next(iter(table))]
         return over
 
     def refused(self, peer: bytes) -> bool:
-        return self._refused.get(peer, 0.0) > time.monotonic()
+        return self._refused.get(peer, (0.0, ""))[0] > time.monotonic()
+
+    def now_refused(self, most: int = 64) -> list[tuple[bytes, float, str]]:
+        """Who is, of the latest: until when, on the monotonic clock, and what they sent last."""
+        latest, now = itertools.islice(reversed(self._refused.items()), most), time.monotonic()
+        return [(peer, until, what) for peer, (until, what) in latest if until > now]
 
 
 class Door:

@@ -10,8 +10,9 @@ from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.records import rotations
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.inbox import Inbox
-from rlswarm_jax.records.schema import Record
+from rlswarm_jax.records.schema import Announcing, Record
 from rlswarm_jax.records.shelf import Slot
+from rlswarm_jax.status import plural
 from rlswarm_jax.swarm.waiting import EARN, VOTING, Company, quorum_time, read_by, stage_end, still_to_speak
 
 log = logging.getLogger("rlswarm_jax.network")
@@ -69,14 +70,13 @@ class Mailbox:
             if self.inbox.holds(signed):
                 self._counts["records/again"] += 1  # re-sent after a restart, or asked for
                 return True
-            if self._passes_by(record.author, record.round) and not self.inbox.is_retired(record):
+            if self._passes_by(record):
                 self.inbox.pass_by(record.author, record.round)
-                self.inbox.retire(record)
             elif self.inbox.offer(signed.raw, self.round) is None:
                 return False
             else:
                 self._arrived[record.author, record.round, record.stage] = time.monotonic()
-            self._follow(record)
+                self._follow(record)
             self._spoken |= {record.author} & self.connected
             self._starting.discard(record.author)
             # one heard through others comes when it comes
@@ -167,9 +167,12 @@ class Mailbox:
             return False
         return not self._reads or author not in self.inbox.favoured or author in self._read.get(round_, ())
 
-    def _passes_by(self, author: bytes, round_: int) -> bool:
-        """Whether one that is no stranger is not among those who were drawn for a round."""
-        return author in self.inbox.favoured and round_ in self._read and author not in self._read[round_]
+    def _passes_by(self, record: Record) -> bool:
+        """Whether one that is no stranger is not among those who were drawn for a round, and has the key it had."""
+        drawn = self._read.get(record.round)
+        if drawn is None or record.author in drawn or isinstance(record, Announcing):
+            return False
+        return record.author in self.inbox.favoured and record.author not in self.inbox.retired
 
     def _waited_for(self, round_: int) -> set[bytes]:
         awaited = {author for author in self._awaited if self.is_peer(author)} - self.distrusted
@@ -178,6 +181,20 @@ class Mailbox:
     def missing(self, round_: int, stage: str) -> set[bytes]:
         """Who is still to speak in a stage; one that has spoken in a later round will not."""
         return still_to_speak(self._waited_for(round_), self.inbox, round_, stage)
+
+    def why(self, author: bytes, round_: int) -> str:
+        """What is known of one who has not spoken in a stage of a round, in words that go on after its name."""
+        inbox, latest = self.inbox, self.inbox.latest_round(author, -1)
+        if author in self._starting:
+            return "has not been heard of yet, and may be starting"
+        heard = "nothing was heard of it yet" if latest < 0 else f"what it said last was of round {latest}"
+        if author not in self.connected:
+            return f"is not connected; {heard}"
+        if latest < round_:
+            behind = round_ - latest
+            return f"is connected; {heard}" + f", {behind} round{'s' * (behind > 1)} behind" * (latest >= 0)
+        said = [stage for stage in inbox.stages if author in inbox.authors(round_, stage)]
+        return f"is connected, and has said its {' and '.join(map(plural, said))} of this round"
 
     def stage_end(self, round_: int, stage: str, began: float, spoke: float, deadline: float) -> float:
         """When a stage ends if nobody says any more; all on the monotonic clock but `deadline`, seconds from `spoke`.

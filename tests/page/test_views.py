@@ -2,6 +2,8 @@
 
 import collections
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -19,9 +21,11 @@ from rlswarm_jax.page.lineage import authors_of, lessons, lineage
 from rlswarm_jax.page.now import now
 from rlswarm_jax.page.rounds import round_view
 from rlswarm_jax.page.rows import Log, thinned
+from rlswarm_jax.page.trust import network
 from rlswarm_jax.page.views import AskedWrongError, answer
 from rlswarm_jax.page.weigh import advantages
 from rlswarm_jax.records.schema import CRITIQUE
+from rlswarm_jax.status import Awaited, Network, Parting, Peer, Status
 from tests.game.hand_driver import ALICE, BOB, ME
 from tests.page.runs import NODES, ROUNDS, play, write
 
@@ -176,6 +180,79 @@ def _packed(raw):
     import msgspec
 
     return msgspec.msgpack.encode(raw)
+
+
+@pytest.fixture
+def told(tmp_path, played):
+    """A swarm of which two nodes say what they do: ME waits for both others, ALICE learns."""
+    directory = write(tmp_path, played, "swarm")
+    for index in range(len(NODES)):
+        (directory / f"node-{index}" / files.NODE_FILE).write_text(json.dumps({"pid": os.getpid()}))
+    ban = Parting(BOB.peer_id, "it sent too much that is wrong, last: network/malformed", time.monotonic() + 40)
+    net = Network([Peer(ALICE.peer_id, True, time.monotonic() - 9), Peer(BOB.peer_id, False, 0.0)], [ban])
+    made = {who: Status(directory / f"node-{i}" / files.STATUS_FILE) for i, who in enumerate((ME, ALICE))}
+    made[ME].network = lambda: net
+    made[ALICE].begins("learns", 2, "")
+    made[ME].begins("waits for its peers' answers", 3, "answer", at_most=30.0)
+    awaited = [Awaited(one.author, "is connected; it is 1 round behind") for one in (ALICE, BOB)]
+    made[ME]._written = 0.0
+    made[ME].waits_for(awaited, time.monotonic() + 12)
+    return directory, made
+
+
+def test_a_live_node_s_own_word_counts_for_whom_it_waits(told):
+    folder = Folder(told[0])
+    folder.refresh()
+    nodes = {node["name"]: node for node in now(folder)["nodes"]}
+    mine, alice, bob = (nodes[friendly_name(who.author)] for who in NODES)
+    assert (mine["doing"], mine["round"], mine["state"]) == ("waits for its peers' answers", 3, "")
+    assert mine["since"] < 5 and 5 < mine["until"] <= 12
+    names = [friendly_name(who.author) for who in (ALICE, BOB)]
+    assert [one["name"] for one in mine["waiting"]] == names
+    assert mine["waiting"][0]["why"] == "it is connected; it is 1 round behind; it learns"
+    assert mine["waiting"][1]["why"] == "it is connected; it is 1 round behind"  # nobody knows what Bob does
+    assert alice["doing"] == "learns" and not alice["waiting"] and "until" not in alice
+    assert bob["doing"] != "learns", "by its journal"
+    folder.over = True  # as an exported page is written
+    assert all(not node["waiting"] for node in now(folder)["nodes"])
+
+
+def test_one_that_stands_still_is_called_stalled_though_it_cannot_say_so(told, monkeypatch):
+    folder = Folder(told[0])
+    folder.refresh()
+    later = time.time() + 10_000
+    monkeypatch.setattr("rlswarm_jax.page.now.time.time", lambda: later)
+    nodes = {node["name"]: node for node in now(folder)["nodes"]}
+    mine = nodes[friendly_name(ME.author)]
+    assert mine["state"] == "stalled" and mine["doing"].startswith("it waits for its peers' answers for ")
+
+
+def test_the_network_says_who_is_in_the_mesh_and_who_is_refused_and_why(told):
+    folder = Folder(told[0])
+    folder.refresh()
+    found = network(folder)
+    me, alice, bob = (friendly_name(who.author) for who in NODES)
+    assert [(one["node"], one["peer"], one["mesh"]) for one in found["mesh"]] == [(me, alice, True), (me, bob, False)]
+    assert found["mesh"][0]["seconds"] == pytest.approx(9, abs=2)
+    (ban,) = found["banned"]
+    assert (ban["node"], ban["peer"]) == (me, bob) and ban["why"].endswith("network/malformed")
+    assert 30 < ban["seconds"] <= 40
+
+
+def test_what_others_made_of_a_status_is_bounded_and_harmless(told):
+    directory, _ = told
+    path = directory / "node-0" / files.STATUS_FILE
+    found = json.loads(path.read_text())
+    found["doing"] = "learns\x1b[2J" + "x" * 5000
+    found["waiting"] = [{"author": f"a\u202e{i}" * 50, "why": "y" * 5000} for i in range(500)]
+    for which in ("banned", "left"):
+        found[which] = [{"peer": "z" * 400, "why": "\x00" * 400, "at": 1e12} for _ in range(300)]
+    path.write_text(json.dumps(found))
+    folder = Folder(directory)
+    folder.refresh()
+    for name in ("now", "network"):
+        raw = answer(folder, name, {})
+        assert len(raw) < 64_000 and b"\\u001b" not in raw and b"\\u202e" not in raw and b"\\u0000" not in raw
 
 
 def test_the_last_warning_is_a_sentence_and_shows_no_key(tmp_path, played):

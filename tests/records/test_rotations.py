@@ -153,7 +153,7 @@ def test_keys_made_for_that_do_not_push_out_one_that_is_followed():
     many = simulated(43, 0)
     for number in range(MAX_RETIRED + 5):
         said = Rotation(number.to_bytes(33), 0, bytes(64))
-        box.retire(says(many, [said])[0])
+        box._retire(says(many, [said])[0])
     assert len(box.retired) == MAX_RETIRED and box.offer(plain(A, 12), 12) is None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import bootnode as bootnode_config
 from configs import node as node_config
 from configs import quickstart
 from rlswarm_jax import identity, keystore
@@ -111,7 +112,8 @@ def test_a_port_that_is_free_taken_or_impossible(tmp_path, listener):
     assert network_checks.port(config(), tmp_path).state == FINE
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = server.getsockname()[1]
-    assert network_checks.port(config(swarm__port=free, swarm__host="0.0.0.0"), tmp_path).state == FINE
+    for host in ("0.0.0.0", "any"):
+        assert network_checks.port(config(swarm__port=free, swarm__host=host), tmp_path).state == FINE
     away = network_checks.port(config(swarm__host="203.0.113.7"), tmp_path)
     assert away.state == WRONG and "config.swarm.host" in away.advice
     with folder.lock(tmp_path):
@@ -139,6 +141,15 @@ def test_bootnodes_that_answer_and_that_do_not(listener):
     assert some.state == LOOK and str(silent) in some.advice and none.state == WAIT
     nowhere = config(swarm__bootnodes=[f"/dns4/nowhere.invalid/tcp/1/p2p/{NODE.peer_id}"])
     assert network_checks.bootnodes(nowhere).state == WAIT
+
+
+def test_of_a_bootnode_what_it_has_is_looked_at(tmp_path, listener):
+    changed = bootnode_config.get_config("smoke")
+    with changed.unlocked():
+        changed.swarm.port = listener
+    found = doctor.carry_out(doctor.checks_of(changed, tmp_path))
+    assert [*found] == ["port", "reachable", "bootnodes", "identity"] and found["identity"].state == FINE
+    assert found["reachable"].state == UNKNOWN and f"dial port {listener} back" in found["reachable"].said
 
 
 # --- the chain

@@ -1,5 +1,6 @@
 """What someone meets who runs a single node by hand."""
 
+import contextlib
 import json
 import logging
 import os
@@ -9,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -104,6 +107,12 @@ def wait_until(what, seconds: float = 120.0) -> None:
         time.sleep(0.02)
 
 
+def asked(url: str, path: str) -> dict:
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(url + path, timeout=10) as answer:
+        return json.load(answer)
+    return {"state": "not ready"}
+
+
 def saved_in(folder: Path) -> int:
     """The round before which the newest checkpoint was written."""
     return max(int(path.name) for path in (folder / "checkpoints").iterdir())
@@ -152,10 +161,12 @@ def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(first, n
     assert (tmp_path / "shared.key").stat().st_mode & 0o777 == 0o600
     rows = {name: tmp_path / name / "metrics.jsonl" for name in ("first", "second")}
     wait_until(lambda: rows["first"].exists() and read_rows(rows["first"]))  # there is a round to come late for
+    wait_until(lambda: asked(told["health"], "/readyz")["state"] == "ready")
     second = start(tmp_path / "second", f"--config.swarm.bootnodes={told['addresses']}", variant="")
     author = author_of(told["peer_id"]).hex()
     learned = f"learned_from/{author}"
     wait_until(lambda: rows["second"].exists() and any(learned in row for row in read_rows(rows["second"])))
+    wait_until(lambda: asked(told["health"], "/healthz")["peers"][0]["mesh"])
     stranger = newcomer(told["addresses"][0])
     wait_until(lambda: stranger.count("network/other_rules"))  # both know by what rules they play
     second.send_signal(signal.SIGINT)

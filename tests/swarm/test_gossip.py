@@ -43,6 +43,9 @@ def test_nodes_that_know_one_bootnode_find_each_other_and_every_record_arrives_o
         wait_for(lambda node=node: len(node.records) >= 9, "all records arrive")
         assert sorted(node.records) == expected
         assert node.peers[-1] == node.gossip.connected() == {n.author for n in nodes} - {node.author}
+        told = wait_for(lambda node=node: [p for p in node.gossip.network.peers if p.mesh], "some are in its mesh")
+        assert {peer.peer_id for peer in told} <= {n.identity.peer_id for n in nodes} - {node.identity.peer_id}
+        assert len(node.gossip.network.peers) == 3 and not node.gossip.network.banned
     last = nodes[0].publish(99)
     for node in nodes[1:]:
         wait_for(lambda node=node: last in node.records, "another record arrives")
@@ -225,7 +228,10 @@ def test_a_crash_of_the_network_is_counted_and_it_comes_back_on_the_same_port(st
 
     a.gossip._in_trio(lambda session: session.spawn(crash))
     wait_for(lambda: a.count("network/restarts") == 1, "it is counted")
+    down = wait_for(lambda: a.gossip.network if a.gossip.network.down else None, "it is told")
+    assert not down.peers
     wait_for(lambda: a.sees(b) and b.sees(a), "they find each other again")
+    assert a.gossip.network.down is None and [peer.peer_id for peer in a.gossip.network.peers] == [b.identity.peer_id]
     raw = a.publish(1)
     wait_for(lambda: raw in b.records, "and records go on")
     assert address == a.addresses and any("started again" in line.getMessage() for line in caplog.records)
@@ -296,6 +302,16 @@ def test_a_peer_that_stops_is_dropped_and_comes_back(start, monkeypatch):
         wait_for(lambda: identity.author not in node.gossip.connected(), "it is dropped")
         process.send_signal(signal.SIGCONT)
         wait_for(lambda: identity.author in node.gossip.connected(), "it is back")
+
+
+def test_those_who_came_and_left_take_nobodys_place(start):
+    """However many they were in a node's life: its places are for those who are there."""
+    node = start(max_connections=3)
+    for _ in range(5):
+        guest = start(node.addresses[:1])
+        wait_for(lambda guest=guest: node.sees(guest) and guest.sees(node), "it comes in", 20)
+        guest.gossip.close()
+        wait_for(lambda guest=guest: not node.sees(guest), "it goes")
 
 
 def test_a_peer_that_is_killed_is_gone_at_once(start):

@@ -169,6 +169,11 @@ def test_a_flood_is_limited_and_its_sender_refused(start, attack):
     with contextlib.suppress(Exception):  # it may be cut off at any point of its coming back
         HostilePeer(peer.identity, victim.addresses[0]).close()
     wait_for(lambda: victim.count("network/refused"), "and not let in again")
+    (banned,) = wait_for(lambda: victim.gossip.network.banned, "it is told of whom")
+    assert banned.peer_id == peer.identity.peer_id and banned.why.endswith("last: rejected/undecodable")
+    assert 0 < banned.at - time.monotonic() <= 60
+    wait_for(lambda: victim.gossip.network.left, "and why it left")
+    assert victim.gossip.network.left[0].why == "it sent too much that is wrong"
 
 
 def test_more_messages_than_anyone_has_reason_to_send_are_not_looked_at(start, attack):

@@ -278,7 +278,7 @@ def test_who_comes_and_goes_is_said_with_the_reason(start, caplog, monkeypatch):
 
 def make_presence(bootnodes=()) -> Presence:
     made = Presence(AddressBook(bootnodes, ids(1, 999)[0]), Memory(None), lambda peer: [])
-    made.listens("/ip4/10.0.0.1/tcp/4001/p2p/me")
+    made.listens(4001, "/ip4/10.0.0.1/tcp/4001/p2p/me")
     return made
 
 

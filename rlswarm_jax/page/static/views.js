@@ -40,7 +40,7 @@ const views = (() => {
     const rounds = found.rounds;
     return table("Nodes", [
       ["node", (node) => who(node.name)],
-      ["does", (node) => [node.doing, node.waiting.length ? el("div", { class: "quiet" }, "not yet here: ", node.waiting.map((one, place) => [place ? "; " : "", el("b", {}, one.name), ` (${one.why})`])) : null], { left: true }],
+      ["does", (node) => [node.state ? [el("span", { class: node.state === "stalled" ? "differs" : "quiet" }, node.state), ": "] : null, node.doing, node.waiting.length ? el("div", { class: "quiet" }, "not yet here: ", node.waiting.map((one, place) => [place ? "; " : "", el("b", {}, one.name), ` (${one.why})`]), draw.known(node.until) && node.until > 0 ? `; it goes on in ${seconds(node.until)} at the latest` : "") : null], { left: true }],
       ["round", (node) => [count(node.done), rounds ? el("progress", { class: "progress", max: rounds, value: node.done, "aria-label": `${node.done} of ${rounds} rounds` }) : null]],
       ["peers", (node) => count(node.peers)],
       ["reward", (node) => fixed(node.reward)],
@@ -339,6 +339,9 @@ const views = (() => {
         section("Nodes", table("Sums over all rounds", [["node", (one) => who(one.name)], ["peers now", (one) => count(one.peers)], ["records out", (one) => count(one.published)], ["in", (one) => count(one.received)], ["bytes in", (one) => draw.bytes(one.bytes_in)], ["out", (one) => draw.bytes(one.bytes_out)], ["peers given up", (one) => count(one.given_up)]], found.nodes)),
         section("Refused records, by cause", causes(found.rejected, "No record was refused.")),
         section("Groups left unused, by cause", causes(found.unused, "No group was left unused.")),
+        found.mesh.length ? section("Connected now", table("A peer in the mesh is sent each record at once, others when they ask", [["node", (one) => who(one.node)], ["peer", (one) => who(one.peer)], ["mesh", (one) => (one.mesh ? "in it" : "not in it"), { left: true }], ["for", (one) => seconds(one.seconds)]], found.mesh)) : null,
+        found.mesh.length || found.banned.length ? section("Refused now", found.banned.length ? table("Peers that are cut off, with the reason", [["by", (one) => who(one.node)], ["peer", (one) => who(one.peer)], ["why", (one) => one.why, { left: true }], ["for another", (one) => seconds(one.seconds)]], found.banned) : el("p", { class: "quiet" }, "No peer is refused.")) : null,
+        found.left.length ? section("Left lately", table("Peers that are gone, with the reason", [["node", (one) => who(one.node)], ["peer", (one) => who(one.peer)], ["why", (one) => one.why, { left: true }], ["ago", (one) => seconds(one.seconds)]], found.left)) : null,
         section("Cut off, dropped, unreachable", found.trouble.length ? table("Times, with the reason", [["what", (one) => one.cause], ["times", (one) => count(one.count)], ["why", (one) => one.why, { left: true }]], found.trouble) : el("p", { class: "quiet" }, "Nothing of the kind has happened."))),
     ];
   }
