@@ -1,10 +1,14 @@
 """Looks, within a minute, at whether a config can be run here, and says of each thing in a line what to do about it.
 
-Nothing is started, changed or sent to anybody but questions: to the chain, to the bootnodes' doors, to the disk.
+Nothing is changed, and nobody is sent anything but questions: the chain, the bootnodes, the disk. A bootnode is asked
+whether it can dial this machine, by a node that is there for that, for seconds, under a key of its own.
 """
 
+import contextlib
+import logging
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
@@ -24,7 +28,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> int:
     """Prints a table; returns 0 where nothing has to be mended, else 2, or 75 if all of it may pass by itself."""
     console = Console(soft_wrap=True)
     console.print("looking, for a minute at most ...", style="dim")
-    found = carry_out(checks_of(config, workdir))
+    with _quiet():
+        found = carry_out(checks_of(config, workdir))
     console.print(table(found))
     states = [finding.state for finding in found.values()]
     wrong, waiting = states.count(WRONG), states.count(WAIT)
@@ -37,12 +42,35 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> int:
     return MEND if wrong else MAY_PASS if waiting else DONE
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a log: what a node would say there is said here in other words."""
+    loggers = [logging.getLogger(name) for name in ("rlswarm_jax", "libp2p")]
+    before = [(logger, logger.propagate) for logger in loggers]
+    nowhere = logging.NullHandler()
+    try:
+        for logger in loggers:
+            logger.addHandler(nowhere)
+            logger.propagate = False
+        yield
+    finally:
+        for logger, propagated in before:
+            logger.removeHandler(nowhere)
+            logger.propagate = propagated
+
+
 def checks_of(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Check]:
     """By name, in the order in which they are shown."""
     machine = machine_checks.Once(lambda: machine_checks.look_at_machine(config))
+    port = machine_checks.Once(lambda: network_checks.port(config, workdir))
+
+    def reachable() -> Finding:
+        port()  # which needs it free
+        return network_checks.reachable(config, workdir)
+
     found: dict[str, Check] = {
-        "port": lambda: network_checks.port(config, workdir),
-        "reachable": lambda: network_checks.reachable(config),
+        "port": port,
+        "reachable": reachable,
         "bootnodes": lambda: network_checks.bootnodes(config),
         "clock": lambda: network_checks.clock(config),
         "chain": lambda: network_checks.chain(config, workdir),

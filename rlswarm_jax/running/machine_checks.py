@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ml_collections
 
@@ -21,20 +21,22 @@ MACHINE_SECONDS = 50.0
 PROBE_BYTES = 32 << 20  # written to the disk, to see how fast it is
 SLOW_DISK = 20e6  # bytes a second, below which a checkpoint holds a round up
 LEAST_ROOM = 2 << 30  # bytes, beside what is known to be written
+Value = TypeVar("Value")
 SPARE = 0.94  # of a device's memory, as the memory plan has it
 
 
-class Once:
-    """A value that several checks need, computed by the first."""
+class Once(Generic[Value]):
+    """A value that several checks need, computed by the first that asks; the others wait for it."""
 
-    def __init__(self, compute: Callable[[], dict[str, Any]]):
+    def __init__(self, compute: Callable[[], Value]):
         self._compute, self._lock = compute, threading.Lock()
-        self._found: dict[str, Any] | None = None
+        self._found: list[Value] = []
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Value:
         with self._lock:
-            self._found = self._compute() if self._found is None else self._found
-            return self._found
+            if not self._found:
+                self._found.append(self._compute())
+            return self._found[0]
 
 
 def look_at_machine(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import json
 import os
 import socket
 import time
@@ -14,14 +15,15 @@ import ml_collections
 from configs.common import LOCAL_CHAINS
 from rlswarm_jax import identity, keystore
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.files import JOURNAL_FILE
+from rlswarm_jax.files import JOURNAL_FILE, NODE_FILE
 from rlswarm_jax.identity import KeyFileError
 from rlswarm_jax.launch import KEY_FILE
 from rlswarm_jax.running import account, folder, moving
 from rlswarm_jax.running.findings import FINE, LOOK, UNKNOWN, WAIT, WRONG, Finding
 from rlswarm_jax.swarm import addresses
+from rlswarm_jax.swarm.transport import NetworkError
 
-CONNECT_SECONDS, ENDPOINT_SECONDS = 5.0, 8.0
+CONNECT_SECONDS, ENDPOINT_SECONDS, DIALLED_SECONDS = 5.0, 8.0, 20.0
 LISTENING = ("node", "bootnode")  # drivers by which one process is one peer
 CLOCK_AHEAD, CLOCK_BEHIND = 15.0, 120.0  # seconds that the chain's newest block may differ by
 
@@ -72,7 +74,8 @@ def _own(taken: Any) -> tuple[str, int]:
     return host, taken[1]
 
 
-def reachable(config: ml_collections.ConfigDict) -> Finding:
+def reachable(config: ml_collections.ConfigDict, workdir: Path) -> Finding:
+    """Asks a bootnode, which tells others only of addresses that it has dialled itself."""
     host = config.swarm.host
     if config.driver not in LISTENING:
         return Finding(FINE, "its nodes are all on this machine")
@@ -81,8 +84,32 @@ def reachable(config: ml_collections.ConfigDict) -> Finding:
     if not config.swarm.port:
         advice = "set config.swarm.port, and open it in the firewall or router"
         return Finding(LOOK, "a port that is free by chance is not open to others", advice)
-    where = f"from elsewhere: nc -vz YOUR_ADDRESS {config.swarm.port}; docs/reach.md has the ways"
-    return Finding(UNKNOWN, f"nobody was asked to dial port {config.swarm.port} back", where)
+    named = [read for one in config.swarm.bootnodes if (read := addresses.read(one))]
+    peer = next((place for one in named if (place := _opens(one))), None)
+    if peer is None:
+        where = f"from elsewhere: nc -vz YOUR_ADDRESS {config.swarm.port}; docs/reach.md has the ways"
+        return Finding(UNKNOWN, f"there is no bootnode to dial port {config.swarm.port} back", where)
+    try:
+        found = _dialled_back(config, workdir, peer)
+    except NetworkError as error:
+        return Finding(UNKNOWN, str(error))
+    if found:
+        return Finding(FINE, f"{peer} has dialled it: {' '.join(found)}")
+    advice = "forward the port (TCP) and set config.swarm.announce, or do without: docs/reach.md"
+    return Finding(LOOK, f"{peer} could not dial it: it can only dial out", advice)
+
+
+def _dialled_back(config: ml_collections.ConfigDict, workdir: Path, peer: str) -> list[str]:
+    """Where a peer found the node that runs in a folder, or one that is started for that."""
+    from rlswarm_jax.swarm.dialled_back import where_it_sends, where_others_are_sent
+    from rlswarm_jax.swarm.gossip import GossipConfig
+
+    told = workdir / NODE_FILE
+    if folder.in_use(workdir) and told.exists():
+        return where_it_sends(config.swarm.name, peer, json.loads(told.read_text())["peer_id"], DIALLED_SECONDS)
+    own = config.swarm
+    network = GossipConfig(own.name, own.host, own.port, tuple(own.announce), bootnodes=(peer,))
+    return where_others_are_sent(network, peer, DIALLED_SECONDS)
 
 
 def bootnodes(config: ml_collections.ConfigDict) -> Finding:
@@ -99,13 +126,14 @@ def bootnodes(config: ml_collections.ConfigDict) -> Finding:
     return Finding(state, f"{len(named) - len(silent)} of {len(named)} answer", advice)
 
 
-def _opens(one: addresses.NodeAddress) -> bool:
+def _opens(one: addresses.NodeAddress) -> str | None:
+    """As numbers, where somebody answers who may be that peer."""
     with contextlib.suppress(addresses.UnknownNameError):
         for text in addresses.resolve(one):
             _, _, host, _, number = text.split("/")
             with contextlib.suppress(OSError), socket.create_connection((host, int(number)), CONNECT_SECONDS):
-                return True
-    return False
+                return f"{text}/p2p/{one.peer_id}"
+    return None
 
 
 # --- the chain

@@ -23,9 +23,12 @@ from rlswarm_jax.identity import simulated
 from rlswarm_jax.running import doctor, folder, machine_checks, network_checks
 from rlswarm_jax.running.arguments import parse
 from rlswarm_jax.running.findings import FINE, LOOK, UNKNOWN, WAIT, WRONG, Finding
+from rlswarm_jax.swarm import reaching
 from rlswarm_jax.tasks import sandbox
 from tests.chain import fake_endpoint
 from tests.chain.local_chain import CHAIN_ID, LocalChain
+from tests.swarm.live import Node
+from tests.waits import wait_for
 
 OWNER, NODE = simulated(5, 0), simulated(5, 1)
 NAMES = [
@@ -120,13 +123,47 @@ def test_a_port_that_is_free_taken_or_impossible(tmp_path, listener):
         assert network_checks.port(config(), tmp_path).state == LOOK
 
 
-def test_who_can_reach_it_as_far_as_that_is_known():
+def test_who_can_reach_it_as_far_as_that_is_known(tmp_path, listener):
     states = [
-        network_checks.reachable(config(**fields)).state
+        network_checks.reachable(config(**fields), tmp_path).state
         for fields in ({}, {"swarm__host": "0.0.0.0"}, {"swarm__host": "0.0.0.0", "swarm__port": 4001})
     ]
     assert states == [LOOK, LOOK, UNKNOWN]
-    assert network_checks.reachable(quickstart.get_config("smoke")).state == FINE
+    assert network_checks.reachable(quickstart.get_config("smoke"), tmp_path).state == FINE
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_a_bootnode_says_whether_it_could_dial_back_also_to_a_node_that_runs(tmp_path, monkeypatch):
+    bootnode = Node()
+    try:
+        told = {"swarm__name": "tests", "swarm__bootnodes": [bootnode.addresses[0]], "swarm__host": "any"}
+        found = network_checks.reachable(config(**told, swarm__port=free_port()), tmp_path)
+        assert found.state == FINE and "/ip4/127.0.0.1/tcp/" in found.said and not bootnode.count("network/malformed")
+
+        running = Node(bootnode.addresses[:1])
+        try:
+            wait_for(lambda: bootnode.sees(running), "it has come")
+            (tmp_path / "node.json").write_text(json.dumps({"peer_id": running.identity.peer_id}))
+            with folder.lock(tmp_path):
+                found = network_checks.reachable(config(**told, swarm__port=free_port()), tmp_path)
+            assert found.state == FINE and running.addresses[0].partition("/p2p/")[0] in found.said
+        finally:
+            running.gossip.close()
+
+        monkeypatch.setattr(network_checks, "DIALLED_SECONDS", 3.0)
+        monkeypatch.setattr(reaching.Reaching, "_answers", nobody_answers)  # as through a router that lets nothing in
+        found = network_checks.reachable(config(**told, swarm__port=free_port()), tmp_path)
+        assert found.state == LOOK and "could not dial it" in found.said and "announce" in found.advice
+    finally:
+        bootnode.gossip.close()
+
+
+async def nobody_answers(self, peer, address) -> bool:
+    return False
 
 
 def test_bootnodes_that_answer_and_that_do_not(listener):
