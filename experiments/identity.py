@@ -97,7 +97,7 @@ def _export(given: argparse.Namespace) -> None:
     new = None if _is_sealed(_existing(key)) else keystore.passphrase(str(given.to), given.passphrase_file, new=True)
     moving.export_node(given.place, given.to, new)
     print(f"wrote {given.to}: this node, with its key in a keystore. It can't be started here any more. Elsewhere:")
-    print(f"python -m experiments.identity import {given.to.name} --to {given.place}")
+    print(f"python -m experiments.identity import {given.to.name} --to {given.place.name}")
 
 
 def _import(given: argparse.Namespace) -> None:

@@ -11,6 +11,9 @@
                                 --config.model.path=Qwen/Qwen2.5-0.5B-Instruct (a hub id or a checkpoint directory)
   --workdir DIR                 where the run writes (default runs/<config name>)
   --plan [--memory 16GB]        says what it would take of a device's memory, and exits with 1 if that is too much
+  --doctor                      looks for a minute whether it can be run here: port, clock, chain, key, disk, device,
+                                memory, weights, sandbox, with a line of advice each; 0, or 2 if something is to be
+                                mended first, 75 if all of it may pass by itself
   --resume                      go on with an unfinished run in that folder; a finished one is moved aside
 
 While it runs, the address that it prints shows who learns what from whom (python -m experiments.page has more).

@@ -17,7 +17,7 @@ from configs import common, fields
 from rlswarm_jax.errors import BROKEN, DONE, INTERRUPTED, UsageError
 from rlswarm_jax.files import FULL
 
-FLAGS = ("config", "workdir", "resume", "checkpoint", "best", "plan", "memory")
+FLAGS = ("config", "workdir", "resume", "checkpoint", "best", "plan", "memory", "doctor")
 CODES = """
 Exit codes: 0 done; 2 something to mend first, as the one sentence says; 75 something that passes by itself (a port or
 a folder in use, an endpoint that is down): try again later; 1 a disk that is full or damaged, or an error of ours:
@@ -30,7 +30,7 @@ class Arguments:
 
     checkpoint: the folder of a run, for an experiment that looks at one. best: at its best instead of its newest.
     words: what was said of the config. plan: only say what a run would take of a device's memory, and whether that
-    is in `memory`. file: the config's, and its variant.
+    is in `memory`. doctor: only look at whether it can be run here. file: the config's, and its variant.
     """
 
     config: ml_collections.ConfigDict
@@ -42,6 +42,7 @@ class Arguments:
     plan: bool = False
     memory: str = ""
     file: str = ""
+    doctor: bool = False
 
 
 def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Arguments:
@@ -60,6 +61,7 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     flags.DEFINE_bool("best", False, "", flag_values=values)
     flags.DEFINE_bool("plan", False, "", flag_values=values)
     flags.DEFINE_string("memory", "", "", flag_values=values)
+    flags.DEFINE_bool("doctor", False, "", flag_values=values)
     try:
         rest, config = values(["experiment", *argv]), values.config
         if config is not None:
@@ -84,7 +86,8 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     checkpoint = Path(values.checkpoint) if values.checkpoint else None
     file = config_flags.get_config_filename(values["config"])
     words = of_config(argv)
-    return Arguments(config, workdir, values.resume, checkpoint, words, values.best, values.plan, values.memory, file)
+    kinds = values.resume, checkpoint, words, values.best, values.plan, values.memory, file, values.doctor
+    return Arguments(config, workdir, *kinds)
 
 
 def _of_agent() -> str:

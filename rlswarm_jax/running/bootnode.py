@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from rlswarm_jax import identity, launch
+from rlswarm_jax import identity, keystore, launch
 from rlswarm_jax.errors import TransientError, UsageError
 from rlswarm_jax.files import CONFIG_FILE, JOURNAL_FILE, NODE_FILE, cannot_write, write_whole
 from rlswarm_jax.running import folder, joining
@@ -43,6 +43,7 @@ def run(arguments: Arguments) -> int:
             own = identity.load_or_create(key)
         except identity.KeyFileError as error:
             raise UsageError(str(error)) from error
+        keystore.forget()
         write_whole(workdir / CONFIG_FILE, json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n")
         said = logging.StreamHandler(sys.stdout)
         said.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 SUMMED = re.compile(  # of names whose numbers are of one round alone, and add up
-    r"sample/(completions|redrawn|tokens)|score/failed/.*|learn/updates|records/(published|received|again|rejected/.*)"
-    r"|groups/(received|received_with_advantage|unused/.*|overlong|local|external)|peers/given_up|network/.*"
+    r"sample/(completions|redrawn|tokens)|score/failed/.*|learn/updates|records/(published|received|again|rejected/.*|of_version/.*)"
+    r"|groups/(received|received_with_advantage|unused/.*|overlong|local|external)"
+    r"|peers/(given_up|newer_version|own_key_given_up)|network/.*"
     r"|audit/(cases|found/.*|tokens|bytes_.*|weights_.*)|checkpoints/damaged|publish/(sent|failed)"
-    r"|chain/(?!round$|waiting$).*|seconds/.*"
+    r"|chain/(?!round$|waiting$|upgrade_round$).*|seconds/.*"
 )
 LABELLED = {  # the beginnings of names whose ends are a label
     "records/rejected/": ("records_rejected", "cause"),
+    "records/of_version/": ("records_of_version", "version"),
     "groups/unused/": ("groups_unused", "cause"),
     "score/failed/": ("score_failed", "cause"),
     "network/dropped/": ("network_dropped", "cause"),
@@ -35,7 +37,15 @@ LABELLED = {  # the beginnings of names whose ends are a label
     "seconds/": ("seconds", "effect"),
 }
 AUTHORS = ("received_from/", "learned_from/", "audit/distrusted/")
-CHAIN = {"round", "waiting", "challenged", "voted", "abstained", "crashed"}  # any other is a cause by its name
+CHAIN = {
+    "round",
+    "upgrade_round",
+    "waiting",
+    "challenged",
+    "voted",
+    "abstained",
+    "crashed",
+}  # any other is a cause
 MOST_VALUES = 64  # of a label
 Key = tuple[str, str, str]  # of a sample: the metric, its label's name and value, or "" and ""
 

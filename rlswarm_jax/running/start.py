@@ -22,6 +22,9 @@ def run(arguments: Arguments, page: bool = False) -> int:
         check(arguments.config)
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         return importlib.import_module("rlswarm_jax.running.plan").run(arguments.config, arguments.memory)
+    if arguments.doctor:
+        check(arguments.config)
+        return importlib.import_module("rlswarm_jax.running.doctor").run(arguments.config, arguments.workdir)
     print(f"run folder: {arguments.workdir}", flush=True)
     config = arguments.config
     check(config)

@@ -422,6 +422,16 @@ def test_who_was_late_is_under_a_new_key_and_a_standing_goes_to_one_alone():
     assert not box._company.earned(ALICE.author)
 
 
+def test_a_new_key_is_heard_of_also_by_who_does_not_read_it_and_the_old_one_is_not_even_passed_by():
+    box = make(BOB, CAROL, ALICE, reads=1)
+    box.round = 3
+    box._read[3] = frozenset()
+    box.on_record(rotated(BOB, CAROL, 3))
+    for one in (BOB, ALICE):
+        send(box, one, 3)
+    assert box.inbox.passed == {ALICE.author: 3} and box.inbox.counts["retired key"] == 1
+
+
 def test_a_node_whose_own_key_was_given_up_by_a_thief_says_so_once(caplog):
     box = make()
     for round_ in (1, 2):
