@@ -11,6 +11,7 @@
                                 --config.model.path=Qwen/Qwen2.5-0.5B-Instruct (a hub id or a checkpoint directory)
   --workdir DIR                 where the run writes (default runs/<config name>)
   --plan [--memory 16GB]        says what it would take of a device's memory, and exits with 1 if that is too much
+  --print-service [launchd]     prints a unit for systemd, or launchd's property list, that keeps this run running
   --resume                      go on with an unfinished run in that folder; a finished one is moved aside
 
 While it runs, the address that it prints shows who learns what from whom (python -m experiments.page has more).

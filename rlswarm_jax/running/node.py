@@ -41,7 +41,7 @@ from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
-from rlswarm_jax.running import account, folder, health, joining
+from rlswarm_jax.running import account, folder, health, joining, notify
 from rlswarm_jax.running.arguments import Arguments, code_of
 from rlswarm_jax.running.exporter import Exporter
 from rlswarm_jax.status import Status
@@ -134,6 +134,7 @@ def play(
     with (
         claimed,
         _shown(status),
+        notify.told(status),
         folder.stop_on_signal() as stopping,
         health.served(config.swarm.health, health.Health(status, exporter)) as healthy,
         account.kept(config, coordinator, mailbox) as keeper,
