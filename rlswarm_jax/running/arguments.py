@@ -53,7 +53,7 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     A config has the name of its file, so that a copy has a folder of its own. Fields of the table that it lacks are
     as the table has them, which is said. Raises UsageError that names the wrong argument, and what may be meant.
     """
-    argv, values = _valued(argv), flags.FlagValues()
+    argv, values = _config_first(_valued(argv)), flags.FlagValues()
     # the flag finds its overrides in `sys_argv` itself
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=["experiment", *argv])
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -88,6 +88,13 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     file = config_flags.get_config_filename(values["config"])
     more = {"service": values["print-service"].value, "memory": values.memory, "file": file}
     return Arguments(config, workdir, values.resume, checkpoint, of_config(argv), values.best, values.plan, **more)
+
+
+def _config_first(argv: Sequence[str]) -> list[str]:
+    """The library takes what changes a config only behind the config."""
+    of_file = [index for index, word in enumerate(argv) if re.match(r"--?config(=|$)", word)]
+    of_file += [index + 1 for index in of_file if "=" not in argv[index] and index + 1 < len(argv)]
+    return [argv[index] for index in sorted(of_file)] + [w for index, w in enumerate(argv) if index not in of_file]
 
 
 def _valued(argv: Sequence[str]) -> list[str]:
