@@ -321,7 +321,8 @@ def last_line(log: Path, offset: int = 0) -> str:
     """Of a log from `offset` on, the last that is not empty."""
     lines: list[str] = []
     with contextlib.suppress(OSError), log.open("rb") as file:
-        file.seek(max(offset, file.seek(0, os.SEEK_END) - 16384))
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(offset if offset <= end else 0, end - 16384))  # beyond it: the log was rotated
         lines = file.read().decode(errors="replace").splitlines()
     # without control characters: the line may quote a stranger, and people read it in a terminal
     said = ["".join(filter(str.isprintable, line)).strip() for line in lines]

@@ -40,7 +40,7 @@ from rlswarm_jax.running.arguments import complete
 # refuses another key
 CHANGEABLE = (
     *("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "swarm.key"),
-    "swarm.health",
+    *("swarm.health", "disk"),
     *("checkpoints", "publish", "profile", "wandb.mode", "wandb.group", "wandb.tags"),
     *("audit.share", "audit.megabytes"),
     "devices",

@@ -23,7 +23,7 @@ import ml_collections
 from rich.console import Console
 from rich.logging import RichHandler
 
-from rlswarm_jax import identity, launch
+from rlswarm_jax import disk, identity, launch
 from rlswarm_jax.errors import DiskError, TransientError, UsageError
 from rlswarm_jax.files import (
     BEST_FOLDER,
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rlswarm_jax.node")
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
-LOG_BYTES = 4 << 20  # of log.txt, and of the one before it
 JOIN_SECONDS = 10.0  # to find a peer through the bootnodes, before going on without
 
 
@@ -230,11 +229,24 @@ def _play(
         publishing = Publishing(config, workdir, made.one_engine, [present.name], present.chain)
 
         def on_round(ended: "RoundReport") -> None:
+            if ended.round % config.checkpoint_every == 0:
+                ended = dataclasses.replace(ended, metrics=ended.metrics | quota.keep())
+                if config.driver != "node":  # whose log its launcher made
+                    disk.rotate(workdir / disk.LOG_FILE)
             recorder.on_round(ended)
             present.exporter.on_round(ended.metrics)
 
         watched = present.chain, best, present.status
         node = Node(*parts, live, publishing.after(on_round), auditor, *watched)
+        goes = {
+            "older logs": lambda: disk.drop_log(workdir),
+            "traces": lambda: disk.drop_traces(workdir),
+            "earlier runs of Weights & Biases": lambda: disk.drop_wandb(workdir),
+            "records that are kept for others": node.let_go_of_records,
+            "older metrics": lambda: recorder.halve() if metrics_file.stat().st_size > disk.MB else None,
+            "older weights that are shown": archive.halve,
+        }
+        quota = disk.Quota(workdir, config.disk.megabytes, goes)
         with view:
             present.status.begins("plays its journal again")
             node.restore(reported)
@@ -340,7 +352,7 @@ class _Log(logging.handlers.RotatingFileHandler):
     """A node's log.txt and the one before it, bounded."""
 
     def __init__(self, path: Path):
-        super().__init__(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
+        super().__init__(path, maxBytes=disk.LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def handleError(self, record: logging.LogRecord) -> None:
