@@ -112,11 +112,15 @@ LOSS = such(
     lambda name: name == "swarm" or (bool(name) and known("PRESETS").holds(name)),
     "a loss of docs/losses.md, such as grpo, dapo or gspo",
 )
-HOST = such(_is_ip, "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them")
+HOST = such(
+    lambda host: host == addresses.ANY or _is_ip(host),
+    "an address of this machine such as 127.0.0.1, or any for all of them, over IPv4 and IPv6",
+)
 HEALTH = such(
     lambda text: not text or (_is_ip(text.rpartition(":")[0].strip("[]")) and _is_port(text.rpartition(":")[2])),
     "'' or an address of this machine with a port, such as 127.0.0.1:9464",
 )
+ANNOUNCED = such(addresses.can_be_announced, addresses.ANNOUNCED)
 ENDPOINT = matching(
     rf"{'|'.join(LOCAL_CHAINS)}|https?://[^/].*|\$\w+",
     f"{', '.join(LOCAL_CHAINS)}, an http(s):// address, or $NAME of an environment variable that holds one",
@@ -133,7 +137,9 @@ PROJECT = matching(r"[^/\\#?%:]{1,128}", "1 to 128 characters, none of / \\ # ? 
 
 FIELDS = {
     "name": Field("swarm", FOLDER, "of the run and its folder: the config file's"),
-    "driver": Field("live", one_of("live", "simulate", "node"), "a process a node; all in one; this one node"),
+    "driver": Field(
+        "live", one_of("live", "simulate", "node", "bootnode"), "a process a node; all in one; one node; no model"
+    ),
     "seed": Field(0, whole(0, 2**63 - 1), "of problems, noise and the keys of studies"),
     "rounds": Field(150, whole(0, 10_000_000), "0: until it is stopped, of a single node"),
     #
@@ -155,8 +161,9 @@ FIELDS = {
     "swarm.choose": Field("turns", one_of("turns", "reward", "variety", "useful"), "which of peers' groups come first"),
     "swarm.reads": Field(0, whole(0, 4096), "authors whose records a node reads in a round, drawn anew; 0: all"),
     "swarm.deadline": Field(60.0, real(0, 1_000_000), "seconds a stage waits for its peers at most (0: for ever)"),
-    "swarm.host": Field("127.0.0.1", HOST, "to listen on; 0.0.0.0 for other machines to reach"),
+    "swarm.host": Field("127.0.0.1", HOST, "to listen on; any for other machines to reach"),
     "swarm.port": Field(0, whole(0, 65535), "of a single node; 0: any that is free"),
+    "swarm.announce": Field((), each(ANNOUNCED), "where others reach it, if elsewhere: ('/ip4/.../tcp/...',)"),
     "swarm.key": Field("", text(), "file with the key of a single node; '': node.key in its folder, made if not there"),
     "swarm.bootnodes": Field((), each(BOOTNODE), "addresses of running nodes: ('/ip4/.../tcp/.../p2p/...',)"),
     "swarm.peers": Field((), each(PEER), "peer ids to wait for before they have spoken (the launcher fills them in)"),
@@ -269,6 +276,7 @@ FIELDS = {
     "chain.stake": Field(
         0.0, real(0, 10**9), "coins that a node may stake there; 0: none, nor a court on a local chain"
     ),
+    "chain.upgrades": Field("say", one_of("say", "follow"), "to a version that a coordinator names; or end then"),
     "chain.keep": Field(200, whole(0), "rounds whose records a node keeps, for whoever checks claims"),
     # how a process uses the devices that jax gives it: by default all, each
     "devices.backend": Field("shard_map", one_of("shard_map", "pmap"), "with all parameters and a part of the batch"),
@@ -340,7 +348,7 @@ OWN_FIELDS = (
 
 
 def _rounds(config: ml_collections.ConfigDict) -> None:
-    if config.driver != "node" and config.rounds < 1:
+    if config.driver not in ("node", "bootnode") and config.rounds < 1:
         raise FieldError(f"config.rounds is {config.rounds}; driver {config.driver} takes at least 1.")
 
 
@@ -381,7 +389,7 @@ def _chain(config: ml_collections.ConfigDict) -> None:
         if chain.stake and config.swarm.nodes < 3:
             raise FieldError("config.chain.stake needs three nodes at least: two sides, and one that judges.")
     if chain.endpoint in LOCAL_CHAINS:
-        if config.driver == "node" and chain.endpoint != "none":
+        if config.driver in ("node", "bootnode") and chain.endpoint != "none":
             other = "give the address of one, with config.chain.contract and config.chain.id, or choose none"
             raise FieldError(f"config.chain.endpoint {chain.endpoint} is started for a whole swarm: {other}.")
         return

@@ -5,7 +5,7 @@
         --config.swarm.bootnodes="['/ip4/127.0.0.1/tcp/4001/p2p/16Uiu2...']"   joins it
     python -m experiments.run --config configs/node.py:smoke                   six rounds
 
-For other machines to reach it: --config.swarm.host=0.0.0.0 --config.swarm.port=4001. Its key is made once, in the
+For other machines to reach it: --config.swarm.host=any --config.swarm.port=4001. Its key is made once, in the
 folder of the run (node.key); the same command with --resume goes on after a stop. Nodes understand each other if they
 play by the same rules (docs/operate.md): paste the line that a running node, or `make run`, prints.
 

@@ -42,7 +42,7 @@ def tpu(config: ml_collections.ConfigDict) -> None:
 def node(config: ml_collections.ConfigDict) -> None:
     config.driver = "node"
     config.swarm.nodes = 1
-    config.swarm.host, config.swarm.port = "0.0.0.0", 4001
+    config.swarm.host, config.swarm.port = "any", 4001
 
 
 def paper(config: ml_collections.ConfigDict) -> None:

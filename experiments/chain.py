@@ -5,6 +5,8 @@
                                                               a contract for a swarm; says what to give to its nodes
     python -m experiments.chain bootnodes --rpc URL --chain-id N --contract 0x... --key owner.key ADDRESS ...
                                                               where new nodes enter the swarm
+    python -m experiments.chain upgrade --rpc URL --chain-id N --contract 0x... --key owner.key --records 5.1 --round N
+                                                              from which round on the swarm plays another version
     python -m experiments.chain status --rpc URL --chain-id N --contract 0x...
     python -m experiments.chain ledger --rpc URL --chain-id N --contract 0x... --dir DIR
                                                               who did what, by the chain's events
@@ -19,8 +21,6 @@ relay: both would count its transactions. A chain to try it on: python -m rlswar
 """
 
 import argparse
-import logging
-import re
 import shlex
 import sys
 import time
@@ -30,13 +30,13 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from rlswarm_jax.chain import calls, eth, relay
-from rlswarm_jax.chain.deployment import Rules, deploy, set_bootnodes
-from rlswarm_jax.chain.errors import ChainError
-from rlswarm_jax.chain.ledger import PATIENCE, read_ledger
-from rlswarm_jax.chain.rpc import Endpoint, Patient
+from rlswarm_jax.chain import calls, eth, relay, upgrade
+from rlswarm_jax.chain.deployment import Rules, deploy, set_bootnodes, set_upgrade
+from rlswarm_jax.chain.ledger import read_ledger
+from rlswarm_jax.chain.transact import Mined
+from rlswarm_jax.chain.upgrade import Upgrade
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.identity import Identity, KeyFileError, friendly_name, load_or_create
+from rlswarm_jax.identity import friendly_name, load_or_create
 from rlswarm_jax.reporting.blocks import print_table
 from rlswarm_jax.reporting.ledger import (
     INDEX_FILE,
@@ -47,6 +47,7 @@ from rlswarm_jax.reporting.ledger import (
     write_ledger,
 )
 from rlswarm_jax.running.account import address, shown
+from rlswarm_jax.running.by_hand import carried_out, coins, existing_key, patient
 from rlswarm_jax.swarm import addresses
 
 MAX_FILE = 1 << 16  # bytes of a signed registration
@@ -92,6 +93,12 @@ def parser() -> argparse.ArgumentParser:
     online = ("rpc", "chain-id", "contract")
     one = command("bootnodes", _bootnodes, "replace the list of bootnodes", *online, "key")
     one.add_argument("addresses", nargs="*", metavar="ADDRESS", help="/ip4/.../p2p/...; none at all clears the list")
+
+    one = command("upgrade", _upgrade, "say from which round on another version is played", *online, "key")
+    one.add_argument(
+        "--records", default="", metavar="N.N", help="the version's, as its nodes tell; none at all: cancel"
+    )
+    one.add_argument("--round", type=int, default=0, metavar="N", help="the coordinator's")
 
     command("status", _status, "show round, beacon, quorum, rules and bootnodes", *online)
 
@@ -143,9 +150,22 @@ def _bootnodes(given: argparse.Namespace) -> None:
     owner = existing_key(given.key)
     _check_addresses(given.addresses)
     sent = set_bootnodes(patient(given.rpc), owner, given.chain_id, given.contract, given.addresses)
+    _say_sent(sent)
+    print(f"{len(given.addresses)} bootnodes" if sent else "the list was this one already")
+
+
+def _upgrade(given: argparse.Namespace) -> None:
+    owner, wanted = existing_key(given.key), Upgrade(given.records, given.round)
+    if given.records and (upgrade.read([wanted.text]) is None or given.round < 1):
+        raise UsageError("name the version as its nodes tell it, such as --records 5.1, and a --round of at least 1.")
+    named = wanted if given.records else None
+    _say_sent(set_upgrade(patient(given.rpc), owner, given.chain_id, given.contract, named))
+    print(f"records {wanted.version} from round {wanted.round} on" if given.records else "no upgrade is named")
+
+
+def _say_sent(sent: Mined | None) -> None:
     if sent:
         print(f"transaction {sent.hash} in block {sent.block}: {sent.gas:,} gas, {coins(sent.paid)}")
-    print(f"{len(given.addresses)} bootnodes" if sent else "the list was this one already")
 
 
 def _status(given: argparse.Namespace) -> None:
@@ -158,7 +178,10 @@ def _status(given: argparse.Namespace) -> None:
     print(f"{now.settlements} of {now.needed} settlements that make a quorum; {now.peers} peers")
     print(f"beacon {'0x' + now.beacon.hex() if now.beacon else 'not there yet'}")
     print("rules " + ", ".join(f"{name} {value:,}" for name, value in rules._asdict().items()))
-    for one in contract.view("getBootnodes"):
+    listed = list(contract.view("getBootnodes"))
+    if coming := upgrade.read(listed):
+        print(f"records {coming.version} from round {coming.round} on")
+    for one in upgrade.without(listed):
         print(f"bootnode {''.join(c if c.isprintable() else ' ' for c in one)}")
 
 
@@ -197,17 +220,6 @@ def _relay(given: argparse.Namespace) -> None:
 # --- what they are given
 
 
-def existing_key(path: Path) -> Identity:
-    """An existing one: a mistyped path must not make another identity."""
-    if not path.exists():
-        raise UsageError(f"there is no key file {path}; python -m experiments.chain account --key {path} makes one.")
-    return load_or_create(path)
-
-
-def patient(given: str) -> Patient:
-    return Patient(Endpoint(address(given)), PATIENCE)
-
-
 def _check_addresses(given: Sequence[str]) -> None:
     for one in given:
         if addresses.read(one) is None:
@@ -224,38 +236,14 @@ def _registration(path: Path) -> relay.SignedRegistration:
         raise UsageError(f"{path} is no signed registration: python -m experiments.chain sign-registration.") from None
 
 
-def coins(wei: int) -> str:
-    return f"{wei / 10**18:.6f} coins"
-
-
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def sentence(error: Exception) -> str:
-    """One line, without whatever an endpoint may have put into it."""
-    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(error))).rstrip(".") + "."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     given = parser().parse_args(argv)
     return carried_out(lambda: given.run(given))
-
-
-def carried_out(act: Callable[[], None]) -> int:
-    """Does what a person asked of a chain; returns the program's exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("rlswarm_jax.chain").setLevel(logging.INFO)  # what was sent, while it waits
-    try:
-        act()
-    except (UsageError, ChainError, KeyFileError, ValueError, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; what was sent may still get into a block", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

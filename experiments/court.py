@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.chain import carried_out, coins, existing_key, patient
 from rlswarm_jax.chain import calls, eth
 from rlswarm_jax.chain.court import Court, Terms
 from rlswarm_jax.chain.deployment import deploy_court
 from rlswarm_jax.chain.transact import Payer, transact
 from rlswarm_jax.running.account import wei
+from rlswarm_jax.running.by_hand import carried_out, coins, existing_key, patient
 
 _ABOUT = {
     "claims": "rounds after its own in which a settlement can be challenged; above the coordinator's --window",

@@ -3,14 +3,17 @@
 import functools
 import hashlib
 import os
-import re
 import secrets
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import base58
 import coincurve
 from coincurve import ecdsa
+
+from rlswarm_jax import keystore
+from rlswarm_jax.keystore import KeystoreError
 
 SIGNATURE_BYTES = 64
 AUTHOR_BYTES = 33
@@ -25,7 +28,13 @@ _WORDS = (
 _ADJECTIVES, _ANIMALS = _WORDS.split()[:16], _WORDS.split()[16:]
 
 
-_MARK = "journal "  # a line of a key file after the key: the journal of what it has signed
+# a key file's first line is the key; then what is known of it, a line each
+_JOURNAL = "journal"  # of what it has signed, by its id
+_MOVED = "moved"  # it was given to another machine
+_RESTORED = "restored"  # from a copy that does not know what it has signed
+_GIVEN_UP = "given-up"  # for whom, by peer id
+_ROTATION = "rotation"  # in whose place it speaks, as text that `records.rotations` reads; a line for each
+_MOST_FILE = 8192  # bytes
 
 
 class KeyFileError(RuntimeError):
@@ -96,32 +105,60 @@ def _author_of(peer: str | bytes) -> bytes | None:
 
 
 def load_or_create(path: Path) -> Identity:
-    """The identity whose key is in a file (64 hexadecimal digits); a new one, and the file, if there is none.
+    """The identity whose key is in a file; a new one, and the file, if there is none.
 
-    Raises KeyFileError if the file can't be read or written, holds no key, or others may read it.
+    The key is there as 64 hexadecimal digits, or as a keystore whose passphrase is asked for. Raises KeyFileError if
+    the file can't be read or written, holds no key, others may read it, or the key is on another machine now.
     """
     try:
-        return Identity(_read_key(path))
+        found = Identity(_read_key(path))
     except FileNotFoundError:
         return create(path, Identity(secrets.token_bytes(32)))
+    if is_moved(path):
+        raise KeyFileError(f"the key {path} was moved to another machine: go on there, or bring it back from there.")
+    return found
 
 
-def create(path: Path, identity: Identity) -> Identity:
+def load(path: Path, passphrase: str | None = None) -> Identity:
+    """That of a file that is there, be it moved. passphrase: of a keystore; None: it is asked for.
+
+    Raises KeyFileError.
+    """
+    try:
+        return Identity(_read_key(path, passphrase))
+    except FileNotFoundError:
+        raise KeyFileError(f"there is no key file {path}.") from None
+
+
+def create(path: Path, identity: Identity, passphrase: str | None = None) -> Identity:
     """Writes a key file that only its owner can read. Raises KeyFileError if there is one already.
 
-    Of a full disk it raises OSError, and leaves no file.
+    passphrase: of the keystore to write; None: the key is written as it is. Of a full disk it raises OSError, and
+    leaves no file.
     """
+    write_key(path, identity.expose_secret().hex() if passphrase is None else sealed(identity, passphrase))
+    return identity
+
+
+def sealed(identity: Identity, passphrase: str) -> str:
+    """A key as a key file's first line, under a passphrase."""
+    return keystore.encrypt(identity.expose_secret(), passphrase)
+
+
+def write_key(path: Path, *lines: str) -> None:
+    """Writes a key file of these lines; else as `create`."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise KeyFileError(f"cannot write the key file {path}: {error.strerror}.") from None
     try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(identity.expose_secret().hex() + "\n")
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         path.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
-    return identity
 
 
 def journal_of(path: Path) -> int | None:
@@ -129,34 +166,113 @@ def journal_of(path: Path) -> int | None:
 
     It stands in the file itself, so that it goes where the key goes.
     """
-    found = re.search(rf"^{_MARK}(\d+)\n", path.read_text(encoding="ascii"), re.MULTILINE)
-    return int(found[1]) if found else None
+    found = _marks(path, _JOURNAL)
+    return int(found[-1]) if found else None
+
+
+def is_moved(path: Path) -> bool:
+    return bool(_marks(path, _MOVED))
+
+
+def is_restored(path: Path) -> bool:
+    """Whether nobody here knows what the key in this file has signed."""
+    return bool(_marks(path, _RESTORED))
+
+
+def given_up_for(path: Path) -> str | None:
+    """The peer id of who speaks in the place of the key in this file; None if it speaks itself."""
+    found = _marks(path, _GIVEN_UP)
+    return found[-1] if found else None
+
+
+def rotations_of(path: Path) -> list[str]:
+    """What the keys have signed in whose place the one in this file speaks, oldest first."""
+    return _marks(path, _ROTATION)
+
+
+def lines_of_heir(rotations: Sequence[str]) -> list[str]:
+    """What a key file says, after the key, of one that speaks in the place of others."""
+    return [f"{_ROTATION} {text}" for text in rotations]
+
+
+def kept_lines(path: Path) -> list[str]:
+    """What a key file says of its key wherever that goes."""
+    lines = path.read_text(encoding="ascii").split("\n")[1:-1]
+    return [line for line in lines if line.partition(" ")[0] != _MOVED]
+
+
+def mark_given_up(path: Path, peer: str) -> None:
+    """Writes down, once, that another key speaks in the place of the one in this file from here on."""
+    if given_up_for(path) is None:
+        _append(path, f"{_GIVEN_UP} {peer}", "it must remember that its key was given up")
 
 
 def mark(path: Path, journal: int) -> None:
     """Writes down, once, in which journal the key of this file signs. Raises KeyFileError if the file takes no more."""
+    _append(path, f"{_JOURNAL} {journal}", "it must remember which journal its key has signed in")
+
+
+def mark_moved(path: Path, moved: bool = True) -> None:
+    """Writes down that the key of this file is used elsewhere from here on, or that it is not after all."""
+    if moved and not is_moved(path):
+        _append(path, _MOVED, "it must remember that its key was moved")
+    elif not moved and is_moved(path):
+        with path.open("r+b") as file:  # in place: whoever locked it has it still
+            text = file.read(_MOST_FILE)
+            file.truncate(text.rindex(f"{_MOVED}\n".encode()))
+
+
+def mark_restored(path: Path) -> None:
+    """Writes down that what the key of this file has signed is not known here."""
+    _append(path, _RESTORED, "it must remember that what its key has signed is not known")
+
+
+def _append(path: Path, line: str, why: str) -> None:
     try:
-        with path.open("a", encoding="ascii") as file:  # in place: whoever locked the file has it still
-            file.write(f"{_MARK}{journal}\n")
+        with path.open("a+b") as file:  # in place: whoever locked the file has it still
+            file.seek(max(0, file.tell() - 1))
+            ends = file.read() == b"\n"  # a line that was written by hand, or cut off by a kill, may not
+            file.write(f"{'' if ends else chr(10)}{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
-        what = "it must remember which journal its key has signed in"
-        raise KeyFileError(f"cannot write the key file {path}: {error.strerror}; {what}.") from None
+        raise KeyFileError(f"cannot write the key file {path}: {error.strerror}; {why}.") from None
 
 
-def _read_key(path: Path) -> bytes:
+def _marks(path: Path, name: str) -> list[str]:
+    """What a key file's lines of one name say."""
+    lines = path.read_text(encoding="ascii").split("\n")[1:-1]  # a line that a kill cut off says nothing
+    return [line[len(name) + 1 :] for line in lines if line.partition(" ")[0] == name]
+
+
+def key_line(path: Path) -> str:
+    """A key file's first line: a key, or a keystore that holds it. Raises KeyFileError, FileNotFoundError."""
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & 0o077:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
                 raise KeyFileError(f"the key file {path} can be read by others: chmod 600 it, or use a new key.")
-            secret = bytes.fromhex(file.read(1024).decode("ascii").partition(_MARK)[0])
-            if len(secret) != 32:
-                raise ValueError
-            coincurve.PrivateKey(secret)
+            return file.read(_MOST_FILE).decode("ascii").partition("\n")[0]
     except FileNotFoundError:
         raise
     except OSError as error:
         raise KeyFileError(f"cannot read the key file {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        return ""
+
+
+def _read_key(path: Path, passphrase: str | None = None) -> bytes:
+    text = key_line(path)
+    try:
+        if keystore.is_keystore(text):
+            given = keystore.passphrase(str(path)) if passphrase is None else passphrase
+            secret = keystore.decrypt(text, given)
+        else:
+            secret = bytes.fromhex(text)
+        if len(secret) != 32:
+            raise ValueError
+        coincurve.PrivateKey(secret)
+    except KeystoreError as error:
+        raise KeyFileError(f"cannot open the key file {path}: {error}.") from None
     except ValueError:
         raise KeyFileError(f"the key file {path} holds no secp256k1 key of 64 hexadecimal digits.") from None
     return secret

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 
 from rlswarm_jax import randomness
 from rlswarm_jax.audit import commit
+from rlswarm_jax.chain import upgrade
 from rlswarm_jax.chain.calls import Commitment, Interface, Status, account_of
 from rlswarm_jax.chain.errors import AnswerTooLarge, ChainError, Refused
 from rlswarm_jax.chain.registrations import Registrations
 from rlswarm_jax.chain.rpc import Backoff
+from rlswarm_jax.chain.upgrade import Upgrade
 from rlswarm_jax.game.chain import WINNERS, Moment
 from rlswarm_jax.game.effects import Commit
 from rlswarm_jax.identity import peer_id
@@ -73,6 +75,8 @@ class Keeper:
         self._may_end = (-1, 0.0, 0)  # a round that may end, since when, and how many turns come before this node's
         self._juror = Juror(coordinator, stake, finding, stagger, clock) if coordinator.court else None
         self._crashes = 0  # of the thread
+        self._upgrade: Upgrade | None = None  # that the coordinator names
+        self._asked_in = -1  # the round in which it was asked for that last
         self._told: collections.Counter[str] = collections.Counter()
         self._thread = threading.Thread(target=self._run, name="chain", daemon=True)
 
@@ -104,6 +108,11 @@ class Keeper:
         registrations of keys, or one not heard of yet.
         """
         return self._registrations.members()
+
+    def upgrade(self) -> tuple[Upgrade | None, int]:
+        """Which version the coordinator says is played from which round on, if any, and the round it is in."""
+        with self._changed:
+            return self._upgrade, self._at[0]
 
     def wait(self, beyond: int, seconds: float, should_stop: Callable[[], bool]) -> bool:
         """Whether a round after that one was heard of in time."""
@@ -206,6 +215,10 @@ class Keeper:
         heard = Moment(now.round, now.beacon)
         if now.round < self._at[0]:
             self._registrations.doubt()
+        if interface.ours and now.round != self._asked_in:
+            found = upgrade.read(self._coordinator.bootnodes())
+            with self._changed:
+                self._upgrade, self._asked_in = found, now.round
         with self._changed:
             self._at = (now.round, now.stage)
         if self._moments[-1:] != [heard] and (now.beacon or not interface.ours):

@@ -24,6 +24,7 @@ from typing import Self
 
 from rlswarm_jax import identity
 
+ANY = "any"  # all addresses of this machine
 PORTS_FILE, KEY_FILE, LOG_FILE = "ports.json", "node.key", "log.txt"
 STEADY_SECONDS = 60.0  # a node that was up for so long may be restarted as often as a new one
 PROC_GPUS = Path("/proc/driver/nvidia/gpus")
@@ -52,8 +53,8 @@ class Member:
     @property
     def address(self) -> str:
         """Where nodes of this machine find it."""
-        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
-        return f"/ip4/{host}/tcp/{self.port}/p2p/{self.peer_id}"
+        host = {ANY: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{self.port}/p2p/{self.peer_id}"
 
 
 def assign(workdir: Path, nodes: int, *, seed: int, host: str = "127.0.0.1") -> list[Member]:
@@ -67,7 +68,7 @@ def assign(workdir: Path, nodes: int, *, seed: int, host: str = "127.0.0.1") -> 
         raise LaunchError(f"a swarm of {nodes} nodes cannot be launched: ask for at least 1.")
     members = []
     try:
-        loopback = ipaddress.IPv4Address(host).is_loopback
+        loopback = host != ANY and ipaddress.ip_address(host).is_loopback
         workdir.mkdir(parents=True, exist_ok=True)
         for index, port in enumerate(_ports(workdir / PORTS_FILE, nodes, host)):
             folder = workdir / f"node-{index}"
@@ -75,8 +76,8 @@ def assign(workdir: Path, nodes: int, *, seed: int, host: str = "127.0.0.1") -> 
             author = _key(folder / KEY_FILE, identity.simulated(seed, index), loopback).author
             name, peer_id = identity.friendly_name(author), identity.peer_id(author)
             members.append(Member(index, folder, author, name, host, port, peer_id))
-    except ipaddress.AddressValueError:
-        raise LaunchError(f"{host!r} is not an IPv4 address: give one of this machine's, such as 127.0.0.1.") from None
+    except ValueError:
+        raise LaunchError(f"{host!r} is not an IP address: give one of this machine's, such as 127.0.0.1.") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -107,10 +108,11 @@ def _ports(file: Path, nodes: int, host: str) -> list[int]:
 def _bind(host: str, ports: Sequence[int]) -> list[int]:
     """Binds all ports at once, so that no two are the same, and lets them go; 0 is any free one."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in ports]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sockets = [stack.enter_context(socket.socket(family)) for _ in ports]
         for each, port in zip(sockets, ports, strict=True):
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            each.bind((host, port))
+            each.bind(("" if host == ANY else host, port))
         return [each.getsockname()[1] for each in sockets]
 
 

@@ -373,6 +373,8 @@ class Node:
             metrics = report.metrics | self.player.inbox_metrics()
         if self._chain:
             metrics |= {name: float(n) for name, n in sorted(self._chain.take_counts().items())}
+            if (upgrade := self._chain.upgrade()[0]) is not None:
+                metrics["chain/upgrade_round"] = float(upgrade.round)
         for name, count in sorted((self._transport.take_counts() + self._mailbox.take_counts()).items()):
             name = f"records/{name}" if name.startswith("rejected/") else name
             metrics[name] = metrics.get(name, 0.0) + float(count)

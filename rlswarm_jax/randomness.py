@@ -53,3 +53,12 @@ def wrap(key_data_M: "jax.Array") -> "jax.Array":
 def uniform(domain: Domain, *fields: Field) -> float:
     """One uniform number in [0, 1) with 53 random bits, on the host."""
     return (int.from_bytes(digest(domain, *fields)[:8], "little") >> 11) / 2**53
+
+
+def uniforms(count: int, domain: Domain, *fields: Field) -> np.ndarray:
+    """So many uniform numbers in [0, 1), `[count]` float64; the first are the same for every count.
+
+    Of SHAKE-256 over the digest, in place of a digest for each.
+    """
+    words = np.frombuffer(hashlib.shake_256(digest(domain, *fields)).digest(8 * count), "<u8")
+    return (words >> np.uint64(11)) / 2.0**53

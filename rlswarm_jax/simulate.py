@@ -150,16 +150,28 @@ class Simulation:
             self._complete(node, self._results.pop(index), at)
 
     def _deliver(self, node: SimulatedNode, said: SignedRecord | bytes, at: float) -> None:
-        signed, author = node.inbox.offer(_raw(said), node.state.round), b""
-        if signed:
-            record, author = signed.record, signed.record.author
-            node.arrived[author, record.round, record.stage] = at
-            if author in self._authors:
-                node.gone.discard(author)
-                node.company.spoke(author, record.round, node.state.round)
+        author = b""
+        if isinstance(said, SignedRecord) and self._passes_by(node, said):
+            author, round_ = said.record.author, said.record.round
+            node.inbox.pass_by(author, round_)
+        elif signed := node.inbox.offer(_raw(said), node.state.round):
+            author, round_ = signed.record.author, signed.record.round
+            node.arrived[author, round_, signed.record.stage] = at
+        if author in self._authors:
+            node.gone.discard(author)
+            node.company.spoke(author, round_, node.state.round)
         # what nobody waits for ends no stage; but whoever reads all may begin to wait for who was late
         if isinstance(node.effect, Gather) and (not node.game.reads or author in node.missing):
             self._gather(node, node.effect, at)
+
+    def _passes_by(self, node: SimulatedNode, signed: SignedRecord) -> bool:
+        """Whether a node will not read an author in a round, as far as it can know by now."""
+        author, round_, now = signed.record.author, signed.record.round, node.state.round
+        if not node.game.reads or author not in self._authors or round_ > now + 1:
+            return False
+        if round_ not in node.read and round_ >= now and not self._chain:
+            self._draw(node, round_, node.game.beacon(round_))
+        return round_ in node.read and author not in node.read[round_]
 
     def _compute(self, kind: type, index: int) -> None:
         """A node's effect, and with it all others' that wait for the same; but an update only once it is over."""
@@ -385,12 +397,14 @@ class Simulation:
         if not node.game.reads:
             return self._authors if self._timing.present else node.company.told
         if effect.round not in node.read:
-            known = [author for author in self._authors - node.gone if node.company.earned(author)]
-            author, reads = node.game.author, node.game.reads
-            node.read[effect.round] = read_by(author, known, reads, effect.beacon, effect.round)
-            if len(node.read) > node.game.max_staleness + 1:
-                del node.read[min(node.read)]
+            self._draw(node, effect.round, effect.beacon)
         return node.read[effect.round]
+
+    def _draw(self, node: SimulatedNode, round_: int, beacon: bytes) -> None:
+        known = [author for author in self._authors - node.gone if node.company.earned(author)]
+        node.read[round_] = read_by(node.game.author, known, node.game.reads, beacon, round_)
+        if len(node.read) > node.game.max_staleness + 2:
+            del node.read[min(node.read)]
 
     def _taken(self, node: SimulatedNode, effect: Gather) -> list[SignedRecord]:
         reads, nobody = node.game.reads, frozenset[bytes]()
@@ -431,6 +445,8 @@ class Simulation:
         return Boundary(train_state, state, at, node.shown)
 
     def _save_if_all_crossed(self) -> None:
+        if self._checkpoints is None or not self._every:
+            return
         common = min(max(node.boundaries, default=0) for node in self.nodes if node.there)
         if common > self._last_checkpoint:
             self._save(common)

@@ -112,6 +112,8 @@ def test_a_whole_number_is_no_fraction(table, name):
         ("swarm.name", "\udc80", "größer"),
         ("swarm.name", "a\0b", "a"),
         ("swarm.host", "localhost", "::1"),
+        ("swarm.host", "all", "any"),
+        ("swarm.announce", ("/ip4/1.2.3.4",), ("/dns4/my.home/tcp/4001", "/ip6/2a00::1/tcp/4001")),
         ("model.path", "", "embedded:base"),
         ("model.path", 3, "3"),
         ("wandb.project", "a/b", "a b"),

@@ -155,7 +155,7 @@ def test_what_cannot_be_assigned_is_said_in_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     for arguments, message in (
         ((tmp_path, 0, "127.0.0.1"), "at least 1"),
-        ((tmp_path, 1, "localhost"), "not an IPv4 address"),
+        ((tmp_path, 1, "localhost"), "not an IP address"),
         ((tmp_path, 1, "192.0.2.1"), "address of this machine"),  # RFC 5737: nobody's address
         ((tmp_path / "file", 1, "127.0.0.1"), "choose another folder"),
     ):

@@ -486,6 +486,9 @@ class Coordinators:
     def moments(self):
         return [Moment(self.at[0], bytes([self.at[0]]) * 32)]
 
+    def upgrade(self):
+        return None, self.at[0]
+
     def wait(self, beyond, seconds, should_stop):
         return True
 

@@ -86,6 +86,15 @@ def test_wrap_gives_threefry_keys_whatever_the_default_generator():
     np.testing.assert_array_equal(jax.random.key_data(keys), data_KM)
 
 
+@given(st.sampled_from(DOMAINS), st.lists(fields, max_size=5), st.integers(0, 40))
+def test_many_uniforms_follow_from_the_same_digest(domain, fields, count):
+    stream = hashlib.shake_256(specified_digest(domain, *fields)).digest(8 * count)
+    words = [int.from_bytes(stream[8 * n : 8 * n + 8], "little") for n in range(count)]
+    assert randomness.uniforms(count, domain, *fields).tolist() == [(word // 2**11) / 2.0**53 for word in words]
+    more = randomness.uniforms(count + 3, domain, *fields)
+    assert more[:count].tolist() == randomness.uniforms(count, domain, *fields).tolist()
+
+
 def test_uniform_is_uniform_and_never_one():
     draws = [randomness.uniform("network", i) for i in range(5000)]
     assert all(0 <= draw < 1 for draw in draws)

@@ -471,7 +471,7 @@ def test_who_is_killed_bound_to_its_round_finishes_it_when_it_comes_back(world, 
     rounds = [r.round for r in played.reports if r.node == 2]
     assert rounds[0] == 0 and rounds[1] >= 3  # killed as the others began round 1, and it was learning
     kinds = [e.kind for e in played.journal.read(2, 0) if e.round == 0]
-    assert kinds == ["begin", "Evaluate", "Sample", "Publish", "Gather", "Score", "Learn"]
+    assert kinds == ["begin", "Evaluate", "Pin", "Sample", "Publish", "Gather", "Score", "Learn"]
 
 
 def test_a_swarm_goes_on_when_one_is_gone_for_good(world, paths):
@@ -501,6 +501,8 @@ def test_with_reads_a_node_hears_and_awaits_only_those_drawn_and_in_time_everybo
         for report in (r for r in played.reports if r.node == node):
             (drawn,) = read_by(game.author, authors, 1, game.beacon(report.round), report.round)
             assert report.metrics[f"received_from/{drawn.hex()}"] == 1.0
+        for author, round_, _ in played.simulation.nodes[node].inbox.records:  # nothing is held of anybody else
+            assert author in read_by(game.author, authors, 1, game.beacon(round_), round_)
     # whoever does not read the slow one does not wait for it
     timing = Timing(deadline=60.0, slowdown=(1.0, 1.0, 1.0, 2.0))
     slow = world.simulation(next(paths), nodes=4, rounds=1, own=own, timing=timing).run()

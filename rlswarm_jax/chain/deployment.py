@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rlswarm_jax.chain import calls, eth
+from rlswarm_jax.chain import calls, eth, upgrade
 from rlswarm_jax.chain.contracts import coordinator, court
 from rlswarm_jax.chain.court import MAX_SIZE, Terms
 from rlswarm_jax.chain.errors import BeaconMissing, NoContract, NotAllowed
 from rlswarm_jax.chain.rpc import Rpc
 from rlswarm_jax.chain.settings import Settings
 from rlswarm_jax.chain.transact import Mined, Payer, transact
+from rlswarm_jax.chain.upgrade import Upgrade
 from rlswarm_jax.identity import Identity
 
 MAX_BOOTNODES, MAX_BOOTNODE_BYTES = 32, 256  # the contract's
@@ -148,21 +149,54 @@ def set_bootnodes(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Mined | None:
-    """Makes a coordinator's list of bootnodes this one; the transaction it took, None if it is so already.
+    """Makes a coordinator's bootnodes these; the transaction it took, None if it is so already.
 
     May be repeated after a failure. Raises NotAllowed if the account is not the owner, NoContract, and as `deploy`.
     """
     check_bootnodes(bootnodes)
+    how = settings, patience, clock, sleep
+
+    def listed(before: list[str]) -> list[str]:
+        named = upgrade.read(before)
+        return [*bootnodes, *([named.text] if named else [])]
+
+    return _replace(rpc, owner, chain_id, address, listed, *how)
+
+
+def set_upgrade(rpc: Rpc, owner: Identity, chain_id: int, address: str, named: Upgrade | None) -> Mined | None:
+    """Has a coordinator say from which round on another version is played, or no more; else as `set_bootnodes`."""
+
+    def listed(before: list[str]) -> list[str]:
+        return [*upgrade.without(before), *([named.text] if named else [])]
+
+    return _replace(rpc, owner, chain_id, address, listed)
+
+
+def _replace(
+    rpc: Rpc,
+    owner: Identity,
+    chain_id: int,
+    address: str,
+    listed: Callable[[list[str]], list[str]],
+    settings: Settings | None = None,
+    patience: float = 300.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Mined | None:
+    """listed: what a coordinator's list is to be, by what it is."""
     w3 = eth.connect(rpc, chain_id)
     payer = Payer(w3, owner, chain_id, settings or Settings(), patience, clock, sleep)
     contract = eth.Contract(w3, address)
-    if list(contract.view("getBootnodes")) == list(bootnodes):
+    before = list(contract.view("getBootnodes"))
+    entries = listed(before)
+    check_bootnodes(entries)
+    if before == entries:
         return None
     if contract.view("owner") != payer.account:
         raise NotAllowed(
             f"the account {payer.account} does not own the coordinator at {contract.address}: use its owner's key."
         )
-    return _set(payer, contract, bootnodes)
+    return _set(payer, contract, entries)
 
 
 def check_rules(rules: Rules) -> None:

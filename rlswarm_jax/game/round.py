@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from rlswarm_jax import randomness
@@ -39,7 +40,7 @@ from rlswarm_jax.game.turns import Scored, Turn
 from rlswarm_jax.records import audits, schema
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.pool import Pool, ScoredGroup
-from rlswarm_jax.records.schema import ANSWER, CRITIQUE, FINDINGS, MAX_VERDICTS, REVISE, Record, Verdict
+from rlswarm_jax.records.schema import ANSWER, CRITIQUE, FINDINGS, MAX_VERDICTS, REVISE, Announcing, Record, Verdict
 from rlswarm_jax.records.teachers import WORTH, Teachers
 from rlswarm_jax.records.trust import Trust, contradictory
 from rlswarm_jax.tasks import Problem
@@ -114,6 +115,8 @@ def _play_round(game: Game, state: NodeState) -> Round:
         sheets[published[-1]] = turns.to_sheet(game, game.author, round_, stage, told, chain)
 
         heard = yield Gather(round_, stage, beacon, distrusted)
+        if (followed := trust.succeed((signed.record for signed in heard), round_)) is not trust:
+            trust, distrusted = followed, followed.distrusted(round_)
         if exposed := contradictory(heard):
             trust, caught = trust.expose(exposed, round_), caught | exposed
             distrusted = trust.distrusted(round_)
@@ -136,7 +139,7 @@ def _play_round(game: Game, state: NodeState) -> Round:
     scored = yield Score(list(items), list(items.values()))
     scores = dict(zip(items, scored.scores, strict=True))
     costly = {list(items)[place] for place in scored.costly}
-    paid = [turn for turn in external if not costly.intersection(turns.to_score(game, turn))]
+    paid = [turn for turn in external if not costly or not costly.intersection(turns.to_score(game, turn))]
     if len(paid) < len(external):
         unused["costly"] = len(external) - len(paid)
     everything = own + paid
@@ -163,6 +166,8 @@ def _play_round(game: Game, state: NodeState) -> Round:
         metrics["audit/distrusted"] = float(len(trust.distrusted(round_ + 1)))
         named = sorted(author.hex() for author in trust.distrusted(round_ + 1))[:MAX_NAMED]
         metrics |= {f"audit/distrusted/{author}": 1.0 for author in named}
+    if trust.heirs:
+        metrics["peers/rotated"] = float(len(trust.heirs))
     if caught:
         metrics["audit/equivocators"] = float(len(caught))
 
@@ -306,7 +311,7 @@ def _make_record(
     played: Sequence[Turn],
     verdicts: Sequence[Verdict],
 ) -> Record:
-    return Record(
+    record = Record(
         version=schema.VERSION,
         swarm=game.swarm,
         author=game.author,
@@ -321,6 +326,10 @@ def _make_record(
         groups=[turns.to_group(game, turn) for turn in played],
         verdicts=list(verdicts),
     )
+    if not game.rotations:
+        return record
+    fields = msgspec.structs.asdict(record) | {"version": schema.ANNOUNCING}
+    return Announcing(**fields, rotations=list(game.rotations))
 
 
 def _sample(game: Game, asked: Sequence[Turn]) -> Sample:
@@ -355,8 +364,7 @@ def _said_by(game: Game, played: Sequence[Turn]) -> dict[Item, frozenset[bytes]]
 
 def _slow(game: Game, played: Sequence[Turn]) -> dict[Item, frozenset[bytes]]:
     """What a verifier should begin to score now, because it takes time, and whose it is."""
-    said = _said_by(game, played)
-    return {item: who for item, who in said.items() if game.mixture.tasks[item[0].task].seconds > 0}
+    return _said_by(game, [turn for turn in played if game.mixture.tasks[turn.problem.task].seconds > 0])
 
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:

@@ -44,6 +44,7 @@ class Strategy:
     plays: "Callable[[Game, NodeState, Round], Round] | None" = None
 
 
+RECORDS_VERSION = f"{schema.VERSION}.{PAY_VERSION}"  # of what nodes say, and of what it is worth
 SHARED = b"shared"  # the author of problems that all nodes have
 MAX_TASKS = 24  # that the rules name; of more, they say what all of them hash to
 
@@ -94,7 +95,7 @@ class Rules:
         if self.contract is not None:
             chance = {CHAIN: self.contract.lower(), CHAIN_ID: self.chain_id}
         return {
-            RECORDS: f"{schema.VERSION}.{PAY_VERSION}",
+            RECORDS: RECORDS_VERSION,
             "swarm.name": self.swarm,
             **{f"tasks.{name}".rstrip("."): part for name, part in tasks.items()},
             PROMPTS: self.prompt_format.name,
@@ -151,8 +152,8 @@ class Game(Rules):
     written more, it leaves the problem out. reads: authors whose records it reads in a round, at most (0: all).
     auditors: how many check each author's records. rechecks: completions of its own that a node replays in a round.
     chain_every: rounds after which the chain is heard, and committed to (0: there is none). state_hash: of the train
-    state that it begins with. readings: of records, kept for all nodes of this process that play by the same rules;
-    None where there is but one. strategy: of a node that means ill.
+    state that it begins with. rotations: of the keys that this node had before. readings: of records, kept for all
+    nodes of this process that play by the same rules; None where there is but one. strategy: of a node that means ill.
     """
 
     author: bytes
@@ -173,6 +174,7 @@ class Game(Rules):
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     max_prompt_tokens: int = 2**31
     reads: int = 0
+    rotations: tuple[schema.Rotation, ...] = ()
     auditors: int = 0
     rechecks: int = 0
     chain_every: int = 0

@@ -359,11 +359,12 @@ def lenient(game: Game, turn: Turn, scores: Scored) -> list[bool]:
     another way (white space, case, zeros before a number).
     """
     problem, canonical = turn.problem, functools.partial(game.mixture.canonical, turn.problem)
-    accepted = {canonical(answer) for answer in problem.answers}
     texts = answers(game, turn)
-    if not texts:
+    accepted_anyway = [scores[problem, t] > 0 and t not in problem.answers for t in texts]
+    if not any(accepted_anyway):
         return [False] * len(turn.completions)
-    return [scores[problem, t] > 0 and t not in problem.answers and canonical(t) in accepted for t in texts]
+    accepted = {canonical(answer) for answer in problem.answers}
+    return [taken and canonical(t) in accepted for taken, t in zip(accepted_anyway, texts, strict=True)]
 
 
 def overlong(game: Game, turn: Turn, own_lengths: Mapping[str, float]) -> list[bool]:

@@ -16,6 +16,7 @@ RECORDS, PROMPTS, CHAIN, CHAIN_ID, NO_CHAIN = "records", "model.prompts", "chain
 MAX_PARTS, MAX_NAME, MAX_VALUE = 64, 128, 256  # in number, and characters
 _SHOWN, _SHOWN_CHARACTERS = 4, 80
 _VALUE = re.compile(r"[A-Za-z0-9_.+-]{1,64}")  # that may stand in a command as it is
+_VERSION = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,2}", re.ASCII)
 _WORDS = {
     RECORDS: "run the same version of rlswarm_jax",
     PROMPTS: "set config.model.prompts and thinking, config.game.answer_tokens, critique_tokens and personas as theirs",
@@ -36,6 +37,13 @@ def differences(ours: Terms, theirs: Terms) -> list[str]:
     of_tokens = set(OF_TOKENS) if ours.get(TOKENIZER) != theirs.get(TOKENIZER) else set()
     names = dict.fromkeys([*ours, *theirs])
     return [name for name in names if name not in of_tokens and ours.get(name) != theirs.get(name)]
+
+
+def is_newer(theirs: str, ours: str) -> bool:
+    """Whether a version of records, such as 4.1, comes after another; what is none comes after nothing."""
+    found = [_VERSION.fullmatch(text) for text in (theirs, ours)]
+    numbers = [tuple(map(int, one[0].split("."))) if one else () for one in found]
+    return numbers[0] > numbers[1] > ()
 
 
 def clipped(rules: Terms) -> dict[str, str]:

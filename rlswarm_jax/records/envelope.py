@@ -6,7 +6,7 @@ import weakref
 import msgspec
 
 from rlswarm_jax.identity import Identity, verify
-from rlswarm_jax.records import schema
+from rlswarm_jax.records import rotations, schema
 from rlswarm_jax.records.schema import Envelope, Record, RecordError
 
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
@@ -33,7 +33,10 @@ def seal(record: Record, identity: Identity) -> bytes:
 
 
 def open_envelope(raw: bytes) -> SignedRecord:
-    """Decodes, bounds and verifies. Raises RecordError("undecodable" | "not canonical" | "bad signature")."""
+    """Decodes, bounds and verifies.
+
+    Raises RecordError("undecodable" | "not canonical" | "bad signature" | "false rotation").
+    """
     known = _opened.get(raw)
     if known is None:
         known = _opened[raw] = _open(raw)
@@ -52,4 +55,5 @@ def _open(raw: bytes) -> SignedRecord:
     record = schema.decode(envelope.payload)
     if not verify(record.author, envelope.signature, envelope.payload):
         raise RecordError("bad signature", "the author's key did not sign these bytes")
+    rotations.check(record)
     return SignedRecord(raw, schema.content_hash(envelope.payload), record)

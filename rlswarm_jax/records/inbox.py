@@ -7,8 +7,9 @@ from collections.abc import Callable
 import msgspec
 
 from rlswarm_jax import randomness
+from rlswarm_jax.records import rotations
 from rlswarm_jax.records.envelope import SignedRecord, open_envelope
-from rlswarm_jax.records.schema import RecordError
+from rlswarm_jax.records.schema import Record, RecordError
 from rlswarm_jax.records.shelf import Shelf, Slot
 
 MAX_HELD = 2048  # a hundred nodes, three stages, five rounds, and some
@@ -16,6 +17,7 @@ MAX_HELD_BYTES = 64 << 20
 MAX_PER_AUTHOR = 48
 AUTHOR_SHARE = 8  # of the bytes: one author may hold so small a part
 MAX_EVIDENCE = 64  # pairs
+MAX_RETIRED = 1024  # keys of which it is remembered that they gave their place away
 MAX_UNKNOWN = 16  # records that are taken at once of authors that are not favoured: reading and scoring them costs
 MAX_ROUND = 2**31  # no swarm gets there; a record that says so would lead a node to where rounds can't be counted on
 
@@ -28,6 +30,8 @@ class SavedInbox(msgspec.Struct, array_like=True):
     evidence: list[tuple[Slot, bytes, bytes]]
     counts: dict[str, int]
     told: list[Slot] = []
+    passed: dict[bytes, int] = {}
+    retired: list[tuple[bytes, int, bytes]] = []
 
 
 @dataclasses.dataclass
@@ -40,7 +44,9 @@ class Inbox:
     far rounds are taken; but where there is no room, a record makes room for one of a nearer round, one of whoever
     holds most for one of who holds less, and any for a favoured author's.
     stages: those that are played. rounds: of the game; 0 for no end. favoured: authors that a stranger, who can make
-    as many keys as he likes, can't crowd out. told: of the evidence, what was handed over.
+    as many keys as he likes, can't crowd out. told: of the evidence, what was handed over. passed: the latest round of
+    authors whose record of it is not kept, as nobody reads it here. retired: keys that may not speak any more, from
+    which round on, and who speaks in their place (`rotations`), those said longest ago first.
     """
 
     swarm: str
@@ -53,7 +59,9 @@ class Inbox:
     taken: set[Slot] = dataclasses.field(default_factory=set)
     evidence: dict[Slot, tuple[bytes, bytes]] = dataclasses.field(default_factory=dict)
     told: set[Slot] = dataclasses.field(default_factory=set)
+    passed: dict[bytes, int] = dataclasses.field(default_factory=dict)
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    retired: dict[bytes, tuple[int, bytes]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._shelf = Shelf(self.records)  # through which alone they are changed
@@ -80,6 +88,8 @@ class Inbox:
             raise RecordError("unknown stage", f"{record.stage!r}, played are {', '.join(self.stages)}")
         if not current_round - self.max_staleness <= record.round < (self.rounds or MAX_ROUND):
             raise RecordError("out of window", f"round {record.round}, this node is in {current_round}")
+        if record.author in self.retired and record.round >= self.retired[record.author][0]:
+            raise RecordError("retired key", f"{self.retired[record.author][1].hex()} speaks in its place")
         if slot in self.records:
             first = self.records[slot]
             if first.hash == signed.hash:
@@ -90,6 +100,12 @@ class Inbox:
         self._bound_author(slot, len(signed.raw))
         self._make_room(slot, len(signed.raw), current_round)
         self._shelf.put(slot, signed)
+        self._retire(record)
+
+    def pass_by(self, author: bytes, round_: int) -> None:
+        """Notes that one has spoken in a round, and keeps nothing of it."""
+        if self.passed.get(author, -1) < round_:
+            self.passed[author] = round_
 
     def holds(self, signed: SignedRecord) -> bool:
         """Whether this very record is here."""
@@ -101,16 +117,19 @@ class Inbox:
         return set(self._shelf.at(round_, stage))
 
     def speakers(self) -> set[bytes]:
-        """Who has a record here."""
-        return set(self._shelf.authors())
+        """Who was heard in the rounds that are kept."""
+        return {*self._shelf.authors(), *self.passed}
 
     def latest_rounds(self) -> dict[bytes, int]:
         """The latest round each author has spoken in."""
-        return {author: self._shelf.last_of(author)[1] for author in self._shelf.authors()}
+        held = {author: self._shelf.last_of(author)[1] for author in self._shelf.authors()}
+        return held | {author: max(round_, held.get(author, round_)) for author, round_ in self.passed.items()}
 
     def latest_round(self, author: bytes, otherwise: int) -> int:
         """That of one author; `otherwise` if there is none."""
-        return self._shelf.last_of(author)[1] if self._shelf.of_author(author)[0] else otherwise
+        held = self._shelf.last_of(author)[1] if self._shelf.of_author(author)[0] else -1
+        latest = max(held, self.passed.get(author, -1))
+        return latest if latest >= 0 else otherwise
 
     def take(
         self,
@@ -162,8 +181,10 @@ class Inbox:
 
     def expire(self, current_round: int) -> None:
         """Forgets rounds that nobody may send records of any more."""
-        for slot in [slot for slot in self.records if slot[1] < current_round - self.max_staleness]:
+        oldest = current_round - self.max_staleness
+        for slot in [slot for slot in self.records if slot[1] < oldest]:
             self._forget(slot)
+        self.passed = {author: round_ for author, round_ in self.passed.items() if round_ >= oldest}
 
     def mark_taken(self, signed: SignedRecord) -> None:
         """Holds a record that was handed over before a restart, so that it is not handed over again."""
@@ -174,6 +195,7 @@ class Inbox:
         elif self._prove(slot, held.raw, signed.raw):
             self.told.add(slot)
         self.taken.add(slot)
+        self._retire(signed.record)
 
     def save(self) -> SavedInbox:
         return SavedInbox(
@@ -182,6 +204,8 @@ class Inbox:
             evidence=[(slot, first, second) for slot, (first, second) in self.evidence.items()],
             counts=dict(self.counts),
             told=sorted(self.told),
+            passed=self.passed,
+            retired=[(old, round_, new) for old, (round_, new) in self.retired.items()],
         )
 
     def restore(self, saved: SavedInbox) -> None:
@@ -193,6 +217,26 @@ class Inbox:
         self.taken = set(saved.taken)
         self.evidence = {slot: (first, second) for slot, first, second in saved.evidence}
         self.counts, self.told = collections.Counter(saved.counts), set(saved.told)
+        self.passed = dict(saved.passed)
+        self.retired = {old: (round_, new) for old, round_, new in saved.retired}
+
+    def _retire(self, record: Record) -> None:
+        """Hears no more of the keys that a record's author had before. Its owner's own, stolen, is not for it to judge.
+
+        Of what such a key has said after that, what was not handed over yet goes, whichever came first. Where there is
+        no room, of those that nobody favoured follows the one that was repeated longest ago is forgotten.
+        """
+        for old, new, round_ in rotations.of(record):
+            if old == self.owner:
+                continue
+            before = self.retired.pop(old, (round_, new))
+            self.retired[old] = min(before, (round_, new))
+            for slot in [slot for slot in self.records if slot[0] == old and slot[1] >= round_]:
+                if slot not in self.taken:
+                    self._forget(slot)
+            if len(self.retired) > MAX_RETIRED:
+                strange = (one for one, (_, heir) in self.retired.items() if heir not in self.favoured)
+                del self.retired[next(strange, next(iter(self.retired)))]
 
     def _prove(self, slot: Slot, first: bytes, second: bytes) -> bool:
         """Keeps two records of one slot; whether there is room for them.

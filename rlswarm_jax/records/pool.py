@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection, Iterable
 
@@ -65,7 +66,7 @@ class Pool:
         """
         known = {group.slot: group for group in self.groups}
         known |= {group.slot: group for group in groups if flat or group.has_advantage}
-        newest = sorted(known.values(), key=lambda group: (-group.round, randomness.digest("pool", *group.slot)))
+        newest = sorted(known.values(), key=lambda group: (-group.round, _chance(group.slot)))
         kept = sorted(_in_turns(newest)[: self.capacity], key=lambda group: group.slot)
         return dataclasses.replace(self, groups=tuple(kept))
 
@@ -113,6 +114,11 @@ class Pool:
     def from_bytes(cls, raw: bytes) -> "Pool":
         capacity, groups = msgspec.msgpack.decode(raw, type=tuple[int, tuple[ScoredGroup, ...]])
         return cls(groups, capacity)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _chance(slot: tuple) -> bytes:
+    return randomness.digest("pool", *slot)
 
 
 def _in_turns(groups: Iterable[ScoredGroup], most: int | None = None) -> list[ScoredGroup]:

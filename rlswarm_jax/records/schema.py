@@ -15,6 +15,8 @@ from msgspec import Meta
 from rlswarm_jax.identity import AUTHOR_BYTES
 
 VERSION = 4
+ANNOUNCING = 5  # the version of a record that announces whose place its author takes, too
+MAX_ROTATIONS = 4  # keys before the present one
 MAX_RECORD_BYTES = 1 << 20
 MAX_GROUPS = 64
 MAX_GROUP_SIZE = 64
@@ -39,16 +41,20 @@ Packed = Annotated[bytes, Meta(max_length=4 * MAX_TOKENS)]  # little-endian int3
 
 
 class RecordError(ValueError):
-    """A record that is not used. `cause` is one of `CAUSES`, the name it is counted under."""
+    """A record that is not used. `cause` is one of `CAUSES`, the name it is counted under.
 
-    def __init__(self, cause: str, detail: str):
+    version: which one it says it has, if that is the cause.
+    """
+
+    def __init__(self, cause: str, detail: str, version: int | None = None):
         assert cause in CAUSES, cause
         super().__init__(f"{cause}: {detail}")
-        self.cause = cause
+        self.cause, self.version = cause, version
 
 
 CAUSES = (
     "undecodable",  # not a record of this version within its bounds
+    "another version",  # it says that it is one of another version
     "not canonical",  # decodes, but is not the one encoding of what it says
     "bad signature",
     "foreign sender",  # sent in a message of someone else than its author
@@ -57,6 +63,8 @@ CAUSES = (
     "own record",  # an echo of what this node published
     "duplicate",
     "equivocation",  # a second record for the same (author, round, stage)
+    "false rotation",  # it names a key before its author's that did not give its place to them
+    "retired key",  # its author has announced another key, to speak from an earlier round on
     "unknown stage",
     "out of window",  # a round too far behind, or after the last
     "overflow",  # more records than a node keeps
@@ -137,6 +145,23 @@ class Record(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     verdicts: Annotated[list[Verdict], Meta(max_length=MAX_VERDICTS)]
 
 
+class Rotation(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A key's last word: another one speaks in its place, from a round on. Whose that is follows from where it stands.
+
+    signature: by `old`, see `records.rotations`.
+    """
+
+    old: Annotated[bytes, Meta(min_length=AUTHOR_BYTES, max_length=AUTHOR_BYTES)]
+    from_round: U32
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+class Announcing(Record, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A record of an author who had other keys. rotations: each to the next one's `old`, the last to the author."""
+
+    rotations: Annotated[list[Rotation], Meta(min_length=1, max_length=MAX_ROTATIONS)]
+
+
 class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """The bytes that travel: an encoded `Record` and its author's signature."""
 
@@ -145,6 +170,8 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
 
 
 _record_decoder = msgspec.msgpack.Decoder(Record)
+_announcing_decoder = msgspec.msgpack.Decoder(Announcing)
+_ANNOUNCING_HEAD = bytes([0x90 + len(Announcing.__struct_fields__)])  # of a MessagePack array of so many elements
 
 
 def encode(record: Record) -> bytes:
@@ -158,15 +185,19 @@ def encode(record: Record) -> bytes:
 
 
 def decode(raw: bytes) -> Record:
-    """The record of canonical bytes. Raises RecordError("undecodable" | "not canonical")."""
+    """The record of canonical bytes. Raises RecordError("undecodable" | "another version" | "not canonical")."""
     if len(raw) > MAX_RECORD_BYTES:
         raise RecordError("undecodable", f"{len(raw)} bytes, at most {MAX_RECORD_BYTES} are read")
+    version = _version_of(raw)
+    if version is not None and version not in (VERSION, ANNOUNCING):
+        raise RecordError("another version", f"{version}, this node reads {VERSION} and {ANNOUNCING}", version)
+    announces = raw[:1] == _ANNOUNCING_HEAD
     try:
-        record = _record_decoder.decode(raw)
+        record = (_announcing_decoder if announces else _record_decoder).decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise RecordError("undecodable", str(error)) from None
-    if record.version != VERSION:
-        raise RecordError("undecodable", f"version {record.version}, this node reads {VERSION}")
+    if record.version != (ANNOUNCING if announces else VERSION):
+        raise RecordError("undecodable", f"version {record.version} has other fields")
     if not (math.isfinite(record.temperature) and record.temperature > 0):
         raise RecordError("undecodable", f"temperature {record.temperature} is not a positive number")
     if not all(math.isfinite(x) for verdict in record.verdicts for x in (verdict.bits, verdict.statistic)):
@@ -175,6 +206,19 @@ def decode(raw: bytes) -> Record:
     if msgspec.msgpack.encode(record) != raw:
         raise RecordError("not canonical", "decoding and encoding again gives other bytes")
     return record
+
+
+def _version_of(raw: bytes) -> int | None:
+    """Which version a record says it has, whatever else it is: of each, a MessagePack array that begins with it."""
+    start = 3 if raw[:1] == b"\xdc" else 1 if raw[:1] and raw[0] >> 4 == 9 else 0
+    head = raw[start : start + 1]
+    if not start or not head:
+        return None
+    if head[0] < 0x80:
+        return head[0]
+    size = {0xCC: 1, 0xCD: 2, 0xCE: 4}.get(head[0], 0)
+    number = raw[start + 1 : start + 1 + size]
+    return int.from_bytes(number) if size and len(number) == size else None
 
 
 def content_hash(payload: bytes) -> bytes:

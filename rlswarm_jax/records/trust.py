@@ -1,9 +1,11 @@
 """Whom a node does not trust for a while, by what it has found out itself: others' verdicts only say where to look."""
 
-from collections.abc import Collection, Iterable, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
+from rlswarm_jax.records import rotations
 from rlswarm_jax.records.audits import Case
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import NOT_PRODUCED, PRODUCED, UNDECIDED, WITHHELD, Record, Verdict
@@ -16,6 +18,7 @@ MOST_FOUND = 1024  # of its own findings, that a node remembers: a court may ask
 MOST_OFFENDERS = 1024
 MOST_HEARD = 4096  # records of which it is remembered whose they are
 CONTRARY = {PRODUCED: NOT_PRODUCED, NOT_PRODUCED: PRODUCED}
+MOST_HEIRS = 2  # of one key, who are one too many
 REPEATED = 2  # of others' accusations, that a node looks into in a round
 
 
@@ -36,10 +39,11 @@ class Audited(msgspec.Struct, array_like=True, frozen=True):
 class Trust(msgspec.Struct, array_like=True, frozen=True):
     """A value. silent: how many audits in a row an author left without answer. said: what others have found, by record
     and index, and found: what this node has; both oldest first. unsaid: what of that it has not told yet. heard: by
-    content hash the authors of records, and in which round they were first here.
+    content hash the authors of records, and in which round they were first here. heirs: of keys that were given up, who
+    speaks in their place: what is held against the one is held against the other.
 
     Whoever sampled what they published otherwise than they say is an offender, whoever says of a group the contrary of
-    what this node finds there, and whoever contradicts themselves.
+    what this node finds there, and whoever contradicts themselves, be it in whom they give their place to.
     """
 
     offenders: Mapping[bytes, Offender] = {}
@@ -48,6 +52,7 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
     found: Mapping[tuple[bytes, int], str] = {}
     unsaid: list[Verdict] = []
     heard: Mapping[bytes, tuple[bytes, int]] = {}
+    heirs: Mapping[bytes, Sequence[bytes]] = {}
 
     def distrusted(self, round_: int) -> frozenset[bytes]:
         return frozenset(author for author, one in self.offenders.items() if round_ < one.until)
@@ -55,6 +60,35 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
     def expose(self, authors: Collection[bytes], round_: int) -> "Trust":
         """After this node was shown that these contradict themselves."""
         return self._against(sorted(authors), round_)
+
+    def succeed(self, records: Iterable[Record], round_: int) -> "Trust":
+        """After what authors say in records of the keys they had before."""
+        heirs, twofold = dict(self.heirs), set[bytes]()
+        for old, new, _ in (one for record in records for one in rotations.of(record)):
+            before = heirs.get(old, ())
+            if new not in before and len(before) < MOST_HEIRS:
+                heirs[old] = [*before, new]
+                twofold |= {old} if before else set()
+        if heirs == self.heirs:
+            return self
+        trust = msgspec.structs.replace(self, heirs=dict(list(heirs.items())[-MOST_OFFENDERS:]))
+        offenders, silent = dict(self.offenders), dict(self.silent)
+        for old, new in [(one, heir) for one in heirs for heir in trust._in_place_of(one)]:
+            if old in offenders:
+                worse = (offenders[old], offenders.get(new, offenders[old]))
+                offenders[new] = Offender(max(one.times for one in worse), max(one.until for one in worse))
+            if old in silent:
+                silent[new] = max(silent[old], silent.get(new, 0))
+        return msgspec.structs.replace(trust, offenders=offenders, silent=silent)._against(sorted(twofold), round_)
+
+    def _in_place_of(self, author: bytes) -> list[bytes]:
+        """Who speaks in an author's place, and in theirs."""
+        found, waiting = dict.fromkeys([author]), [author]
+        while waiting:
+            new = [heir for heir in self.heirs.get(waiting.pop(), ()) if heir not in found]
+            found |= dict.fromkeys(new)
+            waiting += new
+        return [*found][1:]
 
     def tell(self, most: int) -> "Trust":
         """After so many of its verdicts were published."""
@@ -115,7 +149,7 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
 
     def _against(self, guilty: Iterable[bytes], round_: int) -> "Trust":
         offenders = dict(self.offenders)
-        for author in guilty:
+        for author in itertools.chain.from_iterable((one, *self._in_place_of(one)) for one in guilty):
             times = offenders[author].times + 1 if author in offenders else 1
             offenders[author] = Offender(times, round_ + min(FIRST << min(times - 1, 20), MOST_ROUNDS))
         latest = sorted(offenders.items(), key=lambda item: (-item[1].until, item[0]))[:MOST_OFFENDERS]

@@ -38,7 +38,7 @@ from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.journal import JournalError, look_at
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.page.texts import MAX_TEXT, named, shown
-from rlswarm_jax.records.schema import CRITIQUE
+from rlswarm_jax.records.schema import CRITIQUE, NOT_PRODUCED, PRODUCED
 from rlswarm_jax.running import account, build, evidence
 from rlswarm_jax.running.folder import read_config
 from rlswarm_jax.tasks.verifier import VerifierError
@@ -219,7 +219,7 @@ class Again:
             return claims.audit(game, rounds, records.values(), make_judge(verifier))
 
     def verdict(self, asked: Mapping[str, Any]) -> Answer:
-        """A replay of one group, with the weights that its record names, against what its auditor said of it."""
+        """A replay of one group, with the weights that its record names, against what each auditor said of it."""
         record, index = bytes.fromhex(asked["record"]), int(asked["index"])
         records = read_journals(self._homes())
         said = [
@@ -234,12 +234,14 @@ class Again:
         found = self._replayed(records[record], index, records)
         if found is None:
             return self._found(None, "the weights that the record names are not here any more.", command)
-        by, verdict = said[0]
+        judged = [(friendly_name(by), v.finding) for by, v in said if v.finding in (PRODUCED, NOT_PRODUCED)]
         what = (
             f"{found.judgement.tokens} tokens were replayed: {found.finding}, {found.judgement.bits:.1f} bits, margin"
-            f" {found.judgement.statistic:+.2f}; {friendly_name(by)} had found {verdict.finding}."
+            f" {found.judgement.statistic:+.2f}; "
+            f"{', '.join(f'{by} had found {finding}' for by, finding in judged) or 'nobody had judged them'}."
         )
-        return self._found([] if found.finding == verdict.finding else [what], what, command)
+        differs = [f"{by}: {finding}, it is {found.finding}" for by, finding in judged if finding != found.finding]
+        return self._found(differs if judged else None, what, command)
 
     def _replayed(self, signed: Any, index: int, records: Mapping[bytes, Any]) -> samples.Replayed | None:
         run, weights = self._weights()

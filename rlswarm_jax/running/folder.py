@@ -40,10 +40,10 @@ from rlswarm_jax.running.arguments import complete
 # what a run may be resumed with another value of: it says where things are, not what is played; the journal itself
 # refuses another key
 CHANGEABLE = (
-    *("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.deadline", "swarm.target_peers", "swarm.key"),
-    *("swarm.health", "disk"),
+    *("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.announce", "swarm.deadline", "swarm.target_peers"),
+    *("swarm.key", "swarm.health", "disk"),
     *("checkpoints", "publish", "profile", "wandb.mode", "wandb.group", "wandb.tags"),
-    *("audit.share", "audit.megabytes"),
+    *("audit.share", "audit.megabytes", "chain.upgrades"),
     "devices",
 )
 

@@ -28,7 +28,12 @@ def command(config: ml_collections.ConfigDict, address: str) -> str:
         apart = " and its config.tasks" if name == "tasks" and here.keys() != there.keys() else apart
     flags = [f"--config.{field}={shlex.quote(str(value))}" for field, value in given.items()]
     start = "python -m experiments.run --config configs/node.py --workdir runs/joined"
-    return " ".join([start, f"--config.swarm.bootnodes=\"['{address}']\"", *flags]) + apart
+    return " ".join([start, through(address), *flags]) + apart
+
+
+def through(address: str) -> str:
+    """What a node is started with to join by a bootnode, which knows the rules of no swarm."""
+    return f"--config.swarm.bootnodes=\"['{address}']\""
 
 
 def _chain(chain: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import ml_collections
 from rich.console import Console
 from rich.logging import RichHandler
 
-from rlswarm_jax import disk, identity, launch
+from rlswarm_jax import disk, identity, keystore, launch
 from rlswarm_jax.errors import DiskError, TransientError, UsageError
 from rlswarm_jax.files import (
     BEST_FOLDER,
@@ -41,7 +41,7 @@ from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
-from rlswarm_jax.running import account, folder, health, joining, notify
+from rlswarm_jax.running import account, folder, health, joining, moving, notify, rotating
 from rlswarm_jax.running.arguments import Arguments, code_of
 from rlswarm_jax.running.exporter import Exporter
 from rlswarm_jax.status import Status
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from rlswarm_jax.game.player import RoundReport
     from rlswarm_jax.keeper import Keeper  # and with it the chain's libraries
     from rlswarm_jax.multihost import Channel  # and with it jax
+    from rlswarm_jax.running.upgrading import Upgrades
 
 log = logging.getLogger("rlswarm_jax.node")
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
@@ -115,6 +116,7 @@ def play(
         own = identity.load_or_create(key)
     except identity.KeyFileError as error:
         raise UsageError(str(error)) from error
+    keystore.forget()
     stages = STAGES[: config.game.stages]
     inbox = Inbox(config.swarm.name, own.author, config.swarm.max_staleness, stages, config.rounds)
     coordinator = account.connect(config, own, workdir)
@@ -146,7 +148,11 @@ def play(
             if config.driver == "node":
                 _say(console, f"whether it is well: {healthy}/healthz" if healthy else "it serves no /healthz")
                 _say(console, f"others join it with: {joining.command(config, addresses[0])}")
-            finished = _play(config, workdir, resumes, console, present, lambda: bool(stopping), channel, words)
+            upgrades = _upgrades(config, keeper)
+            should_stop = lambda: bool(stopping) or (upgrades is not None and upgrades.stop())  # noqa: E731
+            finished = _play(config, workdir, resumes, console, present, should_stop, channel, words)
+            if upgrades is not None and not finished and not stopping:
+                upgrades.check()
         except (NetworkError, NoWorkerError) as error:
             raise TransientError(str(error)) from error
         except (JournalError, MetricsError) as error:
@@ -202,7 +208,12 @@ def _play(
     made = build.build(config, [present.identity], console)
     if channel is not None:
         made = dataclasses.replace(made, engine=multihost.lead(made.one_engine, channel))
-    present.transport.tell_rules(made.games[0].terms)
+    try:
+        before = rotating.earlier_keys(present.key, present.identity.author, config.swarm.name)
+    except identity.KeyFileError as error:
+        raise UsageError(str(error)) from error
+    game = dataclasses.replace(made.games[0], rotations=before)
+    present.transport.tell_rules(game.terms)
     present.status.begins("compiles its model's programs")
     with compiling(console):
         made.compile()
@@ -219,7 +230,7 @@ def _play(
     keep = config.chain.keep if present.chain else 0
     follow = config.chain.every == 1
     live = LiveConfig(config.swarm.deadline, JOIN_SECONDS, config.checkpoint_every, keep, follow)
-    player = Player(0, made.games[0], present.identity, journal, present.mailbox.inbox)
+    player = Player(0, game, present.identity, journal, present.mailbox.inbox)
     try:
         checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER, config.checkpoints.keep)
         best = Best(workdir / BEST_FOLDER / "0") if config.checkpoints.best else None
@@ -287,26 +298,30 @@ def _claimed(key: Path, journal: Path) -> Iterator[None]:
         beside = key.with_name(f"{key.name}.journal")  # where versions before wrote it
         if signed is None and beside.exists():
             signed = int(beside.read_text())
-        if signed is not None and signed != _journal_id(journal):
+        if heir := identity.given_up_for(key):
+            raise UsageError(f"the key {key} was given up for {heir}: play with that one, in the folder that it is in.")
+        if identity.is_restored(key):
+            raise UsageError(f"what the key {key} has signed is not known here: play with another key.")
+        if signed is not None and signed != moving.journal_id(journal):
             wrong = f"the key {key} has signed records that are not in the journal here"
-            move = "to move a node, stop it and copy its whole folder (key, journal, checkpoints)"
+            move = "to move a node, stop it and take its whole folder (experiments.identity export)"
             raise UsageError(f"{wrong}: go on in the folder where it did, or use a new key; {move}.")
         yield
-
-
-def _journal_id(path: Path) -> int | None:
-    if not path.exists():
-        return None
-    journal = Journal(path)
-    found = journal.id
-    journal.close()
-    return found
 
 
 def _claim(key: Path, journal: Journal) -> None:
     """Ties a key that has signed nothing yet to the journal of what it will."""
     if identity.journal_of(key) is None:
         identity.mark(key, journal.id)
+
+
+def _upgrades(config: ml_collections.ConfigDict, keeper: "Keeper | None") -> "Upgrades | None":
+    if keeper is None:
+        return None
+    from rlswarm_jax.game.rules import RECORDS_VERSION
+    from rlswarm_jax.running.upgrading import Upgrades
+
+    return Upgrades(RECORDS_VERSION, keeper.upgrade, config.chain.upgrades == "follow")
 
 
 def _authors(peers: Iterable[str]) -> list[bytes]:
@@ -318,6 +333,7 @@ def _network_config(config: ml_collections.ConfigDict, bootnodes: Sequence[str])
         swarm=config.swarm.name,
         host=config.swarm.host,
         port=config.swarm.port,
+        announce=tuple(config.swarm.announce),
         bootnodes=tuple(bootnodes),
         target_peers=config.swarm.target_peers,
     )

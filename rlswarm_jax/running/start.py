@@ -12,7 +12,7 @@ from rlswarm_jax.page.beside import beside
 from rlswarm_jax.running import service
 from rlswarm_jax.running.arguments import Arguments, check, main
 
-DRIVERS = {"live": "live", "node": "node", "simulate": "simulated"}
+DRIVERS = {"live": "live", "node": "node", "simulate": "simulated", "bootnode": "bootnode"}
 
 
 def run(arguments: Arguments, page: bool = False) -> int:
@@ -34,7 +34,8 @@ def run(arguments: Arguments, page: bool = False) -> int:
     driver = DRIVERS[config.driver]
     if driver == "node" and config.devices.processes != 1:
         driver = "processes"  # which it is, together
-    with beside(arguments.workdir, functools.partial(print, flush=True)) if page else contextlib.nullcontext():
+    shown = page and driver != "bootnode"  # there is nothing to be seen of one that plays no rounds
+    with beside(arguments.workdir, functools.partial(print, flush=True)) if shown else contextlib.nullcontext():
         # only now: what a driver needs (jax and its friends) can take seconds
         return importlib.import_module(f"rlswarm_jax.running.{driver}").run(arguments)
 

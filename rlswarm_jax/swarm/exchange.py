@@ -6,7 +6,7 @@ Imports libp2p, which takes seconds: import it where the network is started.
 import collections
 import hashlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -198,7 +198,10 @@ class Requests(RequestResponse):
 
 
 class Exchange:
-    """Both sides of the protocol, on the host of one node. latest: the records this node published last."""
+    """Both sides of the protocol, on the host of one node. latest: the records this node published last.
+
+    others: the addresses of others that a peer is told.
+    """
 
     def __init__(
         self,
@@ -206,9 +209,11 @@ class Exchange:
         swarm: str,
         store: Store,
         latest: Callable[[], Sequence[bytes]],
+        others: Callable[[ID], Awaitable[list[str]]],
         watch: Watch,
     ):
         self._host, self._swarm, self._store, self._latest, self._watch = host, swarm, store, latest, watch
+        self._others = others
         # of each peer its own: one that never answers must not keep others waiting
         self._pulls: weakref.WeakValueDictionary[ID, trio.CapacityLimiter] = weakref.WeakValueDictionary()
         self._requests = Requests(host, watch, _CONFIG.max_request_size)
@@ -256,12 +261,7 @@ class Exchange:
             reply = Reply([] if stored is None else [stored], [])
         else:
             news = [raw for raw in self._latest() if hashlib.sha256(raw).digest() not in request.known]
-            reply = Reply(news, self._addresses(peer))
+            reply = Reply(news, await self._others(peer))
         answer = msgspec.msgpack.encode(reply)
         self._watch.count("network/bytes_out", len(answer))
         return answer
-
-    def _addresses(self, asker: ID) -> list[str]:
-        """Where the other connected peers say that they listen."""
-        others = [peer for peer in self._host.get_connected_peers() if peer != asker]
-        return [text for peer in others for text in listening(self._host, peer)[:MAX_PEER_ADDRESSES]][:MAX_ADDRESSES]

@@ -75,7 +75,7 @@ class Gossip:
     # --- Transport
 
     def start(self) -> list[str]:
-        """Listens, and returns this node's multiaddrs. Raises NetworkError."""
+        """Listens, and returns this node's multiaddrs, the one that reaches farthest first. Raises NetworkError."""
         assert self._thread is None, "start() was called before"
         started: Future[list[str]] = Future()
         self._thread = threading.Thread(target=self._supervise, args=(started,), name="network", daemon=True)
@@ -210,8 +210,8 @@ class Gossip:
             self._session = session = Session(self, store)
             self._token = trio.lowlevel.current_trio_token()
 
-            def listening(addresses: list[str]) -> None:
-                self.port, self.started = int(addresses[0].split("/tcp/")[1].split("/")[0]), True
+            def listening(port: int, addresses: list[str]) -> None:
+                self.port, self.started = port, True
                 if not started.done():
                     started.set_result(addresses)
                 if self._closing.is_set():  # close() came before there was anything to stop

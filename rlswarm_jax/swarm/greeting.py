@@ -35,14 +35,19 @@ log = logging.getLogger("rlswarm_jax.network")
 PROTOCOL = TProtocol("/rlswarm_jax/rules/1")
 MAX_BYTES = 32_768
 MAX_TOLD = 256  # ways to differ that were said once, and peers that agree
+SWARM = "swarm.name"
 AGAIN = 30.0  # seconds after which a peer that did not answer is asked again
+
+NO_PLAYER = {"plays": "no"}  # the rules of one that plays no rounds
 
 Part = Annotated[str, Meta(max_length=MAX_VALUE)]
 PartName = Annotated[str, Meta(max_length=MAX_NAME)]
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """agreement: of the game, empty while a starting node does not know it yet. rules: its readable parts."""
+    """agreement: of the game, empty while a starting node does not know it yet, or of one that plays no rounds. rules:
+    its readable parts.
+    """
 
     agreement: Annotated[bytes, Meta(max_length=32)]
     rules: Annotated[dict[PartName, Part], Meta(max_length=MAX_PARTS)]
@@ -64,7 +69,10 @@ class Greeting:
         self, host: IHost, rules: Callable[[], Mapping[str, str] | None], told_of: Mapping[ID, str], watch: Watch
     ):
         self._rules, self._told_of, self._watch = rules, told_of, watch
+        self.no_players: set[ID] = set()  # who said so: nobody waits for them
         self._agreeing: dict[ID, None] = {}
+        self._versions: dict[ID, str] = {}  # of records, as the last that were met say, if they are of this swarm
+        self._noticed = "0"  # the newest version that most of them were found to have
         self._said: dict[object, None] = {}
         self._lines = Buckets(1 / 20, burst=3)
         self._requests = Requests(host, watch, MAX_BYTES)
@@ -97,7 +105,9 @@ class Greeting:
 
     def _hello(self) -> Hello:
         rules = self._rules()
-        return Hello(b"", {}) if rules is None else Hello(agreement.agreement_of(rules), agreement.clipped(rules))
+        if rules is None or rules == NO_PLAYER:
+            return Hello(b"", dict(rules or {}))
+        return Hello(agreement.agreement_of(rules), agreement.clipped(rules))
 
     def _hear(self, peer: ID, raw: bytes) -> None:
         """Takes a peer's rules. Raises RequestDecodeError for what is none."""
@@ -106,9 +116,14 @@ class Greeting:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             self._watch.offend(peer, "network/malformed")
             raise RequestDecodeError(f"no greeting of this version: {error}") from None
+        before = len(self.no_players)
+        (self.no_players.add if theirs == Hello(b"", NO_PLAYER) else self.no_players.discard)(peer)
+        if len(self.no_players) != before:
+            self._watch.changed()
         ours = self._hello()
         if not ours.agreement or not theirs.agreement or author_of(peer.to_bytes()) is None:
             return
+        self._compare_versions(peer, ours.rules, theirs.rules)
         names = agreement.differences(ours.rules, theirs.rules)
         if names or (theirs.rules == ours.rules and theirs.agreement != ours.agreement):
             self._agreeing.pop(peer, None)
@@ -116,6 +131,23 @@ class Greeting:
             self._say(peer, ours.rules, theirs.rules, names)
         else:
             _add(self._agreeing, peer)
+
+    def _compare_versions(self, peer: ID, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+        """Says once of each version that most peers of this swarm have a newer one. Nothing follows from it here."""
+        self._versions.pop(peer, None)
+        own, version = ours.get(agreement.RECORDS, ""), theirs.get(agreement.RECORDS, "")
+        if theirs.get(SWARM) != ours.get(SWARM):
+            return
+        _add(self._versions, peer, version)
+        if not agreement.is_newer(version, own):
+            return
+        self._watch.count("peers/newer_version")
+        newer = [peer for peer, one in self._versions.items() if agreement.is_newer(one, own)]
+        if 2 * len(newer) > len(self._versions) and agreement.is_newer(version, self._noticed):
+            self._noticed = version
+            who = f"{len(newer)} of {len(self._versions)} peers that were met run a newer version"
+            advice = "this node goes on as it is; to go with them, install theirs and start it again"
+            log.warning("%s (records %s, here %s): %s", who, version, own, advice)
 
     def _say(self, peer: ID, ours: Mapping[str, str], theirs: Mapping[str, str], names: list[str]) -> None:
         """Once for each way to differ."""
@@ -135,8 +167,8 @@ class Greeting:
         log.warning("%s plays by other rules, so neither can use what the other says: %s; %s", who, how, advice)
 
 
-def _add(table: dict, key: object) -> None:
+def _add(table: dict, key: object, value: object = None) -> None:
     """Bounded: the oldest makes room."""
-    table[key] = None
+    table[key] = value
     if len(table) > MAX_TOLD:
         del table[next(iter(table))]

@@ -1,14 +1,12 @@
-"""A libp2p host for one node: what it speaks, where it listens, and what keeps its peers from ending it.
+"""A libp2p host for one node: what it speaks, and what keeps its peers from ending it.
 
 Imports libp2p, which takes seconds: import it where the network is started.
 """
 
 import collections
 import contextlib
-import errno
 import logging
-import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol, SupportsIndex
 
 import trio
@@ -24,21 +22,20 @@ from libp2p.identity.update import update_peerstore_from_identify
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection import swarm_connection
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import DEFAULT_WINDOW_SIZE
-from libp2p.transport.tcp.tcp import TCP, TCPListener
-from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from rlswarm_jax.identity import Identity
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.swarm.limits import Buckets, Door
-from rlswarm_jax.swarm.transport import NetworkError
+from rlswarm_jax.swarm.tcp import Tcp, told_addresses
 
 log = logging.getLogger("rlswarm_jax.network")
 
@@ -53,6 +50,7 @@ class Watch(Protocol):
 
     def count(self, name: str, number: int = 1) -> None: ...
     def offend(self, peer: ID, name: str) -> None: ...
+    def of_version(self, version: int) -> None: ...
     def refuses(self, peer: ID) -> bool: ...
     def allows(self, peer: ID) -> bool: ...
     def trusts(self, peer: ID) -> bool: ...
@@ -73,36 +71,16 @@ def quiet_libp2p() -> None:
     swarm_connection.logging = logging.getLogger("libp2p.network.swarm")  # it writes to the root logger otherwise
 
 
-def listen_address(host: str, port: int) -> str:
-    return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"
-
-
-def check_port(host: str, port: int) -> None:
-    """Raises NetworkError if the port is taken: libp2p would share it with whoever has it (SO_REUSEPORT)."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            where = f"cannot listen on {listen_address(host, port)}"
-            if error.errno == errno.EADDRINUSE:
-                raise NetworkError(f"{where}: the port is in use; choose another config.swarm.port.") from None
-            raise NetworkError(f"{where}: {error.strerror}; change config.swarm.host or port.") from None
-
-
-def _with_interfaces(addresses: list[Multiaddr]) -> list[Multiaddr]:
-    """0.0.0.0 is no address that anyone can dial: those of the interfaces in its place."""
-    found: list[Multiaddr] = []
-    for address in addresses:
-        wildcard = str(address).startswith(("/ip4/0.0.0.0/", "/ip6/::/"))
-        found += expand_wildcard_address(address) if wildcard else [address]
-    return found
-
-
-def make_host(identity: Identity, max_connections: int, opens: Callable[[str], bool] = lambda address: True) -> IHost:
+def make_host(
+    identity: Identity,
+    max_connections: int,
+    opens: Callable[[str], bool] = lambda address: True,
+    announce: Sequence[str] = (),
+) -> IHost:
     """TCP, noise and yamux only, and no opinion of its own about whom to connect with.
 
-    opens: whether a connection from an IP address is let in; asked before anything else is done for it.
+    opens: whether a connection from an IP address is let in; asked before anything else is done for it. announce:
+    addresses that others are told before those it listens on.
     """
     yamux.MAX_WINDOW_SIZE = DEFAULT_WINDOW_SIZE  # it would read a frame of 16 MiB, whatever the window
     basic_host.update_peerstore_from_identify = identify_push.update_peerstore_from_identify = _note_identity
@@ -112,8 +90,8 @@ def make_host(identity: Identity, max_connections: int, opens: Callable[[str], b
         key_pair=keys,
         sec_opt={NOISE: Noise(keys, noise_privkey=create_new_key_pair().private_key)},
         muxer_opt=create_yamux_muxer_option(),
-        transports=[_Tcp(opens)],
-        addrs_factory=_with_interfaces,
+        transports=[Tcp(opens)],
+        addrs_factory=lambda listening: told_addresses(announce, listening),
         disable_identify_address_discovery=True,
         connection_config=ConnectionConfig(
             max_connections=max_connections,
@@ -154,7 +132,8 @@ def contain(host: IHost, watch: Watch, door: Door) -> None:
     """Wraps the places where what a peer does would raise into the library's own tasks, and so end the whole host."""
     network = host.get_network()
     handle, add, open_stream = host._swarm_stream_handler, network.add_conn, network.new_stream
-    upgrade = network.upgrade_inbound_raw_conn
+    upgrade, remove = network.upgrade_inbound_raw_conn, network.remove_conn
+    inside: dict[IMuxedConn, trio.Event] = {}  # of those that came in: set when one has left
     streams: collections.Counter[ID] = collections.Counter()
     opened = Buckets(STREAM_RATE, burst=5 * STREAM_RATE)
 
@@ -205,6 +184,25 @@ def contain(host: IHost, watch: Watch, door: Door) -> None:
         watch.count("network/half open")
         raise SwarmException("others have begun to come in since, and it has said nothing")
 
+    async def handle_incoming(stream: TrioTCPStream, address: Multiaddr) -> None:
+        """Ends with the connection, which frees its socket; the library's ends with the node, and so do its slots."""
+        raw = RawConnection(stream, False)
+        try:
+            connection = await network.upgrade_inbound_raw_conn(raw, address)
+            if any(one.muxed_conn is connection for one in network.get_connections(connection.peer_id)):
+                await inside.setdefault(connection, trio.Event()).wait()
+        except Exception as error:  # what a stranger makes of a handshake
+            log.debug("somebody did not come in: %r", error)
+        finally:
+            await quietly(raw.close)
+
+    def remove_connection(connection: INetConn) -> None:
+        remove(connection)
+        if left := inside.pop(connection.muxed_conn, None):
+            left.set()
+
+    network._handle_inbound_connection = handle_incoming
+    network.remove_conn = remove_connection
     network.upgrade_inbound_raw_conn = let_in
     network.set_stream_handler(handle_stream)
     network.add_conn = add_connection
@@ -247,45 +245,6 @@ def _give_credit_rarely(stream: INetStream) -> None:
             await muxed.send_window_update(credit)
 
     muxed._auto_tune_and_send_window_update = give_credit
-
-
-class _Tcp(TCP):
-    """Reads from the socket as much as there is; the library takes two reads for each encrypted message.
-
-    Whom it does not let in it turns away as it accepts: that costs a tenth of what the library does before it asks.
-    """
-
-    def __init__(self, opens: Callable[[str], bool]):
-        super().__init__()
-        self._opens = opens
-
-    async def dial(self, maddr: Multiaddr) -> IRawConnection:
-        connection = await super().dial(maddr)
-        _buffer_reads(connection.stream)
-        return connection
-
-    def create_listener(self, handler_function: Callable[[TrioTCPStream], Awaitable[None]]) -> TCPListener:
-        async def handle(stream: TrioTCPStream) -> None:
-            found = stream.get_remote_address()
-            if not self._opens(found[0] if found else ""):
-                return await stream.close()
-            _buffer_reads(stream)
-            await handler_function(stream)
-
-        return super().create_listener(handle)
-
-
-def _buffer_reads(stream: TrioTCPStream) -> None:
-    receive, buffer = stream.read, bytearray()
-
-    async def read(n: int | None = None) -> bytes:
-        if not buffer:
-            buffer.extend(await receive(1 << 16))
-        data = bytes(buffer[:n])
-        del buffer[:n]
-        return data
-
-    stream.read = read
 
 
 async def hang_up(connection: INetConn) -> None:

@@ -14,7 +14,8 @@ from rlswarm_jax.swarm.transport import Shelf
 
 @dataclasses.dataclass(frozen=True)
 class GossipConfig:
-    """host, port: where to listen; port 0 takes a free one. bootnodes: multiaddrs with `/p2p/<peer id>`.
+    """host, port: where to listen, "any" for all addresses; port 0 takes a free one. announce: multiaddrs that others
+    are told first. bootnodes: multiaddrs with `/p2p/<peer id>`.
 
     pace: seconds between two records sent. jitter: at most so many seconds before the first of several.
     """
@@ -22,6 +23,7 @@ class GossipConfig:
     swarm: str
     host: str = "127.0.0.1"
     port: int = 0
+    announce: tuple[str, ...] = ()
     bootnodes: tuple[str, ...] = ()
     target_peers: int = 6  # at least so many are looked for
     max_connections: int = 64

@@ -1,15 +1,21 @@
 """Where a live node's network thread leaves the records and its round's thread waits for them."""
 
 import collections
+import logging
 import threading
 import time
 from collections.abc import Collection
 
+from rlswarm_jax.identity import friendly_name
+from rlswarm_jax.records import rotations
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.inbox import Inbox
+from rlswarm_jax.records.schema import Announcing, Record
 from rlswarm_jax.records.shelf import Slot
 from rlswarm_jax.status import plural
 from rlswarm_jax.swarm.waiting import EARN, VOTING, Company, quorum_time, read_by, stage_end, still_to_speak
+
+log = logging.getLogger("rlswarm_jax.network")
 
 
 class Mailbox:
@@ -31,7 +37,7 @@ class Mailbox:
     distrusted: authors that are not waited for, and whose rounds are not followed.
 
     reads: authors that are read in a round, drawn from those that are waited for as it begins (`waiting.read_by`); none
-    but they are waited for in it, and only their records of it are handed over. 0: all.
+    but they are waited for in it, and only their records of it are handed over, or kept once they are drawn. 0: all.
 
     Hold `changed` to look at the inbox or to change it; it is notified when records or peers come or go. round: the
     one being played; records from too far behind it are refused.
@@ -64,9 +70,13 @@ class Mailbox:
             if self.inbox.holds(signed):
                 self._counts["records/again"] += 1  # re-sent after a restart, or asked for
                 return True
-            if self.inbox.offer(signed.raw, self.round) is None:
+            if self._passes_by(record):
+                self.inbox.pass_by(record.author, record.round)
+            elif self.inbox.offer(signed.raw, self.round) is None:
                 return False
-            self._arrived[record.author, record.round, record.stage] = time.monotonic()
+            else:
+                self._arrived[record.author, record.round, record.stage] = time.monotonic()
+                self._follow(record)
             self._spoken |= {record.author} & self.connected
             self._starting.discard(record.author)
             # one heard through others comes when it comes
@@ -77,6 +87,22 @@ class Mailbox:
                 self._favour()
             self.changed.notify_all()
             return True
+
+    def _follow(self, record: Record) -> None:
+        """Whoever gives their place to another key of theirs keeps it."""
+        for old, new, round_ in rotations.of(record):
+            if old == self.inbox.owner:
+                if not self._counts["peers/own_key_given_up"]:
+                    log.error(
+                        "%s says that this node's key was given up for theirs, and nobody hears it from round %d on: "
+                        "if it was not you who did that, the key is in wrong hands",
+                        friendly_name(new),
+                        round_,
+                    )
+                self._counts["peers/own_key_given_up"] += 1
+            elif self._company.follow(old, new):
+                self._awaited.discard(old)
+                log.info("%s speaks as %s from round %d on", friendly_name(old), friendly_name(new), round_)
 
     def on_peers(self, connected: frozenset[bytes]) -> None:
         """Takes the authors that are connected now."""
@@ -140,6 +166,13 @@ class Mailbox:
         if not self.is_peer(author):
             return False
         return not self._reads or author not in self.inbox.favoured or author in self._read.get(round_, ())
+
+    def _passes_by(self, record: Record) -> bool:
+        """Whether one that is no stranger is not among those who were drawn for a round, and has the key it had."""
+        drawn = self._read.get(record.round)
+        if drawn is None or record.author in drawn or isinstance(record, Announcing):
+            return False
+        return record.author in self.inbox.favoured and record.author not in self.inbox.retired
 
     def _waited_for(self, round_: int) -> set[bytes]:
         awaited = {author for author in self._awaited if self.is_peer(author)} - self.distrusted

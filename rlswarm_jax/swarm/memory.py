@@ -12,6 +12,7 @@ log = logging.getLogger("rlswarm_jax.network")
 
 FILE = "peers.json"
 MAX_KEPT, MAX_KEPT_ADDRESSES = 32, 4  # peers, and addresses of one
+MAX_KEPT_OF_RANGE = 4  # peers, of a range of addresses across the internet
 _MAX_BYTES = 1 << 20
 
 

@@ -17,10 +17,10 @@ from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
 from rlswarm_jax.swarm import addresses
-from rlswarm_jax.swarm.addresses import NodeAddress
+from rlswarm_jax.swarm.addresses import NodeAddress, Scope, ip_of, may_tell, range_of, scope_of
 from rlswarm_jax.swarm.exchange import MAX_PEER_ADDRESSES
 from rlswarm_jax.swarm.limits import Buckets
-from rlswarm_jax.swarm.memory import MAX_KEPT
+from rlswarm_jax.swarm.memory import MAX_KEPT, MAX_KEPT_OF_RANGE
 from rlswarm_jax.swarm.transport import NetworkError
 
 _MAX_PEERS = 256
@@ -75,23 +75,28 @@ class AddressBook:
                 self._kept[peer] = None
                 self._addresses.setdefault(peer, []).append(_place(place))
 
-    def keep(self, peer: ID, told: Iterable[Multiaddr], present: Collection[ID]) -> None:
+    def keep(self, peer: ID, reached: Sequence[Multiaddr], present: Collection[ID]) -> None:
         """Remembers a peer that has been there for a while: who has left longest ago makes room, nobody present.
 
-        told: where it says that it listens.
+        Of one range of addresses only a few are kept, so that nobody's many machines are all that it knows.
+        reached: where it was.
         """
-        known = self._addresses.setdefault(peer, [])
-        known += [address for address in told if address not in known]
-        del known[MAX_PEER_ADDRESSES:]
+        known = self._addresses.get(peer, [])
+        names = [place for place in known if isinstance(place, NodeAddress)]
+        self._addresses[peer] = [*names, *reached][:MAX_PEER_ADDRESSES]
         self._kept.pop(peer, None)
-        if not known:
-            return self._forget(peer)
-        if len(self._kept) >= MAX_KEPT:
-            gone = next((one for one in self._kept if one not in present), None)
+        kin = [one for one in self._kept if self._range(one) == self._range(peer)]
+        crowded = len(kin) >= MAX_KEPT_OF_RANGE and scope_of(ip_of(reached[0])) is Scope.GLOBAL
+        if crowded or len(self._kept) >= MAX_KEPT:
+            gone = next((one for one in (kin if crowded else self._kept) if one not in present), None)
             if gone is None:
                 return
             del self._kept[gone]
         self._kept[peer] = None
+
+    def _range(self, peer: ID) -> str:
+        """That of the first of its addresses that is of numbers."""
+        return next((range_of(ip) for place in self._addresses.get(peer, []) if (ip := ip_of(place))), "")
 
     @property
     def kept(self) -> dict[str, list[str]]:
@@ -101,14 +106,17 @@ class AddressBook:
     def addresses(self, peer: ID) -> list[Place]:
         return self._addresses.get(peer, [])[:MAX_PEER_ADDRESSES]
 
-    def learn(self, infos: Iterable[PeerInfo], source: bytes) -> None:
+    def learn(self, infos: Iterable[PeerInfo], source: bytes, scope: Scope = Scope.LOOPBACK) -> None:
         """Takes hints, so many a minute of each source, the latest first but behind an address that has worked.
 
-        When the book is full a hint makes room only by other hints.
+        scope: from how far away they come. When the book is full a hint makes room only by other hints.
         """
         for info in infos:
             known = self._addresses.get(info.peer_id, [])
-            news = [address for address in info.addrs if address not in known]
+            usable = [address for address in info.addrs if may_tell(ip_of(address), scope)]
+            news = [address for address in usable if address not in known]
+            if not known and not news:
+                continue
             if info.peer_id in self.bootnodes or (news and not self._hints.take(source)):
                 continue
             kept = int(info.peer_id in self._worked)
@@ -120,12 +128,16 @@ class AddressBook:
             self._forget(next(p for p in self._addresses if p not in lasting))
 
     def due(self, number: int, excluded: Collection[ID]) -> list[ID]:
-        """All bootnodes that are to be dialled now, and up to `number` others, first those that worked before."""
+        """All bootnodes that are to be dialled now, and up to `number` others: first those that worked before, and of
+        these or the rest from as many ranges of addresses as there are.
+        """
         now = time.monotonic()
         ready = [p for p in self._addresses if p not in excluded and self._waits.get(p, (0.0, 0.0))[0] <= now]
         others = [peer for peer in ready if peer not in self.bootnodes]
         random.shuffle(others)
-        others.sort(key=lambda peer: peer not in self._worked and peer not in self._kept)
+        turns: collections.Counter[str] = collections.Counter()
+        turn = {peer: turns.update([self._range(peer)]) or turns[self._range(peer)] for peer in others}
+        others.sort(key=lambda peer: (peer not in self._worked and peer not in self._kept, turn[peer]))
         return [peer for peer in ready if peer in self.bootnodes] + others[: max(number, 0)]
 
     def reached(self, peer: ID, address: Place) -> bool:

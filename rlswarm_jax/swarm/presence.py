@@ -6,14 +6,13 @@ Imports libp2p, which takes seconds: import it where the network is started.
 import collections
 import logging
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Sequence, Set
 
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from rlswarm_jax.identity import author_of, friendly_name
 from rlswarm_jax.status import Parting
-from rlswarm_jax.swarm import addresses
 from rlswarm_jax.swarm.limits import Buckets
 from rlswarm_jax.swarm.memory import Memory
 from rlswarm_jax.swarm.peers import AddressBook
@@ -26,11 +25,11 @@ _LINES_A_MINUTE = 12  # on who comes and goes: keys are free
 
 
 class Presence:
-    """listening: where a peer says that it listens."""
+    """reached: where a peer was reached, by dialling."""
 
-    def __init__(self, book: AddressBook, memory: Memory, listening: Callable[[ID], Iterable[Multiaddr]]):
-        self._book, self._memory, self._listening = book, memory, listening
-        self._own = ""
+    def __init__(self, book: AddressBook, memory: Memory, reached: Callable[[ID], Sequence[Multiaddr]]):
+        self._book, self._memory, self._reached = book, memory, reached
+        self._own, self._port = "", 0
         self.left: collections.deque[Parting] = collections.deque(maxlen=16)  # lately
         self._since: dict[ID, float] = {}  # of those present
         self._kept: set[ID] = set()  # the same, as far as they are remembered
@@ -56,9 +55,11 @@ class Presence:
             self.left.append(Parting(str(peer), why, now))
             self._say(f"{_name(peer)} left after {_duration(stayed)} ({why}); {len(present)} connected")
         for peer, since in self._since.items():
-            if peer not in self._kept and now - since >= KEEP_AFTER and author_of(peer.to_bytes()):
+            if peer in self._kept or now - since < KEEP_AFTER or author_of(peer.to_bytes()) is None:
+                continue
+            if reached := self._reached(peer):
                 self._kept.add(peer)
-                self._book.keep(peer, self._listening(peer), present)
+                self._book.keep(peer, reached, present)
                 self._save()
         if present:
             self._alone, self._wait = now, ALONE_AFTER
@@ -70,14 +71,13 @@ class Presence:
         """When one that is present came, on the monotonic clock."""
         return self._since[peer]
 
-    def listens(self, address: str) -> None:
-        """Takes this node's own address, for others to join it."""
-        self._own = address
+    def listens(self, port: int, address: str) -> None:
+        """Takes this node's port, and its own address, for others to join it."""
+        self._port, self._own = port, address
         self._save()
 
     def _save(self) -> None:
-        found = addresses.read(self._own)
-        self._memory.save(found.port or 0 if found else 0, self._book.kept)
+        self._memory.save(self._port, self._book.kept)
 
     def _say_alone(self, seconds: float) -> None:
         known = len({*map(str, self._book.bootnodes), *self._book.kept})

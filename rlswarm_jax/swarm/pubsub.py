@@ -301,6 +301,8 @@ class RecordPubsub(Pubsub):
         except RecordError as error:
             if error.cause == "unavailable":  # no proof of anything: others may keep its author from serving it
                 self.watch.count("rejected/unavailable")
+            elif error.version is not None:
+                self.watch.of_version(error.version)
             else:
                 self.watch.offend(msg_forwarder, f"rejected/{error.cause}")
             raise ValidationError(str(error)) from None

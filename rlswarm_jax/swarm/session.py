@@ -23,17 +23,19 @@ from rlswarm_jax.identity import author_of, peer_id
 from rlswarm_jax.records.envelope import SignedRecord
 from rlswarm_jax.records.schema import RecordError
 from rlswarm_jax.status import Network, Parting, Peer
-from rlswarm_jax.swarm.addresses import UnknownNameError
+from rlswarm_jax.swarm.addresses import UnknownNameError, holder_of
 from rlswarm_jax.swarm.exchange import MAX_LATEST, Exchange, Store, listening, parse_address
 from rlswarm_jax.swarm.frames import ANNOUNCEMENT, INLINE, Announcement, check_record
 from rlswarm_jax.swarm.greeting import AGAIN, Greeting
-from rlswarm_jax.swarm.host import DIAL_TIMEOUT, check_port, contain, hang_up, listen_address, make_host
+from rlswarm_jax.swarm.host import DIAL_TIMEOUT, contain, hang_up, make_host
 from rlswarm_jax.swarm.lasting import Lasting
 from rlswarm_jax.swarm.limits import Buckets, Door, Offences
 from rlswarm_jax.swarm.peers import AddressBook, Place, look_up
 from rlswarm_jax.swarm.presence import Presence
 from rlswarm_jax.swarm.pubsub import RecordPubsub
+from rlswarm_jax.swarm.reaching import Reaching
 from rlswarm_jax.swarm.showing import Showing
+from rlswarm_jax.swarm.tcp import free_port, hosts_of, listen_address
 from rlswarm_jax.swarm.transport import NetworkError, NotShownError
 
 log = logging.getLogger("rlswarm_jax.network")
@@ -44,6 +46,7 @@ SILENCE = 15.0  # seconds without a word after which a peer is asked whether it 
 IDLE = 30.0  # seconds that one may be connected without taking part
 MAX_STRANGERS = 256  # peers that are not connected, in the library's book
 MAX_DELIVERED = 4096
+MAX_VERSIONS = 4  # of records, that are counted by name: anyone can write any number
 INLINE_BYTES = 16_384  # a larger record is announced, and fetched by whoever has not got it
 
 
@@ -57,6 +60,7 @@ class Session:
         self._scope = trio.CancelScope()
         self.wake = trio.Event()  # something was published or asked for
         self._changed = trio.Event()  # someone came or went
+        self._versions: set[int] = set()  # of records that this node cannot read
         self._sending = False
         self._busy: set[ID] = set()  # being dialled
         self._greeting: set[ID] = set()
@@ -71,36 +75,41 @@ class Session:
         self._asked: dict[ID, float] = {}  # for its rules: when to ask again
         me = ID.from_base58(gossip.identity.peer_id)
         self._book = AddressBook(self._config.bootnodes, me, gossip.memory.peers)
-        self._presence = Presence(self._book, gossip.memory, self._listening)
         self._door = Door(half_open=max(1, self._config.max_connections // 4))
-        self._host = make_host(gossip.identity, self._config.max_connections, self._opens)
+        self._host = make_host(gossip.identity, self._config.max_connections, self._opens, self._config.announce)
         contain(self._host, self, self._door)
+        self._reaching = Reaching(self._host, self._listening, self)
+        self._presence = Presence(self._book, gossip.memory, self._reaching.reached)
         rates = (self._config.max_records_per_second, self._config.max_messages_per_second)
         self._pubsub = RecordPubsub(self._host, self._config.swarm, self, *rates, self._config.jitter)
-        self._exchange = Exchange(self._host, self._config.swarm, store, lambda: list(gossip.latest), self)
+        parts = self._config.swarm, store, lambda: list(gossip.latest), self._reaching.of_others
+        self._exchange = Exchange(self._host, *parts, self)
         self._showing = Showing(self._host, self._config.swarm, lambda: gossip.shelf, self)
         self._greeting_of_rules = Greeting(self._host, lambda: gossip.rules, self._book.bootnodes, self)
 
     # --- the run
 
-    async def run(self, started: Callable[[list[str]], None]) -> None:
-        """Until `stop`. Raises NetworkError if it cannot listen."""
-        listen = listen_address(self._config.host, self._free_port())
+    async def run(self, started: Callable[[int, list[str]], None]) -> None:
+        """Until `stop`. started: takes the port and what others are told. Raises NetworkError if it cannot listen."""
+        hosts = hosts_of(self._config.host)
+        port = self._free_port(hosts)
+        listen = [listen_address(host, port) for host in hosts]
         router, records = self._pubsub.router, self._pubsub
         with self._scope:
             async with trio.open_nursery() as self._nursery:
                 async with background_trio_service(router), background_trio_service(records):
                     await records.wait_until_ready()
                     await records.subscribe(records.topic)
-                    async with self._host.run([Multiaddr(listen)]):
-                        addresses = [str(address) for address in self._host.get_addrs()]
-                        if not addresses:
-                            raise NetworkError(f"cannot listen on {listen}; choose another config.swarm.host or port.")
+                    async with self._host.run([Multiaddr(one) for one in listen]):
+                        if len(self._host.get_network().listeners) < max(1, len(listen)):
+                            where = " and ".join(listen) or "any address"
+                            raise NetworkError(f"cannot listen on {where}; choose another config.swarm.host or port.")
+                        told = [str(address) for address in self._host.get_addrs()]
                         async with trio.open_nursery() as nursery:
                             nursery.start_soon(self._send)
                             nursery.start_soon(self._maintain)
-                            self._presence.listens(addresses[0])
-                            started(addresses)
+                            self._presence.listens(port, told[0] if told else "")
+                            started(port, told)
                             await self._stopping.wait()
                             nursery.cancel_scope.cancel()
                         async with trio.open_nursery() as nursery:  # all at once: the library's close takes turns
@@ -108,17 +117,16 @@ class Session:
                                 nursery.start_soon(hang_up, connection)
                 self._nursery.cancel_scope.cancel()
 
-    def _free_port(self) -> int:
-        """The one that was given, else the one that this node had last, if nobody else has it now."""
-        host, port = self._config.host, self._gossip.port
+    def _free_port(self, hosts: Sequence[str]) -> int:
+        """The one that was given, else the one that this node had last, if nobody else has it now; else any."""
+        port = self._gossip.port
         try:
-            check_port(host, port)
+            return free_port(hosts, port)
         except NetworkError:
             if port == self._config.port or self._gossip.started:
                 raise
             log.warning("the port %d, at which others know this node, is in use: it takes another one", port)
-            return 0
-        return port
+            return free_port(hosts, 0)
 
     def stop(self) -> None:
         """Ends the run, within three seconds whatever the peers do."""
@@ -129,6 +137,12 @@ class Session:
 
     def count(self, name: str, number: int = 1) -> None:
         self._gossip.count(name, number)
+
+    def of_version(self, version: int) -> None:
+        """Counts a record that this node cannot read: nobody's fault, and of a few versions by name."""
+        self.count("rejected/another version")
+        self._versions |= {version} if len(self._versions) < MAX_VERSIONS else set()
+        self.count(f"records/of_version/{version if version in self._versions else 'other'}")
 
     def changed(self) -> None:
         self._changed.set()
@@ -200,7 +214,7 @@ class Session:
         return author is not None and self._gossip.trusts(author)
 
     def _opens(self, address: str) -> bool:
-        opens = self._door.opens(address)
+        opens = self._door.opens(holder_of(address))
         if not opens:
             self.count("network/refused")
         return opens
@@ -258,9 +272,12 @@ class Session:
         network, topic = self._host.get_network(), self._pubsub.topic
         live = {peer for peer, conns in network.connections.items() if any(not conn.is_closed for conn in conns)}
         present = live & self._pubsub.peer_topics.get(topic, set()) & self._pubsub.peers.keys()
+        self._reaching.look(live, present)
         self._presence.look(present)
         self._gossip.network = self._network(present)
-        self._gossip.set_connected(frozenset(a for peer in present if (a := author_of(peer.to_bytes()))))
+        no_players = self._greeting_of_rules.no_players
+        no_players &= live
+        self._gossip.set_connected(frozenset(a for p in present - no_players if (a := author_of(p.to_bytes()))))
         if self._greeting_of_rules.ready:
             for peer in live:
                 if now >= self._asked.get(peer, 0.0):
@@ -330,6 +347,7 @@ class Session:
             for each in found:
                 with trio.move_on_after(DIAL_TIMEOUT), contextlib.suppress(Exception):  # the library's many
                     await self._host.get_network().dial_addr(each, peer)
+                    self._reaching.note(peer, each)
                     return address, ""
         return None, why
 
@@ -356,13 +374,15 @@ class Session:
                 return  # no key of ours: it may relay, and says nothing itself
             records, infos = await self._exchange.greet(peer, self._latest.get(author, ()))
             self.heard(peer)
-            self._book.learn(infos, peer.to_bytes())
+            self._book.learn(infos, peer.to_bytes(), self._reaching.scope(peer))
             self.changed()
             for raw in records:
                 self._store.put(raw)
                 self.deliver(check_record(raw, self._config.swarm, author))
         except RecordError as error:
-            if error.cause != "unavailable":
+            if error.version is not None:
+                self.of_version(error.version)
+            elif error.cause != "unavailable":
                 self.offend(peer, f"rejected/{error.cause}")
             else:
                 self.count("network/unanswered")

@@ -47,12 +47,13 @@ class VirtualNetwork:
 
     def arrivals(self, sender: int, content_hash: bytes, at: float) -> dict[int, float]:
         """When a message sent at `at` reaches each other node; nodes it never reaches are absent."""
-        found = {}
-        for receiver in range(self.num_nodes):
-            fields = (self.seed, sender, receiver, content_hash)
-            if receiver == sender or any(p.separates(at, sender, receiver) for p in self.partitions):
-                continue
-            if not self.loss or randomness.uniform("network", "loss", *fields) >= self.loss:
-                drawn = randomness.uniform("network", "delay", *fields) if self.jitter else 0.0
-                found[receiver] = at + (self.latency + self.jitter * drawn)
-        return found
+        fields, number = (self.seed, sender, content_hash), self.num_nodes
+        lost = randomness.uniforms(number, "network", "loss", *fields) < self.loss if self.loss else None
+        when = at + (self.latency + self.jitter * randomness.uniforms(number, "network", "delay", *fields))
+        return {
+            receiver: arrival
+            for receiver, arrival in enumerate(when.tolist())
+            if receiver != sender
+            and not (lost is not None and lost[receiver])
+            and not any(p.separates(at, sender, receiver) for p in self.partitions)
+        }

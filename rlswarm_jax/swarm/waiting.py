@@ -114,6 +114,16 @@ class Company:
                 standing.strikes = max(0, standing.strikes - 1)
         return in_time and not standing.owed
 
+    def follow(self, old: bytes, new: bytes) -> bool:
+        """An author speaks in the place of another key of theirs, once: it has that one's standing, good and bad.
+
+        Whether that is news. Who has standing of their own keeps it.
+        """
+        if old not in self.standings or new in self.standings:
+            return False
+        self.standings[new] = self.standings.pop(old)
+        return True
+
     def late(self, authors: Iterable[bytes]) -> None:
         """These were waited for in vain."""
         for author in authors:

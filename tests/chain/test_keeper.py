@@ -367,6 +367,24 @@ def test_whatever_kills_the_chain_s_thread_is_counted_and_it_begins_anew(world, 
     assert "ZeroDivisionError" in caplog.text and "begins anew" in caplog.text and "secret" not in caplog.text
 
 
+def test_an_upgrade_that_the_coordinator_names_is_heard_of_in_each_round(world, tmp_path):
+    client, asked = world.client(tmp_path), []
+    listed = ["/ip4/1.2.3.4/tcp/5/p2p/x", "/rlswarm_jax/upgrade/5.1/from-round/12"]
+    world.chain.instant, client.bootnodes = True, lambda: asked.append(1) or listed
+    keeper, status = Keeper(client, ME.author, list), client.status()
+    assert keeper.upgrade() == (None, -1)
+    for round_ in (7, 7, 8):
+        client.status = lambda round_=round_: status._replace(round=round_)
+        client.beacon = lambda round_: b"a" * 32
+        keeper.look()
+        assert keeper.upgrade() == (("5.1", 12), round_)
+    assert len(asked) == 2
+    listed.clear()
+    client.status = lambda: status._replace(round=9)
+    keeper.look()
+    assert keeper.upgrade() == (None, 9)
+
+
 # --- ending a round, and what a beacon waits for
 
 
@@ -450,6 +468,9 @@ class Swarm:
 
             def beacon(self, round_):
                 return b"a" * 32
+
+            def bootnodes(self):
+                return []
 
             def registered(self, author):
                 return 0 if author in swarm.registered else None

@@ -94,6 +94,28 @@ def test_the_contract_that_was_deployed_has_the_rules_that_were_asked_for(say, c
     assert re.search(r"beacon 0x[0-9a-f]{64}\n", out)
 
 
+def test_an_upgrade_is_named_beside_the_bootnodes_and_cancelled(say, contract):
+    boot, up = (f"{what} {ONLINE} --key {{owner}}" for what in ("bootnodes", "upgrade"))
+    for line, said, bootnodes in (
+        (f"{up} --records 5.1 --round 40", "records 5.1 from round 40 on", 0),
+        (f"{boot} {BOOTNODE}", "1 bootnodes", 1),
+        (f"{up} --records 6 --round 50", "records 6 from round 50 on", 1),
+        (f"{up}", "no upgrade is named", 1),
+        (f"{boot}", "0 bootnodes", 0),
+    ):
+        code, out, _ = say(line, contract=contract)
+        assert code == 0 and said in out
+        shown = say(f"status {ONLINE}", contract=contract)[1]
+        assert shown.count(f"bootnode {BOOTNODE}") == shown.count("bootnode") == bootnodes
+        named = {"records 5.1 from round 40 on", "records 6 from round 50 on"} & set(shown.splitlines())
+        assert len(named) == (1 if "records" in line or "5.1" in said or line == f"{boot} {BOOTNODE}" else 0)
+    for wrong in ("--records five --round 9", "--records 5.1", "--records 5.1 --round -4"):
+        code, _, err = say(f"{up} {wrong}", contract=contract)
+        assert code == 2 and "name the version as its nodes tell it" in err
+    code, _, err = say(f"upgrade {ONLINE} --key {{node}} --records 5.1 --round 9", contract=contract)
+    assert code == 2 and "does not own the coordinator" in err
+
+
 def test_bootnodes_are_replaced_shown_and_cleared(say, contract):
     line = f"bootnodes {ONLINE} --key {{owner}}"
     for addresses, said in (

@@ -19,6 +19,7 @@ from rlswarm_jax.game.rules import Game, Rules
 from rlswarm_jax.journal import Journal
 from rlswarm_jax.records.agreement import differences
 from rlswarm_jax.records.envelope import open_envelope
+from rlswarm_jax.records.rotations import announce
 from rlswarm_jax.records.schema import ANSWER, CRITIQUE, REVISE, STAGES
 from tests.game.hand_driver import (
     ALICE,
@@ -287,6 +288,7 @@ def test_nodes_that_agree_have_the_same_hash_and_others_have_not():
         **{"auditors": 2, "rechecks": 1, "max_length_ratio": 2.0},
         **{"readings": Readings(1), "strategy": STRATEGIES["copy"]},
         **{"state_hash": b"other", "author": ALICE.author},
+        **{"rotations": (announce(BOB, ALICE.author, game.swarm, 0),)},
     }
     tokens = {"tokenizer_fingerprint": "other", "eos_token_ids": (END, 5)}  # which bind those who have the same
     names = {field.name for field in dataclasses.fields(Game)} - {field.name for field in dataclasses.fields(Rules)}

@@ -1,6 +1,7 @@
 """What the page computes again: equal where records say the truth, not equal where somebody does not."""
 
 import contextlib
+import dataclasses
 import json
 import shlex
 
@@ -40,7 +41,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_verdicts_are_there_with_their_figures_and_are_found_again(run):
+def test_verdicts_are_there_with_their_figures_and_are_found_again_and_a_lie_is_not_equal(run, monkeypatch):
     folder = Folder(run)
     folder.refresh()
     shown, records = trust(folder), read_journals([run])
@@ -51,8 +52,24 @@ def test_verdicts_are_there_with_their_figures_and_are_found_again(run):
         assert figures[one["record"], one["index"]] == (one["finding"], one["tokens"], one["bits"])
     of_first_round = [one for one in shown["verdicts"] if one["of"] == 0 and one["finding"] in (PRODUCED, NOT_PRODUCED)]
     assert of_first_round, "none is of the weights that the run began with, and those alone are here"
-    found = Again(run).answer({"what": "verdict", **of_first_round[0]})
+    asked = {"what": "verdict", **of_first_round[0]}
+    found = Again(run).answer(asked)
     assert found["equal"] is True and of_first_round[0]["finding"] in found["what"]
+
+    def turned(verdict):
+        same = (verdict.record.hex(), verdict.index) == (asked["record"], asked["index"])
+        other = {PRODUCED: NOT_PRODUCED, NOT_PRODUCED: PRODUCED}.get(verdict.finding, verdict.finding)
+        return msgspec.structs.replace(verdict, finding=other) if same else verdict
+
+    lies = {
+        h: dataclasses.replace(
+            s, record=msgspec.structs.replace(s.record, verdicts=[turned(v) for v in s.record.verdicts])
+        )
+        for h, s in records.items()
+    }
+    monkeypatch.setattr(again, "read_journals", lambda _: lies)
+    found = Again(run).answer(asked)
+    assert found["equal"] is False and f"it is {of_first_round[0]['finding']}" in found["differs"][0]
 
 
 @pytest.mark.slow

@@ -9,10 +9,12 @@ import sys
 import time
 import urllib.request
 
+import msgspec
 import pytest
 
 from experiments import page as command
 from rlswarm_jax import files
+from rlswarm_jax.game.effects import Gather
 from rlswarm_jax.game.player import BEGIN
 from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.journal import Entry, Journal
@@ -21,7 +23,8 @@ from rlswarm_jax.page.beside import beside
 from rlswarm_jax.page.export import ALL, export
 from rlswarm_jax.page.folder import Folder
 from rlswarm_jax.page.server import FILES, MOST_STREAMS
-from tests.game.hand_driver import ALICE, ME
+from rlswarm_jax.records.envelope import open_envelope, seal
+from tests.game.hand_driver import ALICE, BOB, ME
 from tests.page.runs import play, write
 from tests.page.served import served
 
@@ -195,6 +198,28 @@ def test_rewards_votes_and_prompts_are_computed_again(tmp_path):
         of_alice = page.json(f"/api/prompts?node=0&round=1&author={ALICE.author.hex()}")["turns"]
         assert of_alice and of_alice != turns
         assert page.ask("/api/again?what=reward&node=0&round=9")[0] == 503
+
+
+def test_a_vote_that_does_not_follow_is_not_equal(tmp_path):
+    found = play()
+    mine = found[1][ME]
+
+    def lie(signed):
+        record = signed.record
+        if (record.author, record.stage) != (BOB.author, "critique"):
+            return signed
+        group = record.groups[0]
+        false = msgspec.structs.replace(group, vote=2 if group.vote == 1 else 1)
+        return open_envelope(seal(msgspec.structs.replace(record, groups=[false, *record.groups[1:]]), BOB))
+
+    mine.results[:] = [
+        [*map(lie, result)] if isinstance(effect, Gather) else result
+        for effect, result in zip(mine.effects, mine.results, strict=True)
+    ]
+    with served(write(tmp_path, found, "simulated")) as page:
+        votes = page.json("/api/again?what=vote&node=0&round=1")
+        assert votes["equal"] is False and "1 groups of peers had votes that do not follow" in votes["differs"][0]
+        assert page.json("/api/again?what=vote&node=1&round=1")["equal"] is True
 
 
 # --- the command, and the page beside a run

@@ -72,13 +72,13 @@ def test_a_malleated_signature_does_not_open():
 def test_no_bit_of_an_envelope_can_be_flipped(bit):
     damaged = bytearray(SEALED)
     damaged[bit // 8] ^= 1 << bit % 8
-    assert cause(bytes(damaged)) in ("undecodable", "not canonical", "bad signature")
+    assert cause(bytes(damaged)) in ("undecodable", "another version", "not canonical", "bad signature")
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused_as_undecodable(raw):
     assert cause(raw) == "undecodable"
-    assert cause(packed(raw, SIGNATURE)) == "undecodable"
+    assert cause(packed(raw, SIGNATURE)) in ("undecodable", "another version")
 
 
 @pytest.mark.parametrize(

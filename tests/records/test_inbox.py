@@ -51,6 +51,29 @@ def test_a_late_record_is_handed_over_later_and_counts_as_spoken():
     assert taken(box, 5) == [sealed(BOB)]
 
 
+def test_who_is_passed_by_has_spoken_and_nothing_is_held_of_it():
+    box = make_inbox()
+    for round_ in (4, 3):
+        box.pass_by(ALICE.author, round_)
+    box.offer(sealed(ALICE, round=2), 3)
+    box.offer(sealed(BOB, round=3), 3)
+    box.pass_by(BOB.author, 2)
+    assert box.latest_rounds() == {ALICE.author: 4, BOB.author: 3} and box.speakers() == {ALICE.author, BOB.author}
+    assert (box.latest_round(ALICE.author, -1), box.latest_round(CAROL.author, -1)) == (4, -1)
+    assert taken(box, 4) == sorted([sealed(ALICE, round=2), sealed(BOB, round=3)], key=by_hash)
+    assert box.authors(4, "answer") == set()
+    other = make_inbox()
+    other.restore(box.save())
+    assert holdings(other) == holdings(box)
+    for now, known in ((6, {ALICE.author: 4}), (7, {})):
+        box.expire(now)
+        assert box.latest_rounds() == known
+
+
+def by_hash(raw: bytes) -> bytes:
+    return envelope.open_envelope(raw).hash
+
+
 def test_an_early_record_waits_for_its_round():
     box = make_inbox()
     box.offer(sealed(ALICE, round=4), 3)
@@ -255,7 +278,7 @@ def test_a_forged_or_garbage_record_changes_nothing_but_a_count(raw):
     before = holdings(box)
     assert box.offer(raw, 3) is None
     assert holdings(box) == before
-    causes = {"undecodable", "not canonical", "bad signature"}
+    causes = {"undecodable", "another version", "not canonical", "bad signature"}
     assert sum(box.counts[cause] for cause in causes) == 1 and box.counts.total() == 2
 
 

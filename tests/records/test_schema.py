@@ -81,7 +81,7 @@ def test_damaged_bytes_are_refused_or_say_something_else_canonically(record, dat
         try:
             read = schema.decode(damaged)
         except RecordError as error:
-            assert error.cause in ("undecodable", "not canonical")
+            assert error.cause in ("undecodable", "another version", "not canonical")
         else:
             assert damaged == bytes(flipped), "a cut or extended record was read"
             assert read != record and schema.encode(read) == damaged
@@ -106,7 +106,8 @@ def test_no_single_bit_of_a_record_can_be_flipped_unnoticed():
 @example(b"\xc1")
 @example(b"\x9b")
 def test_random_bytes_are_undecodable_and_nothing_worse(raw):
-    assert cause(raw) == "undecodable"
+    other = schema._version_of(raw) not in (None, schema.VERSION, schema.ANNOUNCING)
+    assert cause(raw) == ("another version" if other else "undecodable")
 
 
 @given(st.binary(max_size=60), st.integers(0, len(VALID)), st.integers(0, 60))
@@ -115,7 +116,7 @@ def test_random_bytes_spliced_into_a_record_raise_nothing_but_record_errors(nois
     try:
         assert schema.encode(schema.decode(raw)) == raw
     except RecordError as error:
-        assert error.cause in ("undecodable", "not canonical")
+        assert error.cause in ("undecodable", "another version", "not canonical")
 
 
 def test_a_record_is_named_by_its_bytes():
@@ -189,6 +190,7 @@ ILL = {
     "a seed beyond MessagePack": {"groups": [samples.group(problem_seed=2**64)]},
     "another version": {"version": schema.VERSION + 1},
     "version 0": {"version": 0},
+    "a version to come": {"version": schema.ANNOUNCING + 1},
     "a long name": {"swarm": "x" * 65},
     "a lone surrogate": {"swarm": "\ud800"},
     "a surrogate in a text": {"groups": [samples.group([samples.completion(text="\udfff")] * 2)]},
@@ -210,12 +212,35 @@ def test_what_is_out_of_bounds_is_neither_sent_nor_read(fields):
     record = samples.record(**fields)
     with pytest.raises(RecordError) as caught:
         schema.encode(record)
-    assert caught.value.cause == "undecodable"
+    known = fields.get("version", schema.VERSION) in (schema.VERSION, schema.ANNOUNCING)
+    assert caught.value.cause == ("undecodable" if known else "another version")
     try:
         raw = msgspec.msgpack.encode(record)  # what a careless peer would send
     except (UnicodeEncodeError, OverflowError):
         return
-    assert cause(raw) == "undecodable"
+    assert cause(raw) == ("undecodable" if known else "another version")
+
+
+@pytest.mark.parametrize("version", [0, 3, 6, 127, 128, 255, 256, 65535, 65536, 2**32 - 1])
+@pytest.mark.parametrize("fields", [0, 1, 12, 14, 40])
+def test_a_record_of_any_other_version_is_known_for_what_it_is_whatever_else_is_in_it(version, fields):
+    with pytest.raises(RecordError) as caught:
+        schema.decode(msgspec.msgpack.encode([version, *[{"new": 1.5}] * fields]))
+    assert (caught.value.cause, caught.value.version) == ("another version", version)
+
+
+@given(st.binary(max_size=40))
+def test_of_bytes_that_are_no_array_that_begins_with_a_number_nothing_is_said(raw):
+    """Against a decoder of all of MessagePack."""
+    try:
+        first = msgspec.msgpack.decode(raw)
+        number = first[0] if isinstance(first, list) and first and type(first[0]) is int and first[0] >= 0 else None
+    except (msgspec.DecodeError, UnicodeDecodeError, IndexError):
+        number = None
+    if number is not None and number < 2**32:
+        assert schema._version_of(raw) == number
+    elif number is None:
+        assert schema._version_of(raw) is None or raw[:1] == b"\xdc" or raw[0] >> 4 == 9  # cut off later
 
 
 AT_THE_LIMIT = {
@@ -249,8 +274,8 @@ BOMBS = {
     "nested maps": b"\x81\x01" * 500_000,
     "an array of 2**32 - 1": b"\xdd\xff\xff\xff\xff",
     "groups, 2**32 - 1 of them": VALID[: VALID.index(b"\xcb") + 9] + b"\xdd\xff\xff\xff\xff" + b"\x96" * 1000,
-    "a text of 2**32 - 1": b"\x9b\x02\xdb\xff\xff\xff\xff",
-    "bytes of 2**32 - 1": b"\x9b\x02\xa1x\xc6\xff\xff\xff\xff",
+    "a text of 2**32 - 1": b"\x9d\x04\xdb\xff\xff\xff\xff",
+    "bytes of 2**32 - 1": b"\x9d\x04\xa1x\xc6\xff\xff\xff\xff",
     "a million empty arrays": b"\xdd\x00\x0f\x00\x00" + b"\x90" * 983_040,
     "over the size": VALID + b"\x00" * schema.MAX_RECORD_BYTES,
 }

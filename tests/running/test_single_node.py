@@ -253,7 +253,7 @@ def test_a_key_copied_without_its_journal_is_refused_and_a_new_one_is_not(tmp_pa
         if fresh:
             Journal(alone / "journal.sqlite").close()
         with (
-            pytest.raises(UsageError, match=r"has signed records that are not .* copy its whole folder"),
+            pytest.raises(UsageError, match=r"has signed records that are not .* take its whole folder"),
             node._claimed(alone / "node.key", alone / "journal.sqlite"),
         ):
             pass

@@ -304,6 +304,16 @@ def test_a_peer_that_stops_is_dropped_and_comes_back(start, monkeypatch):
         wait_for(lambda: identity.author in node.gossip.connected(), "it is back")
 
 
+def test_those_who_came_and_left_take_nobodys_place(start):
+    """However many they were in a node's life: its places are for those who are there."""
+    node = start(max_connections=3)
+    for _ in range(5):
+        guest = start(node.addresses[:1])
+        wait_for(lambda guest=guest: node.sees(guest) and guest.sees(node), "it comes in", 20)
+        guest.gossip.close()
+        wait_for(lambda guest=guest: not node.sees(guest), "it goes")
+
+
 def test_a_peer_that_is_killed_is_gone_at_once(start):
     node, identity = start(), stranger()
     with child(identity, node):

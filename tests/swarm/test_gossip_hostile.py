@@ -121,6 +121,27 @@ def test_a_message_that_is_not_to_be_used_is_counted_under_its_cause(pair, attac
     assert still_hears(victim, honest)
 
 
+def test_records_of_another_version_are_counted_by_it_and_cut_nobody_off(pair, attack):
+    """As many as would end who sends what no node sends; a stranger can write any number, and has few names for it."""
+    victim, honest = pair
+    peer = attack(victim)
+    wait_for(lambda: peer.identity.author in victim.gossip.connected(), "it takes part")
+    before = victim.count("rejected/another version")
+    for number in range(25):
+        payload = msgspec.msgpack.encode([9 if number < 20 else 100 + number, "of a version to come"])
+        raw = msgspec.msgpack.encode([payload, peer.identity.sign(payload)])
+        peer.send(framed(rpc_pb2.RPC(publish=[peer.message(INLINE + raw)])))
+    wait_for(lambda: victim.count("rejected/another version") == before + 25, "they are counted")
+    assert victim.count("records/of_version/9") == 20
+    assert sum(n for name, n in victim.counts.items() if name.startswith("records/of_version/")) == 25
+    assert len([name for name in victim.counts if name.startswith("records/of_version/")]) == 5
+    assert victim.count("records/of_version/other") == 2
+    theirs = sealed(peer.identity, round=5)
+    peer.send(framed(rpc_pb2.RPC(publish=[peer.message(INLINE + theirs)])))
+    wait_for(lambda: theirs in victim.records, "what can be read is heard as before")
+    assert peer.identity.author in victim.gossip.connected() and still_hears(victim, honest)
+
+
 def test_odd_control_messages_are_ignored(pair, attack):
     victim, honest = pair
     peer = attack(victim)

@@ -278,7 +278,7 @@ def test_who_comes_and_goes_is_said_with_the_reason(start, caplog, monkeypatch):
 
 def make_presence(bootnodes=()) -> Presence:
     made = Presence(AddressBook(bootnodes, ids(1, 999)[0]), Memory(None), lambda peer: [])
-    made.listens("/ip4/10.0.0.1/tcp/4001/p2p/me")
+    made.listens(4001, "/ip4/10.0.0.1/tcp/4001/p2p/me")
     return made
 
 
@@ -411,6 +411,52 @@ def test_what_is_no_greeting_is_counted_and_nobody_ends_by_it(start, attack, cap
     assert not lines(caplog, "other rules")
     honest = start(victim.addresses[:1])
     wait_for(lambda: honest.sees(victim), "it is there for others")
+
+
+def test_that_most_peers_run_a_newer_version_is_said_once_and_changes_nothing(start, attack, caplog):
+    ours = RULES | {"records": "4.1"}
+    victim = play_by(ours, start())
+    same = play_by(ours, start(victim.addresses[:1]))
+    wait_for(lambda: victim.sees(same), "one of the same version comes")
+
+    def another(version: str, **fields) -> None:
+        hello = Hello(bytes(32), ours | {"records": version} | fields)
+        attack(victim).request(msgspec.msgpack.encode(hello), PROTOCOL)
+
+    for version in ("4.10", "3.9", "five", "9.9.9.9", ""):
+        another(version)
+    another("7", **{"swarm.name": "another"})
+    wait_for(lambda: victim.count("peers/newer_version") == 1, "the one newer version is counted")
+    assert not lines(caplog, "newer version")
+    for _ in range(5):
+        another("4.11")
+    wait_for(lambda: victim.count("peers/newer_version") == 6, "all that are newer are counted")
+    wait_for(lambda: lines(caplog, "newer version"), "most are")
+    another("4.11")
+    wait_for(lambda: victim.count("peers/newer_version") == 7, "one more is counted")
+    (said,) = lines(caplog, "newer version")
+    assert "records 4.11, here 4.1" in said and "this node goes on as it is" in said
+    assert victim.sees(same)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "newer"),
+    [
+        ("4.2", "4.1", True),
+        ("4.10", "4.9", True),
+        ("5", "4.9", True),
+        ("4.1", "4.1", False),
+        ("4.1", "4.2", False),
+        ("", "4.1", False),
+        ("5.1", "", False),
+        ("5.1\n", "4.1", False),
+        ("-5", "4.1", False),
+        ("9" * 999, "4.1", False),
+        ("5.x", "4.1", False),
+    ],
+)
+def test_which_version_is_newer(theirs, ours, newer):
+    assert agreement.is_newer(theirs, ours) is newer
 
 
 def test_ever_other_rules_write_few_lines_and_none_that_a_terminal_obeys(start, attack, caplog):

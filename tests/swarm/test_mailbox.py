@@ -2,15 +2,17 @@
 
 import threading
 
+import msgspec
 import pytest
 
-from rlswarm_jax.identity import simulated
-from rlswarm_jax.records.envelope import open_envelope
+from rlswarm_jax.identity import friendly_name, simulated
+from rlswarm_jax.records.envelope import open_envelope, seal
 from rlswarm_jax.records.inbox import Inbox
-from rlswarm_jax.records.schema import STAGES
+from rlswarm_jax.records.rotations import announce
+from rlswarm_jax.records.schema import ANNOUNCING, STAGES, Announcing
 from rlswarm_jax.swarm.mailbox import Mailbox
 from rlswarm_jax.swarm.waiting import read_by
-from tests.records.samples import ALICE, BOB, CAROL, ME, sealed
+from tests.records.samples import ALICE, BOB, CAROL, ME, record, sealed
 
 IDENTITIES = [simulated(41, index) for index in range(30)]
 
@@ -348,7 +350,9 @@ def test_with_reads_only_those_drawn_are_waited_for_and_handed_over_whoever_spea
             send(box, one, round_)
         assert box.missing(round_, "answer") == set()
         assert {signed.record.author for signed in box.take(round_, "answer")} == drawn
-        assert box.latest_rounds() == {} or set(box.latest_rounds().values()) == {round_}
+        assert box.inbox.latest_rounds() == dict.fromkeys(everyone, round_)
+        held = {author for author, of, _ in box.inbox.records if of == round_}
+        assert held == drawn  # of the others it is known that they spoke, and no more
     assert box.inbox.speakers() == set(everyone)
 
 
@@ -381,3 +385,46 @@ def test_strangers_are_read_where_there_is_room_and_crowd_out_nobody():
     for one in IDENTITIES[:12]:
         send(full, one, 3)
     assert {signed.record.author for signed in full.take(3, "answer")} == peers(*IDENTITIES[:4])
+
+
+def rotated(old, new, round_: int):
+    """A record under a new key that says whose place it takes."""
+    fields = msgspec.structs.asdict(record(new, round=round_)) | {"version": ANNOUNCING}
+    return open_envelope(seal(Announcing(**fields, rotations=[announce(old, new.author, "tests", round_)]), new))
+
+
+def test_who_has_a_new_key_is_waited_for_at_once_and_the_old_one_no_more(caplog):
+    box = make()
+    box.on_peers(peers(BOB))
+    earn(box, BOB)
+    box.round += 1
+    assert box.missing(box.round, "answer") == {BOB.author}
+    box.on_peers(peers(CAROL))
+    with caplog.at_level("INFO", "rlswarm_jax.network"):
+        for _ in range(2):
+            box.on_record(rotated(BOB, CAROL, box.round))
+            box.round += 1
+    box.on_peers(peers(BOB, CAROL))
+    assert box.missing(box.round, "answer") == {CAROL.author}
+    assert caplog.text.count(f"{friendly_name(BOB.author)} speaks as {friendly_name(CAROL.author)}") == 1
+    send(box, BOB, box.round)
+    assert box.inbox.counts["retired key"] == 1
+
+
+def test_who_was_late_is_under_a_new_key_and_a_standing_goes_to_one_alone():
+    box = make()
+    box.on_peers(peers(BOB, CAROL, ALICE))
+    earn(box, BOB)
+    box.give_up([BOB.author])
+    for heir in (CAROL, ALICE):
+        box.on_record(rotated(BOB, heir, box.round))
+    assert box._company.is_late(CAROL.author) and not box._company.is_late(ALICE.author)
+    assert not box._company.earned(ALICE.author)
+
+
+def test_a_node_whose_own_key_was_given_up_by_a_thief_says_so_once(caplog):
+    box = make()
+    for round_ in (1, 2):
+        box.on_record(rotated(ME, BOB, round_))
+    assert caplog.text.count("this node's key was given up") == 1
+    assert box.take_counts()["peers/own_key_given_up"] == 2
