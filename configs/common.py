@@ -305,6 +305,7 @@ FIELDS = {
     "checkpoint_every": Field(20, whole(1), "rounds"),
     "checkpoints.keep": Field(2, whole(1, 1000), "newest ones"),
     "checkpoints.best": Field(False, yes_no(), "and the best on held-out problems: export and evaluate take --best"),
+    "disk.megabytes": Field(0, whole(0), "that a live node's folder may take, by docs/operate.md; 0: no bound"),
     "publish.to": Field("", PLACE, "of weights: hf://USER/NAME, directory or URL; for each node with {node} in it"),
     "publish.every": Field(0, whole(0), "rounds, and after the last one; 0: after that alone"),
     "publish.private": Field(False, yes_no(), "a hub's repository that is made for it"),

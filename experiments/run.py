@@ -14,6 +14,7 @@
   --doctor                      looks for a minute whether it can be run here: port, clock, chain, key, disk, device,
                                 memory, weights, sandbox, with a line of advice each; 0, or 2 if something is to be
                                 mended first, 75 if all of it may pass by itself
+  --print-service [launchd]     prints a unit for systemd, or launchd's property list, that keeps this run running
   --resume                      go on with an unfinished run in that folder; a finished one is moved aside
 
 While it runs, the address that it prints shows who learns what from whom (python -m experiments.page has more).

@@ -9,6 +9,7 @@ import errno
 import ipaddress
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -29,6 +30,7 @@ STEADY_SECONDS = 60.0  # a node that was up for so long may be restarted as ofte
 PROC_GPUS = Path("/proc/driver/nvidia/gpus")
 # exit codes that no restart follows: done; something to mend first; told to stop. After others (1: a full disk or an
 # error of ours; 75: what passes by itself; a signal) another try may help
+FULL_BYTES, FULL_WAIT = 16 << 20, 5.0  # free on a disk that is full, and seconds between looks whether it still is
 _FINAL = {0: "finished", 2: "failed", 130: "stopped"}
 
 
@@ -187,7 +189,8 @@ class Launcher:
     """The processes of a swarm, one for each member, for as long as the `with` block lasts.
 
     Each leads a session of its own: Ctrl-C reaches the parent only, and what a node starts dies with the node.
-    `restart_delay` seconds pass before a first restart, twice as many before each further one.
+    `restart_delay` seconds pass before a first restart, twice as many before each further one. While the disk is full
+    none is tried, and none counts.
     """
 
     def __init__(
@@ -235,6 +238,9 @@ class Launcher:
             if child.process and (code := reap(child.process)) is not None:
                 exits.append(self._note(child, code, reason(child.member.folder / LOG_FILE, child.log_offset, code)))
             elif child.state == "restarting" and time.monotonic() >= child.restart_at:
+                if _is_full(child.member.folder):
+                    child.restart_at = time.monotonic() + FULL_WAIT
+                    continue
                 try:
                     self._spawn(child)
                 except LaunchError as error:  # short of memory, say: one more failed try, not the end of the swarm
@@ -285,10 +291,19 @@ class Launcher:
         if now - child.started >= STEADY_SECONDS:
             child.restarts = 0
         child.state = _FINAL.get(code, "stopped" if self._stopping else "failed")
+        if _is_full(child.member.folder):  # a try that could not help, and no other will before there is room
+            child.restarts = 0
         if code not in _FINAL and not self._stopping and child.restarts < self._max_restarts:
             child.state, child.restart_at = "restarting", now + self._restart_delay * 2**child.restarts
             child.restarts += 1
         return Exit(child.member, code, child.state == "restarting", reason)
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether its disk is, so that a node there could only fail."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free < FULL_BYTES
+    return False
 
 
 def reap(process: subprocess.Popen[bytes]) -> int | None:
@@ -323,7 +338,8 @@ def last_line(log: Path, offset: int = 0) -> str:
     """Of a log from `offset` on, the last that is not empty."""
     lines: list[str] = []
     with contextlib.suppress(OSError), log.open("rb") as file:
-        file.seek(max(offset, file.seek(0, os.SEEK_END) - 16384))
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(offset if offset <= end else 0, end - 16384))  # beyond it: the log was rotated
         lines = file.read().decode(errors="replace").splitlines()
     # without control characters: the line may quote a stranger, and people read it in a terminal
     said = ["".join(filter(str.isprintable, line)).strip() for line in lines]

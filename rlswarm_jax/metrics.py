@@ -97,6 +97,20 @@ class MetricsLog:
         numbers = {f"node{row['node']}/{k}": v for k, v in row.items() if isinstance(v, float)}
         self._wandb.log({"round": row["round"], **numbers})
 
+    def halve(self) -> None:
+        """Forgets the older half of the rows, but for the first, which says where a run began. Raises MetricsError."""
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        if len(lines) < 4:
+            return
+        try:
+            partial = self._path.with_name(f"{self._path.name}.partial")
+            partial.write_bytes(b"".join([lines[0], *lines[len(lines) // 2 :]]))
+            partial.replace(self._path)
+            self._file.close()
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise MetricsError(f"cannot write {self._path}: {error.strerror}.") from None
+
     @property
     def offset(self) -> int:
         """Bytes written so far."""

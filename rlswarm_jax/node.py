@@ -435,6 +435,12 @@ class Node:
             self._journal.prune(self.player.index, oldest, oldest - self._config.keep)
         self._checkpoint = round_
 
+    def let_go_of_records(self) -> None:
+        """Of those that are kept for whoever checks claims, not for a restart. Raises JournalError."""
+        if (oldest := self._checkpoints.needed) is not None:
+            self._journal.prune(self.player.index, oldest, oldest)
+        self._journal.shrink()
+
     # --- coming and going
 
     def _meet(self, should_stop: Callable[[], bool]) -> None:

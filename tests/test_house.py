@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 # a room is a folder or a file of rlswarm_jax, or a folder beside it
 FLOORS = [
     "rlswarm_jax environment errors files machine assets compilation identity keystore randomness journal metrics "
-    "status",
+    "status disk",
     "records tasks qwen parallel launch evaluation speed",
     "swarm chain grpo game",
     "adversaries audit engine engines evaluator speed checkpoint publish",

@@ -1,5 +1,6 @@
 """A node that is killed in the middle of a round: what the others see of it, and how it comes back."""
 
+import contextlib
 import json
 import sqlite3
 import subprocess
@@ -25,7 +26,7 @@ NODES, KILLED, KILL_ROUND = 3, 2, 4  # evaluated, too, is every fourth round
 def rows(folder: Path, kind: str) -> list[tuple[int, bytes]]:
     """(round, journaled result) of a kind, from outside."""
     try:
-        with sqlite3.connect(f"file:{folder / 'journal.sqlite'}?mode=ro", uri=True) as db:
+        with contextlib.closing(sqlite3.connect(f"file:{folder / 'journal.sqlite'}?mode=ro", uri=True)) as db:
             return db.execute("SELECT round, result FROM journal WHERE kind = ? ORDER BY id", (kind,)).fetchall()
     except sqlite3.OperationalError:
         return []

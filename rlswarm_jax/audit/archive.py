@@ -97,6 +97,14 @@ class Archive:
         self._full = self.unkept > before
         return weights
 
+    def halve(self) -> None:
+        """Keeps the latest versions only, of half the bytes that it has now, this time."""
+        most, self._max_bytes = self._max_bytes, sum(size for _, size in self._files.values()) // 2
+        try:
+            self._forget()
+        finally:
+            self._max_bytes = most
+
     def take_counts(self) -> Counter[str]:
         """What went wrong since the last call: files that were dropped, versions that were not kept."""
         counts = Counter({"audit/weights_damaged": self.damaged, "audit/weights_unkept": self.unkept})

@@ -17,7 +17,8 @@ from configs import common, fields
 from rlswarm_jax.errors import BROKEN, DONE, INTERRUPTED, UsageError
 from rlswarm_jax.files import FULL
 
-FLAGS = ("config", "workdir", "resume", "checkpoint", "best", "plan", "memory", "doctor")
+FLAGS = ("config", "workdir", "resume", "checkpoint", "best", "plan", "memory", "doctor", "print-service")
+BARE = "--print-service"
 CODES = """
 Exit codes: 0 done; 2 something to mend first, as the one sentence says; 75 something that passes by itself (a port or
 a folder in use, an endpoint that is down): try again later; 1 a disk that is full or damaged, or an error of ours:
@@ -30,7 +31,8 @@ class Arguments:
 
     checkpoint: the folder of a run, for an experiment that looks at one. best: at its best instead of its newest.
     words: what was said of the config. plan: only say what a run would take of a device's memory, and whether that
-    is in `memory`. doctor: only look at whether it can be run here. file: the config's, and its variant.
+    is in `memory`. doctor: only look at whether it can be run here. file: the config's, and its variant. service: only
+    print that of "systemd" or "launchd"; "": run.
     """
 
     config: ml_collections.ConfigDict
@@ -43,6 +45,7 @@ class Arguments:
     memory: str = ""
     file: str = ""
     doctor: bool = False
+    service: str = ""
 
 
 def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Arguments:
@@ -52,7 +55,7 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     A config has the name of its file, so that a copy has a folder of its own. Fields of the table that it lacks are
     as the table has them, which is said. Raises UsageError that names the wrong argument, and what may be meant.
     """
-    values = flags.FlagValues()
+    argv, values = _config_first(_valued(argv)), flags.FlagValues()
     # the flag finds its overrides in `sys_argv` itself
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=["experiment", *argv])
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -62,6 +65,7 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     flags.DEFINE_bool("plan", False, "", flag_values=values)
     flags.DEFINE_string("memory", "", "", flag_values=values)
     flags.DEFINE_bool("doctor", False, "", flag_values=values)
+    flags.DEFINE_string("print-service", "", "", flag_values=values)
     try:
         rest, config = values(["experiment", *argv]), values.config
         if config is not None:
@@ -85,9 +89,26 @@ def parse(argv: Sequence[str], table: fields.Fields = common.FIELDS) -> Argument
     workdir = Path(values.workdir or Path("runs") / config.name / _of_agent())
     checkpoint = Path(values.checkpoint) if values.checkpoint else None
     file = config_flags.get_config_filename(values["config"])
-    words = of_config(argv)
-    kinds = values.resume, checkpoint, words, values.best, values.plan, values.memory, file, values.doctor
-    return Arguments(config, workdir, *kinds)
+    more = {"service": values["print-service"].value, "memory": values.memory, "file": file, "doctor": values.doctor}
+    return Arguments(config, workdir, values.resume, checkpoint, of_config(argv), values.best, values.plan, **more)
+
+
+def _config_first(argv: Sequence[str]) -> list[str]:
+    """The library takes what changes a config only behind the config."""
+    of_file = [index for index, word in enumerate(argv) if re.match(r"--?config(=|$)", word)]
+    of_file += [index + 1 for index in of_file if "=" not in argv[index] and index + 1 < len(argv)]
+    return [argv[index] for index in sorted(of_file)] + [w for index, w in enumerate(argv) if index not in of_file]
+
+
+def _valued(argv: Sequence[str]) -> list[str]:
+    """With what `--print-service` leaves open: it may be followed by a kind, and is systemd's where it is not."""
+    found: list[str] = []
+    for word in argv:
+        if found[-1:] == [BARE] and not word.startswith("-"):
+            found[-1] += f"={word}"
+        else:
+            found.append(BARE if word.lstrip("-") == BARE.lstrip("-") and word.startswith("-") else word)
+    return [f"{word}=systemd" if word == BARE else word for word in found]
 
 
 def _of_agent() -> str:
@@ -103,6 +124,8 @@ def of_config(argv: Sequence[str]) -> tuple[str, ...]:
         if name in ("workdir", "checkpoint"):
             if not value:
                 next(rest, None)
+        elif name == "print-service":
+            continue
         elif name not in ("resume", "noresume", "best", "nobest", "config.wandb.group", "config.wandb.tags"):
             words.append(word)
     return tuple(words)

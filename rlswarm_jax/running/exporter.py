@@ -35,6 +35,7 @@ LABELLED = {  # the beginnings of names whose ends are a label
     "held_out/accuracy/": ("held_out_accuracy_of", "task"),
     "final/accuracy/": ("final_accuracy_of", "task"),
     "seconds/": ("seconds", "effect"),
+    "disk/": ("disk_mb", "part"),
 }
 AUTHORS = ("received_from/", "learned_from/", "audit/distrusted/")
 CHAIN = {

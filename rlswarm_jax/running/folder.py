@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -40,7 +41,7 @@ from rlswarm_jax.running.arguments import complete
 # refuses another key
 CHANGEABLE = (
     *("swarm.bootnodes", "swarm.host", "swarm.port", "swarm.announce", "swarm.deadline", "swarm.target_peers"),
-    *("swarm.key", "swarm.health"),
+    *("swarm.key", "swarm.health", "disk"),
     *("checkpoints", "publish", "profile", "wandb.mode", "wandb.group", "wandb.tags"),
     *("audit.share", "audit.megabytes", "chain.upgrades"),
     "devices",
@@ -245,7 +246,10 @@ def first_difference(ours: Any, theirs: Any, path: str = "", but: Collection[str
 
 @contextmanager
 def stop_on_signal(answer: str = "stopping after what is being computed ...") -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of the first; a second one stops at once."""
+    """Collects SIGINT and SIGTERM instead of dying of the first; a second one stops at once.
+
+    Whoever has lost the terminal goes on without it, unless hang-ups were ignored or answered otherwise already.
+    """
     received: list[int] = []
 
     def handler(number: int, _: object) -> None:
@@ -254,9 +258,29 @@ def stop_on_signal(answer: str = "stopping after what is being computed ...") ->
         received.append(number)
         print(f"\n{answer}", file=sys.stderr, flush=True)
 
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers: dict[int, Callable[[int, Any], None]] = {signal.SIGINT: handler, signal.SIGTERM: handler}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        handlers[signal.SIGHUP] = _leave_terminal
+    previous = {number: signal.signal(number, act) for number, act in handlers.items()}
     try:
         yield received
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+
+
+def _leave_terminal(number: int, _: object) -> None:
+    """What is written to one that is gone would be an error; a log has it all."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        if os.isatty(stream) or _is_gone(stream):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
+def _is_gone(stream: int) -> bool:
+    """A terminal that has hung up says that it is none, and is a device of characters still."""
+    try:
+        return stat.S_ISCHR(os.fstat(stream).st_mode)
+    except OSError:
+        return False

@@ -172,12 +172,16 @@ class _Tail:
     """The rows that a node adds to its metrics.jsonl. start: where those of an earlier process end."""
 
     def __init__(self, path: Path):
-        self._path, self.offset, self.start = path, 0, 0
+        self._path, self.offset, self.start, self._file = path, 0, 0, 0
 
     def new_rows(self) -> list[dict[str, Any]]:
         """Whole lines since the last call."""
         try:
             with self._path.open("rb") as file:
+                told = os.fstat(file.fileno())
+                if self._file not in (0, told.st_ino):  # its older rows were let go of: these are known
+                    self.offset = told.st_size
+                self._file = told.st_ino
                 file.seek(self.offset)
                 whole = file.read()
         except FileNotFoundError:

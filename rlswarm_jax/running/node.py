@@ -23,7 +23,7 @@ import ml_collections
 from rich.console import Console
 from rich.logging import RichHandler
 
-from rlswarm_jax import identity, keystore, launch
+from rlswarm_jax import disk, identity, keystore, launch
 from rlswarm_jax.errors import DiskError, TransientError, UsageError
 from rlswarm_jax.files import (
     BEST_FOLDER,
@@ -41,7 +41,7 @@ from rlswarm_jax.journal import Journal, JournalError
 from rlswarm_jax.metrics import MetricsError, read_rows, whole_bytes
 from rlswarm_jax.records.inbox import Inbox
 from rlswarm_jax.records.schema import STAGES, RecordError
-from rlswarm_jax.running import account, folder, health, joining, moving, rotating
+from rlswarm_jax.running import account, folder, health, joining, moving, notify, rotating
 from rlswarm_jax.running.arguments import Arguments, code_of
 from rlswarm_jax.running.exporter import Exporter
 from rlswarm_jax.status import Status
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rlswarm_jax.node")
 SAID = logging.getLogger("rlswarm_jax.running.node.said")  # what is printed anyway; only a log file has it
-LOG_BYTES = 4 << 20  # of log.txt, and of the one before it
 JOIN_SECONDS = 10.0  # to find a peer through the bootnodes, before going on without
 
 
@@ -136,6 +135,7 @@ def play(
     with (
         claimed,
         _shown(status),
+        notify.told(status),
         folder.stop_on_signal() as stopping,
         health.served(config.swarm.health, health.Health(status, exporter)) as healthy,
         account.kept(config, coordinator, mailbox) as keeper,
@@ -240,11 +240,24 @@ def _play(
         publishing = Publishing(config, workdir, made.one_engine, [present.name], present.chain)
 
         def on_round(ended: "RoundReport") -> None:
+            if ended.round % config.checkpoint_every == 0:
+                ended = dataclasses.replace(ended, metrics=ended.metrics | quota.keep())
+                if config.driver != "node":  # whose log its launcher made
+                    disk.rotate(workdir / disk.LOG_FILE)
             recorder.on_round(ended)
             present.exporter.on_round(ended.metrics)
 
         watched = present.chain, best, present.status
         node = Node(*parts, live, publishing.after(on_round), auditor, *watched)
+        goes = {
+            "older logs": lambda: disk.drop_log(workdir),
+            "traces": lambda: disk.drop_traces(workdir),
+            "earlier runs of Weights & Biases": lambda: disk.drop_wandb(workdir),
+            "records that are kept for others": node.let_go_of_records,
+            "older metrics": lambda: recorder.halve() if metrics_file.stat().st_size > disk.MB else None,
+            "older weights that are shown": archive.halve,
+        }
+        quota = disk.Quota(workdir, config.disk.megabytes, goes)
         with view:
             present.status.begins("plays its journal again")
             node.restore(reported)
@@ -355,7 +368,7 @@ class _Log(logging.handlers.RotatingFileHandler):
     """A node's log.txt and the one before it, bounded."""
 
     def __init__(self, path: Path):
-        super().__init__(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
+        super().__init__(path, maxBytes=disk.LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def handleError(self, record: logging.LogRecord) -> None:

@@ -104,6 +104,11 @@ class Recorder:
         if found.node == 0:
             self._profile.at(found.round + 1)
 
+    def halve(self) -> None:
+        """Forgets the older half of metrics.jsonl. Raises MetricsError."""
+        assert self._log is not None
+        self._log.halve()
+
     def finish(self, finished: bool) -> None:
         """Writes summary.json. finished: whether all rounds were played."""
         assert self._log is not None

@@ -7,7 +7,9 @@ import os
 import signal
 
 from rlswarm_jax import launch
+from rlswarm_jax.errors import DONE
 from rlswarm_jax.page.beside import beside
+from rlswarm_jax.running import service
 from rlswarm_jax.running.arguments import Arguments, check, main
 
 DRIVERS = {"live": "live", "node": "node", "simulate": "simulated", "bootnode": "bootnode"}
@@ -18,6 +20,10 @@ def run(arguments: Arguments, page: bool = False) -> int:
 
     Raises UsageError for whatever the user can mend.
     """
+    if arguments.service:
+        check(arguments.config)
+        print(service.text(arguments.service, arguments), end="")
+        return DONE
     if arguments.plan:
         check(arguments.config)
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -66,6 +66,20 @@ def test_a_wrong_argument_is_one_sentence_that_names_it(arguments, says):
 
 
 @pytest.mark.parametrize(
+    "argv",
+    [
+        ["--config.seed=3", QUICK, "--workdir=x"],
+        ["--workdir=x", "--config.seed=3", "--config", "configs/quickstart.py"],
+        ["-config", "configs/quickstart.py", "--workdir", "x", "--config.seed=3"],
+    ],
+    ids=["before", "last", "first"],
+)
+def test_the_config_may_stand_anywhere(argv):
+    found = cli.parse(argv)
+    assert found.config.seed == 3 and found.workdir == Path("x") and found.file == "configs/quickstart.py"
+
+
+@pytest.mark.parametrize(
     ("override", "says"),
     [
         ("--config.model.path=/no/such/model", "'/no/such/model' does not exist"),

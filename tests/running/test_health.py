@@ -232,6 +232,15 @@ def test_a_port_in_use_is_one_sentence(asked):
         pass
 
 
+def test_a_restarted_node_has_the_same_port_at_once(told, exporter):
+    """The connections of the one before are not forgotten by the system for a minute."""
+    address = "127.0.0.1:0"
+    for _ in range(3):
+        with health.served(address, health.Health(told, exporter)) as url:
+            assert Asked(url).ask("/healthz")[0] == 200
+            address = url.removeprefix("http://")
+
+
 def test_nowhere_is_nowhere():
     with health.served("", None) as url:
         assert url == ""

@@ -56,7 +56,7 @@ def test_a_port_in_use_is_one_sentence(tmp_path, taken_port):
 
 
 def test_a_log_is_bounded_and_a_full_disk_is_no_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(node, "LOG_BYTES", 2000)
+    monkeypatch.setattr("rlswarm_jax.disk.LOG_BYTES", 2000)
     logger = logging.getLogger("rlswarm_jax.test")
     logger.setLevel(logging.INFO)
     with node.logged(tmp_path):
@@ -90,7 +90,7 @@ def test_a_key_file_that_cannot_be_used_is_one_sentence_and_is_never_shown(tmp_p
 def test_an_unreachable_bootnode_is_one_sentence_and_does_not_stop_a_node(tmp_path, taken_port):
     nobody = f"/ip4/127.0.0.1/tcp/{taken_port}/p2p/{simulated(1, 1).peer_id}"
     workdir = tmp_path / "run"
-    code, said, complained = run(workdir, f"--config.swarm.bootnodes=('{nobody}',)")
+    code, said, complained = run(workdir, f"--config.swarm.bootnodes=('{nobody}',)", "--config.disk.megabytes=1")
     assert (code, complained) == (0, "")
     assert sum("cannot be reached" in line and nobody in line for line in said.splitlines()) == 1
     log = (workdir / "log.txt").read_text()
@@ -98,6 +98,11 @@ def test_an_unreachable_bootnode_is_one_sentence_and_does_not_stop_a_node(tmp_pa
     rows = read_rows(workdir / "metrics.jsonl")
     assert [row["round"] for row in rows] == list(range(6))
     assert sum(row.get("network/unreachable", 0) for row in rows) > 0
+    # a quota that its own checkpoints exceed: it is counted, said once, and it goes on
+    measured = [row for row in rows if "disk/over" in row]
+    assert [row["round"] for row in measured] == [0, 2, 4] and measured[-1]["disk/over"] > 0
+    taken = {part: sum(row[f"disk/{part}"] for row in measured) for part in ("journal", "checkpoints", "weights")}
+    assert min(taken.values()) > 0 and log.count("nothing more can go") == 1
 
 
 def wait_until(what, seconds: float = 120.0) -> None:
