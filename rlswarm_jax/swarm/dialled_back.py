@@ -61,7 +61,7 @@ async def _ask(swarm: str, peer: str, sought: str, seconds: float) -> list[str]:
             await host.get_network().dial_addr(told.addrs[0], told.peer_id)
             while True:
                 try:
-                    _, others = await asking.greet(told.peer_id, [])
+                    _, others, _ = await asking.greet(told.peer_id, [])
                 except RecordError:
                     others = []
                 if found := [str(address) for one in others if str(one.peer_id) == sought for address in one.addrs]:
