@@ -22,7 +22,7 @@ SUMMED = re.compile(  # of names whose numbers are of one round alone, and add u
     r"sample/(completions|redrawn|tokens)|score/failed/.*|learn/updates|records/(published|received|again|rejected/.*)"
     r"|groups/(received|received_with_advantage|unused/.*|overlong|local|external)|peers/given_up|network/.*"
     r"|audit/(cases|found/.*|tokens|bytes_.*|weights_.*)|checkpoints/damaged|publish/(sent|failed)"
-    r"|chain/(?!round$|waiting$).*|seconds/.*"
+    r"|chain/(?!round$|upgrade_round$|waiting$).*|seconds/.*"
 )
 LABELLED = {  # the beginnings of names whose ends are a label
     "records/rejected/": ("records_rejected", "cause"),
@@ -36,7 +36,15 @@ LABELLED = {  # the beginnings of names whose ends are a label
     "disk/": ("disk_mb", "part"),
 }
 AUTHORS = ("received_from/", "learned_from/", "audit/distrusted/")
-CHAIN = {"round", "waiting", "challenged", "voted", "abstained", "crashed"}  # any other is a cause by its name
+CHAIN = {
+    "round",
+    "upgrade_round",
+    "waiting",
+    "challenged",
+    "voted",
+    "abstained",
+    "crashed",
+}  # any other is a cause by its name
 MOST_VALUES = 64  # of a label
 Key = tuple[str, str, str]  # of a sample: the metric, its label's name and value, or "" and ""
 
