@@ -9,6 +9,9 @@ from rlswarm_jax.audit.patches import PatchError, Sparse
 from rlswarm_jax.qwen.naming import Tensors, tensors_hash
 
 
+MOST = 64  # versions that are kept of all peers together: they are in memory, and named in each request
+
+
 class NotHereError(PatchError):
     """What the first part stands on, or all if there are no parts, is not among what was shown, or not any more.
 
@@ -17,7 +20,7 @@ class NotHereError(PatchError):
 
 
 class Shown:
-    """Weights of peers that were checked, by name: the last ones that were asked for, of `max_bytes` in all."""
+    """Weights of peers that were checked, by name: the last `MOST` that were asked for, of `max_bytes` in all."""
 
     def __init__(self, max_bytes: int):
         self._max_bytes = max_bytes
@@ -37,7 +40,7 @@ class Shown:
         """In the place of those not asked for the longest; larger ones than `max_bytes` are not kept."""
         self._kept[weights] = tensors
         self._kept.move_to_end(weights)
-        while self._kept and sum(map(_bytes, self._kept.values())) > self._max_bytes:
+        while self._kept and (len(self._kept) > MOST or sum(map(_bytes, self._kept.values())) > self._max_bytes):
             self._kept.popitem(last=False)
 
 

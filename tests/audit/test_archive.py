@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rlswarm_jax.audit import archive, patches
 from rlswarm_jax.audit.archive import Archive
 from rlswarm_jax.audit.patches import PatchError
-from rlswarm_jax.audit.shown import NotHereError, Shown, assemble
+from rlswarm_jax.audit.shown import MOST, NotHereError, Shown, assemble
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.qwen import tensors_hash
 from tests.audit.test_patches import changed, drawn
@@ -455,6 +455,14 @@ class TestAssembling:
         assert shown.get(names[1]) is None and sorted(shown.names) == sorted([names[0], *names[2:]])
         shown.keep(bytes(32), {"a": np.zeros(4 * size, np.uint8)})
         assert shown.names == [] or bytes(32) not in shown.names
+
+
+def test_shown_is_bounded_in_number_so_that_small_weights_do_not_fill_the_memory():
+    shown = Shown(1 << 30)
+    names = [number.to_bytes(32, "big") for number in range(3 * MOST)]
+    for name in names:
+        shown.keep(name, {"a": np.zeros(8, np.float32)})
+    assert shown.names == names[-MOST:]
 
 
 def test_what_went_wrong_is_counted_once(tmp_path):
