@@ -8,7 +8,6 @@ from rlswarm_jax.audit.archive import MAX_CHANGES
 from rlswarm_jax.audit.patches import PatchError, Sparse
 from rlswarm_jax.qwen.naming import Tensors, tensors_hash
 
-
 MOST = 64  # versions that are kept of all peers together: they are in memory, and named in each request
 
 
