@@ -1,6 +1,7 @@
 """The folder of a run: what is in it, and whether a run can begin or go on there."""
 
 import copy
+import errno
 import fcntl
 import json
 import os
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ml_collections
 
@@ -120,10 +121,15 @@ def prepare_folder(config: ml_collections.ConfigDict, workdir: Path, resume: boo
 
 
 def read_config(directory: Path) -> ml_collections.ConfigDict:
-    """Of a node's or a run's folder, as it is written there. Raises UsageError if there is none."""
+    """Of a node's or a run's folder, as it is written there, with the defaults of what versions before did not have.
+
+    Raises UsageError if there is none.
+    """
     path = directory / CONFIG_FILE
     try:
-        return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
+        found = json.loads(path.read_text())
+        complete(found)
+        return ml_collections.ConfigDict(found).lock()
     except FileNotFoundError:
         raise UsageError(f"there is no {path}: name the folder of a node that has run.") from None
     except (ValueError, TypeError, AttributeError):
@@ -262,14 +268,44 @@ def stop_on_signal(answer: str = "stopping after what is being computed ...") ->
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         handlers[signal.SIGHUP] = _leave_terminal
     previous = {number: signal.signal(number, act) for number, act in handlers.items()}
+    terminals = {name: stream for name in ("stdout", "stderr") if (stream := getattr(sys, name)) and stream.isatty()}
+    for name, stream in terminals.items():
+        setattr(sys, name, _Terminal(stream) if signal.SIGHUP in handlers else stream)
     try:
         yield received
     finally:
+        for name, stream in terminals.items():
+            setattr(sys, name, stream)
         for number, old in previous.items():
             signal.signal(number, old)
 
 
-def _leave_terminal(number: int, _: object) -> None:
+class _Terminal:
+    """A stream that may be one: who writes just as it goes hears of that by an error, before the signal."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._kept(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._kept(self._stream.flush)
+
+    def _kept(self, act: Callable, *given: str) -> Any:
+        try:
+            return act(*given)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            _leave_terminal()
+            return act(*given)
+
+
+def _leave_terminal(*_: object) -> None:
     """What is written to one that is gone would be an error; a log has it all."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):

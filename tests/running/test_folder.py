@@ -1,5 +1,7 @@
 """What a run's folder is to a second start: empty, another's, or a run to go on with."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import quickstart
+from configs import common, quickstart
 from rlswarm_jax import files, identity
 from rlswarm_jax.errors import DiskError, UsageError
 from rlswarm_jax.journal import Entry, Journal
@@ -189,3 +191,38 @@ def test_the_first_signal_asks_and_the_second_stops_at_once(number, capfd):
         time.sleep(5)  # is interrupted
         raise AssertionError
     assert signal.getsignal(number) is before
+
+
+def test_the_config_of_an_older_run_has_the_defaults_of_later_fields(tmp_path):
+    stored = json.loads(quickstart.get_config().to_json_best_effort())
+    del stored["swarm"]["announce"], stored["audit"]
+    (tmp_path / files.CONFIG_FILE).write_text(json.dumps(stored))
+    found = folder.read_config(tmp_path)
+    assert found.audit.auditors == common.FIELDS["audit.auditors"].default and tuple(found.swarm.announce) == ()
+    assert found.rounds == stored["rounds"] and found.is_locked
+
+
+class Gone(io.StringIO):
+    """A terminal that has been hung up: writing there is an error until something else is in its place."""
+
+    gone = True
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        if self.gone:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
+def test_who_writes_just_as_the_terminal_goes_leaves_it_and_goes_on(monkeypatch):
+    stream = Gone()
+    monkeypatch.setattr(folder.sys, "stdout", stream)
+    monkeypatch.setattr(folder, "_leave_terminal", lambda *_: setattr(stream, "gone", False))
+    with folder.stop_on_signal():
+        print("round 1")
+    assert stream.getvalue().startswith("round 1") and sys.stdout is stream
+    stream.gone = True
+    with pytest.raises(OSError):
+        print("outside of a run it is whose business it is")
