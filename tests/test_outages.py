@@ -51,6 +51,7 @@ def on_a_terminal(path: Path, *begin: str) -> tuple[subprocess.Popen, int]:
     command = [*begin, sys.executable, "-c", TALKS, str(path)]
 
     def lead() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
         os.setsid()
         import fcntl
         import termios

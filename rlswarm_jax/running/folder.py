@@ -1,7 +1,6 @@
 """The folder of a run: what is in it, and whether a run can begin or go on there."""
 
 import copy
-import errno
 import fcntl
 import json
 import os
@@ -13,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ml_collections
 
@@ -268,44 +267,14 @@ def stop_on_signal(answer: str = "stopping after what is being computed ...") ->
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         handlers[signal.SIGHUP] = _leave_terminal
     previous = {number: signal.signal(number, act) for number, act in handlers.items()}
-    terminals = {name: stream for name in ("stdout", "stderr") if (stream := getattr(sys, name)) and stream.isatty()}
-    for name, stream in terminals.items():
-        setattr(sys, name, _Terminal(stream) if signal.SIGHUP in handlers else stream)
     try:
         yield received
     finally:
-        for name, stream in terminals.items():
-            setattr(sys, name, stream)
         for number, old in previous.items():
             signal.signal(number, old)
 
 
-class _Terminal:
-    """A stream that may be one: who writes just as it goes hears of that by an error, before the signal."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        return self._kept(self._stream.write, text)
-
-    def flush(self) -> None:
-        self._kept(self._stream.flush)
-
-    def _kept(self, act: Callable, *given: str) -> Any:
-        try:
-            return act(*given)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            _leave_terminal()
-            return act(*given)
-
-
-def _leave_terminal(*_: object) -> None:
+def _leave_terminal(number: int, _: object) -> None:
     """What is written to one that is gone would be an error; a log has it all."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):

@@ -147,7 +147,7 @@ def test_what_cannot_be_checked_is_one_sentence(world, tmp_path, capsys):
 
     assert "is the folder of no node" in says(tmp_path / "nowhere")
     swarm = leave(world, tmp_path / "swarm")
-    assert "config.name is missing" in says(swarm)
+    assert "give --rpc, --contract and --chain-id" in says(swarm)
     (swarm / "node-0" / files.CONFIG_FILE).write_text("{")
     assert "is not the config of a node" in says(swarm)
     (swarm / "node-1" / files.JOURNAL_FILE).write_bytes(b"nonsense" * 99)

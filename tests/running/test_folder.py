@@ -1,7 +1,5 @@
 """What a run's folder is to a second start: empty, another's, or a run to go on with."""
 
-import errno
-import io
 import json
 import os
 import signal
@@ -200,29 +198,3 @@ def test_the_config_of_an_older_run_has_the_defaults_of_later_fields(tmp_path):
     found = folder.read_config(tmp_path)
     assert found.audit.auditors == common.FIELDS["audit.auditors"].default and tuple(found.swarm.announce) == ()
     assert found.rounds == stored["rounds"] and found.is_locked
-
-
-class Gone(io.StringIO):
-    """A terminal that has been hung up: writing there is an error until something else is in its place."""
-
-    gone = True
-
-    def isatty(self):
-        return True
-
-    def write(self, text):
-        if self.gone:
-            raise OSError(errno.EIO, "Input/output error")
-        return super().write(text)
-
-
-def test_who_writes_just_as_the_terminal_goes_leaves_it_and_goes_on(monkeypatch):
-    stream = Gone()
-    monkeypatch.setattr(folder.sys, "stdout", stream)
-    monkeypatch.setattr(folder, "_leave_terminal", lambda *_: setattr(stream, "gone", False))
-    with folder.stop_on_signal():
-        print("round 1")
-    assert stream.getvalue().startswith("round 1") and sys.stdout is stream
-    stream.gone = True
-    with pytest.raises(OSError):
-        print("outside of a run it is whose business it is")
