@@ -158,10 +158,10 @@ class Live:
         return {(row.round, row.step): msgspec.msgpack.decode(row.result, type=bytes) for row in rows}
 
 
-def play(*nodes: Live) -> None:
+def play(*nodes: Live, seconds: float = 60) -> None:
     threads = [node.start() for node in nodes]
     for thread, node in zip(threads, nodes, strict=True):
-        thread.join(60)
+        thread.join(seconds)
         assert not thread.is_alive() and node.error is None
 
 
