@@ -16,7 +16,7 @@ from rlswarm_jax.identity import simulated
 from rlswarm_jax.swarm import reaching
 from rlswarm_jax.swarm.addresses import Scope, holder_of, may_tell, range_of, read_endpoint, scope_of
 from rlswarm_jax.swarm.memory import MAX_KEPT, MAX_KEPT_OF_RANGE
-from rlswarm_jax.swarm.peers import AddressBook
+from rlswarm_jax.swarm.peers import AddressBook, Through
 from rlswarm_jax.swarm.tcp import free_port, hosts_of, told_addresses
 from rlswarm_jax.swarm.transport import NetworkError
 from tests.swarm.live import Node
@@ -201,7 +201,8 @@ def test_an_address_at_which_somebody_else_or_nobody_answers_is_not_passed_on(st
     time.sleep(0.3)
     peer = ID.from_base58(liar.identity.peer_id)
     assert not victim.gossip._session._reaching.reached(peer)
-    assert not asker.gossip._session._book.addresses(peer)
+    told = asker.gossip._session._book.addresses(peer)
+    assert all(isinstance(place, Through) for place in told)  # that the victim is connected with it is true
 
 
 @contextlib.contextmanager
