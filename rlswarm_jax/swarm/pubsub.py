@@ -7,6 +7,7 @@ import collections
 import hashlib
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -214,18 +215,22 @@ class RecordPubsub(Pubsub):
 
     async def _wait_for_turn(self, peer: ID) -> None:
         """One token for each frame and each message, copies too: a flood waits in its sender's buffers."""
-        while not self._frames.take(peer.to_bytes()):
-            await trio.sleep(0.05)
+        await self._wait_until(lambda: self._frames.take(peer.to_bytes()))
 
     async def _wait_for_bytes(self, peer: ID, number: int) -> None:
         """Reading costs, however little is read out of it."""
-        while not self._bytes.take(peer.to_bytes(), number):
-            await trio.sleep(0.05)
+        await self._wait_until(lambda: self._bytes.take(peer.to_bytes(), number))
         await self._wait_among_strangers(peer, number)
 
     async def _wait_among_strangers(self, peer: ID, number: int) -> None:
         """Those of no standing, who may be many, share what they may send."""
-        while not self.watch.trusts(peer) and not self._strangers_bytes.take(b"", number):
+        await self._wait_until(lambda: self.watch.trusts(peer) or self._strangers_bytes.take(b"", number))
+
+    async def _wait_until(self, may: Callable[[], bool]) -> None:
+        if may():
+            return
+        self.watch.count("network/held_back")
+        while not may():
             await trio.sleep(0.05)
 
     async def _push_announced(self, peer: ID, message: rpc_pb2.Message) -> None:

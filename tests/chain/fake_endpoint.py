@@ -12,7 +12,7 @@ from rlswarm_jax.chain.rpc import Rpc
 
 
 @contextmanager
-def serve(respond: Callable[[BaseHTTPRequestHandler, bytes], None]) -> Iterator[str]:
+def serve(respond: Callable[[BaseHTTPRequestHandler, bytes], None], host: str = "127.0.0.1") -> Iterator[str]:
     """The address of a server that hands each POST to `respond`."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -30,12 +30,12 @@ def serve(respond: Callable[[BaseHTTPRequestHandler, bytes], None]) -> Iterator[
         def log_message(self, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://{host}:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
