@@ -1,6 +1,6 @@
 """Eight nodes to which everything happens at once, and what is left of it in the end: nothing.
 
-About twelve minutes on two cores, of which five are of faults; an hour where they are shared.
+About eighteen minutes on two cores that others use as well.
 """
 
 import collections

@@ -35,6 +35,7 @@ FOREIGN = {
     "genrl",
     "trl",
     "datasets",
+    "atheris",
 }  # peers that tests and benchmarks meet where they are installed, ...
 WRITTEN = {"first_reward", "pasted_words"}  # and modules that tests write
 LONGEST = 265  # lines of a command, its page of help among them
