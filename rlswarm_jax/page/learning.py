@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlswarm_jax.evaluation import wilson
-from rlswarm_jax.files import ALONE_FOLDER, LEARNED, METRICS_FILE, SAMPLED
+from rlswarm_jax.files import ALONE, ALONE_FOLDER, METRICS_FILE
 from rlswarm_jax.page.folder import Folder, Member
 from rlswarm_jax.page.rows import Log, averaged, thinned
 from rlswarm_jax.page.texts import named
 
 MOST_LINES = 32  # nodes that have a line of their own
-ALONE = {SAMPLED: "alone, samples as much", LEARNED: "alone, learns from as much"}
 GAME = {
     "game/first": "first answer",
     "game/vote": "the critics' vote",

@@ -135,7 +135,7 @@ def complete(config: ml_collections.ConfigDict | dict, table: fields.Fields = co
     """Gives a config, or the dicts it was written as, the fields of the table that it lacks; returns their names."""
     lacking = fields.missing(config, table)
     for name in lacking:
-        fields.put(config, name, table[name])
+        fields.put(config, name, table[name].default)
     return lacking
 
 
