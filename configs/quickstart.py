@@ -20,8 +20,8 @@ node finds by chance all learn from. Beside it nodes alone are played, for the r
 much as one of the four, and one that samples as much as all. Temperature and learning rate were chosen on simulated
 runs of seeds 0, 1 and 100 to 103; live, the chain's beacons make other problems of a seed.
 
-It has two of the game's three stages: a model that never got six letters right does not learn in so few rounds to revise
-such answers (1 % right, where first answers are 99 % and critics' votes 100 %).
+It has two of the game's three stages: a model that never got six letters right does not learn in so few rounds to
+revise such answers (1 % right, where first answers are 99 % and critics' votes 100 %).
 """
 
 import ml_collections
@@ -34,8 +34,6 @@ TOGETHER = {
     "game.stages": 2,
     "swarm.local_groups": 8,
     "swarm.external_groups": 0,  # but for those that fill places of its own which teach nothing
-    "swarm.fill": True,
-    "swarm.choose": "useful",
     "sampling.temperature": 2.0,  # one completion of some thousands is right; at 1 none
     "learn.learning_rate": 5e-4,
     "rounds": 150,
