@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlswarm_jax import parallel, qwen, speed
+from rlswarm_jax import compilation, parallel, qwen, speed
 from rlswarm_jax.evaluator import Evaluator
 from rlswarm_jax.game.effects import Claimed, Learn, Metrics, Sample, Sampled
 from rlswarm_jax.game.prompts import PromptFormat
@@ -102,7 +102,7 @@ class Engine:
         mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)  # of all processes: they are one node
         self._mesh = None if mesh.size == 1 else mesh
         on, most = (self._mesh, devices.backend), config.max_prompt_tokens
-        jit = self._jit = jit if self._mesh is None else jax.jit
+        jit = self._jit = compilation.quickly(jit, policy.config.num_parameters) if self._mesh is None else jax.jit
         self._model = policy.config
         text, group = (most + count * config.max_new_tokens for count in (1, config.group_size))
         widest = max(text, min(group, 2 * text, MOST_SHARED))
