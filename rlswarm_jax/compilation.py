@@ -63,8 +63,7 @@ def use_cache() -> Path | None:
 def quickly(jit: Callable, parameters: int) -> Callable:
     """`jit` for a model of so many parameters: on a CPU, with `QUICK` for one of at most `SMALL`.
 
-    Not where the environment says how XLA compiles; and nothing is for it whose rows must not depend on their places:
-    without fusion emitters their bits do.
+    Not where the environment says how XLA compiles.
     """
     said = os.environ.get("XLA_FLAGS", "")
     chosen = jax.config.values["jax_disable_most_optimizations"] or any(name in said for name in QUICK)

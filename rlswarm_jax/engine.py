@@ -130,7 +130,7 @@ class Engine:
             )
 
         counts, held_out = [count for count, _ in config.stages], config.held_out_rows
-        # not quickly: those programs' bits depend on the place of a completion in its tile
+        # not quickly: that no bit depends on a completion's place in its tile was not shown of such programs
         self._sampler = sampler(config.temperature, Draw(), config.rows, config.exact_rows, counts, jit)
         greedy = sampler(config.evaluation_temperature, config.evaluation, held_out, held_out, (), quick)
         self._evaluator = Evaluator(greedy, verifier, prompt_format, policy.tokenizer, config.held_out_problems)
