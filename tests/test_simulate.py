@@ -150,7 +150,7 @@ class Played:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with tiny.optimizations(False):
+    with tiny.optimizations(not tiny.QUICK):  # else as users run it
         yield World()
 
 

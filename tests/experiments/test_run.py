@@ -1,6 +1,7 @@
 """What a user meets at the command line."""
 
 import errno
+import gc
 import json
 import os
 import subprocess
@@ -231,6 +232,14 @@ def test_a_field_that_a_config_of_ones_own_lacks_has_its_default_which_is_said(t
     cli.check(config)
     assert config.learn.max_grad_norm == 1.0
     assert capsys.readouterr().err == "the config has no learn.max_grad_norm: its default, 1.0, holds\n"
+
+
+def test_a_program_looks_for_cycles_seldom():
+    before = gc.get_threshold()
+    try:
+        assert cli.code_of(lambda: gc.get_threshold()[0]) == cli.NEW_OBJECTS
+    finally:
+        gc.set_threshold(*before)
 
 
 @pytest.mark.parametrize(
