@@ -35,6 +35,7 @@ FILES = {
     "uplot.js": "text/javascript",
     "page.js": "text/javascript",
     "views.js": "text/javascript",
+    "words.js": "text/javascript",
     "draw.js": "text/javascript",
 }
 POLICY = (
