@@ -44,7 +44,7 @@ NODES = 8
 PICTURES = {  # name: the view, width, height, colours
     "lineage": ("lineage", 1000, 640, "light"),
     "lessons": ("lineage?node=0&author={author}", 1000, 760, "light"),
-    "round": ("round?node=0&round={round}", 1000, 640, "dark"),
+    "round": ("round?node=0&round={round}", 1000, 800, "dark"),
 }
 
 

@@ -263,7 +263,7 @@ def test_the_first_paint_is_quick_and_small(tab, page):
     before = tab.bytes
     show(tab, page, "now")
     painted = tab.until("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
-    assert tab.bytes - before < 300_000 and painted < 5_000  # a busy machine; benchmarks/page.py measures it
+    assert 50_000 < tab.bytes - before < 300_000 and painted < 5_000  # a busy machine; benchmarks/page.py measures it
 
 
 def test_a_written_page_opens_from_disk(tab, directory, tmp_path):

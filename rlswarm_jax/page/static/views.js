@@ -128,7 +128,7 @@ const views = (() => {
 
   // groups by the round in which they were learned, the newest first, or from the round on that the address names
   async function lessons(page, learner, author, panel, advantage, before) {
-    const first = before === undefined, meant = first && page.given.group;
+    const first = before === undefined;
     if (first && page.given.at && page.has("lessons", { node: learner.index, author, before: Number(page.given.at) + 1 })) before = Number(page.given.at) + 1;
     try {
       const found = await page.get("lessons", { node: learner.index, author, before });
@@ -189,7 +189,7 @@ const views = (() => {
     return box.replaceChildren(
       said("question", told.question),
       el("p", {}, right, el("span", { class: "quiet" }, told.judged)),
-      told.full || told.prompt ? el("details", {}, el("summary", {}, "In full"), told.full ? said("question in full", told.full) : "", told.prompt ? [el("p", {}, "As the model saw it, with what others had said:"), said("prompt", told.prompt)] : "") : "");
+      told.full || told.prompt ? el("details", {}, el("summary", {}, "In full"), told.full ? said("question in full", told.full) : "", told.prompt ? [el("p", {}, "As the model saw it:"), said("prompt", told.prompt)] : "") : "");
   }
 
   function completions(group) {
