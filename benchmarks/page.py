@@ -41,6 +41,7 @@ from tests.experiments.test_show import config
 from tests.page import chromium
 
 NODES = 8
+REST, SHARE, LONGEST = 2.5, 50, 60.0  # seconds between two looks, times as long as a look takes: as page.js rests
 PICTURES = {  # name: the view, width, height, colours
     "lineage": ("lineage", 1000, 640, "light"),
     "lessons": ("lineage?node=0&author={author}", 1000, 760, "light"),
@@ -191,7 +192,7 @@ def look(url: str, run: psutil.Process) -> tuple[float, float]:
     tree = [run, *run.children(recursive=True)]
     (page,) = (one for one in tree if one.status() != psutil.STATUS_ZOMBIE and SERVER in one.cmdline())
     found = cpu(page), sum(map(cpu, tree)) + sum(run.cpu_times()[2:4])
-    time.sleep(max(0.0, 2.5 - (time.monotonic() - began)))
+    time.sleep(min(LONGEST, max(REST, SHARE * (time.monotonic() - began))))
     return found
 
 

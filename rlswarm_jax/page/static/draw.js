@@ -33,7 +33,7 @@ const draw = (() => {
   const MISSING = "–";
   const known = (value) => value !== null && value !== undefined && !Number.isNaN(value);
   const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : MISSING);
-  const percent = (value) => (known(value) ? `${(100 * value).toFixed(1)} %` : MISSING);
+  const percent = (value) => (known(value) ? `${(100 * value).toFixed(1)}\u00a0%` : MISSING);
   const fixed = (value, digits = 2) => (known(value) ? value.toFixed(digits) : MISSING);
   const signed = (value, digits = 2) => (known(value) ? (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits) : MISSING);
   const reward = (value) => (Number.isInteger(value) ? String(value) : value.toFixed(2));

@@ -18,6 +18,7 @@ const words = (() => {
     "commitment": "The hash (a Merkle root) of all records that a node has published in an epoch: none of them can be changed later.",
     "audit": "Another node draws the completions of a group again, with the weights and the keys of chance that their author's record names, and sees whether the same tokens come out.",
     "undecided": "What was drawn again was too sure a thing to tell one key from another, or could not be had. It is no sign of a lie.",
+    "withheld": "The author is there, and does not show the weights that its record names, which others need to draw it again.",
     "bits": "How surely an audit tells the claimed key from others: with b bits, another would fit as well once in 2 to the power of b. From 20 on, the group counts as produced.",
     "margin": "Evidence, as a power of ten, that other weights or keys than the claimed ones drew the group: from 6 on it counts as not produced. Honest ones are at 0 or a little below.",
     "equivocations": "Two different signed records of one node for the same place: it has told different peers different things.",
