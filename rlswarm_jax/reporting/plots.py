@@ -91,7 +91,7 @@ def _plot_held_out(run: Run) -> None:
 
 def _plot_alone(run: Run) -> None:
     figure, axes = _axes("This swarm, and nodes alone", "held-out accuracy, %", 100)
-    runs = {"this swarm": run} | {ALONE[kind].replace(", ", ",\n"): one for kind, one in run.alone.items()}
+    runs = {"this swarm": run} | {ALONE[kind].replace("samples ", "samples\n"): one for kind, one in run.alone.items()}
     for i, (label, one) in enumerate(runs.items()):
         by_round: dict[int, list[float]] = {}
         for name in one.names:
