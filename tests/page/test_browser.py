@@ -139,7 +139,7 @@ def test_the_first_sentence_prefers_nobody_where_shares_are_even_and_the_reason_
     show(tab, page, "now")
     assert tab.run("document.querySelector('#teachers').innerText").startswith("Shares are even: nobody was preferred.")
     assert tab.run("document.querySelector('#why').innerText").startswith(
-        "Why? Authors take turns, whatever they earned"
+        "Why? Authors take turns, and in a turn those come first whose groups have taught"
     )
     assert tab.run("document.querySelector('#sharing').innerText").startswith(
         "Did sharing help? Nodes alone have not been"
