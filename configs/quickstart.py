@@ -36,8 +36,7 @@ TOGETHER = {
     "swarm.external_groups": 0,  # but for those that fill places of its own which teach nothing
     "sampling.temperature": 2.0,  # one completion of some thousands is right; at 1 none
     "learn.learning_rate": 5e-4,
-    "rounds": 150,
-    "evaluation.every": 15,
+    "rounds": 120,
 }
 
 
