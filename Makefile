@@ -16,7 +16,8 @@ WORKERS ?= 2
 # The tests' programs are tiny, and XLA compiles them in an eighth of the time so; `make test-all` tests what users run.
 quickly := JAX_DISABLE_MOST_OPTIMIZATIONS=true XLA_FLAGS="$$XLA_FLAGS --xla_cpu_use_fusion_emitters=false"
 # Of an environment that keeps no bytecode every worker would rewrite all tests again, and every process compile us.
-pytest := PYTHONDONTWRITEBYTECODE= JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(bin)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+bytecode := PYTHONDONTWRITEBYTECODE=
+pytest := $(bytecode) JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(bin)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all lint lock contracts clean install install-dev
@@ -25,7 +26,7 @@ help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: $(VENV)/.installed  ## run the quickstart, and go on where an earlier run stopped (CONFIG=..., ARGS=...)
-	$(bin)/python -m experiments.run --config $(CONFIG) --resume $(ARGS)
+	$(bytecode) $(bin)/python -m experiments.run --config $(CONFIG) --resume $(ARGS)
 
 test: $(VENV)/.installed-dev  ## run the tests, but for the slow ones (ARGS=... are pytest's; WORKERS=1 for one at a time)
 	$(quickly) $(pytest) -m "not slow" $(ARGS)

@@ -41,7 +41,7 @@ BIG, TEXT, OWN, PEERS, GROUP = "Qwen2.5-0.5B", 512, 4, 4, 8  # tokens of a text,
 
 
 def main() -> None:
-    config = quickstart.get_config("simulate")
+    config = quickstart.get_config("spoiled-simulate")
     config.audit.auditors = 1
     made = build.build(config, [identity.simulated(0, 0)])
     game, engine = made.games[0], made.one_engine

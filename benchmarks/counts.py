@@ -1,4 +1,4 @@
-"""What the problems that all nodes share are worth, and a node's own: the quickstart with more of one or of the other.
+"""What the problems that all nodes share are worth, and a node's own: with more of one or of the other.
 
     python -m benchmarks.counts        a quarter of an hour on 2 CPU cores; `--seeds 1` half of that
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.game        about two minutes on 2 CPU cores
 
-Runs configs/quickstart.py for 60 rounds and prints one JSON line for each phase: its share of a node's time in rounds,
-mean over nodes, without what each has once (loading, compiling) and without held-out evaluations. `gather` is waiting
-for peers, most of it for those that still compute on the same cores.
+Runs configs/quickstart.py:spoiled for 60 rounds and prints one JSON line for each phase: its share of a node's time in
+rounds, mean over nodes, without what each has once (loading, compiling) and without held-out evaluations. `gather` is
+waiting for peers, most of it for those that still compute on the same cores.
 """
 
 import json

@@ -2,9 +2,9 @@
 
     python -m benchmarks.live        about four minutes on 2 CPU cores
 
-Runs configs/quickstart.py for 60 rounds both ways, in turn, after one run that fills the compilation cache. Prints one
-JSON line a row: seconds until the parent has said who is who, rounds a second from the first round's end (evaluations
-included), and wall and processor time of everything.
+Runs configs/quickstart.py:spoiled for 60 rounds both ways, in turn, after one that fills the compilation cache. Prints
+one JSON line a row: seconds until the parent has said who is who, rounds a second from the first round's end
+(evaluations included), and wall and processor time of everything.
 """
 
 import json
@@ -28,7 +28,7 @@ ROUNDS, REPEATS = 60, 3
 
 def run(variant: str, workdir: Path, rounds: int = ROUNDS, arguments: Sequence[str] = ()) -> dict[str, float]:
     """What one run takes, in seconds and rounds a second."""
-    command = [sys.executable, "-m", "experiments.run", f"--config=configs/quickstart.py{variant}"]
+    command = [sys.executable, "-m", "experiments.run", f"--config=configs/quickstart.py:spoiled{variant}"]
     command += [f"--config.rounds={rounds}", "--config.wandb.mode=disabled", f"--workdir={workdir}", *arguments]
     used, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
@@ -51,7 +51,7 @@ def run(variant: str, workdir: Path, rounds: int = ROUNDS, arguments: Sequence[s
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        variants = {"live": "", "simulate": ":simulate"}
+        variants = {"live": "", "simulate": "-simulate"}
         for name, variant in variants.items():
             run(variant, Path(folder) / f"warm-{name}")
         found: dict[str, list[dict[str, float]]] = {name: [] for name in variants}

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -40,10 +41,11 @@ from tests.experiments.test_show import config
 from tests.page import chromium
 
 NODES = 8
+REST, SHARE, LONGEST = 2.5, 50, 60.0  # seconds between two looks, times as long as a look takes: as page.js rests
 PICTURES = {  # name: the view, width, height, colours
     "lineage": ("lineage", 1000, 640, "light"),
     "lessons": ("lineage?node=0&author={author}", 1000, 760, "light"),
-    "round": ("round?node=0&round={round}", 1000, 640, "dark"),
+    "round": ("round?node=0&round={round}", 1000, 800, "dark"),
 }
 
 
@@ -142,32 +144,56 @@ def beside_a_run() -> None:
             assert run.stdout
             url = next(line.split()[1] for line in run.stdout if line.startswith("page: "))
             threading.Thread(target=run.stdout.read, daemon=True).start()
-            spent, total, looks = visit(url, psutil.Process(run.pid))
+            spent, total, looks = visit(url, run)
             assert run.wait() == 0
     found = {"looks": looks, "page_s": spent, "run_s": total}
     line("beside a run", {"nodes": 4, "streams": 1}, 100 * spent / total, "% of its processor time", found)
 
 
-def visit(url: str, run: psutil.Process) -> tuple[float, float, int]:
-    """Processor seconds of the page and of all of a run, and how often its visitor looked: as the page does."""
+def visit(url: str, run: subprocess.Popen) -> tuple[float, float, int]:
+    """Processor seconds of the page and of all of a run, and how often its visitor looked: as the page does.
+
+    First at what the views show, which the page refuses until the run has a folder; then whenever the stream says that
+    there is something new, to the end of the run. Raises where the page fails before that.
+    """
+    process, found, looks = psutil.Process(run.pid), None, 1
+    while found is None:
+        assert run.poll() is None, "the run was over before its page answered"
+        try:
+            found = look(url, process)
+        except urllib.error.HTTPError:  # there is no run yet
+            time.sleep(0.5)
     connection = http.client.HTTPConnection(url.split("/")[2], timeout=30)
-    spent, total, looks = 0.0, 0.0, 0
-    with contextlib.suppress(OSError, http.client.HTTPException):  # as the run ends
-        connection.request("GET", "/api/events")
-        stream = connection.getresponse()
+    connection.request("GET", "/api/events")
+    stream = connection.getresponse()
+    assert stream.status == 200, stream.read()
+    try:
         while line := stream.readline():
-            if not line.startswith(b"data:"):
-                continue
-            now = time.monotonic()
-            for name in ("now", "lineage", "learning"):
-                urllib.request.urlopen(f"{url}api/{name}").read()
-            looks += 1
-            with contextlib.suppress(psutil.Error):  # one of them ends just now
-                tree = [run, *run.children(recursive=True)]
-                (page,) = (one for one in tree if one.status() != psutil.STATUS_ZOMBIE and SERVER in one.cmdline())
-                spent, total = cpu(page), sum(map(cpu, tree)) + sum(run.cpu_times()[2:4])
-            time.sleep(max(0.0, 2.5 - (time.monotonic() - now)))
-    return spent, total, looks
+            if line.startswith(b"data:"):
+                found, looks = look(url, process), looks + 1
+    except urllib.error.HTTPError:
+        raise
+    except (OSError, http.client.HTTPException, psutil.Error, ValueError) as error:
+        ended: Exception | None = error  # as the run does, or else it did not go well
+    else:
+        ended = None
+    try:
+        run.wait(60)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"the page was gone after {looks} looks, and the run goes on: {ended!r}") from ended
+    return *found, looks
+
+
+def look(url: str, run: psutil.Process) -> tuple[float, float]:
+    """Fetches what three views show, and rests; the processor seconds of the page and of the whole run by then."""
+    began = time.monotonic()
+    for name in ("now", "lineage", "learning"):
+        urllib.request.urlopen(f"{url}api/{name}", timeout=30).read()
+    tree = [run, *run.children(recursive=True)]
+    (page,) = (one for one in tree if one.status() != psutil.STATUS_ZOMBIE and SERVER in one.cmdline())
+    found = cpu(page), sum(map(cpu, tree)) + sum(run.cpu_times()[2:4])
+    time.sleep(min(LONGEST, max(REST, SHARE * (time.monotonic() - began))))
+    return found
 
 
 def pictures(directory: Path, out: Path) -> None:
@@ -186,12 +212,11 @@ def pictures(directory: Path, out: Path) -> None:
             tab.open(f"{url}#/{view.format(**given)}")
             tab.until(f"document.documentElement.dataset.ready === '{view.partition('?')[0]}'")
             if name == "lessons":
-                tab.until("document.querySelectorAll('#lessons .said').length > 3")
+                tab.until("document.querySelectorAll('#lessons .asked .prompt').length > 5")
                 tab.run("scrollTo(0, 250)")
             if name == "round":
-                tab.click("document.querySelector('[data-key=prompts]')")
-                tab.until("!!document.querySelector('.prompt')")
-                tab.run("document.activeElement.blur()")
+                tab.until("!!document.querySelector('.asked .prompt')")
+                tab.run("document.querySelector('.asked details').open = true")
             time.sleep(0.5)
             tab.picture(out / f"page-{name}.png")
 

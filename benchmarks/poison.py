@@ -123,7 +123,7 @@ def play(config, made: build.Pieces, start: Sequence[learner.TrainState], seed: 
 
 
 def rows(keys: Sequence[int], seeds: int, stages: int, code: str) -> Iterator[dict]:
-    config = quickstart.get_config("simulate")
+    config = quickstart.get_config("spoiled-simulate")
     config.rounds = config.evaluation.every = ROUNDS
     config.game.stages, config.chain.endpoint = stages, "none"
     made = build.build(config, simulated.identities(config))

@@ -53,7 +53,7 @@ class Bench:
     """The policies, the problems and the compiled samplers."""
 
     def __init__(self, learning_rate: float | None = None):
-        config = quickstart.get_config("simulate")
+        config = quickstart.get_config("spoiled-simulate")
         config.learn.learning_rate = learning_rate or config.learn.learning_rate
         config.evaluation.problems = config.evaluation.rows = 8
         made = build.build(config, [identity.simulated(0, 0)])

@@ -143,7 +143,7 @@ def _length(driver: str, rounds: int) -> float:
 
 
 def make(exact: bool) -> tuple[ml_collections.ConfigDict, build.Pieces]:
-    config = quickstart.get_config("simulate")
+    config = quickstart.get_config("spoiled-simulate")
     config.rounds, config.sampling.exact = ROUNDS, exact
     config.evaluation.every = ROUNDS  # one evaluation at the start, one at the end: rounds are what is timed
     config.evaluation.problems = config.evaluation.rows = 8

@@ -85,6 +85,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.swarm("attacks")
     common.simulate(config)
     config.swarm.nodes, config.game.stages = NODES, 1
+    config.swarm.fill, config.swarm.choose = False, "turns"
     config.model.path, config.sampling.temperature = "embedded:base", 2.0
     config.chain.endpoint = "none"
     config.learn.learning_rate = 5e-4

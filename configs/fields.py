@@ -197,18 +197,18 @@ def make(fields: Fields) -> ml_collections.ConfigDict:
     """A config of the defaults."""
     config = ml_collections.ConfigDict()
     for name, field in fields.items():
-        put(config, name, field)
+        put(config, name, field.default)
     return config
 
 
-def put(config: Any, name: str, field: Field) -> None:
-    """Sets a field of a config, or of the dicts that one was written as, to its default."""
+def put(config: Any, name: str, value: Any) -> None:
+    """Sets a field of a config, or of the dicts that one was written as, to a copy of a value."""
     *sections, leaf = name.split(".")
     for section in sections:
         if section not in config:
             config[section] = type(config)()
         config = config[section]
-    config[leaf] = copy.deepcopy(field.default)
+    config[leaf] = copy.deepcopy(value)
 
 
 def drop(config: Any, name: str) -> None:

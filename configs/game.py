@@ -58,6 +58,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.swarm.local_groups, config.game.shared = 4, 4
     config.game.stand_by, config.game.derivation_reward = False, 0.0  # what others' words are worth by themselves
     config.swarm.external_groups = 8
+    config.swarm.fill, config.swarm.choose = False, "turns"
     config.learn.learning_rate = 3e-5
     config.rounds = config.evaluation.every = 100
     config.chain.endpoint = "none"  # a study: problems follow from the seed

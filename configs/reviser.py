@@ -47,6 +47,7 @@ POINTS: dict[str, dict[str, Any]] = {
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.swarm("reviser")
     common.simulate(config)
+    config.swarm.fill, config.swarm.choose = False, "turns"
     config.chain.endpoint = "none"  # a study: problems follow from the seed
     common.apply(config, variant, common.smoke)
     return config

@@ -141,6 +141,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.simulate(config)
     config.swarm.nodes, config.game.stages = 8, 1
     config.swarm.local_groups = config.swarm.external_groups = GROUPS // 2
+    config.swarm.fill, config.swarm.choose = False, "turns"  # but for points that say so
     config.chain.endpoint = "none"
     config.learn.learning_rate = 2e-4
     config.rounds, config.evaluation.every, config.checkpoint_every = 300, 50, 100

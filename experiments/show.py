@@ -1,7 +1,7 @@
 """Shows a round of one node as it was: what it was asked, what it said, what that earned, and how it voted.
 
-    python -m experiments.show runs/quickstart --round 140             node 0 of a swarm
-    python -m experiments.show runs/quickstart --round 140 --node 2    another one, by its number or its name
+    python -m experiments.show runs/quickstart --round 100             node 0 of a swarm
+    python -m experiments.show runs/quickstart --round 100 --node 2    another one, by its number or its name
     python -m experiments.show runs/node                               the last round of a node started by hand
     python -m experiments.show runs/quickstart --peers                 with what its peers said, in full
 

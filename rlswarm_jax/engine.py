@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlswarm_jax import parallel, qwen, speed
+from rlswarm_jax import compilation, parallel, qwen, speed
 from rlswarm_jax.evaluator import Evaluator
 from rlswarm_jax.game.effects import Claimed, Learn, Metrics, Sample, Sampled
 from rlswarm_jax.game.prompts import PromptFormat
@@ -102,14 +102,18 @@ class Engine:
         mesh = parallel.make_mesh(jax.devices(), devices.fsdp, devices.tensor)  # of all processes: they are one node
         self._mesh = None if mesh.size == 1 else mesh
         on, most = (self._mesh, devices.backend), config.max_prompt_tokens
-        jit = self._jit = jit if self._mesh is None else jax.jit
+        jit = jit if self._mesh is None else jax.jit
+        quick = jit if self._mesh is not None else compilation.quickly(jit, policy.config.num_parameters)
+        self._jit = quick
         self._model = policy.config
         text, group = (most + count * config.max_new_tokens for count in (1, config.group_size))
         widest = max(text, min(group, 2 * text, MOST_SHARED))
         self._replayed = sorted({max(LEAST_REPLAYED, -(-widest >> half)) for half in range(2)})  # one program, or two
         self._rounding = rounding(config.dtype, config.kv_dtype, config.temperature, key_bias_norm(policy.params))
 
-        def sampler(temperature: float, how: Draw, rows: int, exact_rows: int, counts: Sequence[int]) -> Sampler:
+        def sampler(
+            temperature: float, how: Draw, rows: int, exact_rows: int, counts: Sequence[int], jit: Any
+        ) -> Sampler:
             return Sampler(
                 policy.config,
                 widths=prompt_widths(most),
@@ -126,13 +130,14 @@ class Engine:
             )
 
         counts, held_out = [count for count, _ in config.stages], config.held_out_rows
-        self._sampler = sampler(config.temperature, Draw(), config.rows, config.exact_rows, counts)
-        greedy = sampler(config.evaluation_temperature, config.evaluation, held_out, held_out, ())
+        # not quickly: that no bit depends on a completion's place in its tile was not shown of such programs
+        self._sampler = sampler(config.temperature, Draw(), config.rows, config.exact_rows, counts, jit)
+        greedy = sampler(config.evaluation_temperature, config.evaluation, held_out, held_out, (), quick)
         self._evaluator = Evaluator(greedy, verifier, prompt_format, policy.tokenizer, config.held_out_problems)
         # the rate is an argument of a step: whatever it follows from makes no other program
         same = dataclasses.replace(learner_config, learning_rate=0.0, decay_rounds=0, decay_to=1.0)
         base = None if learner_config.lora is None else policy.params
-        self._learner = learner.Learner(same, policy.config, *on, base, jit=jit)
+        self._learner = learner.Learner(same, policy.config, *on, base, jit=quick)
         self.base = b"" if base is None else qwen.digest(parallel.fetch(base))  # digest of what is beneath an adapter
         shards, longest = parallel.row_shards(self._mesh), most + config.max_new_tokens
         self._shapes = tiles.shapes(

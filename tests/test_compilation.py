@@ -63,6 +63,28 @@ def test_a_user_without_a_home_has_no_cache():
     assert run(f"{homeless}{WHERE}", ROOT).stdout.strip() == "None"
 
 
+QUICKLY = """
+import jax
+from rlswarm_jax import compilation
+for parameters in (compilation.SMALL, compilation.SMALL + 1):
+    jit = compilation.quickly(jax.jit, parameters)
+    print(jit is jax.jit or jit.keywords["compiler_options"] == compilation.QUICK and float(jit(lambda x: x + 1)(1.0)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "small"),
+    [
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, "2.0"),
+        ({"XLA_FLAGS": "--xla_backend_optimization_level=2"}, "True"),
+        ({"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}, "True"),
+    ],
+)
+def test_small_models_are_compiled_quickly_unless_the_user_says_how(tmp_path, environment, small):
+    """True is for `jax.jit` as it is; 2.0 what a program says that was compiled so."""
+    assert run(QUICKLY, tmp_path, **environment).stdout.split() == [small, "True"]
+
+
 BITS = [
     "tests/qwen/test_refill.py::TestExactly",
     "tests/test_simulate.py::test_the_order_of_arrival_does_not_matter",
@@ -161,6 +183,13 @@ class TestPrograms:
         tmp_path.chmod(0o700)
         (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path)
         assert self.run(tmp_path.parent / f"{tmp_path.name}-link", 2.0) == 1
+
+    def test_options_of_the_compiler_reach_it_and_make_another_program(self, tmp_path):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+            self.run(tmp_path / "p", 2.0, compiler_options={"xla_no_such_option": True})
+        assert self.run(tmp_path / "p", 2.0) == 1
+        assert self.run(tmp_path / "p", 2.0, compiler_options=compilation.QUICK) == 1
+        assert self.run(tmp_path / "p", 2.0, compiler_options=compilation.QUICK) == 0
 
     def test_what_is_donated_stays_so(self, tmp_path):
         for _ in range(2):

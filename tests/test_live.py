@@ -15,11 +15,11 @@ import pytest
 from libp2p.pubsub.pb import rpc_pb2
 from wandb.proto import wandb_internal_pb2
 
+from rlswarm_jax.files import ALONE
 from rlswarm_jax.identity import Identity, simulated
 from rlswarm_jax.metrics import read_rows
 from rlswarm_jax.records.envelope import seal
 from rlswarm_jax.reporting.results import load, mean
-from rlswarm_jax.reporting.sections import ALONE
 from rlswarm_jax.running import arguments as cli
 from tests.metric_names import complaint, undocumented
 from tests.records.samples import record
@@ -115,16 +115,15 @@ def test_a_report_has_the_line_to_start_the_same_again(runs, which):
     assert json.loads(again.to_json_best_effort()) == json.loads((runs[which] / "config.json").read_text())
 
 
-def test_nodes_alone_were_played_beside_it_with_as_many_samples_and_updates(runs):
+def test_nodes_alone_were_played_beside_it_with_as_many_samples_as_one_and_as_all(runs):
     swarm = load(runs[0])
-    assert set(swarm.alone) == {"sampled", "learned"}
+    assert set(swarm.alone) == {"sampled", "together"}
     of_a_node = swarm.summary.samples["generated"] / NODES
     for kind, one in swarm.alone.items():
         assert one.summary.status == "finished" and one.summary.rounds_done == {one.names[0]: ROUNDS}
         assert one.summary.external_fraction == 0 and not one.summary.ledger
         assert one.summary.config["learn"] == swarm.summary.config["learn"]
-        more = swarm.summary.config["swarm"]["external_groups"] * 4 * ROUNDS if kind == "learned" else 0
-        assert one.summary.samples["generated"] == of_a_node + more
+        assert one.summary.samples["generated"] == of_a_node * (NODES if kind == "together" else 1)
     report = (runs[0] / "report.md").read_text()
     after = [f"{100 * mean(one.after.values()):.1f} %" for one in (swarm, *swarm.alone.values())]
     for label, accuracy in zip(["this swarm", *ALONE.values()], after, strict=True):

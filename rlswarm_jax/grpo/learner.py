@@ -201,6 +201,11 @@ def first_adapter(config: QwenConfig, about: LoraConfig) -> lora.Adapter:
     return lora.init(config, about, _lora_key("init"))
 
 
+def _like(x: Any, sharding: Any = None) -> jax.ShapeDtypeStruct:
+    """The same shape and type, wherever."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
 def _lora_key(what: str) -> Array:
     return randomness.wrap(randomness.key_data("sample", "lora", what))
 
@@ -288,19 +293,28 @@ class Learner:
         On one device nothing is computed either.
         """
 
-        def sums(tile: Batch) -> Any:
-            of = self._of(state.params, state.step)
-            return self._sums.lower(of, tile).compile() if self.mesh is None else self.sums(state, tile)
+        of = self._of(state.params, state.step)
 
-        total = jax.eval_shape(self.gradient, self._of(state.params, state.step), tiles[0])
+        def update(total: Any) -> list[Callable[[], Any]]:
+            return [
+                lambda: self._add.lower(total, total).compile(),
+                lambda: self._apply.lower(state, total, np.float32(0)).compile(),
+            ]
+
         if self.mesh is not None:
-            layout = parallel.shardings(total, self.mesh)
-            total = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), total, layout)
-        return [
-            *(functools.partial(sums, tile) for tile in tiles),
-            lambda: self._add.lower(total, total).compile(),
-            lambda: self._apply.lower(state, total, np.float32(0)).compile(),
-        ]
+            total = jax.eval_shape(self.gradient, of, tiles[0])
+            total = jax.tree.map(_like, total, parallel.shardings(total, self.mesh))
+            return [*(functools.partial(self.sums, state, tile) for tile in tiles), *update(total)]
+
+        def sums(tile: Batch) -> Any:
+            return self._sums.lower(of, tile).compile()
+
+        def first() -> None:
+            total = jax.tree.map(_like, sums(tiles[0]).out_info)  # a kept program says it without being traced
+            for make in update(total):
+                make()
+
+        return [first, *(functools.partial(sums, tile) for tile in tiles[1:])]
 
     # --- programs
 

@@ -14,10 +14,11 @@ from rlswarm_jax.files import cannot_write, write_whole
 from rlswarm_jax.page.accounts import accounts, kept
 from rlswarm_jax.page.folder import Folder, Member
 from rlswarm_jax.page.lineage import authors_of, lessons
+from rlswarm_jax.page.problems import Problems, make_problems
 from rlswarm_jax.page.rounds import kept_rounds
 from rlswarm_jax.page.views import STATIC, AskedWrongError, answer, bounded
 
-STYLES, SCRIPTS = ("uplot.css", "page.css"), ("uplot.js", "draw.js", "views.js", "page.js")
+STYLES, SCRIPTS = ("uplot.css", "page.css"), ("uplot.js", "draw.js", "words.js", "views.js", "page.js")
 FIRST = ("now", "lineage", "learning", "network", "trust")  # what the views need that are opened first
 CHUNK = 256 << 10  # bytes of JSON that are packed together
 MISSING = (
@@ -50,7 +51,8 @@ LATEST, ALL = Share(12, 1, 4 << 20), Share(100_000, 4, 24 << 20)
 
 def export(folder: Folder, path: Path, share: Share = LATEST, prompts: Prompts = no_prompts) -> Path:
     """Writes the page; returns its path. prompts: of a node's round, by its index and the round's number; None where
-    they cannot be made. Raises UsageError if the disk does not take it.
+    they cannot be made. What was asked, and what is right, is made by the config's tasks, whose modules are imported.
+    Raises UsageError if the disk does not take it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,15 +106,26 @@ def _assembled(data: str) -> str:
 def _answers(folder: Folder, share: Share, prompts: Prompts) -> Iterator[tuple[str, bytes]]:
     """Every view by the address under which the page asks for it, the most important first, up to the share."""
     left = share.size
+    problems = make_problems(folder.config)
     for name, given in _asked(folder, share):
         with contextlib.suppress(AskedWrongError):
             raw = answer(folder, name, given)
+            if name in ("round", "lessons"):
+                raw = bounded(_with_questions(json.loads(raw), problems))
             left -= len(raw)
             if left < 0:
                 return
             yield _address(name, given), raw
             if name == "round" and (found := prompts(int(given["node"]), int(given["round"]))) is not None:
                 yield _address("prompts", given), bounded(found)
+
+
+def _with_questions(found: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    """A round, or lessons, with what was asked in each group whose texts are there."""
+    stages = found.get("stages", [found])
+    for group in [group for stage in stages for group in stage["groups"] if "seed" in group]:
+        group["asked"] = problems(group["task"], group["seed"])
+    return found
 
 
 def _address(name: str, given: dict[str, str]) -> str:

@@ -1,16 +1,16 @@
 """What was learned: held-out accuracy, reward, by task and by stage, and the swarm beside nodes alone."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlswarm_jax.evaluation import wilson
-from rlswarm_jax.files import ALONE_FOLDER, LEARNED, METRICS_FILE, SAMPLED
+from rlswarm_jax.files import ALONE, ALONE_FOLDER, METRICS_FILE
 from rlswarm_jax.page.folder import Folder, Member
-from rlswarm_jax.page.rows import Log, averaged, thinned
+from rlswarm_jax.page.rows import Log, averaged, recent, thinned
 from rlswarm_jax.page.texts import named
 
 MOST_LINES = 32  # nodes that have a line of their own
-ALONE = {SAMPLED: "alone, samples as much", LEARNED: "alone, learns from as much"}
 GAME = {
     "game/first": "first answer",
     "game/vote": "the critics' vote",
@@ -41,8 +41,9 @@ def learning(folder: Folder) -> dict[str, Any]:
             "ends": [_end(member, curve, problems) for member, curve in zip(members, curves, strict=True)],
         },
         "reward": {
-            "lines": [_line(m.name, m.course.column("reward/mean"), 120) for m in members][:MOST_LINES],
-            "mean": thinned(averaged(m.course.column("reward/mean") for m in members)),
+            "lines": [{"name": named(m.name), "points": recent(m.course.column("reward/mean"), 120)} for m in members][
+                :MOST_LINES
+            ],
         },
         "stages": [_averaged(members, name, label) for name, label in STAGES.items()],
         "game": [_averaged(members, name, label) for name, label in GAME.items()],
@@ -50,7 +51,8 @@ def learning(folder: Folder) -> dict[str, Any]:
             {"name": named(task), "points": thinned(averaged(measured(m, f"accuracy/{task}") for m in members))}
             for task in tasks
         ],
-        "alone": _alone(folder, swarm),
+        "alone": (alone := _alone(folder, swarm)),
+        "sharing": _sharing(alone, problems),
         "teaching": {
             "live": _averaged(members, "reward/zero_advantage_fraction", "groups that teach nothing"),
             "entropy": _averaged(members, "learn/entropy", "entropy of what is sampled, nats a token"),
@@ -58,12 +60,32 @@ def learning(folder: Folder) -> dict[str, Any]:
     }
 
 
+def _sharing(alone: Sequence[Mapping[str, Any]], problems: int) -> str:
+    """Whether the swarm does better than nodes alone, after the last round at which all were measured."""
+    curves = [{round_: value for round_, value in one["points"]} for one in alone]
+    common = set.intersection(*map(set, curves)) - {0.0} if curves else set()
+    if not common:
+        return ""
+    last = max(common)
+    swarm, *others = (curve[last] for curve in curves)
+    margin = 1.96 * math.sqrt(2 * swarm * (1 - swarm) / problems) if problems else 0.0
+    said = []
+    for one, value in zip(alone[1:], others, strict=True):
+        gap = swarm - value
+        how = "within chance of it" if abs(gap) <= margin else "less" if gap > 0 else "more"
+        said.append(f"a node {one['name']}, {100 * value:.1f} % ({how})")
+    return (
+        f"After {last:.0f} rounds a node of the swarm is right on {100 * swarm:.1f} % of the held-out problems; "
+        f"{'; '.join(said)}. Chance alone makes up to {100 * margin:.1f} points, with {problems} problems in one run."
+    )
+
+
 def _line(name: str, curve: Sequence[tuple[int, float]], most: int = 240) -> dict[str, Any]:
     return {"name": named(name), "points": thinned(curve, most)}
 
 
 def _averaged(members: Sequence[Member], column: str, label: str) -> dict[str, Any]:
-    return {"name": label, "points": thinned(averaged(member.course.column(column) for member in members))}
+    return {"name": label, "points": recent(averaged(member.course.column(column) for member in members))}
 
 
 def _end(member: Member, curve: Sequence[tuple[int, float]], problems: int) -> dict[str, Any]:

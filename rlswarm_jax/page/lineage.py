@@ -1,7 +1,9 @@
 """Who learned from whom: how many groups, when, and the very groups with their texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from scipy.special import chdtrc
 
 from rlswarm_jax.page.folder import Folder, Member
 from rlswarm_jax.page.rounds import group_view, kept_rounds
@@ -12,11 +14,15 @@ from rlswarm_jax.records.schema import STAGES, Group
 
 MOST_AUTHORS, MOST_BINS = 24, 48
 PAGE = 6  # groups at a time
-CHOOSING = {  # by config.swarm.choose
-    "turns": "authors take turns, as far as their groups teach something; which of them come first is by lot",
-    "reward": "the groups with the best completions come first",
-    "variety": "the groups with the most different completions come first",
-    "useful": "authors whose groups have taught the most come first",
+LEVEL = 0.01  # how often shares that are even by chance alone are called uneven, over all learners of a run
+FEWEST = 5  # groups that an even share must have, before anything is said of shares (Cochran's rule)
+CHOOSING = {  # by config.swarm.choose; `records.pool.Pool.draw` lets authors take turns whatever is chosen
+    "turns": "authors take turns, whatever they earned: each gives one group before any gives a second, and who comes "
+    "first is by lot",
+    "reward": "authors take turns, and in a turn those come first whose group earned most",
+    "variety": "authors take turns, and in a turn those come first whose group has the most different completions",
+    "useful": "authors take turns, and in a turn those come first whose groups have taught the most, or are not known "
+    "well yet",
 }
 
 
@@ -47,7 +53,21 @@ def lineage(folder: Folder) -> dict[str, Any]:
         "flow": {"first": first, "last": last, "width": width, "learners": flows},
         "why": [_why(folder, member, names) for member in members],
         "choosing": CHOOSING.get(folder.config["swarm"].get("choose", "turns"), ""),
+        "drawing": _drawing(folder.config["swarm"]),
+        "advantage": Scales(folder.config).says(),
     }
+
+
+def _drawing(swarm: Mapping[str, Any]) -> str:
+    """What a node draws from, in sentences."""
+    reads, groups = int(swarm.get("reads", 0)), int(swarm.get("external_groups", 0))
+    read = f"records of {reads} authors, drawn anew each round" if reads else "what all its peers send"
+    flat = "" if swarm.get("flat") else " in which completions differ in reward: others teach nothing"
+    fill = ", and one more for each of its own that teaches nothing" if swarm.get("fill") else ""
+    return (
+        f"A node reads {read}, and scores all of it itself. It draws up to {groups} groups a round{fill}, at most "
+        f"twice an even share of one author, from those of the last {int(swarm.get('max_staleness', 4))} rounds{flat}."
+    )
 
 
 def _flow(member: Member, authors: Sequence[str], first: int, width: int) -> list[list[int]]:
@@ -70,13 +90,17 @@ def _why(folder: Folder, member: Member, names: dict[str, str]) -> dict[str, Any
     most = max(totals, key=lambda author: (totals[author], author))
     heard, taught = member.course.totals("received_from/"), member.course.taught.get(most)
     other = folder.of_author(bytes.fromhex(most))
+    shares = [totals.get(author, 0.0) for author in totals.keys() | {a for a, records in heard.items() if records}]
+    chance = by_chance(shares)
     found = {
         "learner": named(member.name),
         "author": named(names.get(most, most[:8])),
         "hex": most,
         "groups": int(totals[most]),
         "of": int(sum(totals.values())),
-        "authors": sum(1 for groups in totals.values() if groups),
+        "authors": len(shares),
+        "chance": chance,
+        "even": chance is None or chance >= LEVEL / len(folder.members),
         "records": int(heard.get(most, 0)),
         "own_reward": _mean(member),
         "their_reward": _mean(other) if other else None,
@@ -84,6 +108,17 @@ def _why(folder: Folder, member: Member, names: dict[str, str]) -> dict[str, Any
     if taught:
         found |= {"reward": taught.reward / taught.groups, "stages": dict(taught.stages.most_common())}
     return found
+
+
+def by_chance(groups: Sequence[float]) -> float | None:
+    """How often shares of an even draw are at least as uneven as these; None where there are too few to say.
+
+    groups: of each author. Pearson's chi-square test. Authors who take turns come out more even than an even draw.
+    """
+    even = sum(groups) / max(1, len(groups))
+    if len(groups) < 2 or even < FEWEST:
+        return None
+    return float(chdtrc(len(groups) - 1, sum((count - even) ** 2 for count in groups) / even))
 
 
 def _mean(member: Member) -> float | None:
@@ -116,6 +151,7 @@ def lessons(folder: Folder, learner: Member, author: str, before: int | None) ->
         "node": own.index if (own := folder.of_author(bytes.fromhex(author))) else None,
         "name": named(folder.names.get(author, author[:8])) if author else named(learner.name),
         "groups": found,
+        "unused": scales.left_out(external=bool(author)),
         "next": following,
     }
 

@@ -1,5 +1,6 @@
 """What is going on: where each node is, whom it waits for and why, and the last thing that went wrong."""
 
+import collections
 import contextlib
 import dataclasses
 import re
@@ -10,7 +11,10 @@ from typing import Any
 from rlswarm_jax import journal
 from rlswarm_jax.journal import JournalError
 from rlswarm_jax.page.folder import PUBLISH, Folder, Member
+from rlswarm_jax.page.lineage import authors_of
+from rlswarm_jax.page.rows import recent
 from rlswarm_jax.page.texts import named
+from rlswarm_jax.page.trust import trouble
 from rlswarm_jax.status import BEHIND, READY, STALLED, Told, harmless, name_of
 
 LOG_FILE = "log.txt"  # of a node, as its launcher or itself writes it
@@ -73,7 +77,17 @@ def now(folder: Folder) -> dict[str, Any]:
         "chain": _chain(folder),
         "problems": int(folder.config.get("evaluation", {}).get("problems", 0)),
         "error": _error(folder),
+        "trouble": trouble(folder),
+        "people": _people(folder),
     }
+
+
+def _people(folder: Folder) -> dict[str, str]:
+    """Whom a name leads to, in hex: nodes, and whoever else was heard. A name that two have leads to nobody."""
+    authors = dict.fromkeys([*(m.author.hex() for m in folder.members if m.author), *authors_of(folder)])
+    names = {author: named(folder.names.get(author, author[:8])) for author in authors}
+    times = collections.Counter(names.values())
+    return {name: author for author, name in names.items() if times[name] == 1}
 
 
 def _places(folder: Folder) -> dict[int, Place]:
@@ -102,7 +116,7 @@ def _node(
         "round": place.round if place and running else played,
         "done": played,
         "peers": course.last("peers/connected"),
-        "reward": _recent(course.column("reward/mean")),
+        "reward": shown_recent[-1][1] if (shown_recent := recent(course.column("reward/mean"))) else None,
         "held_out": course.last("held_out/accuracy") if final is None else final,
         "learned": course.total("groups/external"),
         "waiting": [],
@@ -151,11 +165,6 @@ def _says(says: Told, told: dict[int, Told], folder: Folder) -> dict[str, Any]:
     if says.waiting and says.until is not None:
         found["until"] = round(says.until - now, 1)
     return found | ({"round": says.round} if says.round is not None else {})
-
-
-def _recent(curve: list[tuple[int, float]], most: int = 10) -> float | None:
-    values = [v for _, v in curve[-most:]]
-    return sum(values) / len(values) if values else None
 
 
 def _awaited(folder: Folder, member: Member, place: Place, places: dict[int, Place]) -> list[dict[str, str]]:

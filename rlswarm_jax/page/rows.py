@@ -161,6 +161,7 @@ def _whole(chunk: bytes, rest_of_line: Any) -> bytes:
 # --- curves, thinned
 
 MOST_POINTS = 240
+RECENT = 10  # rounds that a figure which jumps from round to round is the mean of, wherever it is shown
 Curve = Sequence[tuple[int, float]]
 
 
@@ -174,6 +175,15 @@ def thinned(curve: Curve, most: int = MOST_POINTS) -> list[list[float]]:
     for r, v in curve:
         bins[int((r - first) / width)].append((r, v))
     return [[found[-1][0], _short(sum(v for _, v in found) / len(found))] for _, found in sorted(bins.items())]
+
+
+def recent(curve: Curve, most: int = MOST_POINTS) -> list[list[float]]:
+    """At most so many [round, mean of the ten rounds up to it], the last round among them."""
+    values = np.cumsum([0.0, *(v for _, v in curve)])
+    first = np.maximum(0, np.arange(len(curve)) + 1 - RECENT)
+    means = (values[1:] - values[first]) / (np.arange(len(curve)) + 1 - first)
+    step = max(1, -(-len(curve) // most))
+    return [[curve[at][0], _short(float(means[at]))] for at in range((len(curve) - 1) % step, len(curve), step)]
 
 
 def averaged(curves: Iterable[Curve]) -> list[tuple[int, float]]:

@@ -35,6 +35,7 @@ FILES = {
     "uplot.js": "text/javascript",
     "page.js": "text/javascript",
     "views.js": "text/javascript",
+    "words.js": "text/javascript",
     "draw.js": "text/javascript",
 }
 POLICY = (
@@ -161,19 +162,23 @@ class Page:
         seen = self._version
         try:
             await stream.prepare(request)
-            while True:
+            quiet = HEARTBEAT
+            while request.transport is not None:  # until the visitor leaves
                 if self._version != seen:
-                    seen = self._version
+                    seen, quiet = self._version, 0.0
                     await stream.write(f"event: change\ndata: {seen}\n\n".encode())
-                else:
+                elif quiet >= HEARTBEAT:
+                    quiet = 0.0
                     await stream.write(b": \n\n")
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(HEARTBEAT), self._changed:
+                    async with asyncio.timeout(LOOK), self._changed:
                         await self._changed.wait()
-        except (ConnectionResetError, ConnectionError):
-            return stream
+                quiet += LOOK
+        except ConnectionError:
+            pass
         finally:
             self._streams -= 1
+        return stream
 
     async def _watched(self, application: web.Application) -> AsyncIterator[None]:
         watching = asyncio.create_task(self._watch())

@@ -22,6 +22,7 @@ SAMPLES_FILE, CLAIMS_FILE = "samples.json", "claims.json"  # as experiments.audi
 def trust(folder: Folder) -> dict[str, Any]:
     members, names = folder.members, folder.names
     sums = {member.index: member.course.totals("audit/") for member in members}
+    audits = {index: _audits(total) for index, total in sums.items()}
     records = _latest(folder)
     distrusted = [
         {"by": named(member.name), "whom": named(names.get(author, author[:8])), "rounds": int(total)}
@@ -33,8 +34,7 @@ def trust(folder: Folder) -> dict[str, Any]:
         "nodes": [
             {
                 "name": named(member.name),
-                "cases": int(sums[member.index].get("cases", 0)),
-                "found": {name: int(sums[member.index].get(f"found/{name}", 0)) for name in FINDINGS},
+                **audits[member.index],
                 "tokens": int(sums[member.index].get("tokens", 0)),
                 "own": {name: int(sums[member.index].get(f"own_{name}", 0)) for name in FINDINGS},
                 "equivocations": int(member.course.last("records/equivocations") or 0),
@@ -43,10 +43,18 @@ def trust(folder: Folder) -> dict[str, Any]:
         ],
         "verdicts": _verdicts(records, names),
         "distrusted": distrusted[:MOST_ROWS],
-        "audits": any(total.get("cases") for total in sums.values()),
+        "audits": summed(audits.values()),
         "samples": _samples(folder, names),
         "claims": _claims(folder, names),
     }
+
+
+def _audits(total: Mapping[str, float]) -> dict[str, int]:
+    """Of one auditor: drawn, and what became of these, which adds up to it. open: nothing is found yet."""
+    found: dict[str, int] = {name: int(total.get(f"found/{name}", 0)) for name in FINDINGS}
+    answered = sum(found.values())
+    drawn = max(int(total.get("cases", 0)), answered)
+    return {"drawn": drawn, "answered": answered, **found, "open": drawn - answered}
 
 
 def _latest(folder: Folder) -> dict[bytes, SignedRecord]:
@@ -205,6 +213,21 @@ TROUBLE = {
     "idle": "a connection of a peer that took no part was closed",
     "unanswered": "a greeting that a peer did not answer",
 }
+
+
+def trouble(folder: Folder) -> str:
+    """What went wrong on the network, in a sentence."""
+    members = folder.members
+    parts = [
+        f"{sum(one['count'] for one in rows):,} {what} ({', '.join(one['cause'] for one in rows[:3])})"
+        for what, rows in (
+            ("records were refused", _causes(members, "records/rejected/")),
+            ("groups were left unused", _causes(members, "groups/unused/")),
+        )
+        if rows
+    ]
+    parts += [f"{one['count']:,} times {one['why']}" for one in _trouble(members)[:3]]
+    return f"Trouble on the network: {'; '.join(parts)}." if parts else "There was no trouble on the network."
 
 
 def _trouble(members: Iterable[Member]) -> list[dict[str, Any]]:

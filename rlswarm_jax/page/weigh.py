@@ -11,6 +11,13 @@ from rlswarm_jax.page.rows import Row
 from rlswarm_jax.records.schema import STAGES
 
 EPS = 1e-6
+ADVANTAGE = {  # by the loss's `advantage`
+    "std": "its reward less the mean of its group, divided by the standard deviation of the group (GRPO)",
+    "none": "its reward less the mean of its group, not divided by the group's spread (Dr. GRPO)",
+    "leave_one_out": "its reward less the mean of the others of its group, not divided by their spread (RLOO)",
+    "pass_at_k": "what it adds to the best of {k} that are drawn from its group, less the mean of such draws, divided "
+    "by their standard deviation (pass@k)",
+}
 
 
 def advantages(rewards_G: Sequence[float], how: str, pass_k: int) -> list[float]:
@@ -51,6 +58,25 @@ class Scales:
             self._learn = resolved(learn)
         self._weights = dict(zip(STAGES, config.get("game", {}).get("weights", (1.0, 1.0, 1.0)), strict=False))
         self._most = int(config.get("sampling", {}).get("max_new_tokens", 0))
+
+    def says(self) -> str:
+        """What an advantage is in this run; "" where its loss is of another version."""
+        if not self._learn:
+            return ""
+        found = ADVANTAGE[self._learn["advantage"]].format(k=self._learn.get("pass_k", 4))
+        if self._learn.get("overlong_buffer"):
+            found += ", where completions that come near the longest length earn less than is shown"
+        if any(weight != 1 for weight in self._weights.values()):
+            found += f", times its stage's weight ({', '.join(f'{s} {w:g}' for s, w in self._weights.items())})"
+        return f"A completion's advantage is {found}."
+
+    def left_out(self, *, external: bool) -> str:
+        """Which completions of groups that were learned from took no part, and why; "" if all did."""
+        whose = "external" if external else "local"
+        if not self._learn.get(f"positive_only_{whose}"):
+            return ""
+        of = "peers'" if external else "its own"
+        return f"Of {of} completions a node learns from those alone that earned more than their group's mean."
 
     def advantages(self, stage: str, rewards: Sequence[float]) -> list[float] | None:
         """Of a group's completions, times its stage's weight; None where lengths have a part in it."""

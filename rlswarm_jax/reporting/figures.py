@@ -10,14 +10,12 @@ from typing import Any
 import msgspec
 
 from rlswarm_jax.errors import UsageError
-from rlswarm_jax.files import LEARNED, SAMPLED
+from rlswarm_jax.files import ALONE
 from rlswarm_jax.reporting import results
 from rlswarm_jax.reporting.blocks import Table
 from rlswarm_jax.reporting.measures import Measure
 from rlswarm_jax.reporting.results import Summary, duration, mean, mean_sd, percent, points
 from rlswarm_jax.reporting.statistics import mean_interval
-
-ALONE = {SAMPLED: "alone, samples as much", LEARNED: "alone, as much to learn from"}
 
 
 class Runs(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from rlswarm_jax.evaluation import wilson
-from rlswarm_jax.files import LEARNED, SAMPLED, aside
+from rlswarm_jax.files import ALONE, aside
 from rlswarm_jax.reporting.results import Run
 from rlswarm_jax.reporting.statistics import mean_interval
 
@@ -91,8 +91,7 @@ def _plot_held_out(run: Run) -> None:
 
 def _plot_alone(run: Run) -> None:
     figure, axes = _axes("This swarm, and nodes alone", "held-out accuracy, %", 100)
-    labels = {SAMPLED: "alone, samples as much", LEARNED: "alone, as much\nto learn from"}
-    runs = {"this swarm": run} | {labels[kind]: one for kind, one in run.alone.items()}
+    runs = {"this swarm": run} | {ALONE[kind].replace("samples ", "samples\n"): one for kind, one in run.alone.items()}
     for i, (label, one) in enumerate(runs.items()):
         by_round: dict[int, list[float]] = {}
         for name in one.names:

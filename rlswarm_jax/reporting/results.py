@@ -15,7 +15,7 @@ import msgspec
 from rlswarm_jax.chain.ledger import Ledger
 from rlswarm_jax.errors import UsageError
 from rlswarm_jax.evaluation import wilson
-from rlswarm_jax.files import ALONE_FOLDER, LEARNED, METRICS_FILE, SAMPLED, SUMMARY_FILE
+from rlswarm_jax.files import ALONE, ALONE_FOLDER, METRICS_FILE, SUMMARY_FILE
 
 Accuracy = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Scores = dict[str, Accuracy | None]
@@ -185,7 +185,7 @@ def load(workdir: Path) -> Run:
             rows[row["name"]][int(row["round"])] = row
         except (ValueError, KeyError, TypeError):
             skipped += 1
-    kinds = [kind for kind in (SAMPLED, LEARNED) if (workdir / ALONE_FOLDER / kind / SUMMARY_FILE).exists()]
+    kinds = [kind for kind in ALONE if (workdir / ALONE_FOLDER / kind / SUMMARY_FILE).exists()]
     alone = {kind: load(workdir / ALONE_FOLDER / kind) for kind in kinds}
     return Run(workdir, summary, {name: [own[r] for r in sorted(own)] for name, own in rows.items()}, skipped, alone)
 

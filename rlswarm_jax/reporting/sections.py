@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 
 from configs import common
-from rlswarm_jax.files import LEARNED, SAMPLED
+from rlswarm_jax.files import ALONE
 from rlswarm_jax.records.schema import FINDINGS, NOT_PRODUCED, PRODUCED
 from rlswarm_jax.reporting.blocks import Section, Table
 from rlswarm_jax.reporting.ledger import ledger_sections, read_verified
@@ -26,6 +26,7 @@ SPOILED = (
     "reinforcement learning, not knowledge gained; the un-spoiled base gets {}."
 )
 SPOILED_FOR_OTHERS = "The embedded model was taught other tasks than {} and then spoiled; the un-spoiled base gets {}."
+NEW = "The embedded model was taught small tasks, {} not among them: a gain there is learned, not brought back."
 NOTHING_TO_LEARN = (
     "No group of completions had an advantage: within each, all earned the same, so nothing was learned from any. {} "
     "`python -m experiments.show {}` shows completions and what they earned."
@@ -79,7 +80,7 @@ def _learned(run: Run) -> Section:
         rows.append(["un-spoiled base", "", "", interval(base, n), ""])
     gain = "not measured after learning" if end is None else f"{percent(end)} after, {points(start, end)} points"
     text = [nothing_to_learn(run), f"Greedy accuracy on {n:,} held-out problems: {percent(start)} before, {gain}."]
-    text += [_spoiled(summary)]
+    text += [_meaning(summary)]
     if any((summary.held_out_accuracy.after or {}).get(name) is None for name in run.names):
         last = max((r for name in run.names for r, _ in run.measured(name)), default=0)
         missed = f"Not all nodes reached round {summary.rounds}" if summary.rounds else "It ran until it was stopped"
@@ -107,18 +108,20 @@ def nothing_to_learn(run: Run) -> str:
     return NOTHING_TO_LEARN.format(why, shlex.quote(str(run.workdir)))
 
 
-def _spoiled(summary: Summary) -> str:
-    """What a gain means: the embedded model, and no other, was taught and spoiled."""
+def _meaning(summary: Summary) -> str:
+    """What a gain means: of the embedded model alone it is known what it was taught, and whether it was spoiled."""
     base = summary.held_out_accuracy.base
+    if summary.config.get("model", {}).get("path") == "embedded:base":
+        kinds = {name: {"dataset": name} | dict(options) for name, options in summary.config.get("tasks", {}).items()}
+        known = [{"dataset": name} | dict(options) for name, options in (common.TINY_TASKS | common.HARD_TASKS).items()]
+        new = [name for name, kind in kinds.items() if {**kind, "weight": 1.0} not in known]
+        return NEW.format(" and ".join(new)) if new else ""
     if base is None or summary.config.get("model", {}).get("path") != "embedded":
         return ""
     taught = {*common.TINY_TASKS, *common.HARD_TASKS}
     played = {name: options.get("dataset", name) for name, options in summary.config.get("tasks", {}).items()}
     others = [name for name, dataset in played.items() if dataset not in taught]
     return SPOILED_FOR_OTHERS.format(" and ".join(others), percent(base)) if others else SPOILED.format(percent(base))
-
-
-ALONE = {SAMPLED: "a node alone that samples as much", LEARNED: "a node alone with as much to learn from"}
 
 
 def _alone(run: Run) -> Section:

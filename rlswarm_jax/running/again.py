@@ -31,19 +31,22 @@ from rlswarm_jax.errors import UsageError
 from rlswarm_jax.files import JOURNAL_FILE, METRICS_FILE, node_folders
 from rlswarm_jax.game import turns
 from rlswarm_jax.game.chain import by_tag
+from rlswarm_jax.game.prompts import FAMILIES
+from rlswarm_jax.game.rewards import contested, names_best
 from rlswarm_jax.game.rules import Game
 from rlswarm_jax.game.stages import vote
 from rlswarm_jax.game.turns import Scored, Turn
 from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.journal import JournalError, look_at
 from rlswarm_jax.metrics import read_rows
+from rlswarm_jax.page.problems import asked
 from rlswarm_jax.page.texts import MAX_TEXT, named, shown
-from rlswarm_jax.records.schema import CRITIQUE, NOT_PRODUCED, PRODUCED
+from rlswarm_jax.records.schema import CRITIQUE, NOT_PRODUCED, PRODUCED, REVISE
 from rlswarm_jax.running import account, build, evidence
 from rlswarm_jax.running.folder import read_config
 from rlswarm_jax.tasks.verifier import VerifierError
 
-MOST_DIFFERENCES, MOST_RIGHT = 20, 4
+MOST_DIFFERENCES = 20
 TOLERANCE = 1e-6  # metrics.jsonl has rewards with six digits
 Answer = dict[str, Any]
 
@@ -101,23 +104,50 @@ class Again:
 
     def _turn(self, game: Game, scores: Scored, turn: Turn) -> Answer:
         prompt = game.tokenizer.backend.decode(turn.prompt, skip_special_tokens=False)
-        right = turn.problem.answers[:MOST_RIGHT] if turn.problem.verifiable else ()
         return {
             "stage": turn.stage,
             "index": turn.index,
+            **asked(game.mixture, turn.problem, game.prompt_format.family is FAMILIES["compact"]),
             "prompt": shown(prompt, 4 * MAX_TEXT),
-            "right": [named(answer) for answer in right],
             "says": [self._says(game, scores, turn, sampled.text) for sampled in turn.completions],
         }
 
     def _says(self, game: Game, scores: Scored, turn: Turn, text: str) -> str:
+        """What was read out of a completion, and what that is worth."""
         if turn.stage == CRITIQUE and turn.reading:
-            which = game.prompt_format.named(text, turn.reading.numbers)
-            if not which:
-                return "names nobody" if which is None else "names none of them"
-            return f"names {named(repr(turn.reading.answers[which - 1].answer))}"
+            return self._criticises(game, scores, turn, text)
         answer = turns.answer(game, turn, text)
-        return f"answers {named(repr(answer))}, score {scores[turn.problem, answer]:.2f}"
+        if not answer.strip():
+            return "no answer is found in it"
+        read = "" if answer == text else f"read as {named(repr(answer))}: "
+        if turn.stage == REVISE and game.stand_by and game.prompt_format.keeps(text):
+            read = f"stands by its first answer, {named(repr(answer))}: "
+        return read + _worth(scores.get((turn.problem, answer)))
+
+    def _criticises(self, game: Game, scores: Scored, turn: Turn, text: str) -> str:
+        assert turn.reading is not None
+        which = game.prompt_format.named(text, turn.reading.numbers)
+        if which is None:
+            return "names no answer, and earns nothing"
+        texts = [said.answer or "" for said in turn.reading.answers]
+        name = (
+            f"names answer {which}, {named(repr(texts[which - 1]))}"
+            if which
+            else "says that none of the answers is right"
+        )
+        if not turn.problem.verifiable:
+            return f"{name}: nothing can tell whether that is so"
+        worths = [scores[turn.problem, answer] for answer in texts]
+        if not contested(worths):
+            found = f"{name}: earns nothing by that, as all that it was shown are worth the same"
+        else:
+            found = f"{name}: {'that is so, which earns 1' if names_best(which, worths) else 'that is not so'}"
+        if pays := game.rewards.derivation:
+            own = game.prompt_format.derived(text)
+            worth = scores.get((turn.problem, own), 0.0)
+            earned = f"right, which earns {pays * worth:g}" if worth else "not right"
+            found += f"; its own answer {named(repr(own))} is {earned}"
+        return found
 
     def rewards(self, asked: Mapping[str, Any]) -> Answer:
         """Of a node's own groups: its answers are scored anew, against what it wrote down that they earned."""
@@ -275,6 +305,10 @@ class Again:
         """differs: None where it can't be told."""
         equal = None if differs is None else not differs
         return {"equal": equal, "what": what, "differs": list(differs or ())[:MOST_DIFFERENCES], "command": command}
+
+
+def _worth(score: float | None) -> str:
+    return {None: "not scored", 1.0: "right", 0.0: "not right"}.get(score, f"scored {score}")
 
 
 NOT_WRITTEN = "the round is not in metrics.jsonl with its groups: it was left, or has not ended."

@@ -18,7 +18,8 @@ import ml_collections
 
 from rlswarm_jax import launch
 from rlswarm_jax.errors import DONE
-from rlswarm_jax.files import ALONE_FOLDER, CONFIG_FILE, LEARNED, SAMPLED, write_whole
+from rlswarm_jax.files import ALONE_FOLDER, CONFIG_FILE, SAMPLED, TOGETHER, write_whole
+from rlswarm_jax.records.schema import MAX_GROUPS
 from rlswarm_jax.running import folder
 from rlswarm_jax.running.arguments import Arguments, code_of
 
@@ -26,12 +27,11 @@ STOP_SECONDS = 10.0
 
 
 def groups(config: ml_collections.ConfigDict) -> dict[str, int]:
-    """By kind, the groups that a node alone answers in a round: as many as a swarm's node samples and, where that is
-    more, as many as that learns from at most. (All of them update their weights as often.)
+    """By kind, the groups that a node alone answers in a round: as many as one of the swarm's samples, and as all of
+    them do, as far as a record has room for. (All of them update their weights as often.)
     """
     sampled = config.swarm.local_groups + config.game.shared * (config.game.stages - 1)
-    more = {LEARNED: sampled + config.swarm.external_groups} if config.swarm.external_groups else {}
-    return {SAMPLED: sampled} | more
+    return {SAMPLED: sampled, TOGETHER: min(MAX_GROUPS, sampled * config.swarm.nodes)}
 
 
 def configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:

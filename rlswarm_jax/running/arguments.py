@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import gc
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from rlswarm_jax.files import FULL
 
 FLAGS = ("config", "workdir", "resume", "checkpoint", "best", "plan", "memory", "doctor", "print-service")
 BARE = "--print-service"
+NEW_OBJECTS = 50_000  # before the collector looks: at 700, as Python has it, that is a twentieth of all a node computes
 CODES = """
 Exit codes: 0 done; 2 something to mend first, as the one sentence says; 75 something that passes by itself (a port or
 a folder in use, an endpoint that is down): try again later; 1 a disk that is full or damaged, or an error of ours:
@@ -135,7 +137,7 @@ def complete(config: ml_collections.ConfigDict | dict, table: fields.Fields = co
     """Gives a config, or the dicts it was written as, the fields of the table that it lacks; returns their names."""
     lacking = fields.missing(config, table)
     for name in lacking:
-        fields.put(config, name, table[name])
+        fields.put(config, name, table[name].default)
     return lacking
 
 
@@ -176,6 +178,7 @@ def main(run: Callable[[Arguments], int], help_text: str, table: fields.Fields =
 
 def code_of(run: Callable[[], int]) -> int:
     """The exit code of what a program does. What is foreseen ends in one sentence instead of a traceback."""
+    gc.set_threshold(NEW_OBJECTS)
     try:
         return run()
     except UsageError as error:

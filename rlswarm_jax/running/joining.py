@@ -1,7 +1,7 @@
 """The command by which others join a swarm: its address, its chain, and whatever is not as configs/node.py has it."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -21,14 +21,12 @@ def command(config: ml_collections.ConfigDict, address: str) -> str:
 
     usual, ours = node.get_config().to_dict(), config.to_dict()
     given = _chain(ours["chain"])
-    apart = ""
     for name in SHARED:
-        here, there = (dict(_leaves({name: _at(fields, name)})) for fields in (ours, usual))
-        given |= {field: value for field, value in here.items() if there.get(field, here) != value and field in there}
-        apart = " and its config.tasks" if name == "tasks" and here.keys() != there.keys() else apart
+        here, there = (_fields(fields, name) for fields in (ours, usual))
+        given |= {field: value for field, value in here.items() if there[field] != value}
     flags = [f"--config.{field}={shlex.quote(str(value))}" for field, value in given.items()]
     start = "python -m experiments.run --config configs/node.py --workdir runs/joined"
-    return " ".join([start, through(address), *flags]) + apart
+    return " ".join([start, through(address), *flags])
 
 
 def through(address: str) -> str:
@@ -49,9 +47,9 @@ def _at(fields: Any, path: str) -> Any:
     return fields
 
 
-def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", tuple(value) if isinstance(value, list) else value
+def _fields(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A field, or those of a section; tasks are one, whole."""
+    found = _at(config, name)
+    if name == "tasks" or not isinstance(found, Mapping):
+        return {name: found}
+    return {f"{name}.{inner}": tuple(value) if isinstance(value, list) else value for inner, value in found.items()}

@@ -78,6 +78,8 @@ class ReasoningTask:
     level: of the dataset's curriculum, from 0, for all of its attributes, or their highest.
     curriculum: levels of single attributes by name; the others are at `level`, or at their first.
 
+    score_kind: which of these it is, for whoever says what an answer earns.
+
     Raises TaskError for a dataset there is not, or options it refuses.
     """
 
@@ -86,15 +88,15 @@ class ReasoningTask:
         self.name = name
         self.dataset = str(own.pop("dataset", name))
         self._dataset = self._make(own)
-        self._score = self._how_to_score(options.get("score"))
+        self.score_kind = self._how_to_score(options.get("score"))
         self._scorer = scores.scorer_of(self.dataset)
-        quick = self._score == "exact" or self.dataset in scores.OURS
+        quick = self.score_kind == "exact" or self.dataset in scores.OURS
         self.seconds = 0.0 if quick else SECONDS
         used = ("reasoning-gym",) if self.dataset in COMPACT else ("reasoning-gym", "numpy", "sympy")
         versions = [f"{package} {importlib.metadata.version(package)}" for package in used]
-        described = f"{name} {self.dataset} {self._score} {_sorted(options)} {versions} task version {VERSION}"
+        described = f"{name} {self.dataset} {self.score_kind} {_sorted(options)} {versions} task version {VERSION}"
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
-        kept = 65_536 if self._score == "exact" else 4_096  # those carry what their scorer needs
+        kept = 65_536 if self.score_kind == "exact" else 4_096  # those carry what their scorer needs
         self.problem = functools.lru_cache(maxsize=kept)(self._problem)
 
     def _make(self, options: dict[str, Any]) -> Any:
@@ -179,7 +181,7 @@ class ReasoningTask:
         else:
             entry = library.item(self.dataset, self._dataset, index)
             compact, answers = entry["question"], _oracles(entry)
-        data = None if self._score == "exact" else entry
+        data = None if self.score_kind == "exact" else entry
         return Problem(self.name, seed, entry["question"], compact, answers, split, data=data)
 
     def score(self, problem: Problem, answer_text: str) -> float:
@@ -187,10 +189,10 @@ class ReasoningTask:
             return 0.0
         folded = fold(answer_text)
         exact = float(folded in {fold(answer) for answer in problem.answers})
-        if self._score == "exact" or exact or not folded:
+        if self.score_kind == "exact" or exact or not folded:
             return exact
         score = self._scorer(self._dataset, problem.data, answer_text.strip())
-        if self._score == "graded":
+        if self.score_kind == "graded":
             return max(0.0, min(1.0, score))
         return float(score >= scores.RIGHT_FROM_OF.get(self.dataset, scores.RIGHT_FROM))
 

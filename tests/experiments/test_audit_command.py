@@ -159,7 +159,7 @@ def test_samples_are_replayed_with_the_weights_at_hand_and_a_liar_is_named(tmp_p
     """A simulated run without a chain keeps none but the weights that it began with: those of round 0."""
     words = [*SHAPES, "--config.swarm.nodes=3", "--config.rounds=2", "--config.chain.endpoint=none"]
     ill = '--config.simulation.adversaries=((2,"other_key"),)'
-    config = ["--config=configs/quickstart.py:simulate", *words, ill, "--config.wandb.mode=disabled"]
+    config = ["--config=configs/quickstart.py:spoiled-simulate", *words, ill, "--config.wandb.mode=disabled"]
     assert simulated.run(cli.parse([*config, f"--workdir={tmp_path / 'run'}"])) == 0
     capsys.readouterr()
     assert command.main([str(tmp_path / "run"), "--groups", "3"]) == 1

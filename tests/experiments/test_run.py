@@ -1,6 +1,7 @@
 """What a user meets at the command line."""
 
 import errno
+import gc
 import json
 import os
 import subprocess
@@ -39,7 +40,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         ([QUICK, "--config.max_tokens=1"], "config.sampling.max_new_tokens"),
         ([QUICK, "--config.swarm.temperature", "1"], "config.sampling.temperature or config.evaluation.temperature?"),
         ([QUICK, "--config.zzz=1"], "no field 'zzz'; configs/common.py has all"),
-        ([QUICK, "--config.tasks.spell_backward.max_wrd_len=1"], "did you mean 'max_word_len'?"),
+        ([QUICK, "--config.tasks.six_letters.max_wrd_len=1"], "did you mean 'max_word_len'?"),
         ([QUICK, "--config.rounds=many"], "config.rounds is 'many'; expected a whole number from 0 to 10,000,000"),
         ([QUICK, "--config.sampling.exact=maybe"], "config.sampling.exact is 'maybe'; expected True or False"),
         (["--config=configs/nowhere.py"], "'configs/nowhere.py'."),
@@ -53,7 +54,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         ([QUICK, "--lr=1"], "no flag --lr; did you mean --config.learn.learning_rate?"),
         ([QUICK, "--nodes=1"], "no flag --nodes; did you mean --config.swarm.nodes?"),
         (["--config=configs/quickstart.py:tiny"], "no variant 'tiny'"),
-        (["--config=configs/quickstart.py:simulate-tiny"], "no variant 'tiny'; expected simulate or smoke"),
+        (["--config=configs/quickstart.py:simulate-tiny"], "no variant 'tiny'; expected simulate or spoiled or smoke"),
         (["--config=configs/quickstart.py", "stray"], "'stray'"),
         (["--confg=configs/quickstart.py"], "no flag --confg; did you mean --config?"),
     ],
@@ -231,6 +232,14 @@ def test_a_field_that_a_config_of_ones_own_lacks_has_its_default_which_is_said(t
     cli.check(config)
     assert config.learn.max_grad_norm == 1.0
     assert capsys.readouterr().err == "the config has no learn.max_grad_norm: its default, 1.0, holds\n"
+
+
+def test_a_program_looks_for_cycles_seldom():
+    before = gc.get_threshold()
+    try:
+        assert cli.code_of(lambda: gc.get_threshold()[0]) == cli.NEW_OBJECTS
+    finally:
+        gc.set_threshold(*before)
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_help_teaches(capsys):
     with pytest.raises(SystemExit) as stop:
         show.main(["--help"])
     assert stop.value.code == 0
-    assert "python -m experiments.show runs/quickstart --round 140" in capsys.readouterr().out
+    assert "python -m experiments.show runs/quickstart --round 100" in capsys.readouterr().out
 
 
 def test_a_late_record_is_read_with_what_was_said_in_its_round(tmp_path, capsys):

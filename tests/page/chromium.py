@@ -42,7 +42,7 @@ class Tab:
         self._loop, self._socket, self._ids = loop, socket, itertools.count(1)
         self._answers: dict[int, asyncio.Future] = {}
         self.logged: list[str] = []
-        self.bytes = 0  # that it has received
+        self.bytes = 0  # that came, headers and all, of what has come whole
         asyncio.run_coroutine_threadsafe(self._listen(), loop)
 
     async def _listen(self) -> None:
@@ -52,8 +52,8 @@ class Tab:
                 self._answers.pop(said["id"]).set_result(said)
             elif said.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 self.logged.append(json.dumps(said["params"]))
-            elif said.get("method") == "Network.dataReceived":
-                self.bytes += max(said["params"]["encodedDataLength"], said["params"]["dataLength"])
+            elif said.get("method") == "Network.loadingFinished":
+                self.bytes += int(said["params"]["encodedDataLength"])
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         async def ask() -> dict[str, Any]:

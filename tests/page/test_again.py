@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shlex
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,6 +13,9 @@ from rlswarm_jax import files
 from rlswarm_jax.audit.evidence import read_journals
 from rlswarm_jax.chain.calls import account_of
 from rlswarm_jax.chain.ledger import Ledger, Total
+from rlswarm_jax.game.rewards import Rewards
+from rlswarm_jax.game.stages import Reading, Said
+from rlswarm_jax.game.turns import Turn
 from rlswarm_jax.page.accounts import PAGE, accounts
 from rlswarm_jax.page.folder import Folder
 from rlswarm_jax.page.trust import trust
@@ -23,7 +27,7 @@ from rlswarm_jax.tasks.verifier import Verifier
 from tests.audit.chained import play
 from tests.documents import takes
 from tests.experiments.test_audit_command import leave
-from tests.game.hand_driver import TASKS, mixture
+from tests.game.hand_driver import ME, TASKS, make_game, mixture
 from tests.page.parts import assert_parts_are_the_loss
 from tests.small import SHAPES
 
@@ -70,6 +74,30 @@ def test_verdicts_are_there_with_their_figures_and_are_found_again_and_a_lie_is_
     monkeypatch.setattr(again, "read_journals", lambda _: lies)
     found = Again(run).answer(asked)
     assert found["equal"] is False and f"it is {of_first_round[0]['finding']}" in found["differs"][0]
+
+
+def test_what_a_text_earned_is_explained_by_what_was_read_out_of_it():
+    """ "?" stands by a first answer; "17#1" answers 17, and names the first of the answers that are shown."""
+    game = make_game(stages=("answer", "critique", "revise"), shared=1, stand_by=True, rewards=Rewards(derivation=1.0))
+    problem = game.problem(ME.author, 0, 0)
+    right, shown = problem.answers[0], [Said("12", "12"), Said(problem.answers[0], problem.answers[0])]
+    scores = {(problem, text): float(text == right) for text in (right, "12", "0", "?", f"{right}#1")}
+
+    def says(stage, text, answers):
+        turn = Turn(ME.author, 0, stage, 0, problem, [], Reading([], answers, [], [1, 2]), [])
+        return Again(Path("."))._says(game, scores, turn, text)
+
+    assert says("answer", right, []) == "right" and says("answer", f"{right}#1", []) == "not right"
+    assert says("answer", "", []) == "no answer is found in it"
+    assert says("revise", "?", shown[::-1]) == f"stands by its first answer, {right!r}: right"
+    assert says("revise", "?", shown) == "stands by its first answer, '12': not right"
+    assert says("critique", "0", shown) == "names no answer, and earns nothing"
+    own = "; its own answer '0' is not right"
+    assert says("critique", "0#1", shown) == "names answer 1, '12': that is not so" + own
+    assert says("critique", "0#2", shown) == f"names answer 2, {right!r}: that is so, which earns 1" + own
+    assert says("critique", "0#0", shown) == "says that none of the answers is right: that is not so" + own
+    alike = "names answer 1, '12': earns nothing by that, as all that it was shown are worth the same"
+    assert says("critique", f"{right}#1", shown[:1]) == f"{alike}; its own answer {right!r} is right, which earns 1"
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ Needs a Chromium ($CHROMIUM, or `chromium` of the system); axe-core ($AXE: its a
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -29,6 +30,11 @@ from tests.page.served import served
 from tests.small import SHAPES
 
 pytestmark = pytest.mark.skipif(found() is None, reason="there is no Chromium here ($CHROMIUM names one)")
+CUT = (  # what goes beyond the screen and is in no box that scrolls, or in a box that is itself beyond it
+    "[...document.querySelectorAll('nav a, main *')].filter(e => !e.closest('[popover], .unseen')"
+    " && !e.parentElement.closest('.scroll, .prompt, svg, .plot') && e.getBoundingClientRect().right > innerWidth + 1)"
+    ".map(e => e.outerHTML.slice(0, 80))"
+)
 TABS = ("now", "learning", "lineage", "round", "ledger", "trust", "network")
 HOSTILE = [
     "<script>window.owned = 1</script><img src=x onerror='window.owned = 1'>",
@@ -119,7 +125,88 @@ def test_a_cell_leads_to_completions_by_mouse_and_by_keyboard(tab, page, directo
         assert tab.run("document.querySelector('#lessons h2').innerText").endswith(friendly_name(ALICE.author))
         first = tab.run("document.querySelector('#lessons article tbody').innerText")
         assert "1" in first and tab.run("location.hash").startswith("#/lineage?node=0&author=")
+    asked = tab.until("document.querySelector('#lessons .asked .prompt')?.innerText")  # without a button
+    assert asked and tab.run("document.querySelector('#lessons .asked').innerText.includes('Right is ')")
+    above = "a.getBoundingClientRect().bottom <= a.nextSibling.querySelector('table').getBoundingClientRect().top"
+    assert tab.run(f"[...document.querySelectorAll('#lessons .asked')].every(a => {above})")
+    heads = tab.run("[...document.querySelectorAll('#lessons h4')].map(h => h.innerText)")
+    order = [int(re.match(r"Learned in round (\d+), written ", head)[1]) for head in heads]
+    assert order == sorted(order, reverse=True)
     assert not tab.logged
+
+
+def test_the_first_sentence_prefers_nobody_where_shares_are_even_and_the_reason_comes_first(tab, page):
+    show(tab, page, "now")
+    assert tab.run("document.querySelector('#teachers').innerText").startswith("Shares are even: nobody was preferred.")
+    assert tab.run("document.querySelector('#why').innerText").startswith(
+        "Why? Authors take turns, and in a turn those come first whose groups have taught"
+    )
+    assert tab.run("document.querySelector('#sharing').innerText").startswith(
+        "Did sharing help? Nodes alone have not been"
+    )
+    assert tab.run("document.querySelector('#trouble').innerText").startswith(
+        "Trouble on the network: 1 groups were left"
+    )
+
+
+def test_read_it_leads_to_the_very_group(tab, page):
+    show(tab, page, "round?node=0&round=1")
+    link = "[...document.querySelectorAll('main a')].find(a => a.innerText === 'read it')"
+    slot = tab.until(f"new URLSearchParams({link}?.hash.split('?')[1]).get('group')")
+    tab.click(link)
+    tab.until(f"document.getElementById('{slot}')?.classList.contains('meant')")
+    assert slot.startswith("slot-1-") and tab.run(f"document.getElementById('{slot}') !== null")
+    box = tab.run(f"(r => [r.top, r.bottom])(document.getElementById('{slot}').getBoundingClientRect())")
+    assert box[0] < 900 and box[1] > 0, "it is not to be seen"
+    assert tab.run("document.querySelectorAll('.meant').length") == 1 and not tab.logged
+
+
+def test_a_name_leads_to_what_there_is_to_show_of_it(tab, page):
+    for where in ("now", "lineage", "round?node=0&round=1", "trust", "network"):
+        show(tab, page, where)
+        bare = "[...document.querySelectorAll('.who')].filter(e => !e.querySelector('a.name')).map(e => e.innerText)"
+        assert not tab.run(bare), where
+    show(tab, page, "lineage")
+    tab.click("document.querySelector('.matrix tbody a.name')")
+    tab.until("document.documentElement.dataset.ready === 'node'")
+    text = tab.run("document.querySelector('main').innerText")
+    assert friendly_name(ME.author) in text and ME.author.hex() in text and "Whom it taught" in text
+    show(tab, page, "node?of=00")
+    assert "There is nobody of that key here." in tab.run("document.querySelector('main').innerText")
+    assert not tab.logged
+
+
+def test_a_word_is_explained_by_keyboard_where_it_occurs_and_at_the_foot(tab, page):
+    show(tab, page, "now")
+    word = "[...document.querySelectorAll('main button.term')].find(b => b.innerText === 'groups')"
+    tab.run(f"{word}.focus()")
+    tab.key("Enter")
+    said = tab.until("document.querySelector('.word:popover-open')?.innerText")
+    assert said.startswith("group: All answers (or critiques, or revisions) that one node gives to one problem")
+    listed = tab.run("[...document.querySelectorAll('#words dt')].map(e => e.textContent)")
+    assert {"group", "bits", "margin", "beacon", "un-spoiled base", "held-out", "bootnode", "epoch"} <= {*listed}
+
+
+def test_what_cannot_be_recomputed_is_said_below_its_row(tab, page):
+    show(tab, page, "now")
+    verdict = {"by": "a", "round": 1, "about": "", "of": None, "stage": "", "record": "0" * 64, "index": 0}
+    verdict |= {"finding": "undecided", "tokens": 1, "bits": 0.0, "statistic": 0.0}
+    tab.run(
+        "(() => { const real = fetch; window.fetch = async (url, ...rest) => {"
+        " if (url.startsWith('api/again')) return new Response(JSON.stringify({error: 'it is gone.'}), {status: 503});"
+        " const answer = await real(url, ...rest); if (url !== 'api/trust') return answer;"
+        f" const verdicts = [{json.dumps(verdict)}];"
+        " return new Response(JSON.stringify({...await answer.json(), verdicts})); }; })()"
+    )
+    tab.run("location.hash = '#/trust'")
+    tab.click("[...document.querySelectorAll('main button')].find(b => b.innerText === 'Recompute')")
+    tab.until("document.querySelector('tr.found')?.innerText.trim() === 'Not checked: it is gone.'")
+    assert tab.run(
+        "(r => r.firstChild.colSpan === r.previousSibling.children.length)(document.querySelector('tr.found'))"
+    )
+    tab.run("location.hash = '#/round?node=0&round=1'")
+    tab.click("document.querySelector('[data-key=reward]')")
+    tab.until("document.querySelector('.verdict')?.innerText.trim() === 'Not checked: it is gone.'")
 
 
 def test_what_peers_say_is_text_and_acts_on_nobody(tab, page):
@@ -138,12 +225,15 @@ def test_what_peers_say_is_text_and_acts_on_nobody(tab, page):
 
 @pytest.mark.parametrize("where", TABS)
 def test_every_view_is_drawn_on_a_phone_and_in_the_dark(tab, page, where):
-    tab.size(360, 700)
+    tab.size(390, 700)
     tab.scheme("dark")
     try:
         show(tab, page, where)
         assert len(tab.run("document.querySelector('main').innerText")) > 10
-        assert tab.run("document.documentElement.scrollWidth") <= 360
+        for width in (390, 360):
+            tab.size(width, 700)
+            tab.until(f"document.documentElement.scrollWidth <= {width}")  # charts are drawn anew
+            assert not tab.run(CUT)
         assert tab.run("getComputedStyle(document.documentElement).backgroundColor") == "rgb(19, 20, 22)"
         assert not tab.run("!!document.querySelector('main .error[role=alert]')")
         assert not tab.logged
@@ -157,12 +247,13 @@ def test_axe_finds_nothing_serious(tab, page):
     if not os.path.isfile(axe):
         pytest.skip("there is no axe-core here ($AXE names its axe.min.js)")
     source = Path(axe).read_text()
-    for scheme in ("light", "dark"):
+    for scheme, rules in (("light", "{}"), ("dark", "{runOnly: ['color-contrast']}")):  # only colours are others then
         tab.scheme(scheme)
-        for where in (*TABS, f"lineage?node=0&author={ALICE.author.hex()}"):
+        for where in (*TABS, f"lineage?node=0&author={ALICE.author.hex()}", f"node?of={ME.author.hex()}"):
             show(tab, page, where)
             tab.run(source + "; 0")
-            wrong = "axe.run().then(r => r.violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html).slice(0, 3)]))"
+            told = "v => [v.impact, v.id, v.nodes.map(n => n.html).slice(0, 3)]"
+            wrong = f"axe.run({rules}).then(r => r.violations.map({told}))"
             assert not [one for one in tab.run(wrong) if one[0] in ("serious", "critical")], (where, scheme)
     tab.scheme("light")
     tab.logged.clear()
@@ -172,7 +263,7 @@ def test_the_first_paint_is_quick_and_small(tab, page):
     before = tab.bytes
     show(tab, page, "now")
     painted = tab.until("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
-    assert tab.bytes - before < 300_000 and painted < 5_000  # a busy machine; benchmarks/page.py measures it
+    assert 50_000 < tab.bytes - before < 300_000 and painted < 5_000  # a busy machine; benchmarks/page.py measures it
 
 
 def test_a_written_page_opens_from_disk(tab, directory, tmp_path):
@@ -182,6 +273,9 @@ def test_a_written_page_opens_from_disk(tab, directory, tmp_path):
     tab.open(f"{path.as_uri()}#/lineage?node=0&author={MALLORY.author.hex()}")
     said = tab.until("[...document.querySelectorAll('#lessons .said')].map(e => e.textContent).join('\\n\\n')")
     assert HOSTILE[0] in said and tab.run("window.owned === undefined")
+    tab.run(f"location.hash = '#/lineage?node=0&author={ALICE.author.hex()}'")
+    asked = tab.until("document.querySelector('#lessons .asked .prompt')?.innerText")
+    assert asked and "Right is " in tab.run("document.querySelector('#lessons .asked').innerText")
     for where in TABS:
         tab.run(f"location.hash = '#/{where}'")
         tab.until(f"document.documentElement.dataset.ready === '{where}'")

@@ -53,7 +53,7 @@ def test_it_needs_no_other_file_and_runs_only_its_own_scripts(folder):
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     styles = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
-    assert len(scripts) == 4 and len(styles) == 2 and "unsafe" not in policy
+    assert len(scripts) == 5 and len(styles) == 2 and "unsafe" not in policy
     for text in (*scripts, *styles):
         assert f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
 

@@ -1,5 +1,6 @@
 """The server answers its own page alone, takes nothing, tells no secret, and bounds what it says."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -148,7 +149,8 @@ def test_an_answer_that_is_too_long_is_not_sent(page, monkeypatch):
     assert status == 404 and "at most 100 are sent" in json.loads(raw)["error"]
 
 
-def test_a_change_is_told_and_streams_are_bounded(tmp_path):
+def test_a_change_is_told_and_streams_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlswarm_jax.page.server.HEARTBEAT", 1e6)  # so that no write shows who has left
     directory = write(tmp_path, play(), "swarm")
     with served(directory) as page:
         assert page.json("/api/now")["nodes"]
@@ -168,6 +170,18 @@ def test_a_change_is_told_and_streams_are_bounded(tmp_path):
         journal.close()
         for connection in connections:
             connection.close()
+        for stream in streams:
+            stream.close()
+        end = time.monotonic() + 60  # a place is free again soon after its visitor has left
+        while _stream_status(page.port) != 200:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def _stream_status(port: int) -> int:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("GET", "/api/events", headers={"Host": f"127.0.0.1:{port}"})
+        return connection.getresponse().status
 
 
 def _event(stream) -> int:
@@ -195,6 +209,7 @@ def test_rewards_votes_and_prompts_are_computed_again(tmp_path):
         by_stage = {turn["stage"]: turn for turn in turns}
         assert by_stage.keys() == {"answer", "critique", "revise"}
         assert by_stage["answer"]["right"] and by_stage["answer"]["prompt"]["text"]
+        assert by_stage["answer"]["says"] == ["right", "not right", "not right", "not right"]
         of_alice = page.json(f"/api/prompts?node=0&round=1&author={ALICE.author.hex()}")["turns"]
         assert of_alice and of_alice != turns
         assert page.ask("/api/again?what=reward&node=0&round=9")[0] == 503

@@ -17,16 +17,19 @@ from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.journal import Entry, Journal
 from rlswarm_jax.page import texts
 from rlswarm_jax.page.folder import Folder
-from rlswarm_jax.page.lineage import authors_of, lessons, lineage
+from rlswarm_jax.page.learning import learning
+from rlswarm_jax.page.lineage import authors_of, by_chance, lessons, lineage
 from rlswarm_jax.page.now import now
+from rlswarm_jax.page.problems import make_problems
 from rlswarm_jax.page.rounds import round_view
-from rlswarm_jax.page.rows import Log, thinned
-from rlswarm_jax.page.trust import network
+from rlswarm_jax.page.rows import Log, recent, thinned
+from rlswarm_jax.page.trust import network, trust
 from rlswarm_jax.page.views import AskedWrongError, answer
-from rlswarm_jax.page.weigh import advantages
+from rlswarm_jax.page.weigh import Scales, advantages
 from rlswarm_jax.records.schema import CRITIQUE
 from rlswarm_jax.status import Awaited, Network, Parting, Peer, Status
-from tests.game.hand_driver import ALICE, BOB, ME
+from tests.experiments.test_show import config
+from tests.game.hand_driver import ALICE, BOB, ME, mixture
 from tests.page.runs import NODES, ROUNDS, play, write
 
 
@@ -101,6 +104,134 @@ def test_advantages_are_the_learner_s(rewards, how, k):
     sizes = [1] * len(rewards)
     expected = judged(rewards, sizes, advantage=how, pass_k=k, overlong_buffer=0.0, max_new_tokens=8)
     assert np.allclose(advantages(rewards, how, k), expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("learn", "said", "divided"),
+    [
+        ({}, ", divided by the standard deviation of the group", True),
+        ({"loss": "dr_grpo"}, ", not divided by the group's spread", False),
+        ({"loss": "rloo"}, "less the mean of the others", False),
+        ({"advantage": "pass_at_k", "pass_k": 3}, "the best of 3", True),
+        ({"loss": "of another version"}, "", None),
+    ],
+)
+def test_what_an_advantage_is_said_to_be_is_what_this_run_does(learn, said, divided):
+    config_ = json.loads(config().to_json_best_effort())
+    config_["learn"] |= learn
+    scales = Scales(config_)
+    assert said in scales.says() and bool(said) == bool(scales.says())
+    spread, twice = (scales.advantages("answer", [0.0, r, r, r]) for r in (1.0, 2.0))
+    if said:  # what is divided by the spread does not depend on the unit of rewards
+        assert (spread == pytest.approx(twice, abs=1e-3)) == divided
+
+
+def test_shares_are_called_uneven_no_oftener_than_chance_makes_them_so():
+    random = np.random.default_rng(0)
+    found = [by_chance(random.multinomial(300, [1 / 3] * 3)) for _ in range(2000)]
+    for level in (0.5, 0.1, 0.02):
+        assert np.mean(np.array(found) < level) == pytest.approx(level, abs=4 * (level / 2000) ** 0.5)
+    assert by_chance([203, 193, 193]) > 0.5 and by_chance([300, 150, 139]) < 1e-9
+    assert by_chance([300]) is None and by_chance([9, 0, 0]) is None, "nothing can be said of these"
+
+
+def test_a_preference_is_one_only_beyond_chance(tmp_path, played):
+    def taught(groups):
+        def change(row):
+            return {k: v for k, v in row.items() if not k.startswith("learned_from/")} | (
+                {f"learned_from/{who.author.hex()}": n for who, n in zip((ALICE, BOB), groups, strict=True)}
+                if row["node"] == 0
+                else {}
+            )
+
+        return change
+
+    for name, groups, even in (("even", (20.0, 19.0), True), ("uneven", (30.0, 9.0), False)):
+        folder = Folder(write(tmp_path / name, played, "simulated", taught(groups)))
+        folder.refresh()
+        (why,) = [one for one in lineage(folder)["why"] if one]
+        assert why["even"] is even and (why["groups"], why["authors"]) == (3 * groups[0], 2)
+
+
+def test_of_audits_that_were_drawn_each_is_answered_or_open(tmp_path, played):
+    def audited(row):
+        found = {"produced": 1.0, "undecided": 2.0, "not produced": 1.0 if row["node"] == 1 else 0.0}
+        return row | {"audit/cases": 5.0} | {f"audit/found/{name}": n for name, n in found.items()}
+
+    folder = Folder(write(tmp_path, played, "simulated", audited))
+    folder.refresh()
+    found = trust(folder)
+    for node in [*found["nodes"], found["audits"]]:
+        assert node["drawn"] == node["answered"] + node["open"] and node["open"] > 0
+        assert node["answered"] == sum(node[name] for name in found["findings"])
+    assert (
+        found["audits"]["drawn"] == 45 and found["audits"]["not produced"] == 3 and found["audits"]["undecided"] == 18
+    )
+
+
+def test_a_reward_is_the_same_wherever_it_stands(folder):
+    last = {line["name"]: line["points"][-1] for line in learning(folder)["reward"]["lines"]}
+    for node in now(folder)["nodes"]:
+        assert last[node["name"]] == [ROUNDS[-1], node["reward"]] and node["reward"] is not None
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=300), st.integers(5, 240))
+@settings(max_examples=40, deadline=None)
+def test_a_figure_that_jumps_is_the_mean_of_ten_rounds(values, most):
+    found = recent(list(enumerate(values)), most)
+    assert len(found) <= most and found[-1][0] == len(values) - 1
+    for round_, mean in found:
+        assert mean == pytest.approx(np.mean(values[max(0, round_ - 9) : round_ + 1]), abs=1e-4)
+
+
+def test_whether_sharing_helped_is_said_where_nodes_alone_were_measured(folder, played, tmp_path):
+    assert learning(folder)["sharing"] == ""
+
+    def measured(value):
+        return lambda row: row | {"final/accuracy": value} if row["round"] == ROUNDS[-1] else row
+
+    directory = write(tmp_path, played, "simulated", measured(0.9))
+    for kind, value in ((files.SAMPLED, 0.5), (files.TOGETHER, 0.89)):
+        write(directory / files.ALONE_FOLDER / kind, played, "simulated", measured(value))
+    found = Folder(directory)
+    found.refresh()
+    said = learning(found)["sharing"]
+    assert said.startswith("After 3 rounds a node of the swarm is right on 90.0 % of the held-out problems; ")
+    assert "samples as much as one, 50.0 % (less)" in said and "as much as all, 89.0 % (within chance of it)" in said
+
+
+def test_trouble_of_the_network_is_a_sentence(tmp_path, played):
+    trouble = {"records/rejected/bad signature": 2.0, "network/unreachable": 1.0, "network/bytes_in": 9.0}
+    folder = Folder(write(tmp_path / "a", played, "swarm", lambda row: row | trouble))
+    folder.refresh()
+    assert now(folder)["trouble"] == (
+        "Trouble on the network: 18 records were refused (bad signature); 9 times a bootnode could not be reached."
+    )
+    calm = Folder(write(tmp_path / "b", played, "swarm"))
+    calm.refresh()
+    assert now(calm)["trouble"] == "There was no trouble on the network."
+
+
+def test_a_name_leads_to_whom_it_names_and_one_that_two_have_to_nobody(tmp_path, played, monkeypatch):
+    folder = Folder(write(tmp_path, played, "node"))
+    folder.refresh()
+    people = now(folder)["people"]
+    assert people[friendly_name(ALICE.author)] == ALICE.author.hex() and friendly_name(ME.author) in people
+    monkeypatch.setattr("rlswarm_jax.page.folder.friendly_name", lambda author: friendly_name(ME.author))
+    assert friendly_name(ME.author) not in now(folder)["people"]
+
+
+def test_what_was_asked_is_made_again_by_its_seed():
+    config_ = json.loads(config().to_json_best_effort())
+    found = make_problems(config_)
+    problem = mixture().tasks["chain_sum"].problem(7)
+    asked = found("chain_sum", "7")
+    assert asked["question"]["text"] == problem.compact and asked["full"]["text"] == problem.question
+    assert asked["right"] == list(problem.answers) and "the same text" in asked["judged"]
+    assert found("no such task", "7") is None and found("chain_sum", "x") is None
+    chat = make_problems(config_ | {"model": {"prompts": "auto", "path": "a/folder"}})("chain_sum", "7")
+    assert chat["question"]["text"] == problem.question and chat["full"] is None
+    assert make_problems(config_ | {"tasks": {"x": {"kind": "no.such:thing"}}})("x", "7") is None
 
 
 def test_a_round_shows_what_was_said_and_who_voted_for_whom(folder, played):

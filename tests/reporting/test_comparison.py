@@ -213,7 +213,7 @@ def test_runs_of_one_seed_and_chance_problems_are_called_that(tmp_path):
 
 
 def test_a_run_of_an_earlier_version_has_the_defaults_of_new_fields():
-    config = json.loads(quickstart.get_config("simulate").to_json_best_effort())
+    config = json.loads(quickstart.get_config("spoiled-simulate").to_json_best_effort())
     whole = outcomes.settings_of(config)
     del config["learn"]["clip_low"], config["wandb"]
     assert outcomes.settings_of(config) == whole == {"driver": "simulate", "evaluation.every": 30}

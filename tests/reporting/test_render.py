@@ -54,7 +54,7 @@ def root(tmp_path):
 def write_results(root, tmp_path):
     runs = [make_run(tmp_path / f"seed-{seed}", seed=seed, rounds=ROUNDS, after=a) for seed, a in enumerate(AFTERS)]
     for seed, run in enumerate(runs):
-        for kind, after in (("sampled", 0.01), ("learned", 0.02)):
+        for kind, after in (("sampled", 0.01), ("together", 0.02)):
             make_run(run / "alone" / kind, nodes=1, rounds=ROUNDS, after=(after * (seed + 1),))
     assert render_command.main(["--collect", "quickstart", *map(str, runs[::-1])], root) == 0
     base = {

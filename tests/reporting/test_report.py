@@ -147,19 +147,29 @@ def test_a_node_alone_has_no_exchange(tmp_path):
 
 
 def test_only_a_spoiled_model_is_said_to_have_been_spoiled(tmp_path):
-    assert "brought back by reinforcement learning, not knowledge gained" in written(make_run(tmp_path / "spoiled"))
+    assert "brought back by reinforcement learning, not knowledge gained" in written(
+        make_run(tmp_path / "spoiled", config=quickstart.get_config("spoiled"))
+    )
     assert "spoiled" not in written(make_run(tmp_path / "other", base=None))
+
+
+def test_what_the_embedded_model_was_not_taught_is_said_to_be_learned(tmp_path):
+    text = written(make_run(tmp_path / "new", config=quickstart.get_config(), base=None))
+    assert "small tasks, six_letters not among them: a gain there is learned" in text
+    known = quickstart.get_config("spoiled")
+    known.model.path = "embedded:base"
+    assert "not among them" not in written(make_run(tmp_path / "known", config=known, base=None))
 
 
 @pytest.mark.parametrize("path", ["embedded:base", "models/tiny-qwen3", "Qwen/Qwen3-0.6B"])
 def test_another_model_is_not_said_to_have_been_spoiled(tmp_path, path):
-    config = quickstart.get_config()
+    config = quickstart.get_config("spoiled")
     config.model.path = path
     assert "and then spoiled" not in written(make_run(tmp_path / "run", config=config))
 
 
 def test_the_embedded_model_was_not_taught_every_task(tmp_path):
-    config = quickstart.get_config()
+    config = quickstart.get_config("spoiled")
     with config.unlocked():
         config.tasks = {"countdown": {}, "sums": {"dataset": "chain_sum"}}
     text = written(make_run(tmp_path / "run", config=config))

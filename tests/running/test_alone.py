@@ -23,10 +23,14 @@ def swarm(**fields):
 
 # 6 problems are answered, 2 of them criticised and revised
 @pytest.mark.parametrize(("stages", "sampled"), [(1, 6), (2, 8), (3, 10)])
-def test_they_sample_or_learn_from_as_much_as_a_node_of_the_swarm_and_differ_in_nothing_else(stages, sampled):
-    config = swarm(**{"game.stages": stages, "swarm.local_groups": 6, "game.shared": 2, "swarm.external_groups": 3})
+def test_they_sample_as_much_as_one_node_of_the_swarm_or_as_all_and_differ_in_nothing_else(stages, sampled):
+    changes = {"game.stages": stages, "swarm.local_groups": 6, "game.shared": 2, "swarm.external_groups": 3}
+    config = swarm(**changes)
     found = alone.configs(config)
-    assert {kind: one.swarm.local_groups for kind, one in found.items()} == {"sampled": sampled, "learned": sampled + 3}
+    assert {kind: one.swarm.local_groups for kind, one in found.items()} == {
+        "sampled": sampled,
+        "together": 4 * sampled,
+    }
     theirs = flatten(json.loads(config.to_json_best_effort()))
     for one in found.values():
         ours = flatten(json.loads(one.to_json_best_effort()))
@@ -34,19 +38,18 @@ def test_they_sample_or_learn_from_as_much_as_a_node_of_the_swarm_and_differ_in_
         assert one.swarm.external_groups == 0 and one.swarm.nodes == one.game.stages == 1 and not one.swarm.alone
 
 
-def test_one_is_enough_where_peers_groups_only_take_the_places_of_its_own():
-    assert alone.groups(swarm(**{"swarm.external_groups": 0})).keys() == {"sampled"}
-    assert alone.groups(swarm(**{"swarm.external_groups": 1})).keys() == {"sampled", "learned"}
+def test_no_more_than_a_record_has_room_for():
+    assert alone.groups(swarm(**{"swarm.nodes": 40})) == {"sampled": 10, "together": 64}
 
 
 def test_who_is_done_is_not_played_again(tmp_path, monkeypatch):
     played = []
     monkeypatch.setattr(simulated, "run", lambda arguments: played.append(arguments.workdir.name) or 0)
     monkeypatch.setattr(alone.os, "nice", lambda by: by)
-    for kind, config in alone.configs(swarm(**{"swarm.external_groups": 1})).items():
+    for kind, config in alone.configs(swarm()).items():
         (tmp_path / kind).mkdir()
         (tmp_path / kind / CONFIG_FILE).write_text(config.to_json_best_effort())
-    (tmp_path / "learned" / SUMMARY_FILE).write_text(json.dumps({"status": "finished"}))
+    (tmp_path / "together" / SUMMARY_FILE).write_text(json.dumps({"status": "finished"}))
     assert alone.main(tmp_path) == 0 and played == ["sampled"]
 
 

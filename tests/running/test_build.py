@@ -116,7 +116,7 @@ def test_what_a_node_has_of_its_own_is_in_its_config_and_in_no_other():
     config.simulation.own = (((1, 2), {"learn.learning_rate": 1, "swarm.reads": 2}), ((2,), {"swarm.reads": 3}))
     found = [build.with_own(config, build.own_fields(config, node)) for node in range(3)]
     assert [one.swarm.reads for one in found] == [0, 2, 3]
-    assert [one.learn.learning_rate for one in found] == [3e-4, 1, 1]
+    assert [one.learn.learning_rate for one in found] == [5e-4, 1, 1]
     assert found[0] is config and config.swarm.reads == 0
     config.driver = "node"
     assert build.own_fields(config, 1) == {}

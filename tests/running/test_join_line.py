@@ -27,6 +27,11 @@ def of_node(config: ml_collections.ConfigDict, **chain) -> ml_collections.Config
     return config
 
 
+def with_more_tasks(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    config.tasks.update(common.HARD_TASKS)
+    return config
+
+
 def joined(command: str) -> ml_collections.ConfigDict:
     """The config of whoever pastes the command into a shell."""
     words = shlex.split(command)
@@ -42,8 +47,9 @@ def joined(command: str) -> ml_collections.ConfigDict:
         game.get_config("control"),
         game.get_config("novotes"),
         node.get_config(),
+        with_more_tasks(node.get_config()),
     ],
-    ids=["quickstart", "every", "control", "novotes", "node"],
+    ids=["quickstart", "every", "control", "novotes", "node", "tasks"],
 )
 def test_who_pastes_the_line_plays_by_the_same_rules(config):
     config.seed, config.game.answer_tokens, config.swarm.name = 7, 8, "it's ours"
@@ -56,12 +62,6 @@ def test_who_pastes_the_line_plays_by_the_same_rules(config):
     assert {**theirs.chain} == {**config.chain}
     assert ours.terms["chain.contract"] == (CONTRACT.lower() if config.chain.contract else "none")
     assert ours.terms.get("chain.id") == ("31337" if config.chain.contract else None)
-
-
-def test_other_tasks_cannot_be_pasted_and_that_is_said():
-    config = node.get_config()
-    config.tasks.update(common.HARD_TASKS)
-    assert joining.command(config, ADDRESS).endswith(" and its config.tasks")
 
 
 def test_an_endpoint_with_a_secret_is_not_shown():

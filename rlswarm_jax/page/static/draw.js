@@ -33,7 +33,7 @@ const draw = (() => {
   const MISSING = "–";
   const known = (value) => value !== null && value !== undefined && !Number.isNaN(value);
   const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : MISSING);
-  const percent = (value) => (known(value) ? `${(100 * value).toFixed(1)} %` : MISSING);
+  const percent = (value) => (known(value) ? `${(100 * value).toFixed(1)}\u00a0%` : MISSING);
   const fixed = (value, digits = 2) => (known(value) ? value.toFixed(digits) : MISSING);
   const signed = (value, digits = 2) => (known(value) ? (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits) : MISSING);
   const reward = (value) => (Number.isInteger(value) ? String(value) : value.toFixed(2));
@@ -61,7 +61,12 @@ const draw = (() => {
     return colours.get(name);
   }
 
-  const who = (name) => el("span", { class: "who" }, el("i", { class: `dot c${colour(name)}`, "aria-hidden": "true" }), name);
+  const people = new Map(); // by name, whom it leads to
+
+  // a name, which leads to what there is to show of whoever it is
+  const name = (shown) => (people.has(shown) ? el("a", { class: "name", href: `#/node?of=${people.get(shown)}` }, shown) : shown);
+  const who = (shown) => el("span", { class: "who" }, el("i", { class: `dot c${colour(shown)}`, "aria-hidden": "true" }), name(shown));
+  const names = (list) => list.map((one, place) => [place ? ", " : "", name(one)]);
 
   function text(shown) {
     const cut = shown.of ? el("span", { class: "quiet" }, ` … cut: ${count(shown.of)} characters in all`) : null;
@@ -69,7 +74,7 @@ const draw = (() => {
   }
 
   // columns: [title, cell(row), {left, head}]
-  function table(caption, columns, rows, options = {}) {
+  function table(caption, columns, rows) {
     const head = el("tr", {}, columns.map(([title, , kind]) => el("th", { scope: "col", class: (kind || {}).left ? "left" : null }, title)));
     const body = rows.map((row) =>
       el("tr", {}, columns.map(([, cell, kind], place) => {
@@ -77,7 +82,7 @@ const draw = (() => {
         return place ? el("td", { class: (kind || {}).left ? "left" : null }, inside) : el("th", { scope: "row" }, inside);
       })),
     );
-    const made = el("table", { class: options.class }, el("caption", { class: options.hidden ? "unseen" : null }, caption), el("thead", {}, head), el("tbody", {}, body));
+    const made = el("table", {}, el("caption", {}, el("span", {}, caption)), el("thead", {}, head), el("tbody", {}, body));
     return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, made);
   }
 
@@ -109,7 +114,7 @@ const draw = (() => {
   function legend(lines, options) {
     const shown = lines.filter((line) => !line.faint);
     return el("ul", { class: "legend" }, shown.map((line) =>
-      el("li", {}, el("i", { class: `key c${line.colour ?? colour(line.name)}${line.dash ? " dash" : ""}`, "aria-hidden": "true" }), line.name, " ",
+      el("li", {}, el("i", { class: `key c${line.colour ?? colour(line.name)}${line.dash ? " dash" : ""}`, "aria-hidden": "true" }), line.shown || name(line.name), " ",
         el("b", {}, (options.show || percent)(line.points[line.points.length - 1][1])))));
   }
 
@@ -172,7 +177,7 @@ const draw = (() => {
       svg("svg", { viewBox: `0 0 ${wide} ${height + 18}`, role: "img", "aria-label": label, class: "flow", preserveAspectRatio: "none" }, bars,
         svg("line", { x1: 0, x2: wide, y1: height, y2: height, class: "rule" })),
       el("p", { class: "ends quiet" }, el("span", {}, `round ${first}`), el("span", {}, `round ${last ?? first + spans * width - 1}`)),
-      el("ul", { class: "legend" }, totals.map(([name, sum]) => el("li", {}, el("i", { class: `key c${colour(name)}`, "aria-hidden": "true" }), name, " ", el("b", {}, count(sum))))));
+      el("ul", { class: "legend" }, totals.map(([author, sum]) => el("li", {}, el("i", { class: `key c${colour(author)}`, "aria-hidden": "true" }), name(author), " ", el("b", {}, count(sum))))));
   }
 
   // rows by columns; cell(row, column) -> {value, label, on} or null
@@ -187,9 +192,9 @@ const draw = (() => {
       return el("td", { class: `${heat(one)}${one.own ? " own" : ""}${!one.own && one.value && one.value === Math.max(...cells[row].filter((other) => other && !other.own).map((other) => other.value)) && columns.length > 2 ? " most" : ""}` }, inside);
     })));
     const head = el("tr", {}, el("th", { scope: "col" }, corner), columns.map((name) => el("th", { scope: "col" }, who(name))));
-    const made = el("table", { class: "matrix" }, el("caption", {}, caption), el("thead", {}, head), el("tbody", {}, body));
+    const made = el("table", { class: "matrix" }, el("caption", {}, el("span", {}, caption)), el("thead", {}, head), el("tbody", {}, body));
     return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, made);
   }
 
-  return { el, svg, count, percent, fixed, signed, reward, bytes, seconds, short, who, text, table, section, figure, chart, stacked, matrix, colour, known };
+  return { el, svg, count, percent, fixed, signed, reward, bytes, seconds, short, people, name, names, who, text, table, section, figure, chart, stacked, matrix, colour, known };
 })();

@@ -2,6 +2,7 @@
 "use strict";
 (() => {
   const { el } = draw;
+  const OTHERS = ["node"]; // views that no tab leads to, but names do
   const TABS = [["now", "Now"], ["learning", "Learning"], ["lineage", "Lineage"], ["round", "A round"], ["ledger", "Ledger"], ["trust", "Trust"], ["network", "Network"]];
   const REST = 2500, SHARE = 50; // milliseconds between two looks at what changes, and times as long as a look takes
 
@@ -48,7 +49,7 @@
 
   function address() {
     const [name, query] = location.hash.replace(/^#\/?/, "").split("?");
-    return { name: TABS.some(([tab]) => tab === name) ? name : "now", given: Object.fromEntries(new URLSearchParams(query || "")) };
+    return { name: TABS.some(([tab]) => tab === name) || OTHERS.includes(name) ? name : "now", given: Object.fromEntries(new URLSearchParams(query || "")) };
   }
 
   function go(name, given) {
@@ -65,6 +66,8 @@
     try {
       const now = await get("now");
       for (const node of now.nodes) draw.colour(node.name); // so that a node has its colour wherever one comes from
+      draw.people.clear();
+      for (const [whose, author] of Object.entries(now.people)) draw.people.set(whose, author);
       const body = await views[name]({ get, go, has, given, live: !kept });
       if (mine !== turn) return;
       const focused = document.activeElement?.getAttribute("data-key"), open = [...main.querySelectorAll("details[open][data-key]")].map((one) => one.dataset.key);
@@ -102,22 +105,25 @@
   function follow() {
     const stream = new EventSource("api/events");
     let waiting = false, last = 0, pressed = false;
+    const popovers = CSS.supports("selector(:popover-open)");
+    const read = () => (popovers && document.querySelector(".word:popover-open")) || main.querySelector("tr.found");
     for (const [kind, down] of [["pointerdown", true], ["pointerup", false], ["pointercancel", false]]) addEventListener(kind, () => { pressed = down; });
     stream.addEventListener("change", () => {
       if (waiting || document.hidden) return;
       waiting = true;
-      const wait = () => (pressed ? setTimeout(wait, 100) : again());
+      const wait = () => (pressed || read() ? setTimeout(wait, 100) : again());
       const again = () => {
         waiting = false;
         last = Date.now();
         const { name } = address();
-        if (["now", "learning", "network", "trust"].includes(name) || (name === "lineage" && !address().given.author)) show(true);
+        if (["now", "learning", "network", "trust", "node"].includes(name) || (name === "lineage" && !address().given.author)) show(true);
         else head();
       };
       setTimeout(wait, Math.max(0, rest - (Date.now() - last)));
     });
   }
 
+  words.list(document.getElementById("words"));
   document.getElementById("foot").textContent = kept ? kept.foot : "Read from the run's folder on this machine; nothing leaves it.";
   addEventListener("hashchange", () => show(false));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => show(true));
