@@ -324,6 +324,8 @@ class Node:
         with mailbox.changed:
             mailbox.distrusted = effect.without
             mailbox.draw(effect.round, effect.beacon)
+            if effect.stage == STAGES[0] and self._let_most_come(spoke + deadline, should_stop):
+                return STOPPED
             while missing := mailbox.missing(*at):
                 now, end = time.monotonic(), mailbox.stage_end(*at, began, spoke, deadline)
                 named = sorted(missing)[: status.MOST]
@@ -351,6 +353,23 @@ class Node:
         for author in sorted(contradictory(heard)):
             log.warning("%s signed two records for one stage of a round, and is not trusted now", friendly_name(author))
         return heard
+
+    def _let_most_come(self, end: float, should_stop: Callable[[], bool]) -> bool:
+        """Where this node is so far ahead of most that neither side reads the other, as after it was cut off and played
+        by itself, each of its rounds takes a deadline until they are near. Whether it is told to stop meanwhile.
+        """
+        mailbox, said = self._mailbox, False
+        while (late := mailbox.trailing()) and time.monotonic() < end:
+            if not said:
+                said = True
+                log.info("round %d waits for %d peers, most of all, who are far behind", mailbox.round, len(late))
+            self.status.waits_for(
+                [Awaited(who, f"is in round {late[who]}") for who in sorted(late)[: status.MOST]], end
+            )
+            if should_stop():
+                return True
+            mailbox.changed.wait(min(POLL, max(0.0, end - time.monotonic())))
+        return False
 
     def _is_over(self, effect: Gather) -> bool:
         """Whether the coordinator is past a stage, and this node is to follow it."""

@@ -26,7 +26,7 @@ SMALL, LIARS = 3, ("equivocate",)  # whose disk can be filled; who plays beside 
 MET = [f"network/{one}" for one in ("refused", "malformed", "half open")]
 MET += [f"records/rejected/{one}" for one in ("wrong swarm", "foreign sender", "undecodable", "unavailable")]
 WORDS = [
-    *("--config=configs/quickstart.py", f"--config.seed={SEED}", f"--config.rounds={ROUNDS}"),
+    *("--config=configs/quickstart.py:spoiled", f"--config.seed={SEED}", f"--config.rounds={ROUNDS}"),
     *("--config.swarm.alone=False", "--config.wandb.mode=disabled", "--config.evaluation.every=80"),
     *("--config.swarm.deadline=15.0", "--config.checkpoint_every=8", "--config.chain.keep=1000"),
 ]

@@ -33,6 +33,7 @@ from rlswarm_jax.records.trust import Audited
 from rlswarm_jax.swarm.mailbox import Mailbox
 from tests.game.hand_driver import make_game
 from tests.table_node import SEED, TableEngine, auditor_of, learned
+from tests.waits import wait_for
 
 
 class Wire:
@@ -388,6 +389,30 @@ def test_a_node_that_was_away_joins_the_round_of_the_others_and_leaves_its_own(t
     again.run()
     assert begun(again)[-3:] == [9, 10, 11] and not set(begun(again)) & set(range(left_in + 1, 9))
     assert sorted(set(begun(again))) == begun(again)
+
+
+def test_who_is_far_ahead_of_most_waits_until_they_are_near(tmp_path):
+    """As after it was cut off, and played by itself: it would be ahead for ever, and read nobody."""
+    wire = Wire()
+    node = Live(tmp_path / "node", wire, 0, named=(1, 2), rounds=24, deadline=3.0)
+    for index in (1, 2):
+        wire.connect(index, Live(tmp_path / str(index), Wire(), index).mailbox)
+    ours, theirs = node.mailbox, [simulated(SEED, index).author for index in (1, 2)]
+    node.player.join(dict.fromkeys(theirs, 20), 2)
+    ours.round = 20
+    assert not any(ours.on_record(ahead(index, 3)) for index in (1, 2))
+    with ours.changed:
+        ours.give_up(theirs)  # they were late, long ago
+    assert ours.trailing() == dict.fromkeys(theirs, 3)
+    thread = node.start()
+    time.sleep(0.3)
+    assert begun(node) == [20] and len(node.node.status.read().waiting) == len(theirs)
+    assert ours.on_record(ahead(1, 20)) and not ours.trailing()
+    with ours.changed:
+        ours.give_up(theirs)
+    wait_for(lambda: begun(node) == [20, 21, 22, 23], "all are played")
+    thread.join(10)
+    assert node.error is None
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -56,6 +56,7 @@ class Mailbox:
         self._awaited = set(self.named)
         self._starting = set(self.named)
         self._spoken: frozenset[bytes] = frozenset()  # who has, of those that are connected
+        self._trailing: dict[bytes, int] = {}  # the latest round that was too old to take, of those that are connected
         self._arrived: dict[Slot, float] = {}  # on the monotonic clock
         self._rounds: set[int] = set()  # the first that were played since this node's start
         self._counts: collections.Counter[str] = collections.Counter()
@@ -73,6 +74,8 @@ class Mailbox:
             if self._passes_by(record):
                 self.inbox.pass_by(record.author, record.round)
             elif self.inbox.offer(signed.raw, self.round) is None:
+                if record.author in self.connected and record.round < self.round - self.inbox.max_staleness:
+                    self._trailing[record.author] = max(record.round, self._trailing.get(record.author, -1))
                 return False
             else:
                 self._arrived[record.author, record.round, record.stage] = time.monotonic()
@@ -109,6 +112,7 @@ class Mailbox:
         with self.changed:
             self._awaited -= self.connected - connected
             self.connected = connected
+            self._trailing = {author: round_ for author, round_ in self._trailing.items() if author in connected}
             self._spoken = connected & (self._spoken | self.inbox.speakers())
             self._favour()
             self.changed.notify_all()
@@ -152,6 +156,17 @@ class Mailbox:
         """The latest round of each voter that has spoken."""
         latest = {author: self.inbox.latest_round(author, -1) for author in self.voters()}
         return {author: round_ for author, round_ in latest.items() if round_ >= 0}
+
+    def trailing(self) -> dict[bytes, int]:
+        """Peers whose records are all too old to take, with the latest round of each, if they are most of the connected
+        ones that this node was told of, or of those of standing; else none.
+        """
+        peers = set(filter(self.is_peer, self.connected)) - self.distrusted
+        most = (self.named | self.bootnodes) & peers or self._company.seasoned(peers, at_most=VOTING)
+        oldest = self.round - self.inbox.max_staleness
+        latest = {author: max(self._trailing.get(author, -1), self.inbox.latest_round(author, -1)) for author in most}
+        found = {author: round_ for author, round_ in latest.items() if 0 <= round_ < oldest}
+        return found if 2 * len(found) > len(most) else {}
 
     def draw(self, round_: int, beacon: bytes) -> None:
         """Decides whom this node reads in a round, once."""
