@@ -120,7 +120,7 @@ def test_samples_were_checked_once_a_round_of_the_chain_and_nobody_was_accused(r
         def total(name: str, rows=rows) -> float:
             return sum(row.get(f"audit/{name}", 0.0) for row in rows)
 
-        assert total("tokens") > 0 and total("found/produced") + total("found/undecided") >= 2  # few bits in a group
+        assert total("tokens") > 0 and total("found/produced") + total("found/undecided") >= 1  # few bits in a group
         assert total("own_tokens") > 0 and max(row["audit/own_gap"] for row in rows) < 1
         assert total("found/not produced") == total("distrusted") == total("own_not produced") == 0
         assert total("found/withheld") == 0

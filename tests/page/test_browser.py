@@ -286,7 +286,8 @@ def test_a_written_page_opens_from_disk(tab, directory, tmp_path):
 def test_lineage_is_there_while_a_swarm_runs(tab, tmp_path):
     """A simulated one, by its command: its page's address is printed at once, and ends with it."""
     words = [sys.executable, "-m", "experiments.run", "--config", "configs/quickstart.py:simulate-smoke"]
-    words += [*SHAPES, "--config.rounds=400", "--config.wandb.mode=disabled", "--workdir", str(tmp_path / "run")]
+    words += [*SHAPES, "--config.rounds=400", "--config.checkpoint_every=1000"]  # all texts are kept
+    words += ["--config.wandb.mode=disabled", "--workdir", str(tmp_path / "run")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout

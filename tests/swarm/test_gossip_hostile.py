@@ -162,6 +162,7 @@ def test_a_flood_is_limited_and_its_sender_refused(start, attack):
     victim = start(max_messages_per_second=50.0)
     peer = attack(victim)
     flood = [framed(rpc_pb2.RPC(publish=[peer.message(INLINE + b"garbage")])) for _ in range(60)]
+    wait_for(lambda: peer.identity.author in victim.gossip.connected(), "it is in")
     peer.send(*flood)
     wait_for(lambda: victim.count("rejected/undecodable") >= 20, "garbage is counted")
     wait_for(lambda: peer.identity.author not in victim.gossip.connected(), "it is disconnected")
