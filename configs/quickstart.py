@@ -32,7 +32,7 @@ TOGETHER = {
     "model.path": "embedded:base",
     "tasks": {"six_letters": {"dataset": "spell_backward", "min_word_len": 6, "max_word_len": 6, "weight": 1.0}},
     "game.stages": 2,
-    "swarm.local_groups": 8,
+    "swarm.local_groups": 14,
     "swarm.external_groups": 0,  # but for those that fill places of its own which teach nothing
     "sampling.temperature": 2.0,  # one completion of some thousands is right; at 1 none
     "learn.learning_rate": 5e-4,
