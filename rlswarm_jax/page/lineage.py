@@ -63,10 +63,11 @@ def _drawing(swarm: Mapping[str, Any]) -> str:
     reads, groups = int(swarm.get("reads", 0)), int(swarm.get("external_groups", 0))
     read = f"records of {reads} authors, drawn anew each round" if reads else "what all its peers send"
     flat = "" if swarm.get("flat") else " in which completions differ in reward: others teach nothing"
-    fill = ", and one more for each of its own that teaches nothing" if swarm.get("fill") else ""
+    more = "one for each of its own that teaches nothing" if swarm.get("fill") else ""
+    drawn = ", and ".join(filter(None, (f"up to {groups} groups" if groups or not more else "", more)))
     return (
-        f"A node reads {read}, and scores all of it itself. It draws up to {groups} groups a round{fill}, at most "
-        f"twice an even share of one author, from those of the last {int(swarm.get('max_staleness', 4))} rounds{flat}."
+        f"A node reads {read}, and scores all of it itself. Each round it draws {drawn}, at most twice an even share "
+        f"of one author, from those of the last {int(swarm.get('max_staleness', 4))} rounds{flat}."
     )
 
 

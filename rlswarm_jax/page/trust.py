@@ -209,6 +209,7 @@ TROUBLE = {
     "other_rules": "a peer plays by other rules; the log has how they differ",
     "unreachable": "a bootnode could not be reached",
     "restarts": "the network was started again after a failure",
+    "held_back": "a peer that sent faster than it may was read later",
     "half open": "a connection that had said nothing was closed for another",
     "idle": "a connection of a peer that took no part was closed",
     "unanswered": "a greeting that a peer did not answer",
@@ -219,14 +220,15 @@ def trouble(folder: Folder) -> str:
     """What went wrong on the network, in a sentence."""
     members = folder.members
     parts = [
-        f"{sum(one['count'] for one in rows):,} {what} ({', '.join(one['cause'] for one in rows[:3])})"
+        f"{what}: {sum(one['count'] for one in rows):,} ({', '.join(one['cause'] for one in rows[:3])})"
         for what, rows in (
-            ("records were refused", _causes(members, "records/rejected/")),
-            ("groups were left unused", _causes(members, "groups/unused/")),
+            ("records refused", _causes(members, "records/rejected/")),
+            ("groups left unused", _causes(members, "groups/unused/")),
         )
         if rows
     ]
-    parts += [f"{one['count']:,} times {one['why']}" for one in _trouble(members)[:3]]
+    often = [("once" if one["count"] == 1 else f"{one['count']:,} times", one["why"]) for one in _trouble(members)[:3]]
+    parts += [f"{times} {why}" for times, why in often]
     return f"Trouble on the network: {'; '.join(parts)}." if parts else "There was no trouble on the network."
 
 

@@ -145,7 +145,7 @@ def test_the_first_sentence_prefers_nobody_where_shares_are_even_and_the_reason_
         "Did sharing help? Nodes alone have not been"
     )
     assert tab.run("document.querySelector('#trouble').innerText").startswith(
-        "Trouble on the network: 1 groups were left"
+        "Trouble on the network: groups left unused: 1"
     )
 
 

@@ -205,7 +205,7 @@ def test_trouble_of_the_network_is_a_sentence(tmp_path, played):
     folder = Folder(write(tmp_path / "a", played, "swarm", lambda row: row | trouble))
     folder.refresh()
     assert now(folder)["trouble"] == (
-        "Trouble on the network: 18 records were refused (bad signature); 9 times a bootnode could not be reached."
+        "Trouble on the network: records refused: 18 (bad signature); 9 times a bootnode could not be reached."
     )
     calm = Folder(write(tmp_path / "b", played, "swarm"))
     calm.refresh()
