@@ -61,23 +61,37 @@ def learning(folder: Folder) -> dict[str, Any]:
 
 
 def _sharing(alone: Sequence[Mapping[str, Any]], problems: int) -> str:
-    """Whether the swarm does better than nodes alone, after the last round at which all were measured."""
-    curves = [{round_: value for round_, value in one["points"]} for one in alone]
+    """Whether the swarm does better than nodes alone, after the last round at which all were measured; and sooner."""
+    curves = [dict(one["points"]) for one in alone]
     common = set.intersection(*map(set, curves)) - {0.0} if curves else set()
     if not common:
         return ""
     last = max(common)
     swarm, *others = (curve[last] for curve in curves)
-    margin = 1.96 * math.sqrt(2 * swarm * (1 - swarm) / problems) if problems else 0.0
-    said = []
-    for one, value in zip(alone[1:], others, strict=True):
-        gap = swarm - value
-        how = "within chance of it" if abs(gap) <= margin else "less" if gap > 0 else "more"
+    said, times = [], [_reached(curves[0], swarm / 2)]
+    for one, curve, value in zip(alone[1:], curves[1:], others, strict=True):
+        how = "within chance of it" if alike(swarm, value, problems) else "less" if swarm > value else "more"
         said.append(f"a node {one['name']}, {100 * value:.1f} % ({how})")
+        times.append(f"{one['name']} {_reached(curve, swarm / 2)}")
     return (
         f"After {last:.0f} rounds a node of the swarm is right on {100 * swarm:.1f} % of the held-out problems; "
-        f"{'; '.join(said)}. Chance alone makes up to {100 * margin:.1f} points, with {problems} problems in one run."
+        f"{'; '.join(said)}. Half of that was first measured {times[0]}; of nodes {', '.join(times[1:])}. "
+        "It is one run of each: how much that differs from run to run is not known here."
     )
+
+
+def alike(one: float, other: float, problems: int) -> bool:
+    """Whether two proportions may be the same: 0 is in the 95 % interval of their difference (Newcombe 1998)."""
+    if not problems:
+        return one == other
+    (low, high), (least, most) = wilson(one, problems), wilson(other, problems)
+    gap = one - other
+    return gap - math.hypot(one - low, most - other) <= 0 <= gap + math.hypot(high - one, other - least)
+
+
+def _reached(curve: Mapping[float, float], level: float) -> str:
+    rounds = [round_ for round_, value in sorted(curve.items()) if round_ and value >= level]
+    return f"after {rounds[0]:.0f} rounds" if rounds else "never"
 
 
 def _line(name: str, curve: Sequence[tuple[int, float]], most: int = 240) -> dict[str, Any]:

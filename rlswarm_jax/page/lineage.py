@@ -63,8 +63,10 @@ def _drawing(swarm: Mapping[str, Any]) -> str:
     reads, groups = int(swarm.get("reads", 0)), int(swarm.get("external_groups", 0))
     read = f"records of {reads} authors, drawn anew each round" if reads else "what all its peers send"
     flat = "" if swarm.get("flat") else " in which completions differ in reward: others teach nothing"
-    more = "one for each of its own that teaches nothing" if swarm.get("fill") else ""
-    drawn = ", and ".join(filter(None, (f"up to {groups} groups" if groups or not more else "", more)))
+    own = int(swarm.get("local_groups", 0))
+    fill = f"one for each of {own} places that groups of its own leave empty, as they teach nothing"
+    parts = [f"up to {groups} groups"] * bool(groups or not swarm.get("fill")) + [fill] * bool(swarm.get("fill"))
+    drawn = ", and ".join(parts)
     return (
         f"A node reads {read}, and scores all of it itself. Each round it draws {drawn}, at most twice an even share "
         f"of one author, from those of the last {int(swarm.get('max_staleness', 4))} rounds{flat}."

@@ -14,7 +14,7 @@ from rlswarm_jax.page.folder import PUBLISH, Folder, Member
 from rlswarm_jax.page.lineage import authors_of
 from rlswarm_jax.page.rows import recent
 from rlswarm_jax.page.texts import named
-from rlswarm_jax.page.trust import trouble
+from rlswarm_jax.page.trust import trouble, verdict
 from rlswarm_jax.status import BEHIND, READY, STALLED, Told, harmless, name_of
 
 LOG_FILE = "log.txt"  # of a node, as its launcher or itself writes it
@@ -78,6 +78,7 @@ def now(folder: Folder) -> dict[str, Any]:
         "problems": int(folder.config.get("evaluation", {}).get("problems", 0)),
         "error": _error(folder),
         "trouble": trouble(folder),
+        "verdict": verdict(folder),
         "people": _people(folder),
     }
 
@@ -190,7 +191,8 @@ def _chain(folder: Folder) -> dict[str, Any] | None:
     if kind == "none":
         return None
     rounds = [v for member in folder.members if (v := member.course.last("chain/round")) is not None]
-    waiting = sum(member.course.last("chain/waiting") or 0 for member in folder.members)
+    running = folder.status == "running"  # what was left in the last row is sent before a node ends
+    waiting = sum(member.course.last("chain/waiting") or 0 for member in folder.members) if running else 0
     # an address of somebody's endpoint may hold a password
     shown = kind if kind in ("devnet", "anvil") and folder.kind != "simulated" else "simulated"
     if folder.kind != "simulated" and kind not in ("devnet", "anvil"):

@@ -44,9 +44,28 @@ def trust(folder: Folder) -> dict[str, Any]:
         "verdicts": _verdicts(records, names),
         "distrusted": distrusted[:MOST_ROWS],
         "audits": summed(audits.values()),
+        "verdict": verdict(folder),
         "samples": _samples(folder, names),
         "claims": _claims(folder, names),
     }
+
+
+def verdict(folder: Folder) -> str:
+    """Whether anybody was found out, in a sentence."""
+    sums = [member.course.totals("audit/") for member in folder.members]
+    found = summed(map(_audits, sums))
+    caught = {author for member in folder.members for author in member.course.totals("audit/distrusted/")}
+    names = sorted(named(folder.names.get(author, author[:8])) for author in caught)[:8]
+    if names:
+        return f"Found out, and not trusted now: {', '.join(names)}."
+    if not found.get("answered"):
+        return "Nobody was found out; but no check of others' samples has come to an end here."
+    heard = int(sum(member.course.total("groups/received") for member in folder.members))
+    checked = f"of {heard:,} groups that nodes heard {int(found['answered']):,} were drawn again"
+    return (
+        f"Nobody was found out: {checked}; {int(found['produced']):,} are proven to be sampled as was said, and "
+        f"{int(found['undecided']):,} say too little to tell."
+    )
 
 
 def _audits(total: Mapping[str, float]) -> dict[str, int]:

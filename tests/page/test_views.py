@@ -17,7 +17,7 @@ from rlswarm_jax.identity import friendly_name
 from rlswarm_jax.journal import Entry, Journal
 from rlswarm_jax.page import texts
 from rlswarm_jax.page.folder import Folder
-from rlswarm_jax.page.learning import learning
+from rlswarm_jax.page.learning import alike, learning
 from rlswarm_jax.page.lineage import authors_of, by_chance, lessons, lineage
 from rlswarm_jax.page.now import now
 from rlswarm_jax.page.problems import make_problems
@@ -169,6 +169,30 @@ def test_of_audits_that_were_drawn_each_is_answered_or_open(tmp_path, played):
     )
 
 
+def test_whether_anybody_was_found_out_is_a_sentence(tmp_path, played):
+    def said(name, **audits):
+        found = {f"audit/{name}": n for name, n in audits.items()}
+        folder = Folder(write(tmp_path / name, played, "simulated", lambda row: row | found | {"groups/received": 9.0}))
+        folder.refresh()
+        assert now(folder)["verdict"] == trust(folder)["verdict"]
+        return now(folder)["verdict"]
+
+    assert "no check of others' samples has come to an end" in said("a")
+    honest = said("b", cases=3.0, **{"found/produced": 2.0, "found/undecided": 1.0})
+    rows = len(ROUNDS) * len(NODES)
+    assert honest == (
+        f"Nobody was found out: of {9 * rows} groups that nodes heard {3 * rows} were drawn again; {2 * rows} are "
+        f"proven to be sampled as was said, and {rows} say too little to tell."
+    )
+    caught = said("c", cases=1.0, **{"found/not produced": 1.0, f"distrusted/{BOB.author.hex()}": 1.0})
+    assert caught == f"Found out, and not trusted now: {friendly_name(BOB.author)}."
+
+
+def test_shares_that_may_be_the_same_are_told_from_others_up_to_the_ends_of_the_scale():
+    assert alike(1.0, 511 / 512, 512) and alike(511 / 512, 1.0, 512) and alike(0.9, 0.89, 512) and alike(0.3, 0.3, 0)
+    assert not alike(1.0, 0.98, 512) and not alike(0.0, 0.02, 512) and not alike(0.9, 0.85, 512)
+
+
 def test_a_reward_is_the_same_wherever_it_stands(folder):
     last = {line["name"]: line["points"][-1] for line in learning(folder)["reward"]["lines"]}
     for node in now(folder)["nodes"]:
@@ -197,6 +221,7 @@ def test_whether_sharing_helped_is_said_where_nodes_alone_were_measured(folder, 
     found.refresh()
     said = learning(found)["sharing"]
     assert said.startswith("After 3 rounds a node of the swarm is right on 90.0 % of the held-out problems; ")
+    assert "first measured after 3 rounds; of nodes alone that samples as much as one after 3 rounds, alone" in said
     assert "samples as much as one, 50.0 % (less)" in said and "as much as all, 89.0 % (within chance of it)" in said
 
 

@@ -17,11 +17,12 @@ const views = (() => {
       teachers(lineage),
       el("p", { id: "sharing" }, el("b", {}, "Did sharing help? "), learning.sharing || "Nodes alone have not been played beside this run (config.swarm.alone), or not been measured yet: it does not show."),
       el("dl", { class: "figures" },
-        figure([term("held-out"), " accuracy, mean"], percent(after ?? before), after === null ? "before learning" : `${signed(100 * (after - before), 1)} points since the start`),
+        figure([term("held-out"), " accuracy, mean"], percent(after ?? before), after === null ? "before learning" : `${signed(100 * (after - before), 1)} points since the start, in ${found.tasks.join(", ")}`),
         figure([term("reward"), ", last ten rounds"], fixed(rewards.length ? rewards.reduce((a, b) => a + b, 0) / rewards.length : null), "of a first answer; 1 is right"),
         figure("learned from peers", percent(learned + own ? learned / (learned + own) : null), `${count(learned)} of ${count(learned + own)} groups`),
         found.chain && figure("chain", found.chain.round === null ? "–" : [term("epoch"), ` ${count(found.chain.round)}`], `${found.chain.kind}${found.chain.waiting ? `, ${count(found.chain.waiting)} to be sent` : ""}`)),
       nodes(found),
+      el("p", { id: "verdict" }, el("b", {}, "Was anybody cheating? "), found.verdict, " ", el("a", { href: "#/trust" }, "Trust")),
       el("p", { id: "trouble" }, explain(found.trouble, "beacon", "bootnode"), " ", el("a", { href: "#/network" }, "The network")),
       found.error ? el("p", {}, el("span", { class: "error" }, "Last warning: "), name(found.error.node), ": ", el("span", { class: "said" }, found.error.text)) : el("p", { class: "quiet" }, "No warning in any log here."),
       chart("Held-out accuracy, over rounds learned from", heldOut(learning), { percent: true, to: 1 }),
@@ -39,7 +40,7 @@ const views = (() => {
         : [el("b", {}, name(top.learner)), " learned most from ", el("b", {}, name(top.author)), `: ${share}`, term("group", "groups"), `${rest}, more than chance makes. `];
     return [
       el("p", { class: "lead", id: "teachers" }, said, el("a", { href: `#/lineage?node=${learner.index}&author=${top.hex}` }, "See what it was taught")),
-      el("p", { id: "why" }, el("b", {}, "Why? "), reason(lineage.choosing), draw.known(top.reward) ? el("span", { class: "quiet" }, ` What ${top.learner} took from there earned ${fixed(top.reward)} in the mean; its own first answers earned ${fixed(top.own_reward)}${draw.known(top.their_reward) ? `, its teacher's ${fixed(top.their_reward)}` : ""}, over all rounds.` ) : null),
+      el("p", { id: "why" }, el("b", {}, "Why? "), reason(lineage.choosing), draw.known(top.reward) ? el("span", { class: "quiet" }, ` What ${top.learner} took from there earned ${fixed(top.reward)} in the mean; its own first answers earned ${fixed(top.own_reward)}${draw.known(top.their_reward) ? `, its teacher's ${fixed(top.their_reward)}` : ""}, over all rounds (groups that teach nothing are not taken, so the first may well be the highest).` ) : null),
     ];
   }
 
@@ -145,7 +146,7 @@ const views = (() => {
       const wanted = page.given.group && document.getElementById(page.given.group);
       if (wanted) wanted.classList.add("meant");
       else if (page.given.group && found.next !== null && page.has("lessons", { node: learner.index, author, before: found.next })) return older();
-      if (first || wanted) (wanted || panel.querySelector("h2")).scrollIntoView({ block: wanted ? "center" : "nearest" });
+      if (first || wanted) (wanted || panel.querySelector("h2")).scrollIntoView({ block: wanted ? "center" : "start" });
       for (const fill of panel.querySelectorAll("article.group")) await fill.question?.();
     } catch (error) {
       panel.replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
@@ -345,7 +346,7 @@ const views = (() => {
     const parts = ["produced", "not produced", "withheld", "undecided"].filter((one) => sums[one] || one !== "withheld").map((one) => `${count(sums[one])} ${one}`);
     return [
       el("p", { class: "lead" }, !sums.drawn ? "No node has checked another's samples in this run." : [
-        wrong ? el("b", {}, `${count(wrong)} of ${count(sums.drawn)} groups that nodes checked were not sampled as their authors say. `) : "",
+        el("b", {}, `${found.verdict} `), wrong ? `${count(wrong)} of ${count(sums.drawn)} groups that nodes checked were not sampled as their authors say. ` : "",
         `${count(sums.drawn)} groups of peers were drawn for an `, term("audit"), `: ${count(sums.answered)} answered (${parts.join(", ")}), ${count(sums.open)} open.`]),
       sums.drawn ? el("p", { class: "quiet" }, "Which groups, and who checks them, a ", term("beacon"), " draws that nobody knew when they were published. ", sums.undecided ? [term("undecided", "Undecided"), " means that the tokens were too sure a thing to tell by them who drew them: it speaks neither for nor against their author. "] : "", "Open: not found out yet, or drawn twice.") : null,
       section("What each found", table("Of peers' groups: drawn = answered + open, and answered is what was found. Of its own: completions drawn again each round, to find faults in itself", [

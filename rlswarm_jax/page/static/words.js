@@ -10,7 +10,7 @@ const words = (() => {
     "advantage": "How much better a completion is than others of its group.",
     "loss": "What an update makes smaller. A group's part of it is that of the update's beginning.",
     "held-out": "Problems that no node is ever trained on, the same for all. Usually the likeliest token is taken each time, so that chance has no part in it.",
-    "un-spoiled base": "The embedded model before it was made to give up on most problems. A run brings that skill back, so this is about what can be reached.",
+    "un-spoiled base": "Only where a run begins with the spoiled model (\"embedded\"): the same before it was made to give up on most problems. Such a run brings that skill back, so this is about what can be reached.",
     "beacon": "A number from the chain that nobody knows beforehand (without a chain, one that follows from the seed). It draws problems, whose words are shown to whom, and who checks what.",
     "vote": "Which of the answers that it was shown a critic names best.",
     "winner": "One of up to three peers whose records of an epoch earned most by what a node found itself; it names them to the chain, whose contract calls that a vote.",
