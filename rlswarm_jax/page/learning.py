@@ -72,10 +72,10 @@ def _sharing(alone: Sequence[Mapping[str, Any]], problems: int) -> str:
     for one, curve, value in zip(alone[1:], curves[1:], others, strict=True):
         how = "within chance of it" if alike(swarm, value, problems) else "less" if swarm > value else "more"
         said.append(f"a node {one['name']}, {100 * value:.1f} % ({how})")
-        times.append(f"{one['name']} {_reached(curve, swarm / 2)}")
+        times.append(f"of a node {one['name']} {_reached(curve, swarm / 2)}")
     return (
         f"After {last:.0f} rounds a node of the swarm is right on {100 * swarm:.1f} % of the held-out problems; "
-        f"{'; '.join(said)}. Half of that was first measured {times[0]}; of nodes {', '.join(times[1:])}. "
+        f"{'; '.join(said)}. Half of that was first measured {'; '.join(times)}. "
         "It is one run of each: how much that differs from run to run is not known here."
     )
 

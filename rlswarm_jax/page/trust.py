@@ -60,8 +60,9 @@ def verdict(folder: Folder) -> str:
         return f"Found out, and not trusted now: {', '.join(names)}."
     if not found.get("answered"):
         return "Nobody was found out; but no check of others' samples has come to an end here."
-    heard = int(sum(member.course.total("groups/received") for member in folder.members))
-    checked = f"of {heard:,} groups that nodes heard {int(found['answered']):,} were drawn again"
+    heard = sum(member.course.total("groups/received") for member in folder.members)  # each by all but its author
+    heard /= max(1, len(folder.members) - 1)
+    checked = f"of about {heard:,.0f} groups of peers {int(found['answered']):,} were drawn again"
     return (
         f"Nobody was found out: {checked}; {int(found['produced']):,} are proven to be sampled as was said, and "
         f"{int(found['undecided']):,} say too little to tell."

@@ -181,8 +181,8 @@ def test_whether_anybody_was_found_out_is_a_sentence(tmp_path, played):
     honest = said("b", cases=3.0, **{"found/produced": 2.0, "found/undecided": 1.0})
     rows = len(ROUNDS) * len(NODES)
     assert honest == (
-        f"Nobody was found out: of {9 * rows} groups that nodes heard {3 * rows} were drawn again; {2 * rows} are "
-        f"proven to be sampled as was said, and {rows} say too little to tell."
+        f"Nobody was found out: of about {9 * rows // (len(NODES) - 1)} groups of peers {3 * rows} were drawn again; "
+        f"{2 * rows} are proven to be sampled as was said, and {rows} say too little to tell."
     )
     caught = said("c", cases=1.0, **{"found/not produced": 1.0, f"distrusted/{BOB.author.hex()}": 1.0})
     assert caught == f"Found out, and not trusted now: {friendly_name(BOB.author)}."
@@ -221,7 +221,7 @@ def test_whether_sharing_helped_is_said_where_nodes_alone_were_measured(folder, 
     found.refresh()
     said = learning(found)["sharing"]
     assert said.startswith("After 3 rounds a node of the swarm is right on 90.0 % of the held-out problems; ")
-    assert "first measured after 3 rounds; of nodes alone that samples as much as one after 3 rounds, alone" in said
+    assert "first measured after 3 rounds; of a node alone that samples as much as one after 3 rounds; of a" in said
     assert "samples as much as one, 50.0 % (less)" in said and "as much as all, 89.0 % (within chance of it)" in said
 
 
