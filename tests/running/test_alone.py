@@ -39,7 +39,7 @@ def test_they_sample_as_much_as_one_node_of_the_swarm_or_as_all_and_differ_in_no
 
 
 def test_no_more_than_a_record_has_room_for():
-    assert alone.groups(swarm(**{"swarm.nodes": 40})) == {"sampled": 10, "together": 64}
+    assert alone.groups(swarm(**{"swarm.nodes": 40})) == {"sampled": 16, "together": 64}
 
 
 def test_who_is_done_is_not_played_again(tmp_path, monkeypatch):
