@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rlswarm_jax.network")
 
 MAX_OUTBOX = 1024  # records
+BACKLOG, BACKLOG_SECONDS = 8, 1.0  # records that wait, and how long one more does at most
 START_SECONDS = 60.0
 CLOSE_SECONDS = 6.0
 
@@ -87,9 +88,14 @@ class Gossip:
             raise NetworkError(f"the network did not start in {START_SECONDS:.0f} s; is the machine busy?") from None
 
     def publish(self, raw: bytes) -> None:
-        """Queues a signed record for all peers."""
+        """Queues a signed record for all peers; behind many others after a moment, so that a node plays no faster than
+        it is heard.
+        """
         if len(raw) > MAX_ENVELOPE_BYTES:
             raise ValueError(f"{len(raw)} bytes are no record, which has {MAX_ENVELOPE_BYTES} at most.")
+        end = time.monotonic() + BACKLOG_SECONDS
+        while len(self.outbox) >= BACKLOG and self.connected() and time.monotonic() < end:
+            time.sleep(self.config.pace / 2)
         if raw not in self.latest:
             self.latest.append(raw)
         self.outbox.append(raw)

@@ -17,7 +17,8 @@ class GossipConfig:
     """host, port: where to listen, "any" for all addresses; port 0 takes a free one. announce: multiaddrs that others
     are told first. bootnodes: multiaddrs with `/p2p/<peer id>`.
 
-    pace: seconds between two records sent. jitter: at most so many seconds before the first of several.
+    pace: seconds between two records sent to anybody: fewer than others take of one author. jitter: at most so many
+    seconds before the first of several.
     """
 
     swarm: str
@@ -27,7 +28,7 @@ class GossipConfig:
     bootnodes: tuple[str, ...] = ()
     target_peers: int = 6  # at least so many are looked for
     max_connections: int = 64
-    pace: float = 0.02
+    pace: float = 0.06
     jitter: float = 0.02
     max_messages_per_second: float = 200.0  # of one peer, all authors together
     max_records_per_second: float = 20.0  # of one author

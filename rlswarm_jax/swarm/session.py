@@ -254,7 +254,7 @@ class Session:
                 data = ANNOUNCEMENT + msgspec.msgpack.encode(Announcement(envelope_hash, len(raw)))
             await self._pubsub.publish(self._pubsub.topic, data)
             self._sending = False
-            await trio.sleep(config.pace)
+            await trio.sleep(config.pace if self._present else 0)
 
     def pending(self) -> int:
         return len(self._gossip.outbox) + self._sending + self._pubsub.pending()

@@ -174,6 +174,8 @@ def test_two_nodes_find_each_other_and_one_goes_on_when_the_other_stops(first, n
     wait_until(lambda: any(peer["mesh"] for peer in asked(told["health"], "/healthz")["peers"]))
     stranger = newcomer(told["addresses"][0])
     wait_until(lambda: stranger.count("network/other_rules"))  # both know by what rules they play
+    peers = tmp_path / "second" / "peers.json"
+    wait_until(lambda: told["addresses"][0] in json.loads(peers.read_text())["peers"])  # after five seconds
     second.send_signal(signal.SIGINT)
     said, _ = second.communicate(timeout=60)
     assert second.returncode == 130 and "--resume goes on" in said and "Records received" in said
