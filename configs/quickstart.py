@@ -8,11 +8,11 @@
 
 Hardware: 2 CPU cores, no GPU.
 Measured (rendered: quickstart):
-  held-out accuracy 0.0 % -> 100.0 %: +100.0 ± 0.0 points over 5 seeds, +100.0 with the worst
-  alone that samples as much as one: 60.9 ± 53.4 %
-  alone that samples as much as all: 100.0 ± 0.0 %
-  54 ± 1 s a run on AMD EPYC, 2 cores
-  commit 52c62e2ed20a
+  held-out accuracy 0.0 % -> 100.0 %: +100.0 ± 0.1 points over 5 seeds, +99.8 with the worst
+  alone that samples as much as one: 94.2 ± 12.8 %
+  alone that samples as much as all: 100.0 ± 0.1 %
+  76 ± 2 s a run on AMD EPYC, 2 cores
+  commit f6095d3f06cc
   runs differ by seed and by chance beacons
 
 The model was taught to spell words of three to five letters backwards, and gets none of six letters right. What one
