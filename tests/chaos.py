@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
@@ -205,9 +205,9 @@ class Swarm:
     def _enter(self) -> None:
         hold = self._held.enter_context
         self._internet = hold(Internet()) if self._names else None
-        host = lambda number: self._internet.host(number) if self._internet else ""  # noqa: E731
-        self._spaces = [host(number) for number in range(1, self._nodes + 1)]
-        self._chains, self._strangers = host(self._nodes + 1), host(self._nodes + 2)
+        every = range(1, self._nodes + 3)
+        hosts = [self._internet.host(number) if self._internet else "" for number in every]
+        *self._spaces, self._chains, self._strangers = hosts
         if self._small is not None and self._internet:
             disk = self.folder / f"node-{self._small}"
             disk.mkdir(parents=True)
@@ -283,7 +283,7 @@ class Swarm:
             if told := status.read(member.folder / "status.json"):
                 self.banned[member.index] |= {one.peer for one in told.banned}
 
-    def play(self, faults: list[Fault] = (), seconds: float = 3600.0) -> int:  # type: ignore[assignment]
+    def play(self, faults: Sequence[Fault] = (), seconds: float = 3600.0) -> int:
         """Until all have ended. Returns the round in which most were when the last fault was over."""
         left, end, after = sorted(faults, key=lambda fault: fault.at), time.monotonic() + seconds, -1
         over: dict[Fault, float] = {}
