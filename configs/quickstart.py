@@ -18,12 +18,11 @@ Measured (rendered: quickstart):
 The model was taught to spell words of three to five letters backwards, and gets none of six letters right. What one
 node finds by chance all learn from. Beside it nodes alone are played, for the report to compare: one that samples as
 much as one of the four, and one that samples as much as all. Temperature and learning rate were chosen on simulated
-runs of seeds 0, 1 and 100 to 103, problems and rounds live: when something right is found first is luck, after 33
-rounds in the mean of twelve runs, and in one run of a hundred it may still be too late. Live, the chain's
-beacons make other problems of a seed each time.
+runs of seeds 0, 1 and 100 to 103, problems and rounds live: when something right is found first is luck, and now and
+then it is too late. Live, the chain's beacons make other problems of a seed each time.
 
 It has two of the game's three stages: a model that never got six letters right does not learn in so few rounds to
-revise such answers (1 % right, where first answers are 99 % and critics' votes 100 %).
+revise such answers.
 """
 
 import ml_collections
